@@ -1,0 +1,62 @@
+# Koinon. `make dev` brings up three nodes and a mounted tree; `make test` tests
+# everything and installs what the tests need.
+
+GO ?= go
+export GOTOOLCHAIN = local
+export GOFLAGS := -buildvcs=false
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -X main.version=$(VERSION)
+TOOL := $(GO) tool -modfile=tools/go.mod
+
+# How long and from which seed the crash loop and the simulation run.
+SEED ?= 1
+SEEDS ?= 1000
+MINUTES ?= 30
+DIR ?= .
+
+.PHONY: build dev test unit system race lint generate bench clean crash sim deps-test deps-generate
+
+build: ## the one binary
+	$(GO) build -ldflags '$(LDFLAGS)' -o bin/koinon ./cmd/koinon
+
+dev: build ## three nodes on this machine with a mounted tree, until Ctrl-C
+	bin/koinon dev up
+
+test: deps-test lint unit system ## all tests
+
+deps-test: ## what the tests need beside Go and make
+	./test/deps.sh test
+
+deps-generate:
+	./test/deps.sh generate
+
+unit: build
+	$(GO) test -timeout 10m $$($(GO) list ./... | grep -v /test/)
+
+system: build ## real processes, real mounts, real kills
+	$(GO) test -timeout 30m -count=1 ./test/...
+
+race:
+	$(GO) test -race -timeout 30m $$($(GO) list ./... | grep -v /test/)
+
+lint:
+	@out=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "gofmt would change:"; echo "$$out"; exit 1; fi
+	$(GO) vet ./...
+	$(TOOL) staticcheck ./...
+
+generate: deps-generate ## protobuf code; the result is committed
+	$(GO) build -modfile=tools/go.mod -o bin/protoc-gen-go google.golang.org/protobuf/cmd/protoc-gen-go
+	cd internal && protoc -I. --plugin=protoc-gen-go=../bin/protoc-gen-go --go_out=. --go_opt=paths=source_relative $$(find . -name '*.proto' | sed 's|^\./||' | sort)
+
+bench: build ## ./bin/koinon bench on DIR
+	bin/koinon bench $(DIR)
+
+crash: build ## the crash loop at length: make crash MINUTES=30 SEED=7
+	KOINON_CRASH_MINUTES=$(MINUTES) KOINON_CRASH_SEED=$(SEED) $(GO) test -timeout 0 -count=1 -v -run TestCrashLoop ./test/...
+
+sim: ## the consensus simulation at length: make sim SEEDS=1000
+	KOINON_SEEDS=$(SEEDS) $(GO) test -timeout 0 -count=1 -v ./internal/sim/...
+
+clean:
+	rm -rf bin

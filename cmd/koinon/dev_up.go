@@ -1,0 +1,187 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strings"
+	"sync"
+
+	"github.com/spf13/cobra"
+
+	"github.com/koinon/koinon/internal/config"
+	"github.com/koinon/koinon/internal/devcluster"
+	"github.com/koinon/koinon/internal/sys"
+)
+
+// devUpFlags are the flags of dev up.
+type devUpFlags struct {
+	nodes   int
+	mount   string
+	detach  bool
+	noMount bool
+}
+
+func newDevUpCommand(d *devCommand) *cobra.Command {
+	var f devUpFlags
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Start the cluster and mount its tree",
+		Long: `Start the cluster, made anew if there is none, and mount its tree. What runs
+already is left alone; what is missing is started.
+
+It stays in the foreground and shows who is up until Ctrl-C, then unmounts and
+stops the nodes. With --detach it returns once the tree is mounted.`,
+		Example: `  koinon dev up
+  koinon dev up --nodes 1 --mount ~/tree
+  koinon dev up --dir /tmp/try --detach`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return d.up(cmd.Context(), f) },
+	}
+	flags := cmd.Flags()
+	flags.IntVar(&f.nodes, "nodes", 0, fmt.Sprintf("a new cluster has `N` nodes (default %d)", devcluster.DefaultNodes))
+	flags.StringVar(&f.mount, "mount", "", "mount the tree on `DIR` (default the state's mnt)")
+	flags.BoolVarP(&f.detach, "detach", "d", false, "return once the tree is mounted")
+	flags.BoolVar(&f.noMount, "no-mount", false, "start the nodes only")
+	return cmd
+}
+
+// up runs dev up. A first signal stops the cluster in order, a second one
+// kills what still runs.
+func (d *devCommand) up(ctx context.Context, f devUpFlags) error {
+	opts, err := d.options()
+	if err != nil {
+		return err
+	}
+	opts.Nodes, opts.Mount, opts.NoMount = f.nodes, f.mount, f.noMount
+	force, release := d.onSecondSignal()
+	defer release()
+	c, res, err := devcluster.Up(ctx, force, opts)
+	if err != nil {
+		return err
+	}
+	d.chooseCurrent(c)
+	for _, w := range res.Warnings {
+		fmt.Fprintf(d.err, "koinon: warning: %s\n", w)
+	}
+	d.welcome(c, res, f)
+	if f.detach || res.AlreadyRunning() {
+		return nil
+	}
+	return d.watch(ctx, force, c)
+}
+
+// onSecondSignal returns a context that ends at the second signal that asks to
+// stop; the first ends the command's own. Release it.
+func (d *devCommand) onSecondSignal() (force context.Context, release func()) {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, stopSignals()...)
+	force, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for range 2 {
+			select {
+			case <-signals:
+			case <-force.Done():
+				return
+			}
+		}
+		d.note("killing what still runs")
+		cancel()
+	})
+	return force, func() {
+		signal.Stop(signals)
+		cancel()
+		wg.Wait()
+	}
+}
+
+// watch shows the status until the user, or another terminal, stops the
+// cluster.
+func (d *devCommand) watch(ctx, force context.Context, c *devcluster.Cluster) error {
+	line := newWatchLine(d.app)
+	err := c.Watch(ctx, line.show)
+	line.end()
+	switch {
+	case errors.Is(err, devcluster.ErrStopped), sys.Is(err, sys.Busy):
+		d.note("%v", err)
+		return nil
+	case err != nil:
+		return err
+	}
+	return c.Stop(force)
+}
+
+// chooseCurrent makes the cluster the user's current one if there is none.
+// The cluster runs all the same when that fails.
+func (d *devCommand) chooseCurrent(c *devcluster.Cluster) {
+	if _, err := config.SetCurrentIfAbsent(c.ClientConfig()); err != nil {
+		d.note("koinon: warning: this cluster is not your current one, give --config %s: %v", c.ClientConfig(), err)
+	}
+}
+
+// welcome says where the cluster is and what to try next.
+func (d *devCommand) welcome(c *devcluster.Cluster, res *devcluster.UpResult, f devUpFlags) {
+	if d.quiet {
+		return
+	}
+	foreground := !f.detach && !res.AlreadyRunning()
+	mounted := !f.noMount && (res.MountStarted || len(res.Warnings) == 0)
+	koinon := programName()
+	dev := koinon + " dev"
+	if d.dir != "" {
+		dev += " --dir " + d.dir
+	}
+	var b strings.Builder
+	if res.AlreadyRunning() {
+		fmt.Fprintf(&b, "The cluster in %s is already running.\n", c.Dir())
+	}
+	if mounted {
+		fmt.Fprintf(&b, "\nThe tree is mounted on %s\n", c.Mount())
+	} else {
+		fmt.Fprintf(&b, "\nThe nodes serve; the tree is not mounted.\n")
+	}
+	where := ""
+	if foreground {
+		where = " in another terminal"
+	}
+	fmt.Fprintf(&b, "\nTry%s:\n", where)
+	if current, err := config.IsCurrent(c.ClientConfig()); err != nil || !current {
+		fmt.Fprintf(&b, "  export %s=%s\n", config.EnvConfig, c.ClientConfig())
+	}
+	if mounted {
+		fmt.Fprintf(&b, "  cp -r /usr/share/doc %s/\n", c.Mount())
+	} else {
+		fmt.Fprintf(&b, "  %s cp -r /usr/share/doc koinon:/\n", koinon)
+	}
+	fmt.Fprintf(&b, "  %s kill 1     the tree goes on without node 1\n  %s start 1    it catches up\n  %s status\n", dev, dev, dev)
+	if foreground {
+		fmt.Fprintf(&b, "\nCtrl-C unmounts and stops it; the data stays.\n\n")
+	} else {
+		fmt.Fprintf(&b, "\nStop it with: %s stop\n", dev)
+	}
+	fmt.Fprint(d.out, b.String())
+}
+
+// programName is what the user types to run this program again: koinon where
+// the shell finds it, else the path it was run by.
+func programName() string {
+	const name = "koinon"
+	found, err := exec.LookPath(name)
+	if err != nil {
+		return os.Args[0]
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return os.Args[0]
+	}
+	a, errA := os.Stat(found)
+	b, errB := os.Stat(self)
+	if errA != nil || errB != nil || !os.SameFile(a, b) {
+		return os.Args[0]
+	}
+	return name
+}

@@ -1,0 +1,229 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+
+	"github.com/koinon/koinon/internal/devcluster"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// command runs a command line as a user without any cluster would, outside a
+// terminal.
+func command(t *testing.T, args ...string) (out, errOut string, code int) {
+	t.Helper()
+	home := t.TempDir()
+	t.Setenv("HOME", home)
+	t.Setenv("XDG_CONFIG_HOME", "")
+	t.Setenv("XDG_STATE_HOME", "")
+	t.Setenv("KOINON_CONFIG", "")
+	var o, e bytes.Buffer
+	code = run(t.Context(), args, strings.NewReader(""), &o, &e)
+	return o.String(), strings.ReplaceAll(e.String(), home, "HOME"), code
+}
+
+// The command tree with its help, as a user reads it. After a change on
+// purpose: go test ./cmd/koinon -run TestHelp -update
+func TestHelp(t *testing.T) {
+	var got strings.Builder
+	walk(newRootCommand(&app{}), func(c *cobra.Command) {
+		if c.Hidden || !strings.HasPrefix(c.CommandPath()+" ", "koinon ") {
+			return
+		}
+		args := append(strings.Fields(c.CommandPath())[1:], "--help")
+		out, errOut, code := command(t, args...)
+		if errOut != "" || code != 0 {
+			t.Errorf("koinon %s: exit code %d, %s", strings.Join(args, " "), code, errOut)
+		}
+		fmt.Fprintf(&got, "$ koinon %s\n%s\n", strings.Join(args, " "), out)
+	})
+	golden := filepath.Join("testdata", "help.golden")
+	if *update {
+		if err := os.MkdirAll("testdata", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(golden, []byte(got.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.String() != string(want) {
+		t.Errorf("the help is not that of %s: %s", golden, firstDifference(got.String(), string(want)))
+	}
+}
+
+func firstDifference(got, want string) string {
+	g, w := strings.Split(got, "\n"), strings.Split(want, "\n")
+	for i := range min(len(g), len(w)) {
+		if g[i] != w[i] {
+			return fmt.Sprintf("line %d is %q, want %q", i+1, g[i], w[i])
+		}
+	}
+	return fmt.Sprintf("it has %d lines, want %d", len(g), len(w))
+}
+
+func walk(c *cobra.Command, do func(*cobra.Command)) {
+	do(c)
+	for _, sub := range c.Commands() {
+		walk(sub, do)
+	}
+}
+
+// Every command says what it does and does it.
+func TestCommandsAreWhole(t *testing.T) {
+	walk(newRootCommand(&app{}), func(c *cobra.Command) {
+		if c.Short == "" || strings.HasSuffix(c.Short, ".") || len(c.Short) > 70 {
+			t.Errorf("%s: short help is %q", c.CommandPath(), c.Short)
+		}
+		if c.RunE == nil {
+			t.Errorf("%s: does nothing", c.CommandPath())
+		}
+		if c.Parent() != nil && c.Parent().Parent() == nil && c.GroupID == "" {
+			t.Errorf("%s: stands in no group of the help", c.CommandPath())
+		}
+	})
+}
+
+func TestErrors(t *testing.T) {
+	tests := []struct {
+		args string
+		code int
+		want []string
+	}{
+		{"frobnicate", 2, []string{`unknown command "frobnicate"`, "koinon --help"}},
+		{"stauts", 2, []string{`did you mean "stat" or "status"?`}},
+		{"dev", 0, nil},
+		{"dev sart", 2, []string{`unknown command "sart"`, `"start"`, "koinon dev --help"}},
+		{"status --frob", 2, []string{"unknown flag: --frob", "koinon status --help"}},
+		{"status -o xml", 2, []string{`"xml" is neither table nor json`}},
+		{"status extra", 2, []string{"koinon status --help"}},
+		{"status", 1, []string{"no cluster is chosen", "--config FILE", "koinon dev up"}},
+		{"status --config /no/such.toml", 1, []string{"/no/such.toml", "no such file"}},
+		{"serve", 2, []string{"--config FILE"}},
+		{"serve --config /no/such.toml", 1, []string{"/no/such.toml"}},
+		{"dev status", 1, []string{"HOME/.local/state/koinon/dev", "koinon dev up"}},
+		{"dev stop --dir /no/such", 1, []string{"/no/such", "koinon dev up"}},
+		{"dev kill", 2, []string{"at least 1 arg"}},
+		{"dev kill two", 2, []string{`"two"`, "koinon dev status"}},
+		{"dev up --nodes 0x", 2, []string{"--nodes"}},
+		{"dev up --nodes 50", 1, []string{"--nodes is 50", "1 to 9"}},
+		{"dev reset", 1, []string{"koinon dev up"}},
+	}
+	for _, test := range tests {
+		t.Run(test.args, func(t *testing.T) {
+			_, errOut, code := command(t, strings.Fields(test.args)...)
+			if code != test.code {
+				t.Errorf("exit code is %d, want %d", code, test.code)
+			}
+			for _, want := range test.want {
+				if !strings.Contains(errOut, want) {
+					t.Errorf("%q does not hold %q", errOut, want)
+				}
+			}
+			if n := strings.Count(errOut, "koinon: "); n != min(code, 1) {
+				t.Errorf("said %d times: %q", n, errOut)
+			}
+		})
+	}
+}
+
+func TestVersion(t *testing.T) {
+	out, errOut, code := command(t, "--version")
+	if !strings.HasPrefix(out, "koinon ") || strings.Count(out, "\n") != 1 || errOut != "" || code != 0 {
+		t.Errorf("got %q, %q, %d", out, errOut, code)
+	}
+}
+
+func TestCompletion(t *testing.T) {
+	for _, shell := range []string{"bash", "zsh", "fish"} {
+		if out, errOut, code := command(t, "completion", shell); !strings.Contains(out, "koinon") || code != 0 {
+			t.Errorf("%s: %d bytes, %q, %d", shell, len(out), errOut, code)
+		}
+	}
+	if out, _, _ := command(t, "__complete", "status", "-o", ""); !strings.Contains(out, "table\njson\n") {
+		t.Errorf("-o completes to %q", out)
+	}
+}
+
+func TestDevStatusOutput(t *testing.T) {
+	s := &devcluster.Status{Cluster: "dev-1", Directory: "/d", Mount: "/d/mnt", Nodes: []devcluster.NodeStatus{
+		{Number: 1, ID: 1, PID: 77, Address: "127.0.0.1:17001", Directory: "/d/n1", Role: devcluster.RoleLeader, State: devcluster.StateUp},
+		{Number: 2, ID: 2, Address: "127.0.0.1:17002", Directory: "/d/n2", State: devcluster.StateDown},
+	}}
+	var out bytes.Buffer
+	a := &app{out: &out}
+	show := func() string {
+		t.Helper()
+		out.Reset()
+		if err := a.print(s, func(w io.Writer) { writeDevStatus(w, s) }); err != nil {
+			t.Fatal(err)
+		}
+		return out.String()
+	}
+	const table = `cluster    dev-1
+directory  /d
+mount      /d/mnt (not mounted)
+
+NODE  STATE  ROLE    PID  ADDRESS          DIRECTORY
+1     up     leader  77   127.0.0.1:17001  /d/n1
+2     down   -       -    127.0.0.1:17002  /d/n2
+`
+	if got := show(); got != table {
+		t.Errorf("got\n%s\nwant\n%s", got, table)
+	}
+	if err := a.output.Set("json"); err != nil {
+		t.Fatal(err)
+	}
+	var got struct {
+		Cluster, Mount string
+		Nodes          []map[string]any
+	}
+	if err := json.Unmarshal([]byte(show()), &got); err != nil {
+		t.Fatal(err)
+	}
+	if got.Cluster != "dev-1" || got.Mount != "/d/mnt" || len(got.Nodes) != 2 || got.Nodes[0]["role"] != "leader" || got.Nodes[1]["pid"] != 0.0 {
+		t.Errorf("got %+v", got)
+	}
+}
+
+// Outside a terminal the watch prints a line for each change, no more.
+func TestWatchLine(t *testing.T) {
+	var out bytes.Buffer
+	l := newWatchLine(&app{out: &out})
+	up := &devcluster.Status{Mounted: true, Nodes: []devcluster.NodeStatus{{Number: 1, State: devcluster.StateUp, Role: devcluster.RoleLeader}}}
+	down := &devcluster.Status{Nodes: []devcluster.NodeStatus{{Number: 1, State: devcluster.StateDown}}}
+	for _, s := range []*devcluster.Status{up, up, down, down} {
+		l.show(s)
+	}
+	l.end()
+	const want = "node 1 leader  |  mounted\nnode 1 down  |  mount down\n"
+	if got := out.String(); got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	for n, want := range map[int]string{3: "ab…", 4: "abcd", 9: "abcd"} {
+		if got := fit("abcd", n); got != want {
+			t.Errorf("in %d: %q, want %q", n, got, want)
+		}
+	}
+}
+
+func TestByteSize(t *testing.T) {
+	for n, want := range map[uint64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1536: "1.5 KiB", 1<<20 - 1: "1.0 MiB", 1 << 30: "1.0 GiB", 1<<64 - 1: "16.0 EiB"} {
+		if got := byteSize(n); got != want {
+			t.Errorf("%d is %q, want %q", n, got, want)
+		}
+	}
+}

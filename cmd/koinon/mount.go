@@ -1,0 +1,209 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/koinon/koinon/internal/config"
+	"github.com/koinon/koinon/internal/daemon"
+	"github.com/koinon/koinon/internal/fusefs"
+	"github.com/koinon/koinon/internal/node"
+	"github.com/koinon/koinon/internal/sys"
+)
+
+// mountFlags are the flags of mount.
+type mountFlags struct {
+	detach  bool
+	logFile string
+	readyFD int
+}
+
+func newMountCommand(a *app) *cobra.Command {
+	var f mountFlags
+	cmd := &cobra.Command{
+		Use:   "mount [DIR]",
+		Short: "Mount the tree on a directory",
+		Long: `Mount the tree on an empty directory, until SIGINT or SIGTERM, or until somebody
+unmounts it; then write out what is buffered. Without DIR, on the one that the
+client configuration names.`,
+		Example: `  koinon mount ~/tree
+  koinon mount --detach ~/tree && ls ~/tree
+  umount ~/tree`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.mount(cmd.Context(), args, f) },
+	}
+	flags := cmd.Flags()
+	flags.BoolVarP(&f.detach, "detach", "d", false, "return once the tree is mounted")
+	flags.StringVar(&f.logFile, "log-file", "", "log to `FILE` (rotated) instead of standard error")
+	flags.IntVar(&f.readyFD, "ready-fd", 0, "say on this descriptor when the tree is mounted")
+	if err := flags.MarkHidden("ready-fd"); err != nil {
+		panic("koinon: expected the flag --ready-fd to exist, found: " + err.Error())
+	}
+	return cmd
+}
+
+// mount runs the mount command.
+func (a *app) mount(ctx context.Context, args []string, f mountFlags) error {
+	path, err := config.ClientPath(a.configPath)
+	if err != nil {
+		return err
+	}
+	cfg, err := config.LoadClient(path)
+	if err != nil {
+		return err
+	}
+	dir := cfg.Mount
+	if len(args) > 0 {
+		dir = args[0]
+	}
+	if dir == "" {
+		return &usageError{cmd: "koinon mount", err: errors.New("give the directory to mount on: " + path + " names none")}
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return err
+	}
+	if f.logFile != "" {
+		if cfg.Log.File, err = filepath.Abs(f.logFile); err != nil {
+			return err
+		}
+	}
+	if f.detach {
+		return a.mountDetached(ctx, path, dir, cfg.Log.File)
+	}
+	if f.readyFD > 0 {
+		daemon.KeepFromChildren(f.readyFD)
+	}
+	return a.mountHere(ctx, cfg, dir, func() error {
+		if f.readyFD > 0 {
+			return daemon.TellReady(f.readyFD, "mounted on "+dir)
+		}
+		a.note("mounted on %s", dir)
+		return nil
+	})
+}
+
+// mountHere serves the mount until ctx ends or somebody unmounts it.
+func (a *app) mountHere(ctx context.Context, cfg *config.Client, dir string, ready func() error) (err error) {
+	log, closeLog, err := a.fileLogger(cfg.Log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeLog()) }()
+	c, err := node.Connect(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), unmountPatience)
+		defer cancel()
+		err = errors.Join(err, c.Close(closing))
+	}()
+	server, err := mountLeased(dir, c, cfg.Cluster, log)
+	if err != nil {
+		return err
+	}
+	log.Info("mounted", "dir", dir, "cluster", cfg.Cluster)
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		server.Wait()
+	}()
+	if err := ready(); err != nil {
+		return errors.Join(err, server.Unmount())
+	}
+	select {
+	case <-gone:
+		log.Info("unmounted by somebody else", "dir", dir)
+		return nil
+	case <-ctx.Done():
+	}
+	if err := server.Unmount(); err != nil {
+		return err
+	}
+	select {
+	case <-gone:
+	case <-time.After(unmountPatience):
+		// What they have written is stored by Close; what they still hold
+		// open ends with this process.
+		log.Warn("programs still use the mount; it ends without them", "dir", dir)
+	}
+	return nil
+}
+
+// mountLeased mounts a client's file system. The kernel keeps attributes while
+// the client's lease runs, and gives them up when they are revoked.
+func mountLeased(dir string, c *node.Client, cluster string, log *slog.Logger) (*fusefs.Server, error) {
+	var revoking atomic.Bool
+	server, err := fusefs.Mount(dir, c.FS(), fusefs.Options{FsName: "koinon:" + cluster, Logger: log,
+		AttrTTL: func(sys.Ino) time.Duration {
+			if !revoking.Load() {
+				return 0
+			}
+			return c.LeaseLeft()
+		}})
+	if err != nil {
+		return nil, err
+	}
+	c.OnRevoke(func(inos []sys.Ino) { // all of them: what the kernel keeps ends with the lease
+		for _, ino := range inos {
+			if err := server.InvalidateAttr(ino); err != nil {
+				log.Warn("the kernel may show old attributes for a moment", "inode", uint64(ino), "err", err)
+			}
+		}
+	})
+	revoking.Store(true)
+	return server, nil
+}
+
+// unmountPatience is how long an unmount waits for those who use the mount,
+// and then for what they wrote to be stored.
+const unmountPatience = 5 * time.Second
+
+// mountDetached starts this command again in the background and waits until
+// the tree is mounted.
+func (a *app) mountDetached(ctx context.Context, path, dir, logFile string) (err error) {
+	const op = sys.Op("mount")
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	if path, err = filepath.Abs(path); err != nil {
+		return err
+	}
+	if logFile == "" {
+		state, err := os.UserCacheDir()
+		if err != nil {
+			return sys.E(op, sys.Invalid, "the user's cache directory is not known: give --log-file FILE, or set HOME")
+		}
+		logFile = filepath.Join(state, "koinon", "mount.log")
+		if err := os.MkdirAll(filepath.Dir(logFile), 0o700); err != nil {
+			return err
+		}
+	}
+	d, err := daemon.Start(daemon.Spec{
+		Path:  self,
+		Args:  []string{"mount", dir, "--config", path, "--log-file", logFile, "--ready-fd", fmt.Sprint(daemon.ReadyFD)},
+		Log:   logFile,
+		Ready: true,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.Close()) }()
+	line, err := d.AwaitReady(ctx)
+	if errors.Is(err, daemon.ErrGone) {
+		return sys.E(op, sys.Subject(dir), fmt.Sprintf("it did not come up; the end of its log %s:\n%s", logFile, daemon.Tail(logFile, 5)))
+	} else if err != nil {
+		return errors.Join(err, d.Stop())
+	}
+	a.note("%s (pid %d, log %s)", line, d.PID, logFile)
+	return nil
+}

@@ -1,0 +1,150 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"golang.org/x/term"
+)
+
+// outputFormat is the value of -o.
+type outputFormat string
+
+const (
+	formatTable = "table"
+	formatJSON  = "json"
+)
+
+// String implements pflag.Value.
+func (f *outputFormat) String() string {
+	if *f == "" {
+		return formatTable
+	}
+	return string(*f)
+}
+
+// Set implements pflag.Value.
+func (f *outputFormat) Set(s string) error {
+	if s != formatTable && s != formatJSON {
+		return fmt.Errorf("%q is neither table nor json", s)
+	}
+	*f = outputFormat(s)
+	return nil
+}
+
+// Type implements pflag.Value.
+func (f *outputFormat) Type() string { return "FORMAT" }
+
+// json reports whether the user asked for JSON.
+func (a *app) json() bool { return a.output == formatJSON }
+
+// print writes value as JSON when -o json was given, else what table writes.
+// Within table, cells end with a tab and rows with a newline; columns align.
+func (a *app) print(value any, table func(w io.Writer)) error {
+	if a.json() {
+		enc := json.NewEncoder(a.out)
+		enc.SetIndent("", "  ")
+		enc.SetEscapeHTML(false)
+		return enc.Encode(value)
+	}
+	w := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', tabwriter.StripEscape)
+	table(w)
+	return w.Flush()
+}
+
+// row writes one row of a table.
+func row(w io.Writer, cells ...any) {
+	words := make([]string, len(cells))
+	for i, c := range cells {
+		if words[i] = fmt.Sprint(c); words[i] == "" {
+			words[i] = "-"
+		}
+	}
+	// The writer is a tabwriter, which keeps its error for Flush.
+	_, _ = io.WriteString(w, strings.Join(words, "\t")+"\n")
+}
+
+// isTerminal reports whether w is a terminal.
+func isTerminal(w any) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// byteSize writes a number of bytes for people: "1.5 GiB".
+func byteSize(n uint64) string {
+	const units = "KMGTPE"
+	if n < 1024 {
+		return fmt.Sprintf("%d B", n)
+	}
+	v, i := float64(n)/1024, 0
+	for ; v >= 1023.95 && i < len(units)-1; i++ {
+		v /= 1024
+	}
+	return fmt.Sprintf("%.1f %ciB", v, units[i])
+}
+
+// progress shows on a terminal how far a long copy is. Its methods may be
+// called concurrently. One that is not shown does nothing.
+type progress struct {
+	bar *progressbar.ProgressBar // nil when not shown
+}
+
+// progress starts to show a copy of total bytes, -1 when that is not known.
+// It shows nothing with --quiet, with -o json or when standard error is no
+// terminal. Finish it before printing anything else.
+func (a *app) progress(what string, total int64) *progress {
+	if a.quiet || a.json() || !isTerminal(a.err) {
+		return &progress{}
+	}
+	return &progress{bar: progressbar.NewOptions64(total,
+		progressbar.OptionSetDescription(what),
+		progressbar.OptionSetWriter(a.err),
+		progressbar.OptionShowBytes(true),
+		progressbar.OptionUseIECUnits(true),
+		progressbar.OptionThrottle(100*time.Millisecond),
+		progressbar.OptionFullWidth(),
+		progressbar.OptionSetPredictTime(total > 0),
+		progressbar.OptionClearOnFinish(),
+	)}
+}
+
+// Add counts n more bytes. A bar that cannot be drawn must not fail a copy,
+// so errors of the terminal are dropped.
+func (p *progress) Add(n int64) {
+	if p.bar != nil {
+		_ = p.bar.Add64(n)
+	}
+}
+
+// Write counts len(b) bytes, for io.MultiWriter and io.TeeReader.
+func (p *progress) Write(b []byte) (int, error) {
+	p.Add(int64(len(b)))
+	return len(b), nil
+}
+
+// Total sets the number of bytes, once it is known.
+func (p *progress) Total(n int64) {
+	if p.bar != nil {
+		p.bar.ChangeMax64(n)
+	}
+}
+
+// Describe changes the words before the bar.
+func (p *progress) Describe(what string) {
+	if p.bar != nil {
+		p.bar.Describe(what)
+	}
+}
+
+// Finish takes the bar off the terminal.
+func (p *progress) Finish() {
+	if p.bar != nil {
+		_ = p.bar.Finish()
+	}
+}

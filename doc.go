@@ -1,0 +1,34 @@
+// Package koinon is the Go client of a Koinon cluster: its file tree, without
+// a mount.
+//
+//	c, err := koinon.Open(ctx, koinon.Options{})
+//	...
+//	defer c.Close(ctx)
+//	err = c.WriteFile(ctx, "/notes/today", data, 0o644)
+//	data, err := fs.ReadFile(c.FS(), "notes/today")
+//
+// # Paths
+//
+// Paths of Client start at the root of the tree, with or without a leading
+// slash; they are bytes, of names of at most 255. FS takes the paths of io/fs.
+//
+// # Errors
+//
+// Errors are *fs.PathError or *os.LinkError around a cause that answers
+// errors.Is for the errors of io/fs (fs.ErrNotExist, fs.ErrExist,
+// fs.ErrPermission, fs.ErrInvalid) and for the errno that a mount would give
+// (syscall.ENOTEMPTY and so on).
+//
+// # What is durable
+//
+// Every change of the tree is agreed on by a majority before it returns. Bytes
+// written to a File are agreed on when Close or Sync returns without an error,
+// and are on stable storage on a write quorum of nodes when Sync does.
+// WriteFile syncs.
+//
+// # Whose rights
+//
+// A Client acts with the user, group and groups of its process, as a mount
+// does for the programs that use it. Modes are taken as given: no umask is
+// applied.
+package koinon

@@ -1,0 +1,209 @@
+package auth
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"github.com/koinon/koinon/internal/sys"
+)
+
+const (
+	keyMode  fs.FileMode = 0o600
+	certMode fs.FileMode = 0o644
+	dirMode  fs.FileMode = 0o700
+
+	pemCert = "CERTIFICATE"
+	pemKey  = "PRIVATE KEY"
+
+	// maxFile bounds what is read from a file, in bytes.
+	maxFile = 1 << 20
+)
+
+func certPEM(der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: pemCert, Bytes: der})
+}
+
+func keyPEM(key *ecdsa.PrivateKey) ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: pemKey, Bytes: der}), nil
+}
+
+func makeDir(dir string) error { return classify(os.MkdirAll(dir, dirMode)) }
+
+// writeNew creates a file that must not exist, durably.
+func writeNew(name string, data []byte, mode fs.FileMode) error {
+	tmp, err := writeTemp(name, data, mode)
+	if err != nil {
+		return err
+	}
+	// link(2), unlike rename(2), refuses to replace.
+	err = os.Link(tmp, name)
+	if rerr := os.Remove(tmp); err == nil {
+		err = rerr
+	}
+	if errors.Is(err, fs.ErrExist) {
+		return sys.E(sys.Exist, "the file exists already and is not overwritten: move it away if it is no longer needed")
+	}
+	if err != nil {
+		return classify(err)
+	}
+	return syncDir(filepath.Dir(name))
+}
+
+// writeSame is writeNew that accepts a file with the very same content.
+func writeSame(name string, data []byte, mode fs.FileMode) error {
+	old, err := os.ReadFile(name)
+	if err == nil && bytes.Equal(old, data) {
+		return nil
+	}
+	if err == nil {
+		return sys.E(sys.Exist, "the file belongs to another CA and is not overwritten: use another directory")
+	}
+	return writeNew(name, data, mode)
+}
+
+// replace writes a file atomically and durably.
+func replace(name string, data []byte, mode fs.FileMode) error {
+	tmp, err := writeTemp(name, data, mode)
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, name); err != nil {
+		return classify(errors.Join(err, os.Remove(tmp)))
+	}
+	return syncDir(filepath.Dir(name))
+}
+
+// writeTemp writes data to a fresh file beside name and syncs it. The mode is
+// set before the first byte, so that a key is never readable by others.
+func writeTemp(name string, data []byte, mode fs.FileMode) (string, error) {
+	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*")
+	if err != nil {
+		return "", classify(err)
+	}
+	err = f.Chmod(mode)
+	if err == nil {
+		_, err = f.Write(data)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return "", classify(errors.Join(err, os.Remove(f.Name())))
+	}
+	return f.Name(), nil
+}
+
+func syncDir(dir string) error {
+	if runtime.GOOS == "windows" {
+		return nil // directories cannot be synced there
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return classify(err)
+	}
+	err = d.Sync()
+	if cerr := d.Close(); err == nil {
+		err = cerr
+	}
+	return classify(err)
+}
+
+// readPEM reads the first PEM block of a file, which must be of the type.
+func readPEM(name, what, typ string) ([]byte, error) {
+	st, err := os.Stat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, sys.E(sys.NotExist, sys.Subject(name), what+" is missing: copy it from where it was issued, or name its file")
+	}
+	if err != nil {
+		return nil, sys.E(sys.Subject(name), classify(err))
+	}
+	if !st.Mode().IsRegular() || st.Size() > maxFile {
+		return nil, sys.E(sys.Invalid, sys.Subject(name), what+" is expected in a small regular file")
+	}
+	data, err := os.ReadFile(name)
+	if err != nil {
+		return nil, sys.E(sys.Subject(name), classify(err))
+	}
+	block, _ := pem.Decode(data)
+	if block == nil || block.Type != typ {
+		return nil, sys.E(sys.Invalid, sys.Subject(name), fmt.Sprintf("expected %s as PEM block %q, found something else", what, typ))
+	}
+	return block.Bytes, nil
+}
+
+func readCert(name, what string) (*x509.Certificate, error) {
+	der, err := readPEM(name, what, pemCert)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, sys.E(sys.Invalid, sys.Subject(name), err)
+	}
+	return cert, nil
+}
+
+// readKey reads a private key and insists that nobody but its owner can.
+func readKey(name, what string) (*ecdsa.PrivateKey, error) {
+	der, err := readPEM(name, what, pemKey)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkSecret(name); err != nil {
+		return nil, err
+	}
+	k, err := x509.ParsePKCS8PrivateKey(der)
+	if err != nil {
+		return nil, sys.E(sys.Invalid, sys.Subject(name), err)
+	}
+	key, ok := k.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, sys.E(sys.Invalid, sys.Subject(name), fmt.Sprintf("expected an ECDSA key, found %T", k))
+	}
+	return key, nil
+}
+
+// checkSecret returns sys.Access when others than the owner may touch a file.
+func checkSecret(name string) error {
+	if runtime.GOOS == "windows" {
+		return nil // its modes say nothing about who may read
+	}
+	st, err := os.Stat(name)
+	if err != nil {
+		return sys.E(sys.Subject(name), classify(err))
+	}
+	if m := st.Mode().Perm(); m&0o077 != 0 {
+		return sys.E(sys.Access, sys.Subject(name), fmt.Sprintf("the key has mode %04o, so others may read it: chmod 600 %s", m, name))
+	}
+	return nil
+}
+
+// classify gives an error of package os its kind.
+func classify(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, fs.ErrNotExist):
+		return sys.E(sys.NotExist, err)
+	case errors.Is(err, fs.ErrExist):
+		return sys.E(sys.Exist, err)
+	case errors.Is(err, fs.ErrPermission):
+		return sys.E(sys.Access, err)
+	}
+	return err
+}

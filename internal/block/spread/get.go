@@ -1,0 +1,198 @@
+package spread
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/koinon/koinon/internal/block"
+	"github.com/koinon/koinon/internal/placement"
+	"github.com/koinon/koinon/internal/sys"
+)
+
+// Get implements block.Store.
+func (s *Store) Get(ctx context.Context, key sys.BlockKey, off int, dst []byte) error {
+	n, err := s.get(ctx, "spread.Get", key, off, dst)
+	if err == nil && n < len(dst) {
+		return block.CheckRange("spread.Get", key, off+n, off, len(dst))
+	}
+	return err
+}
+
+// GetPart implements block.PartGetter.
+func (s *Store) GetPart(ctx context.Context, key sys.BlockKey, off int, dst []byte) (int, error) {
+	return s.get(ctx, "spread.GetPart", key, off, dst)
+}
+
+func (s *Store) get(ctx context.Context, op sys.Op, key sys.BlockKey, off int, dst []byte) (int, error) {
+	if off < 0 || off > sys.BlockSize || len(dst) > sys.BlockSize {
+		return 0, block.CheckRange(op, key, sys.BlockSize, off, len(dst))
+	}
+	n, epoch := 0, uint64(0)
+	read := func(t *placement.Table) (err error) {
+		epoch = t.Epoch
+		n, err = s.getAt(ctx, op, t, key, off, dst)
+		return err
+	}
+	err := s.withTable(ctx, op, read)
+	if sys.Is(err, sys.NotExist) && s.cluster.Refresh(ctx) == nil {
+		// The block may have moved since the table was fetched.
+		if t := s.cluster.Table(); t != nil && t.Epoch != epoch {
+			err = read(t)
+		}
+	}
+	return n, err
+}
+
+// order returns the nodes that may have a block in the order in which they are
+// asked: the preferred one, the other replicas beginning with a different one
+// for each block, those that were no use lately, and where the group was
+// before.
+func (s *Store) order(t *placement.Table, key sys.BlockKey) []sys.NodeID {
+	replicas := t.Nodes(key.Slice.PG())
+	ids := make([]sys.NodeID, 0, len(replicas)+2)
+	var last []sys.NodeID
+	start := int((key.Slice.Seq() + uint64(key.Index)) % uint64(max(1, len(replicas))))
+	for i := range replicas {
+		id := replicas[(start+i)%len(replicas)]
+		switch {
+		case s.peers.shun(id):
+			last = append(last, id)
+		case id == s.opt.Prefer && len(ids) > 0:
+			ids = append(ids, ids[0])
+			ids[0] = id
+		default:
+			ids = append(ids, id)
+		}
+	}
+	return append(append(ids, last...), t.Sources(key.Slice.PG())...)
+}
+
+// getting is one read on its way through the nodes that may have the block.
+type getting struct {
+	s       *Store
+	key     sys.BlockKey
+	off, n  int
+	answers chan found
+	failed  []answer
+}
+
+// found is what a node answered to a read.
+type found struct {
+	answer
+	read read
+}
+
+// getAt reads from the first node that has the block and sends the right
+// bytes. When a node takes long, the next is asked as well.
+func (s *Store) getAt(ctx context.Context, op sys.Op, t *placement.Table, key sys.BlockKey, off int, dst []byte) (int, error) {
+	ids := s.order(t, key)
+	if len(ids) == 0 {
+		return 0, sys.E(op, sys.NotExist, block.Subject(key), "the cluster has no such placement group")
+	}
+	g := &getting{s: s, key: key, off: off, n: len(dst), answers: make(chan found, len(ids))}
+	if s.opt.Local != nil && ids[0] == s.opt.Prefer {
+		var p block.Proof
+		n, err := s.opt.Local.engine.GetProof(ctx, key, off, dst, &p)
+		if err == nil || sys.Is(err, sys.Invalid) {
+			return n, err
+		}
+		g.failed = append(g.failed, answer{ids[0], err})
+		ids = ids[1:]
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	r, err := g.race(ctx, ids)
+	if err != nil {
+		return 0, err
+	}
+	if r.reply != nil {
+		n := copy(dst, r.reply.Payload)
+		r.reply.Release()
+		g.tellOwed(t)
+		return n, nil
+	}
+	return 0, g.verdict(op)
+}
+
+// race asks the nodes one after the other, the next one when the last has
+// failed or is slow. An empty read means that all have failed; an error that
+// the request itself is wrong or was given up.
+func (g *getting) race(ctx context.Context, ids []sys.NodeID) (read, error) {
+	next, running := 0, 0
+	ask := func() {
+		if next < len(ids) {
+			id := ids[next]
+			next++
+			running++
+			if !g.s.spawn(func() { g.ask(ctx, id) }) {
+				g.answers <- found{answer: answer{id, errClosed("spread.Get")}}
+			}
+		}
+	}
+	ask()
+	hedge := time.NewTimer(g.s.opt.HedgeAfter)
+	defer hedge.Stop()
+	for running > 0 {
+		select {
+		case f := <-g.answers:
+			running--
+			if f.err == nil {
+				return f.read, nil
+			}
+			if sys.Is(f.err, sys.Invalid) || ctx.Err() != nil {
+				return read{}, f.err
+			}
+			g.failed = append(g.failed, f.answer)
+			if running == 0 {
+				ask()
+			}
+		case <-hedge.C:
+			ask()
+			hedge.Reset(g.s.opt.HedgeAfter)
+		}
+	}
+	return read{}, nil
+}
+
+// ask reads from one node. Whether the answer is still wanted is not known
+// here: replies that nobody takes are collected as garbage.
+func (g *getting) ask(ctx context.Context, id sys.NodeID) {
+	n, err := remoteTo(g.s.cluster, id)
+	var r read
+	if err == nil {
+		r, err = n.get(ctx, g.key, g.off, g.n)
+	}
+	if err == nil || ctx.Err() == nil {
+		g.s.peers.note(id, err)
+	}
+	g.answers <- found{answer{id, err}, r}
+}
+
+// tellOwed notes the replicas that should have had the block and had not.
+func (g *getting) tellOwed(t *placement.Table) {
+	for _, a := range g.failed {
+		if (sys.Is(a.err, sys.Corrupt) || sys.Is(a.err, sys.NotExist)) && t.Holds(g.key.Slice.PG(), a.id) {
+			g.s.owed.add(g.key, a.id)
+			g.s.log.Warn("a replica is missing or damaged; another one was read", "block", g.key, "node", a.id, "err", a.err)
+		}
+	}
+}
+
+// verdict says why no node had the bytes: damaged copies outweigh nodes that
+// did not answer, which outweigh nodes that never had it.
+func (g *getting) verdict(op sys.Op) error {
+	kind := sys.NotExist
+	errs := make([]error, 0, len(g.failed))
+	for _, a := range g.failed {
+		errs = append(errs, fmt.Errorf("%v: %w", a.id, a.err))
+		switch {
+		case sys.Is(a.err, sys.Corrupt):
+			kind = sys.Corrupt
+		case !sys.Is(a.err, sys.NotExist) && kind == sys.NotExist:
+			kind = sys.Unavailable
+		}
+	}
+	return sys.E(op, kind, block.Subject(g.key), errors.Join(errs...))
+}

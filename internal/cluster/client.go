@@ -1,0 +1,368 @@
+package cluster
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/koinon/koinon/internal/cluster/clusterpb"
+	"github.com/koinon/koinon/internal/placement"
+	"github.com/koinon/koinon/internal/sys"
+	"github.com/koinon/koinon/internal/wire"
+)
+
+// DefaultTimeout is how long an operation waits for a leader before it fails.
+const DefaultTimeout = 30 * time.Second
+
+// Config says how to reach a cluster.
+type Config struct {
+	Cluster string        // the cluster's ID; a node of another cluster is refused
+	Seeds   []string      // addresses of some nodes
+	TLS     *tls.Config   // of auth.Credentials.ClientTLS
+	Timeout time.Duration // 0 is DefaultTimeout
+	Logger  *slog.Logger
+}
+
+// Client keeps connections to the nodes of a cluster, knows its map, and sends
+// requests to whichever node leads. Its methods may be called concurrently.
+type Client struct {
+	cfg    Config
+	leader atomic.Uint64 // sys.NodeID last known to lead; 0 for none
+
+	mu      sync.Mutex
+	conns   map[connKey]*wire.Client
+	m       *clusterpb.Map
+	table   *placement.Table
+	changed chan struct{} // closed and replaced when the map changes
+	seed    int
+}
+
+// connKey: bulk traffic has its own connection, so that small requests never
+// wait behind a block.
+type connKey struct {
+	addr string
+	bulk bool
+}
+
+// Dial learns the map from any seed. It tries until ctx is done.
+func Dial(ctx context.Context, cfg Config) (*Client, error) {
+	if len(cfg.Seeds) == 0 {
+		return nil, sys.E(sys.Op("cluster.Dial"), sys.Invalid, "no node address is given: add `nodes` to the client configuration")
+	}
+	c := New(cfg)
+	if err := c.Refresh(ctx); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+// New returns a client that knows no map yet.
+func New(cfg Config) *Client {
+	if cfg.Timeout == 0 {
+		cfg.Timeout = DefaultTimeout
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Client{cfg: cfg, conns: map[connKey]*wire.Client{}, changed: make(chan struct{})}
+}
+
+// Close closes every connection. Requests under way fail.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	conns := c.conns
+	c.conns = map[connKey]*wire.Client{}
+	c.mu.Unlock()
+	var errs []error
+	for _, w := range conns {
+		errs = append(errs, w.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Client) conn(addr string, bulk bool) *wire.Client {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	k := connKey{addr, bulk}
+	w := c.conns[k]
+	if w == nil {
+		class := wire.ClassControl
+		if bulk {
+			class = wire.ClassBulk
+		}
+		w = wire.NewClient(addr, wire.ClientConfig{TLS: c.cfg.TLS, Logger: c.cfg.Logger, Class: class})
+		c.conns[k] = w
+	}
+	return w
+}
+
+// Conn returns the bulk connection to a node, nil when the map has no such
+// node. The client owns it.
+func (c *Client) Conn(id sys.NodeID) *wire.Client {
+	if addr := c.addrOf(id); addr != "" {
+		return c.conn(addr, true)
+	}
+	return nil
+}
+
+func (c *Client) addrOf(id sys.NodeID) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, m := range c.m.GetMembers() {
+		if sys.NodeID(m.Id) == id {
+			return m.Addr
+		}
+	}
+	return ""
+}
+
+// Map returns the newest map known. It must not be changed.
+func (c *Client) Map() *clusterpb.Map {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.m
+}
+
+// Table returns the placement of the newest map known. It must not be changed.
+func (c *Client) Table() *placement.Table {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.table
+}
+
+// Changed returns a channel that is closed when the map changes.
+func (c *Client) Changed() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.changed
+}
+
+// Install takes over a map if it is newer than the one known.
+func (c *Client) Install(m *clusterpb.Map) error {
+	if m.GetCluster() != c.cfg.Cluster {
+		return sys.E(sys.Op("cluster.Install"), sys.Invalid, fmt.Sprintf("the node belongs to cluster %q, not to %q: check the addresses in the configuration", m.GetCluster(), c.cfg.Cluster))
+	}
+	table, err := placement.Unmarshal(m.Table)
+	if err != nil {
+		return sys.E(sys.Op("cluster.Install"), err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.m != nil && c.m.Epoch >= m.Epoch {
+		return nil
+	}
+	c.m, c.table = m, table
+	close(c.changed)
+	c.changed = make(chan struct{})
+	return nil
+}
+
+// Refresh fetches the map from any node that answers. It tries until ctx is
+// done or the client's timeout is over.
+func (c *Client) Refresh(ctx context.Context) error {
+	req := mustMarshal(&clusterpb.MapRequest{})
+	return c.retry(ctx, "cluster.Refresh", func(ctx context.Context, addr string) (sys.NodeID, error) {
+		reply, err := c.conn(addr, false).Call(ctx, MethodMap, req, nil)
+		if err != nil {
+			return 0, err
+		}
+		defer reply.Release()
+		m := &clusterpb.Map{}
+		if err := proto.Unmarshal(reply.Header, m); err != nil {
+			return 0, sys.E(sys.Corrupt, err)
+		}
+		return 0, c.Install(m)
+	})
+}
+
+// CallLeader sends a request to the leader, wherever it is. It tries again
+// after a change of leader or a broken connection, so the request may be
+// executed more than once unless the method guards against it; it gives up
+// after the client's timeout with an error that names the nodes that did not
+// answer. The caller releases the reply.
+func (c *Client) CallLeader(ctx context.Context, m wire.Method, header, payload []byte) (*wire.Reply, error) {
+	reply, _, err := c.CallLeaderCounted(ctx, m, header, payload)
+	return reply, err
+}
+
+// CallLeaderCounted is CallLeader; resent says that an earlier try may have
+// been executed although it was not answered.
+func (c *Client) CallLeaderCounted(ctx context.Context, m wire.Method, header, payload []byte) (reply *wire.Reply, resent bool, err error) {
+	if addr := c.addrOf(sys.NodeID(c.leader.Load())); addr != "" { // the common case costs nothing more
+		reply, err = c.conn(addr, false).Call(ctx, m, header, payload)
+		if err == nil || !transient(err) || ctx.Err() != nil {
+			return reply, false, err
+		}
+		resent = mayHaveRun(err)
+		c.noteLeader(err)
+	}
+	err = c.retry(ctx, "cluster.CallLeader", func(ctx context.Context, addr string) (sys.NodeID, error) {
+		var err error
+		reply, err = c.conn(addr, false).Call(ctx, m, header, payload)
+		if err == nil {
+			c.leader.Store(uint64(c.IDOf(addr)))
+			return 0, nil
+		}
+		if transient(err) {
+			resent = resent || mayHaveRun(err)
+		}
+		return c.noteLeader(err), err
+	})
+	return reply, resent, err
+}
+
+// mayHaveRun says that a failed call may have been executed.
+func mayHaveRun(err error) bool {
+	return !sys.Is(err, sys.NotLeader) && !wire.IsUnsent(err)
+}
+
+// noteLeader remembers the leader that a NotLeader error names, and returns it.
+func (c *Client) noteLeader(err error) sys.NodeID {
+	if err == nil {
+		return 0
+	}
+	var id sys.NodeID
+	if detail, ok := wire.DetailOf(err); ok && sys.Is(err, sys.NotLeader) {
+		id = decodeLeader(detail)
+	}
+	c.leader.Store(uint64(id))
+	return id
+}
+
+// IDOf returns the member with an address, 0 when the map has none.
+func (c *Client) IDOf(addr string) sys.NodeID {
+	for _, m := range c.Map().GetMembers() {
+		if m.Addr == addr {
+			return sys.NodeID(m.Id)
+		}
+	}
+	return 0
+}
+
+// transient says that another node, or the same one a little later, may answer.
+func transient(err error) bool {
+	switch sys.KindOf(err) {
+	case sys.NotLeader, sys.Unavailable:
+		return true
+	}
+	return false
+}
+
+// Addrs lists the members and the seeds, each once.
+func (c *Client) Addrs() []string {
+	var out []string
+	for _, m := range c.Map().GetMembers() {
+		out = append(out, m.Addr)
+	}
+	for _, s := range c.cfg.Seeds {
+		if !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// retry calls try on one node after the other, first on the node that the last
+// answer named, until it succeeds or fails for good.
+func (c *Client) retry(ctx context.Context, op sys.Op, try func(ctx context.Context, addr string) (hint sys.NodeID, err error)) error {
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
+	defer cancel()
+	failed := map[string]error{}
+	pause := 2 * time.Millisecond
+	next := c.addrOf(sys.NodeID(c.leader.Load()))
+	for i := 0; ; i++ {
+		addrs := c.Addrs()
+		addr := next
+		if addr == "" {
+			c.mu.Lock()
+			c.seed++
+			addr = addrs[c.seed%len(addrs)]
+			c.mu.Unlock()
+		}
+		hint, err := try(ctx, addr)
+		if err == nil || !transient(err) {
+			return err
+		}
+		if ctx.Err() == nil || sys.KindOf(err) != sys.Interrupted {
+			failed[addr] = err
+		}
+		hinted := c.addrOf(hint)
+		moved := hinted != "" && hinted != addr
+		next = hinted
+		if !moved {
+			next = ""
+			select {
+			case <-ctx.Done():
+			case <-time.After(pause):
+				pause = min(pause*2, 50*time.Millisecond)
+			}
+		}
+		if ctx.Err() != nil {
+			return c.gaveUp(ctx, op, failed)
+		}
+	}
+}
+
+func (c *Client) gaveUp(ctx context.Context, op sys.Op, failed map[string]error) error {
+	if errors.Is(context.Cause(ctx), context.Canceled) {
+		return sys.E(op, sys.Interrupted, context.Cause(ctx))
+	}
+	var missing []string
+	for addr, err := range failed {
+		if sys.Is(err, sys.Unavailable) {
+			missing = append(missing, fmt.Sprintf("%v at %s", c.IDOf(addr), addr))
+		}
+	}
+	slices.Sort(missing)
+	if len(missing) == 0 {
+		return sys.E(op, sys.Unavailable, fmt.Sprintf("no node leads after %v although all answer; see `koinon status`", c.cfg.Timeout))
+	}
+	return sys.E(op, sys.Unavailable, fmt.Sprintf("no majority after %v: no answer from %s; start them again, see `koinon status`", c.cfg.Timeout, strings.Join(missing, ", ")))
+}
+
+// OpenSession opens a session at the leader; name tells people whose it is.
+func (c *Client) OpenSession(ctx context.Context, name string) (sys.SessionID, error) {
+	reply, err := c.CallLeader(ctx, MethodOpenSession, mustMarshal(&clusterpb.OpenSessionRequest{Name: name}), nil)
+	if err != nil {
+		return 0, err
+	}
+	defer reply.Release()
+	var r clusterpb.OpenSessionReply
+	if err := proto.Unmarshal(reply.Header, &r); err != nil {
+		return 0, sys.E(sys.Op("cluster.OpenSession"), sys.Corrupt, err)
+	}
+	return sys.SessionID(r.Session), nil
+}
+
+// CloseSession ends a session; what it held is released at once.
+func (c *Client) CloseSession(ctx context.Context, id sys.SessionID) error {
+	reply, err := c.CallLeader(ctx, MethodCloseSession, mustMarshal(&clusterpb.OpenSessionReply{Session: uint64(id)}), nil)
+	if err != nil {
+		return err
+	}
+	reply.Release()
+	return nil
+}
+
+// NodeStatus asks one member about itself. The call ends with ctx.
+func (c *Client) NodeStatus(ctx context.Context, addr string) (*clusterpb.StatusReply, error) {
+	reply, err := c.conn(addr, false).Call(ctx, MethodStatus, mustMarshal(&clusterpb.StatusRequest{}), nil)
+	if err != nil {
+		return nil, err
+	}
+	defer reply.Release()
+	r := &clusterpb.StatusReply{}
+	if err := proto.Unmarshal(reply.Header, r); err != nil {
+		return nil, sys.E(sys.Op("cluster.NodeStatus"), sys.Corrupt, err)
+	}
+	return r, nil
+}

@@ -1,0 +1,84 @@
+package cluster
+
+import (
+	"fmt"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/koinon/koinon/internal/cluster/clusterpb"
+	"github.com/koinon/koinon/internal/placement"
+	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/sys"
+)
+
+var mapKey = []byte("map")
+
+// Machine is the cluster's namespace of the replicated state: one row, the
+// map.
+type Machine struct{}
+
+var _ replica.Machine = Machine{}
+
+// Apply runs a clusterpb.Command. The local result is the new *clusterpb.Map,
+// or nil when the command was refused.
+func (Machine) Apply(tx *replica.Tx, _ replica.Stamp, body []byte) ([]byte, any) {
+	var cmd clusterpb.Command
+	if err := proto.Unmarshal(body, &cmd); err != nil {
+		panic(fmt.Sprintf("cluster: expected a command in the log, found %v", err))
+	}
+	old, err := tx.Get(mapKey)
+	if err != nil {
+		panic(fmt.Sprintf("cluster: reading the state: %v", err))
+	}
+	var cur clusterpb.Map
+	if err := proto.Unmarshal(old, &cur); err != nil {
+		panic(fmt.Sprintf("cluster: expected a map in the state, found %v", err))
+	}
+	res := &clusterpb.Result{Epoch: cur.Epoch}
+	var local any
+	if cmd.Map != nil && cmd.Expect == cur.Epoch {
+		cmd.Map.Epoch = cur.Epoch + 1
+		res.Epoch, res.Done, local = cmd.Map.Epoch, true, cmd.Map
+		tx.Set(mapKey, mustMarshal(cmd.Map))
+	}
+	return mustMarshal(res), local
+}
+
+// ReadMap returns the map in the state, nil when the cluster has none yet.
+func ReadMap(r replica.Reader) (*clusterpb.Map, error) {
+	raw, err := r.Get(mapKey)
+	if err != nil || raw == nil {
+		return nil, err
+	}
+	m := &clusterpb.Map{}
+	if err := proto.Unmarshal(raw, m); err != nil {
+		return nil, sys.E(sys.Op("cluster.ReadMap"), sys.Corrupt, err)
+	}
+	return m, nil
+}
+
+// First builds the map of a new cluster: the members and a placement of pgs
+// groups on replicas of them.
+func First(cluster string, members []*clusterpb.Member, pgs, replicas int) (*clusterpb.Map, error) {
+	table, err := placement.Assign(placementNodes(members), pgs, replicas)
+	if err != nil {
+		return nil, err
+	}
+	return &clusterpb.Map{Cluster: cluster, Members: members, Table: table.Marshal()}, nil
+}
+
+func placementNodes(members []*clusterpb.Member) []placement.Node {
+	nodes := make([]placement.Node, 0, len(members))
+	for _, m := range members {
+		nodes = append(nodes, placement.Node{ID: sys.NodeID(m.Id), Zone: m.Zone, Weight: uint32(min(max(m.Weight, 1), placement.MaxWeight))})
+	}
+	return nodes
+}
+
+func mustMarshal(m proto.Message) []byte {
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	if err != nil {
+		panic(fmt.Sprintf("cluster: %T does not encode: %v", m, err))
+	}
+	return b
+}

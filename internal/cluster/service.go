@@ -1,0 +1,87 @@
+package cluster
+
+import (
+	"context"
+	"encoding/binary"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/koinon/koinon/internal/cluster/clusterpb"
+	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/sys"
+	"github.com/koinon/koinon/internal/wire"
+)
+
+// Service answers for one node: the map, its status, and sessions when it
+// leads.
+type Service struct {
+	Group  *replica.Group
+	Status func() *clusterpb.StatusReply
+}
+
+// Register adds the service's methods to a server.
+func (s *Service) Register(srv *wire.Server) {
+	srv.Handle(MethodMap, s.serveMap)
+	srv.Handle(MethodStatus, s.serveStatus)
+	srv.Handle(MethodOpenSession, s.serveOpenSession)
+	srv.Handle(MethodCloseSession, s.serveCloseSession)
+}
+
+func (s *Service) serveMap(context.Context, *wire.Request) (wire.Response, error) {
+	var m *clusterpb.Map
+	err := s.Group.ReadLocal(replica.NSCluster, func(r replica.Reader) (err error) {
+		m, err = ReadMap(r)
+		return err
+	})
+	if err != nil {
+		return wire.Response{}, err
+	}
+	if m == nil {
+		return wire.Response{}, sys.E(sys.Op("cluster.Map"), sys.Unavailable, "the cluster has not come up yet: a majority of its nodes must run")
+	}
+	return wire.Response{Header: mustMarshal(m)}, nil
+}
+
+func (s *Service) serveStatus(context.Context, *wire.Request) (wire.Response, error) {
+	return wire.Response{Header: mustMarshal(s.Status())}, nil
+}
+
+func (s *Service) serveOpenSession(ctx context.Context, req *wire.Request) (wire.Response, error) {
+	var r clusterpb.OpenSessionRequest
+	if err := proto.Unmarshal(req.Header, &r); err != nil {
+		return wire.Response{}, sys.E(sys.Op("cluster.OpenSession"), sys.Invalid, err)
+	}
+	id, err := s.Group.OpenSession(ctx, r.Name)
+	if err != nil {
+		return LeaderHint(err)
+	}
+	return wire.Response{Header: mustMarshal(&clusterpb.OpenSessionReply{Session: uint64(id)})}, nil
+}
+
+func (s *Service) serveCloseSession(ctx context.Context, req *wire.Request) (wire.Response, error) {
+	var r clusterpb.OpenSessionReply
+	if err := proto.Unmarshal(req.Header, &r); err != nil {
+		return wire.Response{}, sys.E(sys.Op("cluster.CloseSession"), sys.Invalid, err)
+	}
+	if err := s.Group.EndSession(ctx, sys.SessionID(r.Session)); err != nil && !sys.Is(err, sys.SessionGone) {
+		return LeaderHint(err)
+	}
+	return wire.Response{}, nil
+}
+
+// LeaderHint is what a handler returns for an error of package replica: the
+// caller's Client reads from it where the leader is.
+func LeaderHint(err error) (wire.Response, error) {
+	id, ok := replica.LeaderOf(err)
+	if !ok {
+		return wire.Response{}, err
+	}
+	return wire.Response{Payload: binary.LittleEndian.AppendUint64(nil, uint64(id))}, err
+}
+
+func decodeLeader(detail []byte) sys.NodeID {
+	if len(detail) != 8 {
+		return 0
+	}
+	return sys.NodeID(binary.LittleEndian.Uint64(detail))
+}

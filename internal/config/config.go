@@ -1,0 +1,183 @@
+// Package config reads and writes Koinon's TOML files: one for a node, one
+// for a client of a cluster.
+//
+// Reading is strict. A key that is not known is an error that names the
+// nearest known one, so a slip of the pen never passes for a default.
+// Relative paths in a file are taken from the directory that holds the file,
+// so a directory with its configuration can be moved as a whole.
+package config
+
+import (
+	"log/slog"
+	"time"
+
+	"github.com/koinon/koinon/internal/sys"
+)
+
+// Node is the configuration of one `koinon serve`.
+type Node struct {
+	// Cluster names the cluster: 1 to 64 letters, digits, '.', '_' or '-'.
+	Cluster string `toml:"cluster"`
+	// ID is this node's number in the cluster, from 1 up, never reused.
+	ID sys.NodeID `toml:"id"`
+	// Dir holds everything the node keeps. One live process uses it at a time.
+	Dir string `toml:"dir"`
+	// Listen is the address to accept connections on, host:port; an empty
+	// host is every interface.
+	Listen string `toml:"listen"`
+	// Advertise is the address under which the others reach this node. Empty
+	// means the address that [[voters]] gives for ID.
+	Advertise string `toml:"advertise,omitempty"`
+	// Replicas is how many nodes keep each block. 0 means three, or as many
+	// as there are voters.
+	Replicas int `toml:"replicas,omitempty"`
+	// Zone is the failure domain of the node (a rack, a room): copies of a
+	// block go to different zones where there are enough. Empty means that
+	// the node is a zone of its own.
+	Zone string `toml:"zone,omitempty"`
+	// Retention is how long unlinked data stays in quarantine before its
+	// bytes are freed. Default DefaultRetention.
+	Retention Duration `toml:"retention,omitempty"`
+
+	// Rejoin says that this node has voted before and lost its directory. With
+	// an empty directory it then does not vote until it has learned from the
+	// others what it may have promised. It does nothing once there is data.
+	Rejoin bool `toml:"rejoin,omitempty"`
+
+	TLS    TLS     `toml:"tls"`
+	Log    Log     `toml:"log,omitempty"`
+	Limits Limits  `toml:"limits,omitempty"`
+	Voters []Voter `toml:"voters"`
+}
+
+// Voter is one of the nodes that choose the log.
+type Voter struct {
+	ID   sys.NodeID `toml:"id"`
+	Addr string     `toml:"addr"` // host:port under which the others reach it
+}
+
+// TLS names the PEM files that prove who a process is.
+type TLS struct {
+	CA   string `toml:"ca"`   // certificate of the cluster's CA
+	Cert string `toml:"cert"` // own certificate
+	Key  string `toml:"key"`  // own private key, mode 0600
+}
+
+// Log tells what is logged and where.
+type Log struct {
+	// Level is debug, info, warn or error. Empty means info.
+	Level string `toml:"level,omitempty"`
+	// File receives the log; it is rotated. Empty means standard error.
+	File string `toml:"file,omitempty"`
+}
+
+// SlogLevel returns the level for log/slog. A Log that passed validation has
+// one of the four; anything else counts as info.
+func (l Log) SlogLevel() slog.Level {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(l.Level)); err != nil {
+		return slog.LevelInfo
+	}
+	return level
+}
+
+// Limits bounds what a node takes of its machine. Zero means the default.
+type Limits struct {
+	// StateCache is the memory for the state's page cache, default
+	// DefaultStateCache.
+	StateCache Size `toml:"state_cache,omitempty"`
+	// MinFree is the disk space to leave free: with less, writes of blocks
+	// are refused with "no space left". Default DefaultMinFree.
+	MinFree Size `toml:"min_free,omitempty"`
+}
+
+// Client is the configuration of a mount or of any other command that speaks
+// to a cluster.
+type Client struct {
+	// Cluster names the cluster, as in Node.
+	Cluster string `toml:"cluster"`
+	// Nodes are addresses, host:port, of some or all nodes: any one that
+	// answers leads to the others.
+	Nodes []string `toml:"nodes"`
+	// Mount is the directory where this client usually mounts the tree. May
+	// be empty.
+	Mount string `toml:"mount,omitempty"`
+	// Timeout is how long an operation waits for a majority before it fails.
+	// Default DefaultTimeout.
+	Timeout Duration `toml:"timeout,omitempty"`
+
+	TLS    TLS          `toml:"tls"`
+	Log    Log          `toml:"log,omitempty"`
+	Limits ClientLimits `toml:"limits,omitempty"`
+}
+
+// ClientLimits bounds what a client takes of its machine. Zero means the
+// default.
+type ClientLimits struct {
+	// ReadCache is the memory for blocks that were read, default
+	// DefaultReadCache.
+	ReadCache Size `toml:"read_cache,omitempty"`
+	// WriteBuffer is the memory for bytes that were written and not yet
+	// stored, default DefaultWriteBuffer. Writers wait when it is full.
+	WriteBuffer Size `toml:"write_buffer,omitempty"`
+}
+
+// The defaults, filled in by LoadNode and LoadClient where the file says
+// nothing.
+const (
+	DefaultRetention   = Duration(10 * time.Minute)
+	DefaultReplicas    = 3
+	DefaultTimeout     = Duration(time.Minute)
+	DefaultStateCache  = 64 * MiB
+	DefaultMinFree     = 256 * MiB
+	DefaultReadCache   = 128 * MiB
+	DefaultWriteBuffer = 128 * MiB
+)
+
+// SetDefaults fills in what is left empty. LoadNode does it by itself.
+func (n *Node) SetDefaults() {
+	if n.Advertise == "" {
+		n.Advertise = n.voterAddr(n.ID)
+	}
+	if n.Replicas == 0 {
+		n.Replicas = min(DefaultReplicas, max(1, len(n.Voters)))
+	}
+	if n.Retention == 0 {
+		n.Retention = DefaultRetention
+	}
+	if n.Log.Level == "" {
+		n.Log.Level = "info"
+	}
+	if n.Limits.StateCache == 0 {
+		n.Limits.StateCache = DefaultStateCache
+	}
+	if n.Limits.MinFree == 0 {
+		n.Limits.MinFree = DefaultMinFree
+	}
+}
+
+// SetDefaults fills in what is left empty. LoadClient does it by itself.
+func (c *Client) SetDefaults() {
+	if c.Timeout == 0 {
+		c.Timeout = DefaultTimeout
+	}
+	if c.Log.Level == "" {
+		c.Log.Level = "info"
+	}
+	if c.Limits.ReadCache == 0 {
+		c.Limits.ReadCache = DefaultReadCache
+	}
+	if c.Limits.WriteBuffer == 0 {
+		c.Limits.WriteBuffer = DefaultWriteBuffer
+	}
+}
+
+// voterAddr returns the address of voter id, "" when it is none.
+func (n *Node) voterAddr(id sys.NodeID) string {
+	for _, v := range n.Voters {
+		if v.ID == id {
+			return v.Addr
+		}
+	}
+	return ""
+}

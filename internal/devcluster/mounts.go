@@ -1,0 +1,173 @@
+package devcluster
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/koinon/koinon/internal/sys"
+)
+
+// mountEntry is a line of /proc/self/mountinfo.
+type mountEntry struct {
+	path   string
+	fstype string // "fuse.koinon" is ours
+	source string
+}
+
+func (m mountEntry) koinon() bool { return m.fstype == "fuse.koinon" }
+
+// mounts lists what is mounted in this process's namespace, in order: of two
+// entries with one path, the later one is seen.
+func mounts() ([]mountEntry, error) {
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	return parseMounts(string(text)), nil
+}
+
+// parseMounts reads proc_pid_mountinfo(5) and leaves out lines that it does
+// not understand.
+func parseMounts(text string) []mountEntry {
+	var entries []mountEntry
+	for line := range strings.Lines(text) {
+		left, right, ok := strings.Cut(line, " - ")
+		l, r := strings.Fields(left), strings.Fields(right)
+		if !ok || len(l) < 5 || len(r) < 2 {
+			continue
+		}
+		entries = append(entries, mountEntry{path: unescape(l[4]), fstype: r[0], source: unescape(r[1])})
+	}
+	return entries
+}
+
+// unescape undoes the \040 by which the kernel writes blanks and backslashes.
+func unescape(s string) string {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+3 < len(s) {
+			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
+				b.WriteByte(byte(n))
+				i += 3
+				continue
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+// mountAt returns what is mounted on path.
+func mountAt(path string) (mountEntry, bool, error) {
+	all, err := mounts()
+	for i := len(all) - 1; i >= 0; i-- {
+		if all[i].path == path {
+			return all[i], true, nil
+		}
+	}
+	return mountEntry{}, false, err
+}
+
+// mountedBelow returns a mount point in or below dir, "" when there is none.
+func mountedBelow(dir string) (string, error) {
+	all, err := mounts()
+	for _, m := range all {
+		if m.path == dir || strings.HasPrefix(m.path, dir+"/") {
+			return m.path, nil
+		}
+	}
+	return "", err
+}
+
+// clearStale takes away a mount of ours whose process is gone. The caller
+// knows that the cluster's own mount process does not run.
+func clearStale(path string) error {
+	m, ok, err := mountAt(path)
+	if err != nil || !ok || !m.koinon() {
+		return err
+	}
+	// With its process gone, the kernel answers ENOTCONN at once.
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); !errors.Is(err, unix.ENOTCONN) {
+		return nil
+	}
+	return unmountLazily(path)
+}
+
+// unmountLazily takes the mount out of the tree now; what programs still hold
+// open goes when they let go.
+func unmountLazily(path string) error {
+	err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	if !errors.Is(err, unix.EPERM) {
+		return err
+	}
+	out, err := exec.Command("fusermount3", "-u", "-z", "--", path).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("fusermount3 -u -z %s: %w: %s", path, err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+// prepareMountPoint makes the mount point if it is missing, and refuses one
+// on which a mount would hide something.
+func prepareMountPoint(path string) error {
+	const op = sys.Op("dev up")
+	if err := clearStale(path); err != nil {
+		return sys.E(op, sys.Subject(path), fmt.Errorf("take away a mount whose process is gone: %w", err))
+	}
+	if m, ok, err := mountAt(path); err != nil {
+		return err
+	} else if ok {
+		return sys.E(op, sys.Busy, sys.Subject(path),
+			fmt.Sprintf("%s (%s) is mounted there: unmount it with `umount %s`, or choose another directory with --mount", m.source, m.fstype, path))
+	}
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := os.MkdirAll(path, 0o755); err != nil {
+			return sys.E(op, sys.Subject(path), fmt.Errorf("make the mount point: %w", err))
+		}
+		return nil
+	} else if err != nil {
+		return sys.E(op, sys.Subject(path), err)
+	}
+	if !info.IsDir() {
+		return sys.E(op, sys.NotDir, sys.Subject(path), "choose another mount point with --mount")
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return sys.E(op, sys.Subject(path), err)
+	}
+	if len(entries) > 0 {
+		return sys.E(op, sys.NotEmpty, sys.Subject(path), "a mount would hide what is in it: empty it, or choose another mount point with --mount")
+	}
+	return nil
+}
+
+// realMountPoint makes path absolute and free of symbolic links, as the
+// kernel lists it. The last part is looked at only as far as a mount whose
+// process is gone allows.
+func realMountPoint(path string) (string, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		return real, nil
+	}
+	if parent, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil {
+		return filepath.Join(parent, filepath.Base(path)), nil
+	}
+	return path, nil // to be made
+}
+
+func isNotEmpty(err error) bool {
+	return errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST)
+}

@@ -1,0 +1,70 @@
+package devcluster
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"testing"
+)
+
+// A port from which the kernel takes outgoing connections could be taken
+// while its node is down.
+func TestFreePorts(t *testing.T) {
+	ports, err := freePorts(MaxNodes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sorted := slices.Clone(ports); len(slices.Compact(slices.Sorted(slices.Values(sorted)))) != MaxNodes {
+		t.Errorf("ports %v are not %d different ones", ports, MaxNodes)
+	}
+	low, ok := ephemeralLow()
+	for _, p := range ports {
+		if p < portsLow || ok && low > portsLow+1000 && p >= low {
+			t.Errorf("port %d is out of range, outgoing connections start at %d", p, low)
+		}
+	}
+}
+
+func TestParseMounts(t *testing.T) {
+	text := `22 28 0:20 / /proc rw,nosuid shared:5 - proc proc rw
+36 35 98:0 /mnt1 /mnt/a\040b rw,noatime master:1 - fuse.koinon dev-1 rw,errors=continue
+junk
+37 35 98:0 / /mnt/\134x rw - ext4 /dev/vda1 rw
+`
+	want := []mountEntry{{"/proc", "proc", "proc"}, {"/mnt/a b", "fuse.koinon", "dev-1"}, {`/mnt/\x`, "ext4", "/dev/vda1"}}
+	if got := parseMounts(text); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v\nwant %+v", got, want)
+	}
+}
+
+func TestRealMountPoint(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "real"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("real", filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	for in, want := range map[string]string{"link": "real", "link/new": "real/new", "none/new": "none/new"} {
+		got, err := realMountPoint(filepath.Join(dir, in))
+		if err != nil || got != filepath.Join(dir, want) {
+			t.Errorf("%s is %s, %v, want %s", in, got, err, want)
+		}
+	}
+}
+
+func TestDefaultDir(t *testing.T) {
+	t.Setenv("HOME", "/home/ada")
+	for state, want := range map[string]string{"": "/home/ada/.local/state/koinon/dev", "/var/ada": "/var/ada/koinon/dev", "relative": "/home/ada/.local/state/koinon/dev"} {
+		t.Setenv("XDG_STATE_HOME", state)
+		if got, err := DefaultDir(); err != nil || got != want {
+			t.Errorf("with %q: %s, %v, want %s", state, got, err, want)
+		}
+	}
+	t.Setenv("XDG_STATE_HOME", "")
+	t.Setenv("HOME", "")
+	if got, err := DefaultDir(); err == nil {
+		t.Errorf("without a home: %s", got)
+	}
+}

@@ -1,0 +1,319 @@
+package devcluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/koinon/koinon/internal/config"
+	"github.com/koinon/koinon/internal/daemon"
+	"github.com/koinon/koinon/internal/sys"
+)
+
+// UpResult tells what Up has done.
+type UpResult struct {
+	// Created says that the cluster is new.
+	Created bool
+	// Started are the numbers of the nodes that Up started.
+	Started []int
+	// MountStarted says that Up started the mount.
+	MountStarted bool
+	// Warnings tell what does not work though the cluster serves: the mount,
+	// or a minority of the nodes.
+	Warnings []string
+}
+
+// AlreadyRunning reports whether there was nothing to do.
+func (r *UpResult) AlreadyRunning() bool { return len(r.Started) == 0 && !r.MountStarted }
+
+// Up makes the cluster if there is none, starts what does not run, and
+// returns when a leader serves and the tree is mounted. When it fails it
+// stops what it has started, and kills what has not stopped when force ends;
+// the error holds the end of the log of what failed.
+func Up(ctx, force context.Context, opts Options) (_ *Cluster, _ *UpResult, err error) {
+	opts = opts.withDefaults()
+	if opts.Nodes < 0 || opts.Nodes > MaxNodes {
+		return nil, nil, sys.E(sys.Op("dev up"), sys.Invalid, fmt.Sprintf("--nodes is %d: it must be 1 to %d", opts.Nodes, MaxNodes))
+	}
+	if opts.Dir, err = makeDir(opts.Dir); err != nil {
+		return nil, nil, err
+	}
+	if opts.Mount != "" {
+		if opts.Mount, err = realMountPoint(opts.Mount); err != nil {
+			return nil, nil, err
+		}
+	}
+	lock, err := lockDir(ctx, opts.Dir, opts)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { err = errors.Join(err, lock.unlock()) }()
+
+	res := &UpResult{}
+	c, err := Open(opts)
+	if errors.As(err, new(NoClusterError)) {
+		if err := create(opts.Dir, opts); err != nil {
+			return nil, nil, err
+		}
+		res.Created = true
+		c, err = Open(opts)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := c.up(ctx, force, res); err != nil {
+		return nil, nil, err
+	}
+	return c, res, nil
+}
+
+// makeDir makes the cluster's directory and returns it free of symbolic
+// links. A directory that holds something else is left as it is.
+func makeDir(dir string) (string, error) {
+	const op = sys.Op("dev up")
+	if _, err := os.Stat(filepath.Join(dir, "dev.toml")); errors.Is(err, fs.ErrNotExist) {
+		if err := checkNewDir(dir); err != nil {
+			return "", err
+		}
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", sys.E(op, sys.Subject(dir), err)
+	}
+	real, err := filepath.EvalSymlinks(dir)
+	if err == nil {
+		real, err = filepath.Abs(real)
+	}
+	if err != nil {
+		return "", sys.E(op, sys.Subject(dir), err)
+	}
+	return real, nil
+}
+
+// up does the work of Up under the lock.
+func (c *Cluster) up(ctx, force context.Context, res *UpResult) error {
+	if n := c.opts.Nodes; n != 0 && n != c.saved.Nodes {
+		return sys.E(sys.Op("dev up"), sys.Invalid, sys.Subject(c.dir), fmt.Sprintf(
+			"this cluster has %s, not %d: leave --nodes out to run it, make another with --dir, or delete this one with `koinon dev reset`",
+			count(c.saved.Nodes, "node"), n))
+	}
+	mounted, err := c.chooseMount()
+	if err != nil {
+		return err
+	}
+	wantMount := !c.opts.NoMount && !mounted
+	if wantMount {
+		if err := prepareMountPoint(c.saved.Mount); err != nil {
+			return err
+		}
+	}
+	missing, err := c.notRunning()
+	if err != nil {
+		return err
+	}
+	if err := c.startNodes(ctx, missing, res); err != nil {
+		return errors.Join(err, c.undo(force, missing))
+	}
+	for _, n := range missing {
+		res.Started = append(res.Started, n.number)
+	}
+	if !wantMount {
+		return nil
+	}
+	c.say("mounting %s", c.saved.Mount)
+	if err := c.startMount(ctx, force); ctx.Err() != nil {
+		return errors.Join(ctx.Err(), c.undo(force, missing))
+	} else if err != nil {
+		res.Warnings = append(res.Warnings, fmt.Sprintf(
+			"the tree is not mounted, the nodes serve without: %v\ntry again with `koinon dev up`; `koinon ls`, `koinon cp` and the like work without a mount", err))
+		return nil
+	}
+	res.MountStarted = true
+	return nil
+}
+
+// chooseMount takes over --mount, and reports whether the mount runs.
+func (c *Cluster) chooseMount() (mounted bool, err error) {
+	_, st, err := c.mountProcess().find()
+	if err != nil {
+		return false, err
+	}
+	want := c.opts.Mount
+	if want == "" || want == c.saved.Mount {
+		return st == running, nil
+	}
+	if st == running {
+		return false, sys.E(sys.Op("dev up"), sys.Busy, sys.Subject(want), fmt.Sprintf(
+			"this cluster is mounted on %s: stop it first with `koinon dev stop`, or mount it a second time with `koinon mount %s`", c.saved.Mount, want))
+	}
+	client, err := config.LoadClient(c.ClientConfig())
+	if err != nil {
+		return false, err
+	}
+	client.Mount, c.saved.Mount = want, want
+	if err := client.Save(c.ClientConfig()); err != nil {
+		return false, err
+	}
+	return false, saveState(c.dir, c.saved)
+}
+
+// notRunning returns the nodes to start.
+func (c *Cluster) notRunning() ([]*node, error) {
+	var missing []*node
+	for _, n := range c.nodes {
+		_, st, err := n.find()
+		if err != nil {
+			return nil, err
+		}
+		if st != running {
+			missing = append(missing, n)
+		}
+	}
+	return missing, nil
+}
+
+// startNodes starts the nodes and waits until a leader serves and they all
+// answer. A minority that fails is a warning in a cluster that had served
+// before.
+func (c *Cluster) startNodes(ctx context.Context, missing []*node, res *UpResult) error {
+	if len(missing) == 0 {
+		return nil
+	}
+	for _, n := range missing {
+		if err := n.checkPort(); err != nil {
+			return err
+		}
+	}
+	for _, n := range missing {
+		c.say("starting node %d on %s", n.number, n.addr)
+		if err := c.startNode(n); err != nil {
+			return err
+		}
+	}
+	return c.awaitNodes(ctx, missing, !res.Created, res)
+}
+
+func (c *Cluster) startNode(n *node) error {
+	d, err := n.start(daemon.Spec{
+		Path: c.opts.Binary,
+		Args: []string{"serve", "--config", filepath.Join(n.dir, "node.toml")},
+	})
+	if err != nil {
+		return err
+	}
+	return d.Close()
+}
+
+// startMount starts the mount and waits until it is usable.
+func (c *Cluster) startMount(ctx, force context.Context) (err error) {
+	m := c.mountProcess()
+	d, err := m.start(daemon.Spec{
+		Path:  c.opts.Binary,
+		Args:  []string{"mount", c.saved.Mount, "--config", c.ClientConfig(), "--log-file", m.log(), "--ready-fd", fmt.Sprint(daemon.ReadyFD)},
+		Ready: true,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.Close()) }()
+	waiting, cancel := context.WithTimeout(ctx, c.opts.ReadyTimeout)
+	defer cancel()
+	_, err = d.AwaitReady(waiting)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, daemon.ErrGone):
+		err = m.failure("did not come up")
+	case ctx.Err() == nil:
+		err = m.failure(fmt.Sprintf("was not ready within %v", c.opts.ReadyTimeout))
+	}
+	return errors.Join(err, c.stopMount(force))
+}
+
+// undo stops the nodes that a failed Up has started, whose own context may be
+// over.
+func (c *Cluster) undo(force context.Context, started []*node) error {
+	if len(started) > 0 {
+		c.say("stopping what was started")
+	}
+	return c.stopNodes(force, started)
+}
+
+// readyPoll is how often the nodes are asked while they start.
+const readyPoll = 100 * time.Millisecond
+
+// awaitNodes waits until all of started answer and the cluster has a leader.
+func (c *Cluster) awaitNodes(ctx context.Context, started []*node, mayLoseSome bool, res *UpResult) error {
+	c.say("waiting for a leader")
+	p := c.newProbe()
+	defer p.close()
+	waiting, cancel := context.WithTimeout(ctx, c.opts.ReadyTimeout)
+	defer cancel()
+	failed := make(map[*node]error)
+	for {
+		for _, n := range started {
+			if _, st, err := n.find(); err != nil {
+				return err
+			} else if st != running && failed[n] == nil {
+				failed[n] = n.failure("did not come up")
+				if !mayLoseSome || len(c.nodes)-len(failed) <= len(c.nodes)/2 {
+					return failed[n]
+				}
+				res.Warnings = append(res.Warnings, failed[n].Error())
+			}
+		}
+		roles := p.roles(waiting)
+		if hasLeader(roles) && answered(roles, started, failed) {
+			return nil
+		}
+		select {
+		case <-waiting.Done():
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return c.notReady(roles, p.err)
+		case <-time.After(readyPoll):
+		}
+	}
+}
+
+func hasLeader(roles map[sys.NodeID]Role) bool {
+	for _, r := range roles {
+		if r == RoleLeader {
+			return true
+		}
+	}
+	return false
+}
+
+// answered reports whether all nodes but the failed have a role.
+func answered(roles map[sys.NodeID]Role, nodes []*node, failed map[*node]error) bool {
+	for _, n := range nodes {
+		if _, ok := roles[n.id]; !ok && failed[n] == nil {
+			return false
+		}
+	}
+	return true
+}
+
+// notReady words why the cluster does not serve after ReadyTimeout: by the
+// log of a node that does not answer, else of the first.
+func (c *Cluster) notReady(roles map[sys.NodeID]Role, cause error) error {
+	for _, n := range c.nodes {
+		if _, ok := roles[n.id]; !ok {
+			return errors.Join(n.failure(fmt.Sprintf("does not answer after %v", c.opts.ReadyTimeout)), cause)
+		}
+	}
+	return errors.Join(c.nodes[0].failure(fmt.Sprintf("and the others have no leader after %v", c.opts.ReadyTimeout)), cause)
+}
+
+// count writes "1 node", "3 nodes".
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}

@@ -1,0 +1,286 @@
+// Package fsck tests whether a tree is sound: the metadata by meta.Check, and
+// for every piece of every file whether its blocks are on each replica that
+// should hold them. It changes nothing.
+package fsck
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/koinon/koinon/internal/block"
+	"github.com/koinon/koinon/internal/meta"
+	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/sys"
+)
+
+// Replicas tells who holds blocks.
+type Replicas interface {
+	// Groups is the number of placement groups.
+	Groups() int
+	// Nodes lists who should hold a placement group.
+	Nodes(pg sys.PG) []sys.NodeID
+	// ListOn is block.Store.List on one node.
+	ListOn(ctx context.Context, node sys.NodeID, pg sys.PG, after sys.BlockKey, limit int) ([]block.Info, error)
+}
+
+// Options of Run.
+type Options struct {
+	// Thorough looks every name up on its own as well.
+	Thorough bool
+	// Progress, if not nil, is told what is being done and how far it is.
+	Progress func(phase string, done, of int)
+}
+
+// Report is what Run found. The tree is sound when Problems is empty.
+type Report struct {
+	Tree     *meta.CheckReport `json:"tree"`
+	Blocks   int64             `json:"blocks"`   // that files need
+	Copies   int64             `json:"copies"`   // of them, on all nodes
+	Missing  int64             `json:"missing"`  // blocks with no copy at all
+	Thin     int64             `json:"thin"`     // blocks with some copies but not all; nodes heal them by themselves
+	Orphans  int64             `json:"orphans"`  // blocks that no file, quarantine, writer or queue knows of
+	Silent   []string          `json:"silent"`   // nodes that did not answer
+	Problems []string          `json:"problems"` // in words
+}
+
+const problemsMax = 1000
+
+// Sound says whether nothing is wrong. Blocks that lack a copy are being
+// healed and count as sound.
+func (r *Report) Sound() bool { return len(r.Problems) == 0 }
+
+func (r *Report) problem(format string, args ...any) {
+	if len(r.Problems) < problemsMax {
+		r.Problems = append(r.Problems, fmt.Sprintf(format, args...))
+	}
+}
+
+// checker is a run. It holds a word or two for every block of the cluster.
+type checker struct {
+	opts   Options
+	tree   meta.Client
+	blocks Replicas
+	report *Report
+	copies map[sys.BlockKey]uint8    // how many nodes have a block
+	need   map[sys.BlockKey]struct{} // blocks that files have
+	silent map[sys.NodeID]error
+}
+
+// Run checks everything. An error means that the check could not be done. The
+// tree should be at rest: what changes meanwhile may be reported as a problem.
+func Run(ctx context.Context, tree meta.Client, blocks Replicas, opts Options) (*Report, error) {
+	if opts.Progress == nil {
+		opts.Progress = func(string, int, int) {}
+	}
+	c := &checker{opts: opts, tree: tree, blocks: blocks, report: &Report{}, copies: map[sys.BlockKey]uint8{},
+		need: map[sys.BlockKey]struct{}{}, silent: map[sys.NodeID]error{}}
+	// Blocks are listed before the tree is walked: what is put afterwards is
+	// not known to be there, and what is missing is asked for again.
+	if err := c.list(ctx); err != nil {
+		return nil, err
+	}
+	if err := c.walk(ctx); err != nil {
+		return nil, err
+	}
+	if err := c.compare(ctx); err != nil {
+		return nil, err
+	}
+	return c.report, c.orphans(ctx)
+}
+
+func (c *checker) list(ctx context.Context) error {
+	groups := c.blocks.Groups()
+	for pg := range groups {
+		c.opts.Progress("listing blocks", pg, groups)
+		for _, node := range c.blocks.Nodes(sys.PG(pg)) {
+			if c.silent[node] != nil {
+				continue
+			}
+			err := c.each(ctx, node, sys.PG(pg), func(i block.Info) { c.copies[i.Key]++ })
+			if ctx.Err() != nil {
+				return err
+			}
+			if err != nil {
+				c.silent[node] = err
+				c.report.Silent = append(c.report.Silent, node.String())
+				c.report.problem("%v does not tell which blocks it has: %v", node, err)
+			}
+		}
+	}
+	c.opts.Progress("listing blocks", groups, groups)
+	return nil
+}
+
+func (c *checker) each(ctx context.Context, node sys.NodeID, pg sys.PG, fn func(block.Info)) error {
+	for after := (sys.BlockKey{}); ; {
+		infos, err := c.blocks.ListOn(ctx, node, pg, after, block.ListMax)
+		if err != nil {
+			return err
+		}
+		for _, i := range infos {
+			fn(i)
+			after = i.Key
+		}
+		if len(infos) < block.ListMax {
+			return nil
+		}
+	}
+}
+
+func (c *checker) walk(ctx context.Context) error {
+	n := 0
+	rep, err := meta.Check(ctx, c.tree, meta.CheckOptions{Thorough: c.opts.Thorough, ProblemsMax: problemsMax,
+		Slice: func(_ sys.Ino, _ uint32, s *metapb.Slice) error {
+			if n++; n%1000 == 0 {
+				c.opts.Progress("walking the tree", n, 0)
+			}
+			c.needs(s)
+			return nil
+		}})
+	if err != nil {
+		return err
+	}
+	c.report.Tree = rep
+	for _, p := range rep.Problems {
+		c.report.problem("%v", p)
+	}
+	if rep.More > 0 {
+		c.report.problem("and %d more problems of the tree", rep.More)
+	}
+	return nil
+}
+
+// needs notes the blocks that a piece of a slice reads from.
+func (c *checker) needs(s *metapb.Slice) {
+	if s.Slice == 0 || s.Len == 0 {
+		return
+	}
+	for i := s.Off / sys.BlockSize; i <= (s.Off+s.Len-1)/sys.BlockSize; i++ {
+		c.need[sys.BlockKey{Slice: sys.SliceID(s.Slice), Index: i}] = struct{}{}
+	}
+}
+
+// compare holds what files need against what nodes have.
+func (c *checker) compare(ctx context.Context) error {
+	c.report.Blocks = int64(len(c.need))
+	var doubtful []sys.BlockKey
+	for key := range c.need {
+		n := int(c.copies[key])
+		c.report.Copies += int64(n)
+		if n < len(c.blocks.Nodes(key.Slice.PG())) {
+			doubtful = append(doubtful, key)
+		}
+	}
+	slices.SortFunc(doubtful, order)
+	for i, key := range doubtful {
+		c.opts.Progress("looking again for blocks", i, len(doubtful))
+		n, err := c.count(ctx, key)
+		if err != nil {
+			return err
+		}
+		want := len(c.blocks.Nodes(key.Slice.PG()))
+		switch {
+		case n == 0:
+			c.report.Missing++
+			c.report.problem("block %v is on none of its %d nodes", key, want)
+		case n < want:
+			c.report.Thin++
+		}
+	}
+	return nil
+}
+
+func order(a, b sys.BlockKey) int {
+	return cmp.Or(cmp.Compare(a.Slice, b.Slice), cmp.Compare(a.Index, b.Index))
+}
+
+// count asks again who has a block.
+func (c *checker) count(ctx context.Context, key sys.BlockKey) (int, error) {
+	before := key
+	if before.Index > 0 {
+		before.Index--
+	} else {
+		before = sys.BlockKey{Slice: key.Slice - 1, Index: ^uint32(0)}
+	}
+	n := 0
+	for _, node := range c.blocks.Nodes(key.Slice.PG()) {
+		if c.silent[node] != nil {
+			continue
+		}
+		infos, err := c.blocks.ListOn(ctx, node, key.Slice.PG(), before, 1)
+		if err != nil && ctx.Err() != nil {
+			return 0, err
+		}
+		if len(infos) == 1 && infos[0].Key == key {
+			n++
+		}
+	}
+	return n, nil
+}
+
+// orphans counts blocks that nobody knows of. What waits in the collector's
+// queue, and what writers have reserved, is known.
+func (c *checker) orphans(ctx context.Context) error {
+	known := map[uint64]bool{} // sequence numbers
+	for _, ino := range []sys.Ino{sys.FreedIno, sys.PendingIno} {
+		if err := c.queued(ctx, ino, known); err != nil {
+			return err
+		}
+	}
+	orphans := map[sys.SliceID]int{}
+	for key := range c.copies {
+		if _, ok := c.need[key]; !ok && !known[key.Slice.Seq()] && !c.partOfNeeded(key) {
+			orphans[key.Slice]++
+		}
+	}
+	for s, n := range orphans {
+		still, err := c.count(ctx, sys.BlockKey{Slice: s})
+		if err != nil {
+			return err
+		}
+		if still > 0 {
+			c.report.Orphans += int64(n)
+			c.report.problem("%d blocks of slice %v belong to nothing", n, s)
+		}
+	}
+	return nil
+}
+
+// partOfNeeded says whether some piece of the block's slice is in a file: the
+// rest of the slice goes with it.
+func (c *checker) partOfNeeded(key sys.BlockKey) bool {
+	for i := range uint32(sys.ChunkSize / sys.BlockSize) {
+		if _, ok := c.need[sys.BlockKey{Slice: key.Slice, Index: i}]; ok {
+			return true
+		}
+	}
+	return false
+}
+
+// queued collects the slices that rows of a reserved inode name.
+func (c *checker) queued(ctx context.Context, ino sys.Ino, known map[uint64]bool) error {
+	for from, more := uint32(0), true; more; {
+		a, err := c.tree.Query(ctx, &metapb.Query{Op: &metapb.Query_ScanInodes{
+			ScanInodes: &metapb.ScanInodes{After: uint64(ino) - 1, Limit: 1, FromChunk: from}}})
+		if err != nil {
+			return err
+		}
+		if len(a.Inodes) != 1 || a.Inodes[0].GetAttr().GetIno() != uint64(ino) {
+			return nil // its absence is among meta.Check's problems
+		}
+		for _, n := range a.Inodes[0].Chunks {
+			for _, s := range n.Chunk.Slices {
+				known[sys.SliceID(s.Slice).Seq()] = true
+			}
+			for _, r := range n.Chunk.Ranges {
+				for seq := r.First; seq < r.First+uint64(r.Count); seq++ {
+					known[seq] = true
+				}
+			}
+		}
+		from, more = a.NextChunk, a.NextChunk != 0
+	}
+	return nil
+}

@@ -1,0 +1,233 @@
+package fusefs
+
+import (
+	"errors"
+	"io"
+	"os"
+	"sync"
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/sys"
+	"github.com/koinon/koinon/internal/vfs"
+)
+
+// handles are the open files by the number that the kernel knows them by.
+type handles struct {
+	mu    sync.RWMutex
+	files map[uint64]*vfs.File
+	last  uint64
+}
+
+func (h *handles) add(f *vfs.File) uint64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.files == nil {
+		h.files = make(map[uint64]*vfs.File)
+	}
+	h.last++
+	h.files[h.last] = f
+	return h.last
+}
+
+func (h *handles) get(fh uint64) *vfs.File {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	return h.files[fh]
+}
+
+func (h *handles) remove(fh uint64) *vfs.File {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	f := h.files[fh]
+	delete(h.files, fh)
+	return f
+}
+
+// removeAll empties the table and returns what was in it.
+func (h *handles) removeAll() []*vfs.File {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var all []*vfs.File
+	for _, f := range h.files {
+		all = append(all, f)
+	}
+	h.files = nil
+	return all
+}
+
+// openFlags are those flags of open(2) that vfs knows.
+func openFlags(flags uint32) int {
+	return int(flags)&(os.O_RDONLY|os.O_WRONLY|os.O_RDWR|os.O_APPEND|os.O_TRUNC|os.O_EXCL) | vfs.CheckNone
+}
+
+// openOut tells the kernel how to treat an open file.
+func (r *rawFS) openOut(f *vfs.File, flags uint32, out *fuse.OpenOut) {
+	out.Fh = r.handles.add(f)
+	switch {
+	case flags&syscall.O_APPEND != 0:
+		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
+	case f.Unchanged():
+		out.OpenFlags |= fuse.FOPEN_KEEP_CACHE
+	}
+	if flags&syscall.O_ACCMODE == syscall.O_RDONLY {
+		out.OpenFlags |= fuse.FOPEN_NOFLUSH
+	}
+}
+
+// Open is of fuse.RawFileSystem. The kernel has checked permission.
+func (r *rawFS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	ctx := r.begin(cancel)
+	defer ctx.end()
+	if in.Mode&fuse.OPEN_KILL_SUIDGID != 0 {
+		mode, err := r.withoutPrivileges(ctx, sys.Ino(in.NodeId))
+		if err != nil {
+			return statusOf(err)
+		}
+		if mode != nil {
+			if _, err := r.fs.SetAttr(ctx, r.root, &metapb.SetAttr{Ino: in.NodeId, Mode: mode}); err != nil {
+				return statusOf(err)
+			}
+		}
+	}
+	f, err := r.fs.Open(ctx, r.callers.cred(&in.InHeader), sys.Ino(in.NodeId), openFlags(in.Flags))
+	if err != nil {
+		return statusOf(err)
+	}
+	r.openOut(f, in.Flags, out)
+	return fuse.OK
+}
+
+// Create is of fuse.RawFileSystem.
+func (r *rawFS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+	ctx := r.begin(cancel)
+	defer ctx.end()
+	cred := r.callers.cred(&in.InHeader)
+	parent, flags := sys.Ino(in.NodeId), openFlags(in.Flags)
+	a, f, err := r.fs.Create(ctx, cred, parent, []byte(name), in.Mode, flags)
+	if sys.Is(err, sys.Access) || sys.Is(err, sys.Permission) {
+		// See make.
+		if a, f, err = r.fs.Create(ctx, r.root, parent, []byte(name), in.Mode, flags); err == nil && a.GetSize() == 0 && a.GetUid() == 0 {
+			if a, err = r.give(ctx, a, cred); err != nil {
+				f.Release()
+			}
+		}
+	}
+	if err != nil {
+		return statusOf(err)
+	}
+	r.entryOut(a, in.NodeId, name, &out.EntryOut)
+	r.openOut(f, in.Flags, &out.OpenOut)
+	return fuse.OK
+}
+
+// Read is of fuse.RawFileSystem.
+func (r *rawFS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	ctx := r.begin(cancel)
+	defer ctx.end()
+	f := r.handles.get(in.Fh)
+	if f == nil {
+		return nil, fuse.EBADF
+	}
+	n, err := f.ReadAt(ctx, buf[:min(len(buf), int(in.Size))], int64(in.Offset))
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, statusOf(err)
+	}
+	return fuse.ReadResultData(buf[:n]), fuse.OK
+}
+
+// Write is of fuse.RawFileSystem.
+func (r *rawFS) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	f := r.handles.get(in.Fh)
+	if f == nil {
+		return 0, fuse.EBADF
+	}
+	ctx := r.begin(cancel)
+	defer ctx.end()
+	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
+		if mode := privilegesDropped(f.Attr()); mode != nil {
+			if _, err := r.fs.SetAttr(ctx, r.root, &metapb.SetAttr{Ino: in.NodeId, Mode: mode}); err != nil {
+				return 0, statusOf(err)
+			}
+		}
+	}
+	write := f.WriteAt
+	if in.WriteFlags&fuse.WRITE_CACHE != 0 {
+		write = f.WriteBack
+	}
+	n, err := write(ctx, data, int64(in.Offset))
+	if n > 0 && sys.Is(err, sys.Interrupted) {
+		err = nil // a short write
+	}
+	return uint32(n), statusOf(err)
+}
+
+// Flush is of fuse.RawFileSystem: close(2).
+func (r *rawFS) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
+	ctx := r.begin(cancel)
+	defer ctx.end()
+	f := r.handles.get(in.Fh)
+	if f == nil {
+		return fuse.EBADF
+	}
+	return statusOf(f.Flush(ctx))
+}
+
+// Fsync is of fuse.RawFileSystem.
+func (r *rawFS) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	ctx := r.begin(cancel)
+	defer ctx.end()
+	f := r.handles.get(in.Fh)
+	if f == nil {
+		return fuse.EBADF
+	}
+	return statusOf(f.Fsync(ctx))
+}
+
+// Release is of fuse.RawFileSystem.
+func (r *rawFS) Release(cancel <-chan struct{}, in *fuse.ReleaseIn) {
+	if f := r.handles.remove(in.Fh); f != nil {
+		f.Release()
+	}
+}
+
+// Fallocate is of fuse.RawFileSystem.
+func (r *rawFS) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+	ctx := r.begin(cancel)
+	defer ctx.end()
+	const keepSize, punchHole, zeroRange = 1, 2, 16
+	fa := &metapb.Fallocate{Ino: in.NodeId, Off: in.Offset, Len: in.Length, KeepSize: in.Mode&keepSize != 0}
+	switch in.Mode &^ keepSize {
+	case 0:
+	case punchHole, zeroRange:
+		fa.Zero = true
+	default:
+		return fuse.Status(syscall.EOPNOTSUPP)
+	}
+	return statusOf(r.fs.Fallocate(ctx, r.root, fa))
+}
+
+// Lseek is of fuse.RawFileSystem: SEEK_DATA and SEEK_HOLE of lseek(2). A file
+// is all data, with the hole at its end that every file has.
+func (r *rawFS) Lseek(cancel <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
+	ctx := r.begin(cancel)
+	defer ctx.end()
+	const seekData, seekHole = 3, 4
+	a, err := r.fs.GetAttr(ctx, r.root, sys.Ino(in.NodeId))
+	if err != nil {
+		return statusOf(err)
+	}
+	switch {
+	case in.Whence != seekData && in.Whence != seekHole:
+		return fuse.EINVAL
+	case in.Offset >= a.GetSize():
+		return enxio
+	case in.Whence == seekData:
+		out.Offset = in.Offset
+	default:
+		out.Offset = a.GetSize()
+	}
+	return fuse.OK
+}

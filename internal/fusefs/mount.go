@@ -1,0 +1,238 @@
+package fusefs
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/koinon/koinon/internal/sys"
+	"github.com/koinon/koinon/internal/vfs"
+)
+
+// subtype makes the mount's type fuse.koinon.
+const subtype = "koinon"
+
+// The bounds of a mount, in bytes and requests.
+const (
+	maxWrite      = 1 << 20
+	maxReadAhead  = 1 << 20
+	maxBackground = 128
+)
+
+// Options are a mount's.
+type Options struct {
+	// AttrTTL tells how long the kernel may keep an inode's attributes, from
+	// the moment it is asked on; EntryTTL how long it may keep what a name in
+	// a directory leads to, or that it leads nowhere. They are asked after the
+	// tree was. Without them nothing is kept.
+	AttrTTL  func(ino sys.Ino) time.Duration
+	EntryTTL func(parent sys.Ino, name string) time.Duration
+	// FsName is the first column of df(1); default "koinon".
+	FsName string
+	// Logger gets what goes wrong; default slog.Default.
+	Logger *slog.Logger
+	// Debug logs every request.
+	Debug bool
+}
+
+func (o *Options) setDefaults() {
+	if o.AttrTTL == nil {
+		o.AttrTTL = func(sys.Ino) time.Duration { return 0 }
+	}
+	if o.EntryTTL == nil {
+		o.EntryTTL = func(sys.Ino, string) time.Duration { return 0 }
+	}
+	if o.FsName == "" {
+		o.FsName = subtype
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+}
+
+// Server is a mount that is being served.
+type Server struct {
+	dir    string
+	raw    *rawFS
+	fuse   *fuse.Server
+	log    *slog.Logger
+	guard  *guard
+	served chan struct{} // closed when the kernel has let go of the mount
+
+	unmountOnce sync.Once
+	unmountErr  error
+}
+
+// Mount shows vfs at dir, an empty directory, and serves it until Unmount, or
+// until somebody else unmounts it. The caller keeps vfs and closes it after
+// Wait. A process should not use its own mount: it can block all of its
+// threads. The error tells what to do.
+//
+// When the process dies without Unmount, a small guard process that Mount
+// starts takes the dead mount away.
+func Mount(dir string, vfs *vfs.FS, opts Options) (*Server, error) {
+	opts.setDefaults()
+	dir, err := prepare(dir, opts.Logger)
+	if err != nil {
+		return nil, err
+	}
+	asRoot := os.Geteuid() == 0
+	raw := &rawFS{RawFileSystem: fuse.NewDefaultRawFileSystem(), fs: vfs, opts: opts, root: rootCred()}
+	server, err := fuse.NewServer(raw, dir, &fuse.MountOptions{
+		AllowOther:        asRoot,
+		Options:           []string{"default_permissions"},
+		MaxBackground:     maxBackground,
+		MaxWrite:          maxWrite,
+		MaxReadAhead:      maxReadAhead,
+		FsName:            opts.FsName,
+		Name:              subtype,
+		Debug:             opts.Debug,
+		Logger:            slog.NewLogLogger(opts.Logger.Handler(), slog.LevelWarn),
+		DirectMount:       asRoot,
+		DisableSplice:     true, // what is read comes from memory: writev(2) copies it once
+		ExtraCapabilities: fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_HANDLE_KILLPRIV_V2,
+	})
+	if err != nil {
+		return nil, mountError(dir, err)
+	}
+	s := &Server{dir: dir, raw: raw, fuse: server, log: opts.Logger, served: make(chan struct{})}
+	go s.serve()
+	if err := server.WaitMount(); err != nil {
+		return nil, errors.Join(mountError(dir, err), s.Unmount())
+	}
+	if asRoot {
+		s.widenReadAhead()
+	}
+	s.guard = startGuard(dir, asRoot, opts.Logger)
+	return s, nil
+}
+
+// serve answers the kernel until it lets go. Wait waits for it.
+func (s *Server) serve() {
+	defer close(s.served)
+	stop := make(chan struct{})
+	var watch sync.WaitGroup
+	watch.Go(func() { s.raw.interrupts.watch(stop) })
+	s.fuse.Serve()
+	close(stop)
+	watch.Wait()
+	for _, f := range s.raw.handles.removeAll() {
+		f.Release()
+	}
+}
+
+// Dir returns the absolute path of the mount point.
+func (s *Server) Dir() string { return s.dir }
+
+// Serve returns when the mount is gone, whoever unmounted it, and everything in
+// it was answered.
+func (s *Server) Serve() { s.Wait() }
+
+// Wait is Serve.
+func (s *Server) Wait() {
+	<-s.served
+	if err := s.Unmount(); err != nil { // only ends the guard
+		s.log.Warn("after the unmount", "err", err)
+	}
+}
+
+// Unmount takes the mount away. When it is in use, it is detached instead: no
+// path leads to it any more, and those who use it are served until they are
+// done, which Wait waits for. Further calls return the same.
+func (s *Server) Unmount() error {
+	s.unmountOnce.Do(func() { s.unmountErr = s.unmount() })
+	return s.unmountErr
+}
+
+func (s *Server) unmount() error {
+	defer s.guard.stop()
+	select {
+	case <-s.served:
+		return nil // somebody else has unmounted it
+	default:
+	}
+	err := unmountDir(s.dir, false)
+	if err == nil {
+		return nil
+	}
+	s.log.Warn("the mount is in use: detaching it", "dir", s.dir, "err", err)
+	if err := unmountDir(s.dir, true); err != nil {
+		return sys.E(sys.Op("fusefs.Unmount"), sys.Busy, sys.Subject(s.dir), err)
+	}
+	return nil
+}
+
+// InvalidateAttr makes the kernel forget an inode's attributes, without a lock
+// of the inode, so that it cannot wait for a request that waits for the caller.
+// It must still not be called from within a request.
+func (s *Server) InvalidateAttr(ino sys.Ino) error {
+	return notified(s.fuse.InodeNotify(uint64(ino), -1, 0))
+}
+
+// InvalidateData makes the kernel forget an inode's attributes and pages. It
+// may wait for a request on that inode.
+func (s *Server) InvalidateData(ino sys.Ino) error {
+	return notified(s.fuse.InodeNotify(uint64(ino), 0, 0))
+}
+
+// InvalidateEntry makes the kernel forget what a name leads to. It may wait
+// for a request on the directory.
+func (s *Server) InvalidateEntry(parent sys.Ino, name string) error {
+	return notified(s.fuse.EntryNotify(uint64(parent), name))
+}
+
+// notified is the error of a notification. That the kernel did not know the
+// inode is none.
+func notified(status fuse.Status) error {
+	if status == fuse.OK || status == fuse.ENOENT {
+		return nil
+	}
+	return sys.E(sys.Op("fusefs.Invalidate"), error(unix.Errno(status)))
+}
+
+// widenReadAhead lets the kernel read ahead more than the 128 KiB that it
+// allows a FUSE mount, which only root may set. A kernel that refuses reads
+// ahead less.
+func (s *Server) widenReadAhead() {
+	m, err := findMount(s.dir)
+	if err != nil || m == nil {
+		return
+	}
+	name := filepath.Join("/sys/class/bdi", m.device, "read_ahead_kb")
+	if err := os.WriteFile(name, []byte(strconv.Itoa(maxReadAhead>>10)), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.log.Debug("the kernel's read-ahead stays as it is", "err", err)
+	}
+}
+
+// unmountDir unmounts a directory; detach takes it away even in use.
+func unmountDir(dir string, detach bool) error {
+	if os.Geteuid() == 0 {
+		flags := unix.UMOUNT_NOFOLLOW
+		if detach {
+			flags |= unix.MNT_DETACH
+		}
+		return unix.Unmount(dir, flags)
+	}
+	tool, err := fusermount()
+	if err != nil {
+		return err
+	}
+	args := []string{"-u", dir}
+	if detach {
+		args = []string{"-u", "-z", dir}
+	}
+	if out, err := exec.Command(tool, args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", tool, err, out)
+	}
+	return nil
+}

@@ -1,0 +1,17 @@
+package metapb
+
+import (
+	"github.com/koinon/koinon/internal/sys"
+)
+
+// Err returns the failure as a *sys.Error, nil for a nil failure.
+func (f *Failure) Err() error {
+	if f == nil {
+		return nil
+	}
+	args := []any{sys.Op(f.GetOp()), sys.Kind(f.GetKind()), sys.Subject(f.GetSubject())}
+	if f.GetCause() != "" {
+		args = append(args, f.GetCause())
+	}
+	return sys.E(args...)
+}

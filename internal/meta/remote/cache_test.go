@@ -1,0 +1,156 @@
+package remote
+
+import (
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/sys"
+)
+
+// TestCloneAttr fails when a field is added to Attr and not copied.
+func TestCloneAttr(t *testing.T) {
+	a := &metapb.Attr{}
+	m := a.ProtoReflect()
+	for i := range m.Descriptor().Fields().Len() {
+		f := m.Descriptor().Fields().Get(i)
+		switch f.Kind() {
+		case protoreflect.Uint64Kind:
+			m.Set(f, protoreflect.ValueOfUint64(uint64(i+1)))
+		case protoreflect.Uint32Kind:
+			m.Set(f, protoreflect.ValueOfUint32(uint32(i+1)))
+		case protoreflect.Int64Kind:
+			m.Set(f, protoreflect.ValueOfInt64(int64(i+1)))
+		case protoreflect.BoolKind:
+			m.Set(f, protoreflect.ValueOfBool(true))
+		case protoreflect.BytesKind:
+			m.Set(f, protoreflect.ValueOfBytes([]byte{1}))
+		default:
+			t.Fatalf("field %s is of a kind the test does not set", f.Name())
+		}
+	}
+	if got := cloneAttr(a); !proto.Equal(a, got) {
+		t.Errorf("cloneAttr lost a field:\n got %v\nwant %v", got, a)
+	}
+}
+
+const dirIno, fileIno = sys.Ino(100), sys.Ino(101)
+
+func dirAttr() *metapb.Attr {
+	return &metapb.Attr{Ino: uint64(dirIno), Type: uint32(sys.TypeDir), Mode: 0o755, Nlink: 2}
+}
+
+func fileAttr(size uint64) *metapb.Attr {
+	return &metapb.Attr{Ino: uint64(fileIno), Type: uint32(sys.TypeRegular), Mode: 0o644, Nlink: 1, Size: size}
+}
+
+func lookup(name string) *metapb.Query {
+	return &metapb.Query{Op: &metapb.Query_Lookup{Lookup: &metapb.Lookup{Parent: uint64(dirIno), Name: []byte(name)}}}
+}
+
+func mknod(name string) *metapb.Command {
+	return &metapb.Command{Op: &metapb.Command_Mknod{Mknod: &metapb.Mknod{Parent: uint64(dirIno), Name: []byte(name), Type: uint32(sys.TypeRegular)}}}
+}
+
+func leased(t *testing.T) (*cache, *fakeClock) {
+	t.Helper()
+	clock := &fakeClock{boot: time.Hour}
+	c := newCache(clock)
+	c.renewed(clock.boot, 7, 0, nil, true)
+	return c, clock
+}
+
+var both = []uint64{uint64(dirIno), uint64(fileIno)}
+
+func hit(t *testing.T, c *cache, q *metapb.Query) bool {
+	t.Helper()
+	a, err := c.answer(q)
+	return a != nil || err != nil
+}
+
+func TestCachedWhileTheLeaseRuns(t *testing.T) {
+	c, clock := leased(t)
+	c.learn(lookup("f"), &metapb.Answer{Attr: fileAttr(3)}, both, 7, 0, c.now())
+	a, err := c.answer(lookup("f"))
+	if err != nil || a.GetAttr().GetSize() != 3 {
+		t.Fatalf("not answered from the cache: %v, %v", a, err)
+	}
+	a.Attr.Size = 99 // answers belong to the caller
+	if a, _ := c.answer(lookup("f")); a.Attr.Size != 3 {
+		t.Error("a caller changed the cache")
+	}
+	c.renewed(clock.boot, 7, 4, []uint64{uint64(fileIno)}, false)
+	if hit(t, c, lookup("f")) {
+		t.Error("answered from the cache after the inode was revoked")
+	}
+	c.learn(lookup("f"), &metapb.Answer{Attr: fileAttr(4)}, both, 7, 3, c.now())
+	if hit(t, c, lookup("f")) {
+		t.Error("cached a reply that was older than a revocation already seen")
+	}
+	c.learn(lookup("f"), &metapb.Answer{Attr: fileAttr(4)}, both, 7, 4, c.now())
+	if !hit(t, c, lookup("f")) {
+		t.Error("did not cache a reply that was granted after the revocation")
+	}
+	clock.boot += Term
+	if hit(t, c, lookup("f")) {
+		t.Error("answered from the cache after the lease had run out")
+	}
+}
+
+func TestOwnCommandsAreSeenAtOnce(t *testing.T) {
+	c, _ := leased(t)
+	c.learn(lookup("f"), &metapb.Answer{}, both, 7, 0, c.now())
+	if _, err := c.answer(lookup("f")); !sys.Is(err, sys.NotExist) {
+		t.Fatalf("a name that does not exist was answered %v", err)
+	}
+	before := c.now()
+	e := c.begin(mknod("f"))
+	if hit(t, c, lookup("f")) {
+		t.Error("answered from the cache while a command on the name was under way")
+	}
+	c.learn(lookup("f"), &metapb.Answer{}, both, 7, 0, c.now())
+	if hit(t, c, lookup("f")) {
+		t.Error("cached a reply that crossed a command on the directory")
+	}
+	c.end(e, &metapb.Result{Attr: fileAttr(0), Created: true}, []*metapb.Attr{dirAttr(), fileAttr(0)}, both, 7, 0)
+	c.learn(lookup("f"), &metapb.Answer{}, both, 7, 0, before)
+	if a, err := c.answer(lookup("f")); err != nil || a == nil {
+		t.Errorf("the file just made is answered %v, %v", a, err)
+	}
+}
+
+func TestADirectoryJustMadeIsKnownToBeEmpty(t *testing.T) {
+	c, _ := leased(t)
+	top := sys.Ino(50)
+	mkdir := &metapb.Command{Op: &metapb.Command_Mknod{Mknod: &metapb.Mknod{Parent: uint64(top), Name: []byte("d"), Type: uint32(sys.TypeDir)}}}
+	e := c.begin(mkdir)
+	c.end(e, &metapb.Result{Attr: dirAttr(), Created: true}, []*metapb.Attr{dirAttr()}, []uint64{uint64(top), uint64(dirIno)}, 7, 0)
+	if _, err := c.answer(lookup("anything")); !sys.Is(err, sys.NotExist) {
+		t.Fatalf("a name in a directory just made was answered %v", err)
+	}
+	// A command that failed leaves open what is there.
+	e = c.begin(mknod("f"))
+	c.end(e, nil, nil, nil, 0, 0)
+	if hit(t, c, lookup("f")) {
+		t.Error("answered from the cache although a command on the name failed")
+	}
+	if _, err := c.answer(lookup("g")); !sys.Is(err, sys.NotExist) {
+		t.Errorf("another name of the directory was answered %v", err)
+	}
+}
+
+func TestANewLeaderMakesTheCacheEmpty(t *testing.T) {
+	c, clock := leased(t)
+	c.learn(lookup("f"), &metapb.Answer{Attr: fileAttr(3)}, both, 7, 0, c.now())
+	c.renewed(clock.boot, 8, 0, nil, false)
+	if hit(t, c, lookup("f")) {
+		t.Error("what one leader granted was used under another")
+	}
+	c.learn(lookup("f"), &metapb.Answer{Attr: fileAttr(3)}, both, 7, 0, c.now())
+	if hit(t, c, lookup("f")) {
+		t.Error("cached a reply of the old leader under the new one")
+	}
+}

@@ -1,0 +1,267 @@
+package remote
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/koinon/koinon/internal/cluster"
+	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/meta"
+	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/meta/remote/remotepb"
+	"github.com/koinon/koinon/internal/sys"
+	"github.com/koinon/koinon/internal/wire"
+)
+
+// Options configure a Client. Cluster is required.
+type Options struct {
+	Cluster *cluster.Client // not owned
+	Clock   env.Clock       // nil is the system's
+	Logger  *slog.Logger
+	Name    string // whose session it is, for people
+	// OnRevoke is told which inodes must not be taken as known any more, nil
+	// for all of them, before the leader hears that they were given up. It
+	// must not block and must not call the Client.
+	OnRevoke func(inos []sys.Ino)
+}
+
+// Client is the tree at the cluster's leader. Commands take effect exactly
+// once, whatever happens to connections and leaders meanwhile.
+type Client struct {
+	opts  Options
+	cache *cache
+
+	mu      sync.Mutex
+	session sys.SessionID
+	seq     uint64              // last given out
+	open    map[uint64]struct{} // given out and not answered
+	floor   uint64              // everything up to it is answered
+
+	stop context.CancelFunc
+	done sync.WaitGroup
+}
+
+var _ meta.Client = (*Client)(nil)
+
+// NewClient opens a session and starts to keep it.
+func NewClient(ctx context.Context, opts Options) (*Client, error) {
+	if opts.Clock == nil {
+		opts.Clock = env.System{}
+	}
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	session, err := opts.Cluster.OpenSession(ctx, opts.Name)
+	if err != nil {
+		return nil, err
+	}
+	c := &Client{opts: opts, cache: newCache(opts.Clock), session: session, open: map[uint64]struct{}{}}
+	c.cache.revoke = opts.OnRevoke
+	loop, stop := context.WithCancel(context.Background())
+	c.stop = stop
+	c.done.Go(func() { c.renew(loop) })
+	return c, nil
+}
+
+// Close ends the session. Commands under way must have returned.
+func (c *Client) Close(ctx context.Context) error {
+	c.stop()
+	c.done.Wait()
+	c.cache.lost()
+	return c.opts.Cluster.CloseSession(ctx, c.Session())
+}
+
+// Session returns the current session.
+func (c *Client) Session() sys.SessionID {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.session
+}
+
+// LeaseLeft is how long what was last read may still be taken as true.
+func (c *Client) LeaseLeft() time.Duration { return c.cache.left() }
+
+// Query reads the tree, from the cache when its lease runs.
+func (c *Client) Query(ctx context.Context, q *metapb.Query) (*metapb.Answer, error) {
+	if a, err := c.cache.answer(q); a != nil || err != nil {
+		return a, err
+	}
+	raw, err := proto.Marshal(q)
+	if err != nil {
+		return nil, sys.E(sys.Op("meta.Query"), sys.Invalid, err)
+	}
+	header, err := proto.Marshal(&remotepb.QueryRequest{Session: uint64(c.Session())})
+	if err != nil {
+		return nil, sys.E(sys.Op("meta.Query"), sys.Invalid, err)
+	}
+	tick := c.cache.now()
+	reply, err := c.opts.Cluster.CallLeader(ctx, MethodQuery, header, raw)
+	if err != nil {
+		return nil, err
+	}
+	defer reply.Release()
+	var r remotepb.QueryReply
+	a := &metapb.Answer{}
+	if err := unmarshalBoth(reply, &r, a); err != nil {
+		return nil, err
+	}
+	if a.Failure == nil || sys.Kind(a.Failure.Kind) == sys.NotExist {
+		c.cache.learn(q, a, r.Grant.GetInos(), r.Grant.GetTerm(), r.Grant.GetSeq(), tick)
+	}
+	if a.Failure != nil {
+		return nil, a.Failure.Err()
+	}
+	return a, nil
+}
+
+func unmarshalBoth(reply *wire.Reply, header, payload proto.Message) error {
+	if err := proto.Unmarshal(reply.Header, header); err != nil {
+		return sys.E(sys.Op("meta.call"), sys.Corrupt, err)
+	}
+	if err := proto.Unmarshal(reply.Payload, payload); err != nil {
+		return sys.E(sys.Op("meta.call"), sys.Corrupt, err)
+	}
+	return nil
+}
+
+// Do runs a command. An error of kind Unavailable or Interrupted leaves open
+// whether it took effect.
+func (c *Client) Do(ctx context.Context, cmd *metapb.Command) (*metapb.Result, error) {
+	for {
+		res, retry, err := c.try(ctx, cmd)
+		if !retry {
+			return res, err
+		}
+		if err := c.reopen(ctx, c.Session()); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// try runs a command in the current session. retry says that the session was
+// gone and that the command certainly had no effect.
+func (c *Client) try(ctx context.Context, cmd *metapb.Command) (_ *metapb.Result, retry bool, _ error) {
+	session, seq, ack := c.begin()
+	if op, ok := cmd.Op.(*metapb.Command_AllocSlices); ok {
+		op.AllocSlices.Session = uint64(session)
+	}
+	raw, err := proto.Marshal(cmd)
+	if err != nil {
+		c.end(session, seq)
+		return nil, false, sys.E(sys.Op("meta.Do"), sys.Invalid, err)
+	}
+	e := c.cache.begin(cmd)
+	req := &remotepb.DoRequest{Session: uint64(session), Seq: seq, Ack: ack}
+	for _, ino := range e.inos {
+		req.Dropped = append(req.Dropped, uint64(ino))
+	}
+	header, err := proto.Marshal(req)
+	if err != nil {
+		c.end(session, seq)
+		c.cache.end(e, nil, nil, nil, 0, 0)
+		return nil, false, sys.E(sys.Op("meta.Do"), sys.Invalid, err)
+	}
+	reply, resent, err := c.opts.Cluster.CallLeaderCounted(ctx, MethodDo, header, raw)
+	c.end(session, seq)
+	if err != nil {
+		c.cache.end(e, nil, nil, nil, 0, 0)
+		return nil, sys.Is(err, sys.SessionGone) && !resent, err
+	}
+	defer reply.Release()
+	var r remotepb.DoReply
+	res := &metapb.Result{}
+	if err := unmarshalBoth(reply, &r, res); err != nil {
+		c.cache.end(e, nil, nil, nil, 0, 0)
+		return nil, false, err
+	}
+	c.cache.end(e, res, r.Touched, r.Grant.GetInos(), r.Grant.GetTerm(), r.Grant.GetSeq())
+	if res.Failure != nil {
+		return nil, false, res.Failure.Err()
+	}
+	return res, false, nil
+}
+
+// begin gives out a sequence number, and the number up to which all have been
+// answered.
+func (c *Client) begin() (sys.SessionID, uint64, uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.seq++
+	c.open[c.seq] = struct{}{}
+	return c.session, c.seq, c.floor
+}
+
+func (c *Client) end(session sys.SessionID, seq uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if session != c.session {
+		return
+	}
+	delete(c.open, seq)
+	for c.floor < c.seq {
+		if _, open := c.open[c.floor+1]; open {
+			break
+		}
+		c.floor++
+	}
+}
+
+// reopen replaces a session that is gone, once for all who found it gone.
+func (c *Client) reopen(ctx context.Context, gone sys.SessionID) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.session != gone {
+		return nil
+	}
+	c.opts.Logger.Warn("the session expired: opening another", "session", uint64(gone))
+	session, err := c.opts.Cluster.OpenSession(ctx, c.opts.Name)
+	if err != nil {
+		return err
+	}
+	c.session, c.seq, c.floor, c.open = session, 0, 0, map[uint64]struct{}{}
+	c.cache.lost()
+	return nil
+}
+
+// renew keeps the lease until ctx is done.
+func (c *Client) renew(ctx context.Context) {
+	var term, acked uint64
+	for ctx.Err() == nil {
+		session := c.Session()
+		header, err := proto.Marshal(&remotepb.RenewRequest{Session: uint64(session), Acked: acked, Term: term})
+		if err != nil {
+			panic("remote: a renewal does not encode: " + err.Error())
+		}
+		sent, r := c.opts.Clock.Boot(), remotepb.RenewReply{}
+		reply, err := c.opts.Cluster.CallLeader(ctx, MethodRenew, header, nil)
+		if err == nil {
+			err = proto.Unmarshal(reply.Payload, &r)
+			reply.Release()
+		}
+		switch {
+		case err == nil && session == c.Session():
+			term, acked = c.cache.renewed(sent, r.Term, r.Seq, r.Inos, r.Reset_)
+		case err == nil || sys.Is(err, sys.SessionGone):
+			term, acked = 0, 0
+			if err != nil && c.reopen(ctx, session) != nil && ctx.Err() == nil {
+				c.pause(ctx)
+			}
+		case ctx.Err() == nil:
+			c.opts.Logger.Debug("lease not renewed", "err", err)
+			c.pause(ctx)
+		}
+	}
+}
+
+func (c *Client) pause(ctx context.Context) {
+	timer := time.NewTimer(20 * time.Millisecond)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+}

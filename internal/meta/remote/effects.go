@@ -1,0 +1,138 @@
+package remote
+
+import (
+	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/sys"
+)
+
+// effects is what a command of our own may change, as far as its caller can
+// tell. What else it changes, the leader revokes like anybody's.
+type effects struct {
+	inos  []sys.Ino
+	names []effect
+	began uint64 // tick
+}
+
+// effect is a name that the command makes (becomes is set from the result when
+// made is true), moves or removes.
+type effect struct {
+	dir  sys.Ino
+	name string
+	made bool // the result's inode is there afterwards
+	gone bool // nothing is there afterwards
+}
+
+func effectsOf(cmd *metapb.Command) effects {
+	var e effects
+	ino := func(i uint64) { e.add(sys.Ino(i)) }
+	entry := func(dir uint64, n []byte, made, gone bool) {
+		ino(dir)
+		e.names = append(e.names, effect{sys.Ino(dir), string(n), made, gone})
+	}
+	switch op := cmd.Op.(type) {
+	case *metapb.Command_Mknod:
+		entry(op.Mknod.Parent, op.Mknod.Name, true, false)
+	case *metapb.Command_Unlink:
+		entry(op.Unlink.Parent, op.Unlink.Name, false, true)
+	case *metapb.Command_Rmdir:
+		entry(op.Rmdir.Parent, op.Rmdir.Name, false, true)
+	case *metapb.Command_Rename:
+		entry(op.Rename.Parent, op.Rename.Name, false, !op.Rename.Exchange)
+		entry(op.Rename.NewParent, op.Rename.NewName, false, false)
+	case *metapb.Command_Link:
+		ino(op.Link.Ino)
+		entry(op.Link.Parent, op.Link.Name, true, false)
+	case *metapb.Command_SetAttr:
+		ino(op.SetAttr.Ino)
+	case *metapb.Command_SetXattr:
+		ino(op.SetXattr.Ino)
+	case *metapb.Command_RemoveXattr:
+		ino(op.RemoveXattr.Ino)
+	case *metapb.Command_Commit:
+		ino(op.Commit.Ino)
+	case *metapb.Command_Fallocate:
+		ino(op.Fallocate.Ino)
+	case *metapb.Command_Merge:
+		ino(op.Merge.Ino)
+	}
+	return e
+}
+
+func (e *effects) add(ino sys.Ino) {
+	if !contains(e.inos, ino) {
+		e.inos = append(e.inos, ino)
+	}
+}
+
+// begin gives up what cmd may change, before it is sent.
+func (c *cache) begin(cmd *metapb.Command) effects {
+	e := effectsOf(cmd)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, n := range e.names { // the inode that the name stood for changes too
+		if dir := c.inos[n.dir]; dir != nil && !n.made {
+			if v, ok := dir.names[n.name]; ok && v.ino != 0 {
+				e.add(v.ino)
+			}
+		}
+	}
+	c.tick++
+	e.began = c.tick
+	for _, ino := range e.inos {
+		s := &c.stirs[stirSlot(ino)]
+		s.last = c.tick
+		s.flying++
+		if known := c.inos[ino]; known != nil {
+			known.attr, known.chunks, known.opened = nil, nil, false
+		}
+	}
+	for _, n := range e.names {
+		if dir := c.inos[n.dir]; dir != nil {
+			dir.dropName(n.name)
+		}
+	}
+	return e
+}
+
+// end takes over what the command did. touched are the inodes as they are
+// after it, granted those under lease; both are empty after a failure.
+func (c *cache) end(e effects, res *metapb.Result, touched []*metapb.Attr, granted []uint64, term, seq uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.tick++
+	alone := true
+	for _, ino := range e.inos {
+		s := &c.stirs[stirSlot(ino)]
+		s.flying--
+		alone = alone && s.flying == 0 && s.last <= e.began
+	}
+	for _, ino := range e.inos {
+		c.stirs[stirSlot(ino)].last = c.tick
+	}
+	if res == nil || res.Failure != nil || !alone || !c.fresh(term, seq) {
+		return
+	}
+	ok := make(map[sys.Ino]bool, len(granted))
+	for _, i := range granted {
+		ok[sys.Ino(i)] = true
+	}
+	for _, a := range touched {
+		if ok[sys.Ino(a.Ino)] && (contains(e.inos, sys.Ino(a.Ino)) || c.stirs[stirSlot(sys.Ino(a.Ino))].last <= e.began) {
+			c.at(sys.Ino(a.Ino)).attr = cloneAttr(a)
+		}
+	}
+	for _, n := range e.names {
+		if !ok[n.dir] {
+			continue
+		}
+		switch {
+		case n.made && res.Attr != nil:
+			c.at(n.dir).setName(n.name, name{sys.Ino(res.Attr.Ino), res.Attr.Type})
+		case n.gone:
+			c.at(n.dir).setName(n.name, name{})
+		}
+	}
+	if res.Created && res.Attr != nil && sys.FileType(res.Attr.Type) == sys.TypeDir && ok[sys.Ino(res.Attr.Ino)] {
+		c.at(sys.Ino(res.Attr.Ino)).complete = true // a directory just made is empty
+	}
+}

@@ -1,0 +1,286 @@
+package remote
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/koinon/koinon/internal/cluster"
+	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/meta/embedded"
+	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/meta/remote/remotepb"
+	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/sys"
+	"github.com/koinon/koinon/internal/wire"
+)
+
+// touchedMax is the most inodes of which a reply carries the new attributes.
+const touchedMax = 16
+
+// Server answers for the tree on one node; it does so only while the node
+// leads the group.
+type Server struct {
+	group  *replica.Group
+	leases *leases
+	log    *slog.Logger
+	stop   func()
+	mu     sync.Mutex // held while a leadership begins
+}
+
+// NewServer follows the group's leadership and applies. Close stops it.
+func NewServer(g *replica.Group, clock env.Clock, log *slog.Logger) *Server {
+	s := &Server{group: g, leases: newLeases(clock), log: log}
+	g.OnApply(replica.NSMeta, s.applied)
+	s.stop = g.Watch(s.watch)
+	return s
+}
+
+// Close lets go of the group.
+func (s *Server) Close() {
+	s.stop()
+	s.leases.follow()
+}
+
+// Register adds the server's methods.
+func (s *Server) Register(srv *wire.Server) {
+	srv.Handle(MethodDo, s.serveDo)
+	srv.Handle(MethodQuery, s.serveQuery)
+	srv.Handle(MethodRenew, s.serveRenew)
+}
+
+// watch follows the leadership, so that the wait for earlier leases begins
+// before the first request comes.
+func (s *Server) watch(st replica.Status) {
+	if st.Role != replica.Leader {
+		s.leases.follow()
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), Term)
+	defer cancel()
+	if err := s.lead(ctx, "meta.Lead"); err != nil {
+		s.log.Debug("not leading yet", "err", err)
+	}
+}
+
+// lead makes sure that the table of leases is that of the present leadership.
+// A new one begins with the sessions of the state, all of which may cache what
+// earlier leaders let them.
+func (s *Server) lead(ctx context.Context, op sys.Op) error {
+	round := s.group.Leading()
+	if round == 0 {
+		return s.group.NotLeader(op)
+	}
+	if s.leases.leads(round) {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.leases.leads(round) {
+		return nil
+	}
+	// After a read, all that earlier leaders have agreed on is in the state,
+	// the sessions they opened too.
+	if err := s.group.Read(ctx, replica.NSMeta, func(replica.Reader) error { return nil }); err != nil {
+		return err
+	}
+	infos, err := s.group.Sessions()
+	if err != nil {
+		return err
+	}
+	sessions := make([]sys.SessionID, 0, len(infos))
+	for _, i := range infos {
+		sessions = append(sessions, i.ID)
+	}
+	if s.group.Leading() != round {
+		return s.group.NotLeader(op)
+	}
+	s.leases.lead(round, sessions)
+	return nil
+}
+
+// applied runs before the change is visible. The outcome's number goes back to
+// the caller in Order.
+func (s *Server) applied(st replica.Stamp, local any) {
+	o, ok := local.(*embedded.Outcome)
+	if !ok || o == nil || len(o.Inos) == 0 {
+		return
+	}
+	o.Order = s.leases.changed(st.Slot, st.Session, st.Seq, o.Inos)
+}
+
+func (s *Server) serveDo(ctx context.Context, req *wire.Request) (wire.Response, error) {
+	const op = sys.Op("meta.Do")
+	var r remotepb.DoRequest
+	if err := proto.Unmarshal(req.Header, &r); err != nil {
+		return wire.Response{}, sys.E(op, sys.Invalid, err)
+	}
+	if err := checkCommand(req.Payload); err != nil {
+		return wire.Response{}, err
+	}
+	if err := s.lead(ctx, op); err != nil {
+		return cluster.LeaderHint(err)
+	}
+	session := sys.SessionID(r.Session)
+	dropped := make([]sys.Ino, len(r.Dropped))
+	for i, ino := range r.Dropped {
+		dropped[i] = sys.Ino(ino)
+	}
+	forget := s.leases.expect(session, r.Seq, dropped)
+	defer forget()
+	result, local, err := s.group.Propose(ctx, replica.Command{Session: session, Seq: r.Seq, Ack: r.Ack, NS: replica.NSMeta, Body: req.Payload})
+	if err != nil {
+		return cluster.LeaderHint(err)
+	}
+	if err := s.leases.settle(ctx); err != nil {
+		return cluster.LeaderHint(err)
+	}
+	reply := &remotepb.DoReply{}
+	o, ok := local.(*embedded.Outcome)
+	if !ok { // a retry of what had been applied: it may have touched anything
+		err = s.leases.barrier(ctx)
+	} else if len(o.Inos) > 0 {
+		if err = s.leases.barrier(ctx, o.Inos...); err == nil && len(o.Attrs) <= touchedMax {
+			reply.Touched = o.Attrs
+			reply.Grant = s.grant(session, seenAt{change: o.Order}, o.Inos)
+		}
+	}
+	if err != nil {
+		return cluster.LeaderHint(err)
+	}
+	return respond(reply, result), nil
+}
+
+// checkCommand refuses what cannot be a command, or only the leader itself may
+// run, before it gets into the log.
+func checkCommand(body []byte) error {
+	var cmd metapb.Command
+	if err := proto.Unmarshal(body, &cmd); err != nil || cmd.Op == nil {
+		return sys.E(sys.Op("meta.Do"), sys.Invalid, fmt.Sprintf("not a command this node knows (%v): are all nodes of one version?", err))
+	}
+	switch cmd.Op.(type) {
+	case *metapb.Command_Purge, *metapb.Command_DropFreed, *metapb.Command_Format, *metapb.Command_EndSession:
+		return sys.E(sys.Op("meta.Do"), sys.Permission, "only the leader itself runs this command")
+	}
+	return nil
+}
+
+func (s *Server) grant(session sys.SessionID, seen seenAt, inos []sys.Ino) *remotepb.Grant {
+	if session == 0 || seen == (seenAt{}) {
+		return nil
+	}
+	granted, seq, term := s.leases.grant(session, seen, inos)
+	return &remotepb.Grant{Inos: granted, Seq: seq, Term: term}
+}
+
+func respond(header proto.Message, payload []byte) wire.Response {
+	raw, err := proto.Marshal(header)
+	if err != nil {
+		panic(fmt.Sprintf("remote: %T does not encode: %v", header, err))
+	}
+	return wire.Response{Header: raw, Payload: payload}
+}
+
+func (s *Server) serveQuery(ctx context.Context, req *wire.Request) (wire.Response, error) {
+	const op = sys.Op("meta.Query")
+	var r remotepb.QueryRequest
+	if err := proto.Unmarshal(req.Header, &r); err != nil {
+		return wire.Response{}, sys.E(op, sys.Invalid, err)
+	}
+	q := &metapb.Query{}
+	if err := proto.Unmarshal(req.Payload, q); err != nil || q.Op == nil {
+		return wire.Response{}, sys.E(op, sys.Invalid, fmt.Sprintf("not a query this node knows (%v): are all nodes of one version?", err))
+	}
+	if err := s.lead(ctx, op); err != nil {
+		return cluster.LeaderHint(err)
+	}
+	var a *metapb.Answer
+	slot := s.group.Applied() // before the view is taken, so never newer than it
+	err := s.group.Read(ctx, replica.NSMeta, func(v replica.Reader) (err error) {
+		a, err = embedded.Read(v, q)
+		return err
+	})
+	if err != nil {
+		return cluster.LeaderHint(err)
+	}
+	if err := s.leases.settle(ctx); err != nil {
+		return cluster.LeaderHint(err)
+	}
+	inos := inosOf(q, a)
+	if err := s.leases.barrier(ctx, inos...); err != nil {
+		return cluster.LeaderHint(err)
+	}
+	reply := &remotepb.QueryReply{}
+	if cacheable(q) {
+		reply.Grant = s.grant(sys.SessionID(r.Session), seenAt{slot: slot}, inos)
+	}
+	raw, err := proto.Marshal(a)
+	if err != nil {
+		return wire.Response{}, sys.E(op, err)
+	}
+	return respond(reply, raw), nil
+}
+
+// cacheable says whether clients cache answers to q.
+func cacheable(q *metapb.Query) bool {
+	switch q.Op.(type) {
+	case *metapb.Query_Lookup, *metapb.Query_GetAttr, *metapb.Query_Open, *metapb.Query_ReadDir, *metapb.Query_Access:
+		return true
+	}
+	return false
+}
+
+// inosOf lists the inodes that an answer tells of. It is never nil.
+func inosOf(q *metapb.Query, a *metapb.Answer) []sys.Ino {
+	inos := make([]sys.Ino, 0, 2+len(a.Entries))
+	switch op := q.Op.(type) {
+	case *metapb.Query_Lookup:
+		inos = append(inos, sys.Ino(op.Lookup.Parent))
+	case *metapb.Query_ReadDir:
+		inos = append(inos, sys.Ino(op.ReadDir.Ino))
+	case *metapb.Query_GetChunks:
+		inos = append(inos, sys.Ino(op.GetChunks.Ino))
+	case *metapb.Query_GetXattr:
+		inos = append(inos, sys.Ino(op.GetXattr.Ino))
+	case *metapb.Query_ListXattr:
+		inos = append(inos, sys.Ino(op.ListXattr.Ino))
+	}
+	if a.Attr != nil {
+		inos = append(inos, sys.Ino(a.Attr.Ino))
+	}
+	for _, e := range a.Entries {
+		if e.Attr != nil {
+			inos = append(inos, sys.Ino(e.Ino))
+		}
+	}
+	return inos
+}
+
+func (s *Server) serveRenew(ctx context.Context, req *wire.Request) (wire.Response, error) {
+	var r remotepb.RenewRequest
+	if err := proto.Unmarshal(req.Header, &r); err != nil {
+		return wire.Response{}, sys.E(sys.Op("meta.Renew"), sys.Invalid, err)
+	}
+	if err := s.lead(ctx, "meta.Renew"); err != nil {
+		return cluster.LeaderHint(err)
+	}
+	session := sys.SessionID(r.Session)
+	if err := s.group.KeepAlive(session); err != nil {
+		return cluster.LeaderHint(err)
+	}
+	n := s.leases.renew(ctx, session, r.Term, r.Acked)
+	// Only a leader may extend a lease: the log's own lease, checked after
+	// the fact, says that this node still is one.
+	err := s.group.Read(ctx, replica.NSMeta, func(replica.Reader) error { return nil })
+	if err != nil {
+		return cluster.LeaderHint(err)
+	}
+	raw, err := proto.Marshal(&remotepb.RenewReply{Term: n.term, Seq: n.seq, Inos: n.inos, Reset_: n.reset})
+	if err != nil {
+		return wire.Response{}, sys.E(sys.Op("meta.Renew"), err)
+	}
+	return wire.Response{Payload: raw}, nil
+}

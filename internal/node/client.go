@@ -1,0 +1,100 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/koinon/koinon/internal/auth"
+	"github.com/koinon/koinon/internal/block"
+	"github.com/koinon/koinon/internal/block/spread"
+	"github.com/koinon/koinon/internal/cluster"
+	"github.com/koinon/koinon/internal/config"
+	"github.com/koinon/koinon/internal/meta"
+	"github.com/koinon/koinon/internal/meta/remote"
+	"github.com/koinon/koinon/internal/sys"
+	"github.com/koinon/koinon/internal/vfs"
+)
+
+// Client is a connection to a cluster: the tree, the blocks, and the file
+// system made of them. Its methods may be called concurrently.
+type Client struct {
+	cluster *cluster.Client
+	tree    *remote.Client
+	store   *spread.Store
+	fs      *vfs.FS
+	revoke  atomic.Pointer[func([]sys.Ino)]
+}
+
+// Connect reaches the cluster through any of the configured nodes, and opens a
+// session at its leader. Close ends both.
+func Connect(ctx context.Context, cfg *config.Client, log *slog.Logger) (*Client, error) {
+	cc, err := dial(ctx, cfg, log)
+	if err != nil {
+		return nil, err
+	}
+	c := &Client{cluster: cc}
+	c.tree, err = remote.NewClient(ctx, remote.Options{Cluster: cc, Logger: log, Name: sessionName(), OnRevoke: c.revoked})
+	if err != nil {
+		return nil, errors.Join(err, cc.Close())
+	}
+	c.store = spread.New(spread.Options{Cluster: cc, Logger: log})
+	c.fs = vfs.New(c.tree, c.store, vfs.Options{
+		WriteBuffer: int64(cfg.Limits.WriteBuffer), CacheBytes: int64(cfg.Limits.ReadCache),
+		PGs: len(cc.Table().PGs), Session: c.tree.Session(), Timeout: time.Duration(cfg.Timeout),
+		Retention: keepEvery, Logger: log,
+	})
+	return c, nil
+}
+
+// keepEvery makes a client tell every third of it which files it has open. It
+// must be well below the least retention a node may be configured with.
+const keepEvery = 2 * time.Minute
+
+// dial loads the credentials and learns the cluster's map.
+func dial(ctx context.Context, cfg *config.Client, log *slog.Logger) (*cluster.Client, error) {
+	creds, err := auth.LoadCredentials(cfg.TLS.CA, cfg.TLS.Cert, cfg.TLS.Key)
+	if err != nil {
+		return nil, err
+	}
+	return cluster.Dial(ctx, cluster.Config{Cluster: cfg.Cluster, Seeds: cfg.Nodes, TLS: creds.ClientTLS(), Timeout: time.Duration(cfg.Timeout), Logger: log})
+}
+
+func sessionName() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown host"
+	}
+	return host
+}
+
+func (c *Client) revoked(inos []sys.Ino) {
+	if f := c.revoke.Load(); f != nil {
+		(*f)(inos)
+	}
+}
+
+// OnRevoke sets who is told which inodes must not be taken as known any more
+// (nil for all). It must not block and must not use the Client.
+func (c *Client) OnRevoke(f func(inos []sys.Ino)) { c.revoke.Store(&f) }
+
+// LeaseLeft is how long what was last read of the tree may still be taken as
+// true; 0 when for no moment.
+func (c *Client) LeaseLeft() time.Duration { return c.tree.LeaseLeft() }
+
+// FS is the file system. Close closes it.
+func (c *Client) FS() *vfs.FS { return c.fs }
+
+// Tree is the metadata, for those who look after it.
+func (c *Client) Tree() meta.Client { return c.tree }
+
+// Blocks is the block store, for those who look after it.
+func (c *Client) Blocks() block.Store { return c.store }
+
+// Close writes out what is buffered, ends the session and the connections.
+func (c *Client) Close(ctx context.Context) error {
+	return errors.Join(c.fs.Close(ctx), c.store.Close(), c.tree.Close(ctx), c.cluster.Close())
+}

@@ -1,0 +1,118 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/koinon/koinon/internal/block/spread"
+	"github.com/koinon/koinon/internal/cluster"
+	"github.com/koinon/koinon/internal/cluster/clusterpb"
+	"github.com/koinon/koinon/internal/collect"
+	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/replica"
+)
+
+// placementGroups is how many a new cluster has.
+const placementGroups = 256
+
+// found makes a new cluster: its map and its empty tree. It does nothing to one
+// that has them.
+func (s *server) found(ctx context.Context) error {
+	if s.peers.Map() != nil {
+		return nil
+	}
+	members := make([]*clusterpb.Member, 0, len(s.cfg.Voters))
+	for _, v := range s.cfg.Voters {
+		members = append(members, &clusterpb.Member{Id: uint64(v.ID), Addr: v.Addr, Weight: 1})
+	}
+	m, err := cluster.First(s.cfg.Cluster, members, placementGroups, s.cfg.Replicas)
+	if err != nil {
+		return err
+	}
+	if _, err := s.tree.Do(ctx, &metapb.Command{Op: &metapb.Command_Format{Format: &metapb.Format{RetentionNs: int64(s.cfg.Retention)}}}); err != nil {
+		return err
+	}
+	body, err := proto.Marshal(&clusterpb.Command{Map: m})
+	if err != nil {
+		return err
+	}
+	if _, _, err := s.group.Propose(ctx, replica.Command{NS: replica.NSCluster, Body: body}); err != nil {
+		return err
+	}
+	s.log.Info("a new cluster", "cluster", s.cfg.Cluster, "nodes", len(members), "replicas", s.cfg.Replicas)
+	return s.followMap()
+}
+
+// collect runs one round of the collector.
+func (s *server) collect(ctx context.Context) {
+	c := collect.Collector{Tree: s.tree, Blocks: s.spread, Clock: s.clock, Logger: s.log, Grace: blockGrace, PGs: len(s.peers.Table().PGs)}
+	done, err := c.Run(ctx)
+	if err != nil && ctx.Err() == nil {
+		s.log.Info("collection goes on later", "err", err)
+	}
+	if done != (collect.Done{}) {
+		s.log.Info("collected", "steps", done.Steps, "rows", done.Rows, "blocks", done.Keys)
+	}
+}
+
+// status tells of this node.
+func (s *server) status() *clusterpb.StatusReply {
+	st := s.group.Status()
+	r := &clusterpb.StatusReply{
+		Node: uint64(s.cfg.ID), Cluster: s.cfg.Cluster, Version: s.version, Leader: uint64(st.Leader), Role: st.Role.String(),
+		BallotRound: st.BallotRound, Chosen: st.Chosen, Applied: st.Applied, Truncated: st.Truncated,
+		StartedNs: s.started.UnixNano(), Proposals: st.Proposals, Entries: st.Entries, Syncs: st.LogSyncs, LogBytes: st.LogBytes,
+		Epoch: s.peers.Map().GetEpoch(), Healing: healing(s.healer.Status()), ResidentBytes: resident(),
+	}
+	for _, p := range st.Peers {
+		r.Lags = append(r.Lags, &clusterpb.PeerLag{Node: uint64(p.ID), Slots: p.Lag})
+	}
+	var trouble []string
+	if st.Damaged != "" {
+		trouble = append(trouble, st.Damaged)
+	}
+	if st.NoSpace {
+		trouble = append(trouble, "the disk is full: new commands are refused until there is space")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if u, err := s.blocks.Usage(ctx); err != nil {
+		trouble = append(trouble, err.Error())
+	} else {
+		r.Blocks, r.BytesUsed, r.BytesFree = u.Blocks, u.Used, u.Free
+	}
+	r.Trouble = strings.Join(trouble, "; ")
+	return r
+}
+
+// healing says in words what a node still fetches, nothing when it has all.
+func healing(st spread.HealStatus) string {
+	if st.Complete >= st.Groups {
+		return ""
+	}
+	return fmt.Sprintf("%d of %d placement groups are complete, %d blocks fetched", st.Complete, st.Groups, st.Fetched)
+}
+
+// resident is this process's memory in bytes, 0 where the kernel does not tell
+// (proc(5), statm).
+func resident() uint64 {
+	raw, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0
+	}
+	fields := strings.Fields(string(raw))
+	if len(fields) < 2 {
+		return 0
+	}
+	pages, err := strconv.ParseUint(fields[1], 10, 64)
+	if err != nil {
+		return 0
+	}
+	return pages * uint64(os.Getpagesize())
+}

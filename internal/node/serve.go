@@ -1,0 +1,227 @@
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/koinon/koinon/internal/auth"
+	"github.com/koinon/koinon/internal/block/disk"
+	"github.com/koinon/koinon/internal/block/spread"
+	"github.com/koinon/koinon/internal/cluster"
+	"github.com/koinon/koinon/internal/cluster/clusterpb"
+	"github.com/koinon/koinon/internal/config"
+	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/meta/embedded"
+	"github.com/koinon/koinon/internal/meta/remote"
+	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/sys"
+	"github.com/koinon/koinon/internal/wire"
+)
+
+// server is a running node: its parts, in the order in which they are made.
+type server struct {
+	cfg     *config.Node
+	log     *slog.Logger
+	clock   env.Clock
+	started time.Time
+	version string
+
+	creds     *auth.Credentials
+	peers     *cluster.Client // to the other nodes, on this node's own account
+	blocks    *disk.Store
+	transport *replica.WireTransport
+	wire      *wire.Server
+	host      *replica.Host
+	group     *replica.Group
+	tree      *remote.Server
+	spread    *spread.Store // this node's own use of all blocks
+	healer    *spread.Healer
+	scrubber  *spread.Scrubber
+}
+
+// Serve runs a node until ctx is done or the node cannot go on, and stops it
+// in order. It returns nil after an orderly stop.
+func Serve(ctx context.Context, cfg *config.Node, version string, log *slog.Logger) (err error) {
+	s := &server{cfg: cfg, log: log, clock: env.System{}, started: time.Now(), version: version}
+	if s.creds, err = auth.LoadCredentials(cfg.TLS.CA, cfg.TLS.Cert, cfg.TLS.Key); err != nil {
+		return err
+	}
+	if id := s.creds.Identity(); id.Cluster != cfg.Cluster || id.Node != cfg.ID {
+		return sys.E(sys.Op("node.Serve"), sys.Invalid, sys.Subject(cfg.TLS.Cert),
+			fmt.Sprintf("the certificate is that of %v of cluster %q, the configuration that of %v of %q", id.Node, id.Cluster, cfg.ID, cfg.Cluster))
+	}
+	listener, err := listen(cfg.Listen)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.close(listener)) }()
+	if err := s.open(); err != nil {
+		return err
+	}
+	return s.run(ctx, listener)
+}
+
+func listen(addr string) (net.Listener, error) {
+	l, err := net.Listen("tcp", addr)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, sys.E(sys.Op("node.Serve"), sys.Busy, sys.Subject(addr), "the port is in use: end the process that has it (ss -ltnp shows it), or set another `listen` address")
+	}
+	if err != nil {
+		return nil, sys.E(sys.Op("node.Serve"), sys.Invalid, sys.Subject(addr), err)
+	}
+	return l, nil
+}
+
+// open makes the parts. What was made is closed by close, also after a failure.
+func (s *server) open() (err error) {
+	seeds := make([]string, 0, len(s.cfg.Voters))
+	voters := make([]replica.Peer, 0, len(s.cfg.Voters))
+	for _, v := range s.cfg.Voters {
+		seeds = append(seeds, v.Addr)
+		voters = append(voters, replica.Peer{ID: v.ID, Addr: v.Addr})
+	}
+	s.peers = cluster.New(cluster.Config{Cluster: s.cfg.Cluster, Seeds: seeds, TLS: s.creds.ClientTLS(), Logger: s.log})
+	s.wire = wire.NewServer(wire.ServerConfig{TLS: s.creds.ServerTLS(), Logger: s.log, Identify: identify})
+	s.transport = replica.NewWireTransport(replica.WireConfig{
+		Self: s.cfg.ID, Peers: voters, Server: s.wire, Logger: s.log,
+		Client: func(p replica.Peer) wire.ClientConfig {
+			return wire.ClientConfig{TLS: s.creds.ClientTLSFor(p.ID), Logger: s.log}
+		},
+	})
+	s.host, err = replica.Open(replica.Config{
+		Dir: filepath.Join(s.cfg.Dir, "replica"), FS: env.Disk, Clock: s.clock, Cluster: s.cfg.Cluster, Self: s.cfg.ID, Voters: voters,
+		Transport: s.transport, Logger: s.log, SessionTTL: remote.SessionLife, Rejoin: s.cfg.Rejoin,
+		BlockCacheBytes: int64(s.cfg.Limits.StateCache), ReserveBytes: int64(s.cfg.Limits.MinFree) / 2,
+	}, map[replica.Namespace]replica.Machine{replica.NSMeta: embedded.Machine{}, replica.NSCluster: cluster.Machine{}})
+	if err != nil {
+		return err
+	}
+	s.blocks, err = disk.Open(disk.Options{Dir: filepath.Join(s.cfg.Dir, "blocks"), Logger: s.log, ReserveBytes: uint64(s.cfg.Limits.MinFree)})
+	if err != nil {
+		return err
+	}
+	s.group = s.host.Group(0)
+	s.tree = remote.NewServer(s.group, s.clock, s.log)
+	s.tree.Register(s.wire)
+	(&cluster.Service{Group: s.group, Status: s.status}).Register(s.wire)
+	server := spread.NewServer(spread.ServerConfig{Self: s.cfg.ID, Engine: s.blocks, Cluster: s.peers, Logger: s.log})
+	server.Register(s.wire)
+	s.healer = spread.NewHealer(spread.HealerConfig{Self: s.cfg.ID, Engine: s.blocks, Cluster: s.peers, Logger: s.log})
+	s.scrubber = spread.NewScrubber(spread.ScrubberConfig{Self: s.cfg.ID, Engine: s.blocks, Cluster: s.peers, Logger: s.log})
+	s.spread = spread.New(spread.Options{Cluster: s.peers, Prefer: s.cfg.ID, Local: server, Logger: s.log})
+	return nil
+}
+
+func identify(cs tls.ConnectionState) (wire.Identity, error) {
+	id, err := auth.PeerIdentity(cs)
+	return wire.Identity(id), err
+}
+
+// run serves until the end.
+func (s *server) run(ctx context.Context, listener net.Listener) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := s.wire.Serve(listener); err != nil && ctx.Err() == nil {
+			cancel(err)
+		}
+	})
+	wg.Go(func() { s.duties(ctx) })
+	s.log.Info("serving", "node", s.cfg.ID, "cluster", s.cfg.Cluster, "addr", listener.Addr().String(), "version", s.version)
+	select {
+	case <-ctx.Done():
+	case <-s.host.Failed():
+		cancel(s.host.Err())
+	}
+	err := context.Cause(ctx)
+	if errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	s.log.Info("stopping", "err", err)
+	closeErr := s.wire.Close()
+	wg.Wait()
+	return errors.Join(err, closeErr)
+}
+
+// close ends the parts in the reverse order of open.
+func (s *server) close(listener net.Listener) error {
+	var errs []error
+	if err := listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		errs = append(errs, err)
+	}
+	if s.tree != nil {
+		s.tree.Close()
+	}
+	if s.host != nil {
+		errs = append(errs, s.host.Close())
+	}
+	if s.transport != nil {
+		errs = append(errs, s.transport.Close())
+	}
+	if s.spread != nil {
+		errs = append(errs, s.scrubber.Close(), s.healer.Close(), s.spread.Close())
+	}
+	if s.blocks != nil {
+		errs = append(errs, s.blocks.Close())
+	}
+	if s.peers != nil {
+		errs = append(errs, s.peers.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// duties does what is due now and then: taking over a newer map, and, on the
+// leader, making a new cluster and collecting what nobody uses.
+func (s *server) duties(ctx context.Context) {
+	collected := s.clock.Boot()
+	tick := time.NewTicker(dutyEvery)
+	defer tick.Stop()
+	for {
+		if err := s.followMap(); err != nil {
+			s.log.Error("the cluster map cannot be used", "err", err)
+		}
+		if st := s.group.Status(); st.Role == replica.Leader && st.Ready {
+			if err := s.found(ctx); err != nil && ctx.Err() == nil {
+				s.log.Warn("the cluster is not set up yet", "err", err)
+			}
+			if now := s.clock.Boot(); now-collected >= collectEvery {
+				s.collect(ctx)
+				collected = now
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+const (
+	dutyEvery    = 200 * time.Millisecond
+	collectEvery = 5 * time.Second
+	// blockGrace is how long blocks outlive the last reference to them.
+	blockGrace = time.Minute
+)
+
+// followMap takes over the map in this replica's state.
+func (s *server) followMap() error {
+	var m *clusterpb.Map
+	err := s.group.ReadLocal(replica.NSCluster, func(r replica.Reader) (err error) {
+		m, err = cluster.ReadMap(r)
+		return err
+	})
+	if err != nil || m == nil || m.Epoch <= s.peers.Map().GetEpoch() {
+		return err
+	}
+	return s.peers.Install(m)
+}

@@ -1,0 +1,353 @@
+package replica
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/koinon/koinon/internal/sys"
+	"github.com/koinon/koinon/paxos"
+)
+
+// outcome is what a proposer gets.
+type outcome struct {
+	result   []byte
+	local    any
+	err      error
+	repeated bool // the command had been applied before
+}
+
+// applier runs a group's chosen entries on its state. Its goroutine is the
+// only one that writes the state.
+type applier struct {
+	g        *Group
+	db       *pebble.DB
+	machines map[Namespace]Machine
+	order    []Namespace // of machines, ascending
+	sessions *sessions
+
+	mu    sync.Mutex
+	queue []paxos.Entry
+	tasks []func() error // run between two entries
+	wake  chan struct{}
+
+	// Only the goroutine uses these.
+	over     *overlay
+	txs      [256]*Tx
+	batch    entryBatch
+	now      time.Duration // env.Clock.Boot when the current entries began
+	at       appliedRow
+	settled  []settlement
+	digests  []digestAt
+	localKey []byte
+}
+
+// appliedRow is replicapb.Applied: what the state contains.
+type appliedRow struct {
+	slot   uint64
+	timeNs int64
+	digest uint64
+}
+
+func (r appliedRow) encode() []byte {
+	b := appendUint(make([]byte, 0, 32), 1, r.slot)
+	b = appendUint(b, 2, uint64(r.timeNs))
+	return appendFixed64(b, 3, r.digest)
+}
+
+func decodeApplied(b []byte) (r appliedRow, err error) {
+	err = eachField(b, func(f field) error {
+		switch f.num {
+		case 1:
+			r.slot = f.value
+		case 2:
+			r.timeNs = int64(f.value)
+		case 3:
+			r.digest = f.value
+		}
+		return nil
+	})
+	return r, err
+}
+
+// appliedKey is the key of a group's Applied row.
+func appliedKey(g sys.GroupID) []byte { return append(namespacePrefix(g, nsLocal), 'a') }
+
+// settlement is an own entry whose outcomes wait for the state to be visible.
+type settlement struct {
+	batch    *proposals
+	outcomes []outcome
+}
+
+// The bounds of one Pebble batch when many entries wait.
+const (
+	applyEntries = 64
+	applyRows    = 8192
+)
+
+func newApplier(g *Group, db *pebble.DB, machines map[Namespace]Machine) *applier {
+	a := &applier{g: g, db: db, machines: machines, sessions: &g.sessions, over: newOverlay(db),
+		wake: make(chan struct{}, 1), localKey: appliedKey(g.id)}
+	for ns := range machines {
+		a.order = append(a.order, ns)
+	}
+	slices.Sort(a.order)
+	return a
+}
+
+// load reads what the state contains.
+func (a *applier) load() error {
+	at, err := readApplied(a.db, a.localKey)
+	if err != nil {
+		return err
+	}
+	a.at = at
+	return a.sessions.load(a.db, a.g.id, a.g.host.cfg.Clock.Boot())
+}
+
+func readApplied(r pebble.Reader, key []byte) (appliedRow, error) {
+	v, closer, err := r.Get(key)
+	if err == pebble.ErrNotFound {
+		return appliedRow{}, nil
+	}
+	if err != nil {
+		return appliedRow{}, sys.E(sys.Op("replica.readApplied"), err)
+	}
+	row, err := decodeApplied(v)
+	if err != nil {
+		err = sys.E(sys.Op("replica.readApplied"), sys.Corrupt, err)
+	}
+	if cerr := closer.Close(); err == nil && cerr != nil {
+		err = cerr
+	}
+	return row, err
+}
+
+// push queues chosen entries.
+func (a *applier) push(entries []paxos.Entry) {
+	a.mu.Lock()
+	if len(a.queue) == 0 {
+		a.queue = entries
+	} else {
+		a.queue = append(a.queue, entries...)
+	}
+	a.mu.Unlock()
+	signal(a.wake)
+}
+
+// do runs a task between two entries.
+func (a *applier) do(task func() error) {
+	a.mu.Lock()
+	a.tasks = append(a.tasks, task)
+	a.mu.Unlock()
+	signal(a.wake)
+}
+
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// run is the applier's goroutine.
+func (a *applier) run(stop <-chan struct{}) {
+	for {
+		a.mu.Lock()
+		entries, tasks := a.queue, a.tasks
+		a.queue, a.tasks = nil, nil
+		a.mu.Unlock()
+		for _, task := range tasks {
+			if err := task(); err != nil {
+				a.g.host.fail(err)
+				return
+			}
+		}
+		for len(entries) > 0 {
+			n, err := a.apply(entries)
+			if err != nil {
+				a.g.host.fail(err)
+				return
+			}
+			entries = entries[n:]
+			select {
+			case <-stop:
+				return
+			default:
+			}
+		}
+		select {
+		case <-a.wake:
+		case <-stop:
+			return
+		}
+	}
+}
+
+// apply runs as many of the entries as one Pebble batch should hold, makes
+// them visible, and answers their proposers. It returns how many.
+func (a *applier) apply(entries []paxos.Entry) (int, error) {
+	a.now = a.g.host.cfg.Clock.Boot()
+	n := 0
+	for n < len(entries) && n < applyEntries && len(a.over.rows) < applyRows {
+		e := &entries[n]
+		n++
+		if uint64(e.Slot) <= a.at.slot {
+			continue // a snapshot has brought it
+		}
+		if uint64(e.Slot) != a.at.slot+1 {
+			panic(fmt.Sprintf("replica: apply: slot %d expected, found %d", a.at.slot+1, e.Slot))
+		}
+		if err := a.entry(e); err != nil {
+			return n, err
+		}
+	}
+	b := a.db.NewBatch()
+	if err := a.over.flush(b); err != nil {
+		return n, err
+	}
+	if err := b.Set(a.localKey, a.at.encode(), nil); err != nil {
+		return n, err
+	}
+	if err := b.Commit(pebble.NoSync); err != nil {
+		return n, sys.E(sys.Op("replica.apply"), err)
+	}
+	if err := b.Close(); err != nil {
+		return n, err
+	}
+	a.over.reset()
+	a.g.appliedTo(a.at.slot)
+	for i, s := range a.settled {
+		s.batch.settle(s.outcomes)
+		a.settled[i] = settlement{}
+	}
+	a.settled = a.settled[:0]
+	for _, d := range a.digests {
+		a.g.ownDigest(d)
+	}
+	a.digests = a.digests[:0]
+	return n, nil
+}
+
+// entry runs the commands of one entry.
+func (a *applier) entry(e *paxos.Entry) error {
+	sum := crc32.Checksum(e.Data, castagnoli)
+	if e.Kind == paxos.Command {
+		if err := a.batch.decode(e.Data); err != nil {
+			panic(fmt.Sprintf("replica: apply: an EntryBatch expected in slot %d, found %v", e.Slot, err))
+		}
+		a.at.timeNs = max(a.at.timeNs, a.batch.timeNs)
+		own := a.g.takeOwn(a.batch.origin)
+		var outs []outcome
+		if own != nil {
+			outs = make([]outcome, len(a.batch.commands))
+		}
+		for i := range a.batch.commands {
+			c := &a.batch.commands[i]
+			st := Stamp{Slot: uint64(e.Slot), Index: uint32(i), TimeNs: a.at.timeNs, Session: c.Session, Seq: c.Seq}
+			out, err := a.command(c, st)
+			if err != nil {
+				return err
+			}
+			sum = crc32.Update(sum, castagnoli, out.result)
+			if own != nil {
+				outs[i] = out
+			}
+		}
+		if own != nil {
+			a.settled = append(a.settled, settlement{own, outs})
+		}
+		a.g.host.applies.Add(uint64(len(a.batch.commands)))
+	}
+	a.at.slot = uint64(e.Slot)
+	a.at.digest = mixDigest(a.at.digest, uint64(e.Slot), sum)
+	if a.at.slot%a.g.host.cfg.DigestEvery == 0 {
+		a.digests = append(a.digests, digestAt{a.at.slot, a.at.digest})
+	}
+	return nil
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// mixDigest rolls an entry's checksum into the digest (the finalizer of
+// splitmix64).
+func mixDigest(digest, slot uint64, sum uint32) uint64 {
+	x := digest ^ (uint64(sum) | slot<<32)
+	x += 0x9e3779b97f4a7c15
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	return x ^ x>>31
+}
+
+// tx returns the namespace's Tx of the current entries.
+func (a *applier) tx(ns Namespace) *Tx {
+	tx := a.txs[ns]
+	if tx == nil {
+		tx = &Tx{o: a.over, prefix: namespacePrefix(a.g.id, ns)}
+		a.txs[ns] = tx
+	}
+	return tx
+}
+
+// command runs one command; an error is trouble of the engine.
+func (a *applier) command(c *Command, st Stamp) (outcome, error) {
+	var s *session
+	if c.Session != 0 {
+		var out outcome
+		var done bool
+		if s, out, done = a.begin(c); done {
+			if out.repeated {
+				a.g.host.deduped.Add(1)
+			}
+			return out, nil
+		}
+	}
+	out, err := a.execute(c, st)
+	if err != nil || s == nil {
+		return out, err
+	}
+	if out.err == nil {
+		a.finish(s, c, out.result)
+	}
+	return out, a.tx(NSSession).err
+}
+
+func (a *applier) execute(c *Command, st Stamp) (outcome, error) {
+	if c.NS == NSSession {
+		result, err := a.applySession(st, c.Body)
+		if err != nil && sys.KindOf(err) == sys.Other {
+			return outcome{}, err
+		}
+		return outcome{result: result, err: err}, nil
+	}
+	m := a.machines[c.NS]
+	if m == nil {
+		return outcome{err: sys.E(sys.Op("replica.Apply"), sys.NotSupported,
+			fmt.Sprintf("namespace %d: this replica runs an older koinon", c.NS))}, nil
+	}
+	tx := a.tx(c.NS)
+	result, local := m.Apply(tx, st, c.Body)
+	if tx.err != nil {
+		return outcome{}, tx.err
+	}
+	// The hooks run before the batch is committed, so before anybody can read
+	// what the command wrote.
+	for _, fn := range a.g.hooksOf(c.NS) {
+		fn(st, local)
+	}
+	return outcome{result: result, local: local}, nil
+}
+
+// checksumRow continues the checksum of a snapshot's chunk.
+func checksumRow(crc uint32, key, value []byte) uint32 {
+	var n [8]byte
+	binary.LittleEndian.PutUint32(n[:], uint32(len(key)))
+	binary.LittleEndian.PutUint32(n[4:], uint32(len(value)))
+	crc = crc32.Update(crc, castagnoli, n[:])
+	crc = crc32.Update(crc, castagnoli, key)
+	return crc32.Update(crc, castagnoli, value)
+}

@@ -1,0 +1,293 @@
+package replica_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/sys"
+)
+
+// load has callers add to a counter, each command under its session until it
+// is done, and returns what ends it and how many were done.
+func (c *cluster) load(callers int) (stop func() uint64) {
+	c.t.Helper()
+	ctx, cancel := context.WithCancel(c.ctx())
+	var wg sync.WaitGroup
+	var done atomic.Uint64
+	for i := range callers {
+		session, err := c.openSession(fmt.Sprint("caller", i))
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		wg.Go(func() {
+			for seq := uint64(1); ctx.Err() == nil; seq++ {
+				// The command is finished even when the load is over, so that
+				// its outcome is known.
+				_, err := c.do(c.ctx(), replica.Command{Session: session, Seq: seq, Ack: seq - 1, NS: nsTest, Body: add("x")})
+				if err != nil {
+					c.t.Errorf("session %d seq %d: %v", session, seq, err)
+					return
+				}
+				done.Add(1)
+			}
+		})
+	}
+	return func() uint64 {
+		cancel()
+		wg.Wait()
+		return done.Load()
+	}
+}
+
+func (c *cluster) openSession(name string) (sys.SessionID, error) {
+	for {
+		id, err := c.group(c.leader()).OpenSession(c.ctx(), name)
+		if k := sys.KindOf(err); err == nil || k != sys.NotLeader && k != sys.Unavailable {
+			return id, err
+		}
+	}
+}
+
+// agree waits until all replicas have the same counter.
+func (c *cluster) agree(want uint64) {
+	c.t.Helper()
+	for id := sys.NodeID(1); id <= sys.NodeID(c.n); id++ {
+		c.await(fmt.Sprintf("%v to count %d", id, want), func() bool { return c.count(id, "x") == want })
+	}
+}
+
+// TestCrashesUnderLoad crashes nodes, with random parts of what was not synced
+// lost, on a network that loses and repeats messages: every command counts
+// exactly once, on every replica.
+func TestCrashesUnderLoad(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.net.SetFaults(0.02, 0.02)
+	stop := c.load(8)
+	rng := rand.New(rand.NewPCG(3, 3))
+	for end := time.Now().Add(4 * time.Second); time.Now().Before(end); {
+		id := sys.NodeID(rng.IntN(3) + 1)
+		c.crash(id)
+		c.open(id)
+		// Time for the others to go on, and for a leader to be found.
+		time.Sleep(time.Duration(rng.IntN(300)) * time.Millisecond)
+	}
+	n := stop()
+	c.net.SetFaults(0, 0)
+	if n == 0 {
+		t.Fatal("progress expected, found none")
+	}
+	c.agree(n)
+	t.Logf("%d commands", n)
+}
+
+// TestPartitionsUnderLoad cuts links in one direction at a time.
+func TestPartitionsUnderLoad(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	stop := c.load(4)
+	rng := rand.New(rand.NewPCG(4, 4))
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); {
+		from := sys.NodeID(rng.IntN(3) + 1)
+		to := from%3 + 1
+		c.net.Cut(from, to, true)
+		time.Sleep(time.Duration(rng.IntN(200)) * time.Millisecond)
+		c.net.Cut(from, to, false)
+	}
+	n := stop()
+	c.agree(n)
+	t.Logf("%d commands", n)
+}
+
+// poke changes bytes in the middle of what a node's log holds.
+func poke(t *testing.T, fs vfs.FS) {
+	t.Helper()
+	names, err := fs.List("/data/log")
+	if err != nil || len(names) == 0 {
+		t.Fatalf("list: %v, %v", names, err)
+	}
+	name := names[0]
+	for _, n := range names {
+		name = min(name, n)
+	}
+	f, err := fs.OpenReadWrite("/data/log/"+name, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte(strings.Repeat("damage", 20)), 8192); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestDamagedReplicaDoesNotVoteUntilRepaired(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	for range 100 {
+		c.must(add("x"))
+	}
+	victim, other := c.follower(), sys.NodeID(0)
+	l := c.leader()
+	for id := sys.NodeID(1); id <= 3; id++ {
+		if id != l && id != victim {
+			other = id
+		}
+	}
+	c.close(victim)
+	poke(t, c.fs[victim])
+	// Alone with a damaged one the leader cannot go on.
+	c.close(other)
+	c.close(l)
+	c.open(victim)
+	c.open(l)
+	c.await("the damage to be reported", func() bool {
+		d := c.group(victim).Status().Damaged
+		return strings.Contains(d, "does not vote") && strings.Contains(d, "move /data away")
+	})
+	ctx, cancel := context.WithTimeout(c.ctx(), 500*time.Millisecond)
+	defer cancel()
+	if _, err := c.do(ctx, replica.Command{NS: nsTest, Body: add("x")}); err == nil {
+		t.Fatal("no majority of sound replicas: an error expected, found none")
+	}
+	c.open(other)
+	c.await("the repair", func() bool { return c.group(victim).Status().Damaged == "" })
+	// Now it counts: with the third one away the group goes on.
+	c.close(other)
+	base := number(c.must(add("x")))
+	c.await("the repaired one to follow", func() bool { return c.count(victim, "x") == base })
+	// The repair is remembered.
+	c.close(victim)
+	c.open(victim)
+	if d := c.group(victim).Status().Damaged; d != "" {
+		t.Fatalf("a repaired replica expected, found %q", d)
+	}
+	c.must(add("x"))
+}
+
+func TestWipedReplicaRejoins(t *testing.T) {
+	rejoin := sys.NodeID(0)
+	c := newCluster(t, 3, func(cfg *replica.Config) { cfg.Rejoin = cfg.Self == rejoin })
+	for range 100 {
+		c.must(add("x"))
+	}
+	rejoin = c.follower()
+	c.close(rejoin)
+	c.fs[rejoin] = vfs.NewCrashableMem()
+	c.open(rejoin)
+	c.await("the replica to return", func() bool {
+		return c.count(rejoin, "x") == 100 && c.group(rejoin).Status().Damaged == ""
+	})
+	c.crash(rejoin)
+	c.open(rejoin)
+	c.must(add("x"))
+}
+
+func TestOnlyReplicaWithDamageRefusesToOpen(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	for range 100 {
+		c.must(add("x"))
+	}
+	c.close(1)
+	poke(t, c.fs[1])
+	_, err := replica.Open(c.config(1), machines())
+	if !sys.Is(err, sys.Corrupt) || !strings.Contains(err.Error(), "backup") {
+		t.Fatalf("sys.Corrupt with advice expected, found %v", err)
+	}
+}
+
+func TestDirectoryOfAnotherIsRefused(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	c.must(add("x"))
+	if _, err := replica.Open(c.config(1), machines()); !sys.Is(err, sys.Busy) || !strings.Contains(err.Error(), "in use") {
+		t.Fatalf("a directory in use: sys.Busy expected, found %v", err)
+	}
+	c.close(1)
+	write := func(text string) {
+		t.Helper()
+		f, err := c.fs[1].Create("/data/VERSION", vfs.WriteCategoryUnspecified)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(f, text); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const head = "koinon replica\n"
+	for _, tc := range []struct {
+		text string
+		kind sys.Kind
+		want string
+	}{
+		{head + "format 1\ncluster \"other\"\nnode 1\n", sys.Invalid, "belongs to cluster \"other\""},
+		{head + "format 1\ncluster \"test\"\nnode 2\n", sys.Invalid, "belongs to node n2"},
+		{head + "format 99\ncluster \"test\"\nnode 1\n", sys.NotSupported, "run the newer koinon"},
+		{"rubbish", sys.Corrupt, "is not readable"},
+	} {
+		write(tc.text)
+		_, err := replica.Open(c.config(1), machines())
+		if !sys.Is(err, tc.kind) || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%q: %v with %q expected, found %v", tc.text, tc.kind, tc.want, err)
+		}
+	}
+	write(head + "format 1\ncluster \"test\"\nnode 1\n")
+	c.open(1)
+	if got := number(c.must(add("x"))); got != 2 {
+		t.Fatalf("counter: 2 expected, found %d", got)
+	}
+}
+
+func TestFullDiskRefusesAndGoesOn(t *testing.T) {
+	c := newCluster(t, 3, func(cfg *replica.Config) { cfg.ReserveBytes = 1 << 20 })
+	c.must(add("x"))
+	setFree := func(free uint64) {
+		for _, fs := range c.fs {
+			fs.(*vfs.MemFS).TestingSetDiskUsage(vfs.DiskUsage{AvailBytes: free, TotalBytes: 1 << 30, UsedBytes: 1<<30 - free})
+		}
+	}
+	setFree(1000)
+	c.await("NoSpace", func() bool { return c.group(c.leader()).Status().NoSpace })
+	if _, err := c.do(c.ctx(), replica.Command{NS: nsTest, Body: add("x")}); !sys.Is(err, sys.NoSpace) {
+		t.Fatalf("sys.NoSpace expected, found %v", err)
+	}
+	err := c.group(c.leader()).Read(c.ctx(), nsTest, func(replica.Reader) error { return nil })
+	if err != nil {
+		t.Fatalf("a read on a full disk: %v", err)
+	}
+	setFree(1 << 29)
+	c.await("space", func() bool { return !c.group(c.leader()).Status().NoSpace })
+	if got := number(c.must(add("x"))); got != 2 {
+		t.Fatalf("counter: 2 expected, found %d", got)
+	}
+}
+
+func TestLogIsCutBehindTheFlushedState(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	value := strings.Repeat("v", 32<<10)
+	for i := range 200 {
+		c.must(set(fmt.Sprint("key", i%10), value))
+	}
+	c.await("the log to be cut", func() bool { return c.group(1).Status().Truncated > 50 })
+	names, err := c.fs[1].List("/data/log")
+	if err != nil || len(names) > 16 {
+		t.Fatalf("at most 16 segments of 256 KiB expected, found %d, %v", len(names), err)
+	}
+	c.crash(1)
+	c.open(1)
+	if got := number(c.must(add("x"))); got != 1 || c.local(1, "key9") != value {
+		t.Fatal("the state after a crash is not whole")
+	}
+}

@@ -1,0 +1,342 @@
+package replica
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/koinon/koinon/internal/replica/replicapb"
+	"github.com/koinon/koinon/internal/sys"
+	"github.com/koinon/koinon/paxos"
+	"google.golang.org/protobuf/proto"
+)
+
+// Group is this node's replica of one group. Its methods may be called
+// concurrently.
+type Group struct {
+	host     *Host
+	id       sys.GroupID
+	applier  *applier
+	sessions sessions
+
+	view  atomic.Pointer[leaderView]
+	hooks atomic.Pointer[hookTable]
+
+	mu            sync.Mutex
+	queue         []*proposals // the last one is open for more
+	queueBytes    int
+	queueCommands int
+	inflight      map[uint64]*proposals // by origin
+	closed        error                 // answers everything from now on
+	calls         []func(now paxos.Time)
+	readers       []*readWaiter // wait for the driver to ask for a read index
+	appliedWait   []*readWaiter // wait for the state to reach their slot
+	installed     uint64        // a snapshot put in place that the core does not know of
+	published     Status
+	watchers      map[int]func(Status)
+	watcherNext   int
+	remoteDigests []digestAt // of slots not applied here yet
+	ownDigests    []digestAt // the latest, ascending
+
+	applied atomic.Uint64
+	flushed atomic.Uint64 // durably applied
+
+	incoming incoming // a snapshot that arrives
+
+	d groupDriver
+}
+
+// leaderView is what callers need to know of the leadership.
+type leaderView struct {
+	role   Role
+	leader sys.NodeID
+	ballot paxos.Ballot // the own one, of a leader
+	lease  paxos.Time   // reads are good before it; 0 without a lease
+}
+
+// hookTable holds the OnApply hooks by namespace.
+type hookTable map[Namespace][]func(st Stamp, local any)
+
+func newGroup(h *Host, id sys.GroupID) *Group {
+	g := &Group{host: h, id: id, inflight: map[uint64]*proposals{}, watchers: map[int]func(Status){}}
+	g.view.Store(&leaderView{})
+	g.hooks.Store(&hookTable{})
+	g.applier = newApplier(g, h.db, h.machines)
+	return g
+}
+
+// ID returns the group's number.
+func (g *Group) ID() sys.GroupID { return g.id }
+
+// OnApply has fn called for every command of the namespace that is applied, on
+// this replica, with what Machine.Apply returned as local: after it ran and
+// before any Read or ReadLocal can see what it wrote and before its result is
+// released. fn runs in the applier: it must be quick, must not block, and must
+// not call the group. Commands applied before OnApply are not shown.
+func (g *Group) OnApply(ns Namespace, fn func(st Stamp, local any)) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	next := hookTable{}
+	for k, v := range *g.hooks.Load() {
+		next[k] = v
+	}
+	next[ns] = append(slices.Clone(next[ns]), fn)
+	g.hooks.Store(&next)
+}
+
+func (g *Group) hooksOf(ns Namespace) []func(Stamp, any) { return (*g.hooks.Load())[ns] }
+
+// Watch has fn called, from a goroutine of the host, after this replica's role
+// or its leader changed, and once at the start. Changes that follow quickly may
+// be shown as one. stop ends it; a call that runs already may still end later.
+func (g *Group) Watch(fn func(Status)) (stop func()) {
+	g.mu.Lock()
+	id := g.watcherNext
+	g.watcherNext++
+	g.watchers[id] = fn
+	g.mu.Unlock()
+	signal(g.host.notify)
+	return func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		delete(g.watchers, id)
+	}
+}
+
+// callWatchers tells the watchers.
+func (g *Group) callWatchers() {
+	g.mu.Lock()
+	ids := make([]int, 0, len(g.watchers))
+	for id := range g.watchers {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	fns := make([]func(Status), 0, len(ids))
+	for _, id := range ids {
+		fns = append(fns, g.watchers[id])
+	}
+	g.mu.Unlock()
+	if len(fns) == 0 {
+		return
+	}
+	st := g.Status()
+	for _, fn := range fns {
+		fn(st)
+	}
+}
+
+// Status returns what is known of the group now.
+func (g *Group) Status() Status {
+	h := g.host
+	v := g.view.Load()
+	g.mu.Lock()
+	s := g.published
+	s.Peers = slices.Clone(s.Peers)
+	s.QueueCommands, s.QueueBytes, s.InFlight = g.queueCommands, g.queueBytes, len(g.inflight)
+	g.mu.Unlock()
+	s.Group, s.Self = g.id, h.cfg.Self
+	s.Role, s.Leader = v.role, v.leader
+	s.Applied, s.Flushed = g.applied.Load(), g.flushed.Load()
+	s.Chosen = max(s.Chosen, s.Applied)
+	s.Ready = v.role == Leader && v.lease != 0
+	if left := time.Duration(v.lease) - h.cfg.Clock.Boot(); v.lease != 0 && left > 0 {
+		s.Lease = left
+	}
+	s.NoSpace = h.noSpace.Load()
+	s.Proposals, s.Entries = h.proposed.Load(), h.entries.Load()
+	s.Applies, s.Deduped = h.applies.Load(), h.deduped.Load()
+	s.Reads, s.ReadIndex, s.Elections = h.reads.Load(), h.readIndexes.Load(), h.elections.Load()
+	s.Snapshots, s.Installs = h.snapshotsSent.Load(), h.installs.Load()
+	ls := h.log.Stats()
+	s.LogSyncs, s.LogBytes, s.LogRecords = ls.Syncs, ls.Bytes, ls.Records
+	s.Sessions = g.sessions.count()
+	return s
+}
+
+// call has fn run by the driver.
+func (g *Group) call(fn func(now paxos.Time)) {
+	g.mu.Lock()
+	g.calls = append(g.calls, fn)
+	g.mu.Unlock()
+	g.host.wakeDriver()
+}
+
+// Transfer hands leadership to another voter. It returns when the request was
+// taken; Watch or Status tell the outcome. Errors: sys.NotLeader, sys.Invalid,
+// sys.Busy, sys.Unavailable when the other is not fit for it.
+func (g *Group) Transfer(ctx context.Context, to sys.NodeID) error {
+	const op = sys.Op("replica.Transfer")
+	done := make(chan error, 1)
+	g.call(func(now paxos.Time) {
+		if g.d.node == nil {
+			done <- paxos.ErrNotLeader
+			return
+		}
+		done <- g.d.node.Transfer(now, paxos.NodeID(to))
+	})
+	select {
+	case err := <-done:
+		switch err {
+		case nil:
+			return nil
+		case paxos.ErrNotLeader:
+			return notLeader(op, g.view.Load().leader)
+		case paxos.ErrUnknownPeer:
+			return sys.E(op, sys.Invalid, sys.Subject(to.String()), err)
+		case paxos.ErrBusy:
+			return sys.E(op, sys.Busy, err)
+		}
+		return sys.E(op, sys.Unavailable, sys.Subject(to.String()), err)
+	case <-ctx.Done():
+		return sys.E(op, sys.Interrupted, ctx.Err())
+	case <-g.host.stop:
+		return g.host.stopped(op)
+	}
+}
+
+// OpenSession makes a session. When the outcome is not known the session may
+// exist; it then ends by itself for want of signs of life.
+func (g *Group) OpenSession(ctx context.Context, name string) (sys.SessionID, error) {
+	result, err := g.proposeSession(ctx, &replicapb.SessionCommand{
+		Op: &replicapb.SessionCommand_Open_{Open: &replicapb.SessionCommand_Open{Name: name}}})
+	if err != nil {
+		return 0, err
+	}
+	var res replicapb.SessionResult
+	if err := proto.Unmarshal(result, &res); err != nil {
+		return 0, sys.E(sys.Op("replica.OpenSession"), sys.Corrupt, err)
+	}
+	return sys.SessionID(res.Session), nil
+}
+
+// EndSession ends sessions; that one is gone already is fine.
+func (g *Group) EndSession(ctx context.Context, ids ...sys.SessionID) error {
+	_, err := g.proposeSession(ctx, endCommand(false, ids))
+	return err
+}
+
+func endCommand[T ~uint64](idle bool, ids []T) *replicapb.SessionCommand {
+	end := &replicapb.SessionCommand_End{Idle: idle}
+	for _, id := range ids {
+		end.Sessions = append(end.Sessions, uint64(id))
+	}
+	return &replicapb.SessionCommand{Op: &replicapb.SessionCommand_End_{End: end}}
+}
+
+func (g *Group) proposeSession(ctx context.Context, cmd *replicapb.SessionCommand) ([]byte, error) {
+	body, err := proto.Marshal(cmd)
+	if err != nil {
+		return nil, sys.E(sys.Op("replica.Session"), err)
+	}
+	result, _, err := g.Propose(ctx, Command{NS: NSSession, Body: body})
+	return result, err
+}
+
+// KeepAlive is a sign of life of sessions. It is the leader's to count: others
+// answer sys.NotLeader. sys.SessionGone names the first one that does not
+// exist; the others are kept.
+func (g *Group) KeepAlive(ids ...sys.SessionID) error {
+	const op = sys.Op("replica.KeepAlive")
+	v := g.view.Load()
+	if v.role != Leader {
+		return notLeader(op, v.leader)
+	}
+	now := int64(g.host.cfg.Clock.Boot())
+	var gone error
+	for _, id := range ids {
+		if s := g.sessions.get(id); s != nil {
+			s.heard.Store(now)
+		} else if gone == nil && v.lease != 0 {
+			// Without lease the session may have been opened in the suffix
+			// that is not applied yet.
+			gone = sys.E(op, sys.SessionGone, sessionSubject(id))
+		}
+	}
+	return gone
+}
+
+// SessionInfo describes a session.
+type SessionInfo struct {
+	ID       sys.SessionID
+	Name     string
+	OpenedNs int64 // since the epoch
+	// Idle is how long nothing was heard of it; only the leader's is right.
+	Idle time.Duration
+}
+
+// Sessions lists the sessions as this replica knows them, in ID order.
+func (g *Group) Sessions() ([]SessionInfo, error) {
+	now := g.host.cfg.Clock.Boot()
+	var out []SessionInfo
+	var bad error
+	err := g.ReadLocal(NSSession, func(r Reader) error {
+		err := r.Scan([]byte{keySession}, []byte{keySession + 1}, func(key, value []byte) bool {
+			var row replicapb.SessionRow
+			if bad = proto.Unmarshal(value, &row); bad != nil {
+				return false
+			}
+			id := sys.SessionID(beUint64(key[1:]))
+			info := SessionInfo{ID: id, Name: row.Name, OpenedNs: row.OpenedNs}
+			if s := g.sessions.get(id); s != nil {
+				info.Idle = now - time.Duration(s.heard.Load())
+			}
+			out = append(out, info)
+			return true
+		})
+		return err
+	})
+	if err == nil && bad != nil {
+		err = sys.E(sys.Op("replica.Sessions"), sys.Corrupt, bad)
+	}
+	return out, err
+}
+
+// ownDigest notes the digest after an own slot and compares it with what the
+// leader said.
+func (g *Group) ownDigest(d digestAt) {
+	g.mu.Lock()
+	g.ownDigests = append(g.ownDigests, d)
+	if len(g.ownDigests) > digestsKept {
+		g.ownDigests = slices.Delete(g.ownDigests, 0, 1)
+	}
+	g.remoteDigests = slices.DeleteFunc(g.remoteDigests, func(r digestAt) bool {
+		if r.slot == d.slot {
+			compareDigests(g.id, d, r)
+		}
+		return r.slot <= d.slot
+	})
+	g.mu.Unlock()
+	if g.view.Load().role == Leader {
+		g.call(func(paxos.Time) { g.host.broadcastDigest(g, d) })
+	}
+}
+
+// digestsKept is how many digests are kept for comparison.
+const digestsKept = 16
+
+// remoteDigest compares the leader's digest, now or when the slot is applied.
+func (g *Group) remoteDigest(d digestAt) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, own := range g.ownDigests {
+		if own.slot == d.slot {
+			compareDigests(g.id, own, d)
+			return
+		}
+	}
+	if d.slot > g.applied.Load() && len(g.remoteDigests) < digestsKept {
+		g.remoteDigests = append(g.remoteDigests, d)
+	}
+}
+
+// compareDigests panics when replicas have applied the same slots and differ:
+// to go on would spread the difference.
+func compareDigests(id sys.GroupID, own, leader digestAt) {
+	if own.sum != leader.sum {
+		panic(fmt.Sprintf("replica: group %d has diverged: digest after slot %d expected %016x (the leader's), found %016x",
+			id, own.slot, leader.sum, own.sum))
+	}
+}

@@ -1,0 +1,313 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+
+	"github.com/cockroachdb/errors/oserror"
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/koinon/koinon/internal/replica/wal"
+	"github.com/koinon/koinon/internal/sys"
+)
+
+// Host is one node's share of all groups. Its methods may be called
+// concurrently.
+type Host struct {
+	cfg      Config
+	machines map[Namespace]Machine
+	lock     io.Closer
+	db       *pebble.DB
+	log      *wal.Log
+	groups   []*Group // in the order of Config.Groups
+	rand     *rand.Rand
+
+	drv        driver
+	notify     chan struct{} // leadership changed
+	flushed    chan struct{} // Pebble has flushed
+	wantFlush  chan struct{}
+	noSpace    atomic.Bool
+	snapshots  chan struct{} // tokens for snapshots being sent
+	snapshotNo atomic.Uint64
+
+	stop     chan struct{} // closed when the host stops, by itself or by Close
+	stopOnce sync.Once
+	failed   chan struct{} // closed when it stopped by itself
+	errMu    sync.Mutex
+	err      error
+	wg       sync.WaitGroup
+	ctx      context.Context // ends with stop
+	cancel   context.CancelFunc
+
+	useMu   sync.Mutex
+	useN    int
+	useEnd  bool
+	useIdle chan struct{}
+
+	counters
+}
+
+// Open opens the host's directory, or makes it, recovers what was agreed, and
+// takes part in the groups. machines hold the namespaces above 0; all groups
+// use them.
+//
+// Errors say what to do: another process uses the directory (sys.Busy), it is
+// another node's or cluster's (sys.Invalid), it was written by a newer program
+// (sys.NotSupported), the disk is full (sys.NoSpace), or it cannot be repaired
+// in place (sys.Corrupt). A damaged log does not fail Open when the group has
+// other replicas: the replica then does not vote until it is repaired, see
+// Status.Damaged.
+func Open(cfg Config, machines map[Namespace]Machine) (*Host, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	for ns := range machines {
+		if ns == NSSession || ns == nsLocal {
+			return nil, sys.E(sys.Op("replica.Open"), sys.Invalid, fmt.Sprintf("namespace %d is taken", ns))
+		}
+	}
+	h := &Host{
+		cfg: cfg, machines: machines,
+		notify: make(chan struct{}, 1), flushed: make(chan struct{}, 1), wantFlush: make(chan struct{}, 1),
+		snapshots: make(chan struct{}, snapshotsAtOnce),
+		stop:      make(chan struct{}), failed: make(chan struct{}), useIdle: make(chan struct{}),
+	}
+	h.ctx, h.cancel = context.WithCancel(context.Background())
+	seed := cfg.Seed
+	if seed == 0 {
+		seed = rand.Uint64()
+	}
+	h.rand = rand.New(rand.NewPCG(seed, uint64(cfg.Self)))
+	h.drv.wake = make(chan struct{}, 1)
+	h.drv.outgoing = map[sys.NodeID]*[lanes][]byte{}
+	for _, p := range cfg.Voters {
+		if p.ID != cfg.Self {
+			h.drv.outgoing[p.ID] = &[lanes][]byte{}
+		}
+	}
+	if err := h.open(); err != nil {
+		h.cancel()
+		return nil, errors.Join(err, h.closeFiles())
+	}
+	h.start()
+	return h, nil
+}
+
+// open brings the files into use and recovers the groups.
+func (h *Host) open() error {
+	cfg := &h.cfg
+	var err error
+	if h.lock, err = lockDir(cfg.FS, cfg.Dir); err != nil {
+		return err
+	}
+	exists, err := checkIdentity(cfg)
+	if err != nil {
+		return err
+	}
+	if err := h.clearSnapshots(); err != nil {
+		return err
+	}
+	if h.db, err = h.openState(); err != nil {
+		return err
+	}
+	return h.recover(exists)
+}
+
+// start sets the goroutines going. Only then do others hear of this host.
+func (h *Host) start() {
+	h.spawn(h.drive)
+	for _, g := range h.groups {
+		h.spawn(func() { g.applier.run(h.stop) })
+	}
+	h.spawn(h.maintain)
+	h.spawn(h.notifyWatchers)
+	h.cfg.Transport.Handle(h)
+	for _, g := range h.groups {
+		if g.d.node == nil {
+			h.spawn(g.regainPromise)
+		}
+	}
+	h.wakeDriver()
+}
+
+// spawn runs fn in a goroutine that Close waits for.
+func (h *Host) spawn(fn func()) {
+	h.wg.Add(1)
+	go func() {
+		defer h.wg.Done()
+		fn()
+	}()
+}
+
+// Group returns the replica of a group, nil when this host does not serve it.
+func (h *Host) Group(id sys.GroupID) *Group {
+	for _, g := range h.groups {
+		if g.id == id {
+			return g
+		}
+	}
+	return nil
+}
+
+// Failed is closed when the host has stopped by itself, because its log or
+// state failed: nothing is acknowledged after that. Err says why; Close it and
+// start the process anew.
+func (h *Host) Failed() <-chan struct{} { return h.failed }
+
+// Err returns why the host stopped by itself, nil while it runs.
+func (h *Host) Err() error {
+	h.errMu.Lock()
+	defer h.errMu.Unlock()
+	return h.err
+}
+
+// fail stops the host because of err.
+func (h *Host) fail(err error) {
+	h.errMu.Lock()
+	first := h.err == nil
+	if first {
+		h.err = err
+	}
+	h.errMu.Unlock()
+	if !first {
+		return
+	}
+	select {
+	case <-h.stop: // Close came first, and what it takes away may fail
+		return
+	default:
+	}
+	h.cfg.Logger.Error("the replica stops: its log or state failed", "dir", h.cfg.Dir, "err", err)
+	close(h.failed)
+	h.halt()
+}
+
+// halt stops all goroutines and answers everybody who waits.
+func (h *Host) halt() {
+	h.stopOnce.Do(func() {
+		close(h.stop)
+		h.cancel()
+		for _, g := range h.groups {
+			err := h.stopped("replica.Group")
+			g.view.Store(&leaderView{})
+			g.failProposals(0, err)
+			g.failAllReaders(err)
+		}
+	})
+}
+
+// stopped is the error of everything after the host stopped.
+func (h *Host) stopped(op sys.Op) error {
+	if err := h.Err(); err != nil {
+		return sys.E(op, sys.Unavailable, err)
+	}
+	return sys.E(op, sys.Unavailable, "the replica is closed")
+}
+
+// Close stops taking part and closes the files. What was acknowledged is
+// durable before; the state is flushed so that the next Open is quick. Callers
+// that still wait are answered with sys.Unavailable.
+func (h *Host) Close() error {
+	h.cfg.Transport.Handle(nil)
+	h.halt()
+	h.wg.Wait()
+	// The driver may have registered readers while halt ran.
+	for _, g := range h.groups {
+		for _, ws := range g.d.reads {
+			failReaders(ws, h.stopped("replica.Read"))
+		}
+		g.failAllReaders(h.stopped("replica.Read"))
+		g.incoming.drop()
+	}
+	h.awaitUsers()
+	var err error
+	if h.Err() == nil {
+		err = h.db.Flush()
+	}
+	return errors.Join(err, h.closeFiles())
+}
+
+func (h *Host) closeFiles() error {
+	var errs []error
+	if h.log != nil {
+		errs = append(errs, h.log.Close())
+		h.log = nil
+	}
+	if h.db != nil {
+		errs = append(errs, h.db.Close())
+		h.db = nil
+	}
+	if h.lock != nil {
+		errs = append(errs, h.lock.Close())
+		h.lock = nil
+	}
+	return errors.Join(errs...)
+}
+
+// use keeps the state open until unuse; it is false when the host is closing.
+func (h *Host) use() bool {
+	h.useMu.Lock()
+	defer h.useMu.Unlock()
+	if h.useEnd {
+		return false
+	}
+	h.useN++
+	return true
+}
+
+func (h *Host) unuse() {
+	h.useMu.Lock()
+	defer h.useMu.Unlock()
+	h.useN--
+	if h.useEnd && h.useN == 0 {
+		close(h.useIdle)
+	}
+}
+
+// awaitUsers waits until nobody uses the state and lets nobody begin.
+func (h *Host) awaitUsers() {
+	h.useMu.Lock()
+	first := !h.useEnd
+	h.useEnd = true
+	if first && h.useN == 0 {
+		close(h.useIdle)
+	}
+	h.useMu.Unlock()
+	<-h.useIdle
+}
+
+// notifyWatchers tells of changes of leadership.
+func (h *Host) notifyWatchers() {
+	for {
+		select {
+		case <-h.notify:
+			for _, g := range h.groups {
+				g.callWatchers()
+			}
+		case <-h.stop:
+			return
+		}
+	}
+}
+
+var _ Handler = (*Host)(nil)
+
+// Message implements Handler.
+func (h *Host) Message(from sys.NodeID, frame []byte) {
+	err := decodeFrame(frame, func(m groupMessage) {
+		if !h.drv.inbox.put(from, m) {
+			h.droppedFrames.Add(1)
+		}
+	})
+	if err != nil {
+		h.cfg.Logger.Warn("a message cannot be decoded", "from", from, "err", err)
+	}
+	h.wakeDriver()
+}
+
+func isNotExist(err error) bool { return oserror.IsNotExist(err) }

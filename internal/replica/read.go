@@ -1,0 +1,140 @@
+package replica
+
+import (
+	"context"
+	"encoding/binary"
+
+	"github.com/koinon/koinon/internal/sys"
+	"github.com/koinon/koinon/paxos"
+)
+
+func beUint64(b []byte) uint64 { return binary.BigEndian.Uint64(b) }
+
+// readWaiter waits for a read index, then for the state to reach it.
+type readWaiter struct {
+	slot uint64
+	err  error
+	done chan struct{}
+}
+
+// Read runs fn on a consistent view of a namespace that holds everything that
+// was acknowledged before Read was called. Only the leader can: others answer
+// sys.NotLeader (see LeaderOf). Under a lease it costs no message; without one
+// a majority is asked first, which is also what happens when the lease ran out
+// while fn ran: fn may run twice, and must start afresh each time. An error of
+// fn is returned as it is.
+func (g *Group) Read(ctx context.Context, ns Namespace, fn func(r Reader) error) error {
+	const op = sys.Op("replica.Read")
+	h := g.host
+	v := g.view.Load()
+	if v.role != Leader {
+		return notLeader(op, v.leader)
+	}
+	h.reads.Add(1)
+	if v.lease != 0 && paxos.Time(h.cfg.Clock.Boot()) < v.lease {
+		err := g.ReadLocal(ns, fn)
+		// The state was read first and the clock last, so that a pause in
+		// between cannot make an old state look current.
+		after := g.view.Load()
+		if after.ballot == v.ballot && after.lease != 0 && paxos.Time(h.cfg.Clock.Boot()) < after.lease {
+			return err
+		}
+	}
+	h.readIndexes.Add(1)
+	w := &readWaiter{done: make(chan struct{})}
+	g.mu.Lock()
+	if g.closed != nil {
+		err := g.closed
+		g.mu.Unlock()
+		return err
+	}
+	g.readers = append(g.readers, w)
+	first := len(g.readers) == 1
+	g.mu.Unlock()
+	if first {
+		h.wakeDriver()
+	}
+	select {
+	case <-w.done:
+	case <-ctx.Done():
+		return sys.E(op, sys.Interrupted, ctx.Err())
+	}
+	if w.err != nil {
+		return w.err
+	}
+	return g.ReadLocal(ns, fn)
+}
+
+// ReadLocal runs fn on a consistent view of what this replica has applied,
+// which may be behind. An error of fn is returned as it is.
+func (g *Group) ReadLocal(ns Namespace, fn func(r Reader) error) error {
+	h := g.host
+	// Held until fn is done, so that Close does not take the state away.
+	if !h.use() {
+		return h.stopped(sys.Op("replica.Read"))
+	}
+	defer h.unuse()
+	snap := h.db.NewSnapshot()
+	err := fn(&view{reader: snap, prefix: namespacePrefix(g.id, ns)})
+	if cerr := snap.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+// takeReaders returns those who wait for a read index.
+func (g *Group) takeReaders() []*readWaiter {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	r := g.readers
+	g.readers = nil
+	return r
+}
+
+// awaitApplied lets readers go on when the state has reached slot.
+func (g *Group) awaitApplied(ws []*readWaiter, slot uint64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, w := range ws {
+		w.slot = slot
+		if g.applied.Load() >= slot {
+			close(w.done)
+		} else {
+			g.appliedWait = append(g.appliedWait, w)
+		}
+	}
+}
+
+// appliedTo publishes that the state has reached slot.
+func (g *Group) appliedTo(slot uint64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.applied.Store(slot)
+	kept := g.appliedWait[:0]
+	for _, w := range g.appliedWait {
+		if w.slot <= slot {
+			close(w.done)
+		} else {
+			kept = append(kept, w)
+		}
+	}
+	clear(g.appliedWait[len(kept):])
+	g.appliedWait = kept
+}
+
+// failReaders answers readers with an error.
+func failReaders(ws []*readWaiter, err error) {
+	for _, w := range ws {
+		w.err = err
+		close(w.done)
+	}
+}
+
+// failAllReaders answers everybody who waits for a read.
+func (g *Group) failAllReaders(err error) {
+	g.mu.Lock()
+	ws := append(g.readers, g.appliedWait...)
+	g.readers, g.appliedWait = nil, nil
+	g.mu.Unlock()
+	failReaders(ws, err)
+}

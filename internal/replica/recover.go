@@ -1,0 +1,314 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/koinon/koinon/internal/replica/replicapb"
+	"github.com/koinon/koinon/internal/replica/wal"
+	"github.com/koinon/koinon/internal/sys"
+	"github.com/koinon/koinon/paxos"
+	"google.golang.org/protobuf/proto"
+)
+
+// replayed is what the log says about a group.
+type replayed struct {
+	state logState
+	// unsure says that records were lost since state was written: the promise
+	// may have been a higher one.
+	unsure bool
+}
+
+// recover opens the log, and makes the groups from it and the state. exists
+// says that the directory had been in use.
+func (h *Host) recover(exists bool) error {
+	found := map[uint64]*replayed{}
+	at := func(group uint64) *replayed {
+		if found[group] == nil {
+			found[group] = &replayed{}
+		}
+		return found[group]
+	}
+	for _, id := range h.cfg.Groups {
+		at(uint64(id))
+	}
+	var err error
+	var report wal.Report
+	h.log, report, err = wal.Open(wal.Options{FS: h.cfg.FS, Dir: h.cfg.FS.PathJoin(h.cfg.Dir, "log"),
+		SegmentBytes: h.cfg.SegmentBytes, Logger: h.cfg.Logger, Exists: exists,
+	}, func(r wal.Record) (err error) {
+		switch r.Type {
+		case wal.State:
+			g := at(r.Group)
+			g.unsure = false
+			g.state, err = decodeLogState(r.Body)
+		case wal.Gap:
+			for _, g := range found {
+				g.unsure = true
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if report.TornBytes > 0 {
+		h.cfg.Logger.Info("the end of an unfinished log write was cut", "bytes", report.TornBytes)
+	}
+	if report.Damaged != nil {
+		h.cfg.Logger.Error("the log is damaged", "err", report.Damaged, "advice", h.repairAdvice())
+		if len(h.cfg.Voters) == 1 {
+			return sys.E(sys.Op("replica.Open"), sys.Corrupt, sys.Subject(h.cfg.Dir),
+				fmt.Errorf("%w; %s", report.Damaged, h.wipeAdvice()))
+		}
+	}
+	for _, id := range h.cfg.Groups {
+		r := found[uint64(id)]
+		if !exists && h.cfg.Rejoin {
+			r.unsure = true
+		}
+		if err := h.recoverGroup(id, r, report.Damaged != nil); err != nil {
+			return err
+		}
+	}
+	if err := h.writeStates(); err != nil {
+		return err
+	}
+	if exists {
+		return nil
+	}
+	return writeIdentity(&h.cfg)
+}
+
+// recoverGroup makes a group, and its node unless the promise is not known.
+func (h *Host) recoverGroup(id sys.GroupID, r *replayed, damaged bool) error {
+	g := newGroup(h, id)
+	h.groups = append(h.groups, g)
+	g.d.reads = map[uint64][]*readWaiter{}
+	if err := g.applier.load(); err != nil {
+		return err
+	}
+	applied := g.applier.at.slot
+	g.applied.Store(applied)
+	g.flushed.Store(applied)
+	g.d.reported = paxos.Slot(applied)
+	rec := &g.d.recovered
+	rec.Promised = r.state.promised
+	rec.Applied = paxos.Slot(applied)
+	rec.Truncated = paxos.Slot(r.state.truncated)
+	rec.Damaged = damaged || r.unsure || r.state.damaged || r.state.lost
+	switch {
+	case rec.Truncated > rec.Applied:
+		h.cfg.Logger.Error("the state is older than the log allows: it is fetched from the others", "group", id,
+			"applied", applied, "truncated", r.state.truncated)
+		rec.Truncated, rec.Damaged = rec.Applied, true
+	case !h.log.Holds(uint64(id), uint64(rec.Truncated)+1, applied):
+		// A snapshot was put in place and the log was not told.
+		rec.Truncated = rec.Applied
+	}
+	rec.Chosen = max(paxos.Slot(r.state.chosen), rec.Applied)
+	g.d.truncated = rec.Truncated
+	h.log.Truncate(uint64(id), uint64(rec.Truncated))
+	err := h.log.Each(uint64(id), applied, func(slot uint64, body []byte) error {
+		e, err := decodeEntry(body)
+		if err == nil && uint64(e.Slot) != slot {
+			err = fmt.Errorf("an entry of slot %d is logged as %d", e.Slot, slot)
+		}
+		if err != nil {
+			return sys.E(sys.Op("replica.Open"), sys.Corrupt, err)
+		}
+		if rec.Promised.Less(e.Ballot) {
+			rec.Promised = e.Ballot
+		}
+		rec.Entries = append(rec.Entries, e)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	g.d.damaged, g.d.lost = rec.Damaged, r.unsure || r.state.lost
+	if len(h.cfg.Voters) == 1 {
+		g.d.damaged, g.d.lost, rec.Damaged = false, false, false
+	}
+	g.d.promised, g.d.chosen = rec.Promised, rec.Chosen
+	if !g.d.lost {
+		g.begin()
+	}
+	return nil
+}
+
+// begin makes the group's node from what was recovered.
+func (g *Group) begin() {
+	h := g.host
+	cfg := paxos.Config{
+		ID: paxos.NodeID(h.cfg.Self), Alpha: h.cfg.Alpha, MaxMessageBytes: 1 << 20, CacheBytes: 16 << 20,
+		ElectionTimeout: paxos.Time(h.cfg.ElectionTimeout), Heartbeat: paxos.Time(h.cfg.Heartbeat),
+		Lease: paxos.Time(h.cfg.Lease),
+		Rand:  rand.New(rand.NewPCG(h.rand.Uint64(), uint64(g.id))),
+		Log:   groupLog{h.log, uint64(g.id)},
+	}
+	for _, p := range h.cfg.Voters {
+		cfg.Voters = append(cfg.Voters, paxos.NodeID(p.ID))
+	}
+	g.d.node = paxos.New(cfg, g.d.recovered, paxos.Time(h.cfg.Clock.Boot()))
+	g.d.recovered = paxos.Recovered{}
+}
+
+// writeStates logs what was recovered, durably, before anybody hears of it.
+func (h *Host) writeStates() error {
+	var recs []wal.Record
+	for _, g := range h.groups {
+		recs = append(recs, wal.Record{Type: wal.State, Group: uint64(g.id), Body: g.logState().encode()})
+	}
+	done := make(chan error, 1)
+	h.log.Append(recs, func(err error) { done <- err })
+	return <-done
+}
+
+// logState is the group's state to log.
+func (g *Group) logState() logState {
+	return logState{promised: g.d.promised, chosen: uint64(g.d.chosen), truncated: uint64(g.d.truncated),
+		damaged: g.d.damaged, lost: g.d.lost}
+}
+
+// groupLog is a group's part of the log, as the core reads it.
+type groupLog struct {
+	log   *wal.Log
+	group uint64
+}
+
+var _ paxos.Log = groupLog{}
+
+// Entries implements paxos.Log.
+func (l groupLog) Entries(lo, hi paxos.Slot, maxBytes int) ([]paxos.Entry, error) {
+	var out []paxos.Entry
+	var bad error
+	err := l.log.Read(l.group, uint64(lo), uint64(hi)-1, maxBytes, func(_ uint64, body []byte) bool {
+		var e paxos.Entry
+		if e, bad = decodeEntry(body); bad != nil {
+			return false
+		}
+		out = append(out, e)
+		return true
+	})
+	return out, errors.Join(err, bad)
+}
+
+// regainPromise asks every other replica for its promise, when this one has
+// lost its own. A ballot that this replica promised was promised by its owner
+// first, so the highest answer is at least that. All have to answer.
+func (g *Group) regainPromise() {
+	h := g.host
+	h.cfg.Logger.Warn("this replica lost its promise: it asks all others for theirs", "group", g.id)
+	var highest paxos.Ballot
+	for _, p := range h.cfg.Voters {
+		if p.ID == h.cfg.Self {
+			continue
+		}
+		b, ok := g.askPromise(p.ID)
+		if !ok {
+			return // the host stops
+		}
+		if highest.Less(b) {
+			highest = b
+		}
+	}
+	g.call(func(paxos.Time) {
+		if g.d.recovered.Promised.Less(highest) {
+			g.d.recovered.Promised = highest
+		}
+		g.d.promised = g.d.recovered.Promised
+		g.d.lost, g.d.stateDirty = false, true
+		g.begin()
+		h.pass()
+	})
+}
+
+// promiseRetry is the pause between two questions.
+const promiseRetry = 100 * time.Millisecond
+
+// askPromise asks one replica until it answers; false when the host stops.
+func (g *Group) askPromise(to sys.NodeID) (paxos.Ballot, bool) {
+	h := g.host
+	req, err := proto.Marshal(&replicapb.Request{Group: uint64(g.id),
+		Op: &replicapb.Request_Promise{Promise: &replicapb.PromiseQuery{}}})
+	for err == nil {
+		ctx, cancel := context.WithTimeout(h.ctx, time.Second)
+		reply, callErr := h.call(ctx, to, req)
+		cancel()
+		if callErr == nil && !reply.Refused {
+			return paxos.Ballot{Round: reply.Promised.GetRound(), Node: paxos.NodeID(reply.Promised.GetNode())}, true
+		}
+		select {
+		case <-time.After(promiseRetry):
+		case <-h.stop:
+			return paxos.Ballot{}, false
+		}
+	}
+	h.fail(sys.E(sys.Op("replica.askPromise"), err))
+	return paxos.Ballot{}, false
+}
+
+// call sends a request and decodes its reply.
+func (h *Host) call(ctx context.Context, to sys.NodeID, req []byte) (*replicapb.Reply, error) {
+	b, err := h.cfg.Transport.Call(ctx, to, req)
+	if err != nil {
+		return nil, err
+	}
+	reply := &replicapb.Reply{}
+	if err := proto.Unmarshal(b, reply); err != nil {
+		return nil, sys.E(sys.Op("replica.call"), sys.Corrupt, err)
+	}
+	return reply, nil
+}
+
+// Call implements Handler.
+func (h *Host) Call(ctx context.Context, from sys.NodeID, req []byte) ([]byte, error) {
+	const op = sys.Op("replica.Call")
+	var r replicapb.Request
+	if err := proto.Unmarshal(req, &r); err != nil {
+		return nil, sys.E(op, sys.Invalid, err)
+	}
+	g := h.Group(sys.GroupID(r.Group))
+	if g == nil {
+		return nil, sys.E(op, sys.NotExist, fmt.Sprintf("group %d is not served here", r.Group))
+	}
+	var reply *replicapb.Reply
+	var err error
+	switch {
+	case r.GetChunk() != nil:
+		reply, err = g.receiveChunk(ctx, from, r.GetChunk())
+	case r.GetPromise() != nil:
+		reply, err = g.tellPromise(ctx)
+	default:
+		err = sys.E(op, sys.NotSupported, "an unknown request: this node runs an older koinon")
+	}
+	if err != nil {
+		return nil, err
+	}
+	return proto.Marshal(reply)
+}
+
+// tellPromise answers a replica that lost its promise.
+func (g *Group) tellPromise(ctx context.Context) (*replicapb.Reply, error) {
+	answer := make(chan *replicapb.Reply, 1)
+	g.call(func(paxos.Time) {
+		if g.d.node == nil {
+			answer <- &replicapb.Reply{Refused: true, Reason: "the promise is not known here either"}
+			return
+		}
+		p := g.d.node.Status().Promised
+		answer <- &replicapb.Reply{Promised: &replicapb.Ballot{Round: p.Round, Node: uint64(p.Node)}}
+	})
+	select {
+	case r := <-answer:
+		return r, nil
+	case <-ctx.Done():
+		return nil, sys.E(sys.Op("replica.Promise"), sys.Interrupted, ctx.Err())
+	case <-g.host.stop:
+		return nil, g.host.stopped("replica.Promise")
+	}
+}

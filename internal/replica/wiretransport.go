@@ -1,0 +1,143 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync/atomic"
+
+	"github.com/koinon/koinon/internal/sys"
+	"github.com/koinon/koinon/internal/wire"
+)
+
+// Methods of this package on the wire. Only nodes may use them.
+const (
+	methodUrgent wire.Method = 100 // one-way: a frame of LaneUrgent
+	methodBulk   wire.Method = 101 // one-way: a frame of LaneBulk
+	methodCall   wire.Method = 102 // a request between hosts
+)
+
+// WireConfig configures a WireTransport.
+type WireConfig struct {
+	Self  sys.NodeID
+	Peers []Peer
+	// Server gets the transport's methods; it must not serve yet.
+	Server *wire.Server
+	// Client configures the connections to a peer. Class is overwritten.
+	Client func(Peer) wire.ClientConfig
+	Logger *slog.Logger
+}
+
+// WireTransport is the Transport between nodes. Each peer has a connection for
+// each lane, so that a heartbeat never waits behind entries, and one for calls.
+type WireTransport struct {
+	log     *slog.Logger
+	peers   map[sys.NodeID]*peerLinks
+	handler atomic.Pointer[Handler]
+}
+
+type peerLinks struct {
+	lanes [lanes]*wire.Client
+	calls *wire.Client
+}
+
+var _ Transport = (*WireTransport)(nil)
+
+// NewWireTransport registers the methods and prepares the connections, which
+// are made when first used. Close closes them.
+func NewWireTransport(cfg WireConfig) *WireTransport {
+	t := &WireTransport{log: cfg.Logger, peers: map[sys.NodeID]*peerLinks{}}
+	for _, p := range cfg.Peers {
+		if p.ID == cfg.Self {
+			continue
+		}
+		dial := func(class wire.Class) *wire.Client {
+			c := cfg.Client(p)
+			c.Class = class
+			return wire.NewClient(p.Addr, c)
+		}
+		l := &peerLinks{calls: dial(wire.ClassBulk)}
+		l.lanes[LaneUrgent], l.lanes[LaneBulk] = dial(wire.ClassControl), dial(wire.ClassBulk)
+		t.peers[p.ID] = l
+	}
+	cfg.Server.HandleOneWay(methodUrgent, t.receive)
+	cfg.Server.HandleOneWay(methodBulk, t.receive)
+	cfg.Server.Handle(methodCall, t.serve)
+	return t
+}
+
+// Send implements Transport.
+func (t *WireTransport) Send(to sys.NodeID, lane Lane, frame []byte) {
+	l := t.peers[to]
+	if l == nil {
+		return
+	}
+	method := methodUrgent
+	if lane == LaneBulk {
+		method = methodBulk
+	}
+	// A message that is lost here is one that the network lost: the core
+	// sends again what matters.
+	if err := l.lanes[lane].Send(method, nil, frame); err != nil {
+		t.log.Debug("message dropped", "to", to, "err", err)
+	}
+}
+
+// Call implements Transport.
+func (t *WireTransport) Call(ctx context.Context, to sys.NodeID, req []byte) ([]byte, error) {
+	l := t.peers[to]
+	if l == nil {
+		return nil, sys.E(sys.Op("replica.Call"), sys.Invalid, sys.Subject(to.String()), "not a peer of this node")
+	}
+	reply, err := l.calls.Call(ctx, methodCall, nil, req)
+	if err != nil {
+		return nil, err
+	}
+	defer reply.Release()
+	return slices.Clone(reply.Payload), nil
+}
+
+// Handle implements Transport.
+func (t *WireTransport) Handle(h Handler) {
+	if h == nil {
+		t.handler.Store(nil)
+		return
+	}
+	t.handler.Store(&h)
+}
+
+// receive passes a frame on. A frame of somebody who is not a peer is dropped:
+// no client may speak in the name of a node.
+func (t *WireTransport) receive(req *wire.Request) {
+	h := t.handler.Load()
+	if h == nil || t.peers[req.Peer.Node] == nil {
+		return
+	}
+	(*h).Message(req.Peer.Node, slices.Clone(req.Payload))
+}
+
+func (t *WireTransport) serve(ctx context.Context, req *wire.Request) (wire.Response, error) {
+	const op = sys.Op("replica.Call")
+	if t.peers[req.Peer.Node] == nil {
+		return wire.Response{}, sys.E(op, sys.Permission, sys.Subject(req.Peer.String()), "not a peer of this node")
+	}
+	h := t.handler.Load()
+	if h == nil {
+		return wire.Response{}, sys.E(op, sys.Unavailable, "the replica is stopping")
+	}
+	out, err := (*h).Call(ctx, req.Peer.Node, req.Payload)
+	return wire.Response{Payload: out}, err
+}
+
+// Close closes the connections.
+func (t *WireTransport) Close() error {
+	var errs []error
+	for _, l := range t.peers {
+		errs = append(errs, l.calls.Close())
+		for _, c := range l.lanes {
+			errs = append(errs, c.Close())
+		}
+	}
+	return errors.Join(errs...)
+}

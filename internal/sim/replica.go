@@ -1,0 +1,388 @@
+package sim
+
+import (
+	"math/rand/v2"
+
+	"github.com/koinon/koinon/paxos"
+)
+
+// replica is a node with its driver, disk and clock.
+type replica struct {
+	w      *world
+	id     paxos.NodeID
+	voters []paxos.NodeID
+
+	clockOffset paxos.Time
+	clockRate   float64
+
+	disk disk
+
+	// What a crash takes away.
+	life     int // which life this is; what was started in another one is ignored
+	up       bool
+	node     *paxos.Node
+	state    state
+	writes   []*write // not yet durable
+	syncing  bool
+	toApply  []paxos.Entry
+	applying bool
+	reads    []*pendingRead
+	waiting  []*op // writes proposed here, by slot ascending
+	role     paxos.Role
+
+	pausedUntil instant
+	inbox       []func() // what came during the pause
+}
+
+func newReplica(w *world, id paxos.NodeID, n int) *replica {
+	r := &replica{w: w, id: id, clockRate: 1}
+	for v := 1; v <= n; v++ {
+		r.voters = append(r.voters, paxos.NodeID(v))
+	}
+	r.disk.noteChosen = w.chance(0.5)
+	r.clockOffset = paxos.Time(w.pick(0, 1000*second))
+	if d := w.shape.driftPPM; d > 0 {
+		r.clockRate = 1 + float64(w.rng.IntN(2*d+1)-d)/1e6
+	}
+	return r
+}
+
+// clock reads the replica's own clock.
+func (r *replica) clock() paxos.Time {
+	return r.clockOffset + paxos.Time(float64(r.w.now)*r.clockRate)
+}
+
+func (r *replica) start() {
+	w := r.w
+	r.life++
+	r.up = true
+	r.state = r.disk.state
+	cfg := paxos.Config{
+		ID: r.id, Voters: r.voters,
+		Alpha: w.shape.alpha, MaxMessageBytes: w.shape.messageBytes, CacheBytes: w.shape.cacheBytes,
+		ElectionTimeout: paxos.Time(w.shape.electionTimeout), Heartbeat: paxos.Time(w.shape.heartbeat),
+		Lease: paxos.Time(w.shape.electionTimeout * 4 / 5), MaxDriftPPM: max(1, w.shape.driftPPM),
+		Rand: rand.New(rand.NewPCG(w.rng.Uint64(), uint64(r.id))), Log: r,
+	}
+	if w.opt.Bugs != 0 {
+		cfg.Sabotage(w.opt.Bugs)
+	}
+	r.node = paxos.New(cfg, r.disk.recovered(), r.clock())
+	r.role = paxos.Follower
+	w.mark('+', uint64(r.id), uint64(r.life), uint64(r.disk.state.applied))
+	r.tick(r.life)
+}
+
+// crash stops the replica. Of what was on its way to the disk some may have arrived.
+func (r *replica) crash() {
+	if !r.up {
+		return
+	}
+	w := r.w
+	w.stats.Crashes++
+	survivors := w.rng.IntN(len(r.writes) + 1)
+	for _, wr := range r.writes[:survivors] {
+		r.commit(wr)
+	}
+	w.mark('-', uint64(r.id), uint64(survivors))
+	r.up, r.node, r.writes, r.syncing = false, nil, nil, false
+	r.toApply, r.applying, r.reads = nil, false, nil
+	for _, o := range r.waiting {
+		o.finish(outcomeUnknown, 0)
+	}
+	r.waiting, r.inbox, r.pausedUntil = nil, nil, 0
+	r.life++
+	if w.chance(w.shape.damage) {
+		r.damage()
+	}
+}
+
+// damage loses entries of the log above the checkpoint, unless that would leave too few replicas to know everything.
+func (r *replica) damage() {
+	for _, o := range r.w.replicas {
+		if o.disk.damaged && o != r {
+			return
+		}
+	}
+	if len(r.w.replicas) < 3 || len(r.disk.entries) == 0 {
+		return
+	}
+	r.w.stats.Damages++
+	r.disk.damaged = true
+	r.disk.cut(r.disk.state.applied) // the rest of the log cannot be trusted, the checkpoint can
+	if len(r.disk.entries) == 0 {
+		return
+	}
+	from := r.w.rng.IntN(len(r.disk.entries))
+	count := 1 + r.w.rng.IntN(len(r.disk.entries)-from)
+	clear(r.disk.entries[from : from+count])
+	r.w.mark('!', uint64(r.id), uint64(from), uint64(count))
+}
+
+// run does something at the replica now, or when its pause is over.
+func (r *replica) run(do func()) {
+	switch {
+	case !r.up:
+	case r.w.now < r.pausedUntil:
+		r.inbox = append(r.inbox, do)
+	default:
+		do()
+		r.drain()
+	}
+}
+
+// later does something at the replica after a while, unless it has crashed by then.
+func (r *replica) later(d instant, do func()) {
+	life := r.life
+	r.w.after(d, func() {
+		if r.life == life {
+			r.run(do)
+		}
+	})
+}
+
+func (r *replica) pause(d instant) {
+	if !r.up || r.w.now < r.pausedUntil {
+		return
+	}
+	r.w.stats.Pauses++
+	r.w.mark('p', uint64(r.id), uint64(d))
+	r.pausedUntil = r.w.now + d
+	life := r.life
+	r.w.after(d, func() {
+		if r.life != life {
+			return
+		}
+		inbox := r.inbox
+		r.inbox = nil
+		for _, do := range inbox {
+			r.run(do)
+		}
+	})
+}
+
+func (r *replica) receive(m paxos.Message) {
+	r.run(func() {
+		if err := r.node.Step(r.clock(), m); err != nil {
+			r.w.fail("node %d refused %v from %d: %v", r.id, m.Kind, m.From, err)
+		}
+	})
+}
+
+func (r *replica) tick(life int) {
+	if r.life != life || !r.up {
+		return
+	}
+	if r.w.now >= r.pausedUntil {
+		r.node.Tick(r.clock())
+		r.drain()
+		r.w.checkLeases()
+		r.maybeTruncate()
+	}
+	r.w.after(r.w.shape.tick, func() { r.tick(life) })
+}
+
+// drain does what the node wants done.
+func (r *replica) drain() {
+	for r.up && r.node.HasReady() {
+		r.handle(r.node.Ready())
+	}
+}
+
+func (r *replica) handle(rd paxos.Ready) {
+	w := r.w
+	if rd.Role != r.role {
+		w.mark('r', uint64(r.id), uint64(rd.Role), rd.Promised.Round, uint64(rd.Promised.Node))
+		if rd.Role == paxos.Leader {
+			w.stats.Elections++
+		}
+		r.role = rd.Role
+	}
+	if !rd.Damaged && r.disk.damaged {
+		r.disk.damaged = false
+	}
+	for _, m := range rd.Send {
+		r.emit(m)
+	}
+	if rd.Seq != 0 {
+		r.writes = append(r.writes, &write{seq: rd.Seq, hard: rd.HardChanged, promised: rd.Promised, chosen: rd.Chosen, accept: rd.Accept, after: rd.SendAfter})
+		r.sync()
+	} else if len(rd.SendAfter) > 0 || len(rd.Accept) > 0 || rd.HardChanged {
+		w.fail("node %d: a Ready without a number has something to be made durable", r.id)
+	}
+	if len(rd.Apply) > 0 {
+		r.toApply = append(r.toApply, rd.Apply...)
+		r.applySome()
+	}
+	for _, rr := range rd.Reads {
+		r.readConfirmed(rr)
+	}
+	for _, sr := range rd.SnapshotTo {
+		r.sendSnapshot(sr)
+	}
+}
+
+// sync writes what waits to the disk, in one go.
+func (r *replica) sync() {
+	if r.syncing || len(r.writes) == 0 {
+		return
+	}
+	r.syncing = true
+	batch := len(r.writes)
+	d := r.w.pick(100*microsecond, 3*millisecond)
+	if r.w.chance(r.w.shape.syncSlow) {
+		d = r.w.pick(10*millisecond, 300*millisecond)
+	}
+	r.later(d, func() {
+		r.syncing = false
+		done := r.writes[:batch]
+		r.writes = r.writes[batch:]
+		for _, wr := range done {
+			r.commit(wr)
+		}
+		for _, wr := range done {
+			for _, m := range wr.after {
+				r.emit(m)
+			}
+		}
+		r.node.Persisted(done[len(done)-1].seq)
+		r.sync()
+	})
+}
+
+// commit makes a write durable and checks that what the disk has promised does not fall.
+func (r *replica) commit(wr *write) {
+	if wr.hard && wr.promised.Less(r.disk.promised) {
+		r.w.fail("node %d: promised falls from %v to %v", r.id, r.disk.promised, wr.promised)
+	}
+	for i := range wr.accept {
+		r.w.history.noteAccepted(r.w, r.id, &wr.accept[i])
+	}
+	r.disk.commit(wr)
+}
+
+// emit checks that a message does not promise more than the disk holds, and sends it.
+func (r *replica) emit(m paxos.Message) {
+	d := &r.disk
+	bound := m.Kind == paxos.MsgPromise || m.Kind == paxos.MsgAccepted || m.Kind == paxos.MsgHeartbeatReply || m.Kind == paxos.MsgPrepare
+	if bound && !m.Reject && d.promised.Less(m.Ballot) {
+		r.w.fail("node %d: %v at %v leaves before the promise is durable (%v is)", r.id, m.Kind, m.Ballot, d.promised)
+	}
+	if m.Kind == paxos.MsgAccepted && !m.Reject {
+		chosen := r.node.Status().Chosen
+		for s := m.Slot; s < m.Next; s++ {
+			if e := d.get(s); s > chosen && (e == nil || e.Ballot.Less(m.Ballot)) {
+				r.w.fail("node %d: Accepted of slot %d at %v leaves before it is durable", r.id, s, m.Ballot)
+			}
+		}
+	}
+	r.w.net.send(m)
+}
+
+// applySome applies the next few entries, after a while.
+func (r *replica) applySome() {
+	if r.applying || len(r.toApply) == 0 {
+		return
+	}
+	r.applying = true
+	d := r.w.pick(10*microsecond, 2*millisecond)
+	if r.w.chance(0.01) {
+		d = r.w.pick(millisecond, 50*millisecond)
+	}
+	r.later(d, func() {
+		r.applying = false
+		count := min(len(r.toApply), 1+r.w.rng.IntN(32))
+		for _, e := range r.toApply[:count] {
+			r.apply(&e)
+		}
+		r.toApply = r.toApply[count:]
+		r.node.Applied(r.state.applied)
+		r.serveReads()
+		if r.w.chance(0.05) {
+			r.checkpoint()
+		}
+		r.applySome()
+	})
+}
+
+func (r *replica) apply(e *paxos.Entry) {
+	if e.Slot <= r.state.applied {
+		return // a snapshot was faster
+	}
+	if e.Slot != r.state.applied+1 {
+		r.w.fail("node %d: slot %d to apply expected, found %d", r.id, r.state.applied+1, e.Slot)
+	}
+	r.state = state{applied: e.Slot, digest: digestOf(r.state.digest, e)}
+	r.w.history.noteApplied(r.w, r.id, e, r.state.digest)
+	for len(r.waiting) > 0 && r.waiting[0].slot <= e.Slot {
+		o := r.waiting[0]
+		r.waiting = r.waiting[1:]
+		if o.slot == e.Slot && string(o.data) == string(e.Data) {
+			o.finish(outcomeDone, e.Slot)
+		} else {
+			o.finish(outcomeUnknown, 0)
+		}
+	}
+}
+
+// checkpoint makes the state machine durable as it is.
+func (r *replica) checkpoint() { r.disk.state = r.state }
+
+// maybeTruncate cuts the log behind the checkpoint now and then.
+func (r *replica) maybeTruncate() {
+	if !r.up || !r.w.chance(0.02) {
+		return
+	}
+	upTo := int(r.disk.state.applied) - r.w.shape.keep
+	if upTo <= int(r.disk.truncated) {
+		return
+	}
+	r.w.stats.Truncations++
+	r.w.mark('t', uint64(r.id), uint64(upTo))
+	r.disk.cut(paxos.Slot(upTo))
+	r.node.Truncate(paxos.Slot(upTo))
+	r.drain()
+}
+
+// sendSnapshot copies the state to a peer. Like a message it may be lost, but the sender is told.
+func (r *replica) sendSnapshot(sr paxos.SnapshotRequest) {
+	w := r.w
+	if r.state.applied < sr.After {
+		w.fail("node %d: a snapshot beyond %d was asked for, applied is %d", r.id, sr.After, r.state.applied)
+	}
+	snap := r.state
+	w.after(w.pick(millisecond, 100*millisecond), func() {
+		if !w.net.cut[r.id-1][sr.To-1] && !w.chance(w.net.loss) {
+			w.replicas[sr.To-1].install(snap)
+		}
+	})
+	ok := !w.chance(0.1)
+	r.later(w.pick(100*millisecond, 200*millisecond), func() { r.node.SnapshotDone(sr.To, snap.applied, ok) })
+}
+
+func (r *replica) install(snap state) {
+	r.run(func() {
+		if snap.applied <= r.state.applied {
+			return
+		}
+		r.w.stats.Snapshots++
+		r.w.mark('i', uint64(r.id), uint64(snap.applied))
+		r.state = snap
+		r.disk.state = snap
+		r.disk.cut(snap.applied)
+		for len(r.waiting) > 0 && r.waiting[0].slot <= snap.applied {
+			r.waiting[0].finish(outcomeUnknown, 0)
+			r.waiting = r.waiting[1:]
+		}
+		r.node.InstalledSnapshot(snap.applied)
+		r.serveReads()
+	})
+}
+
+// Entries is paxos.Log.
+func (r *replica) Entries(lo, hi paxos.Slot, maxBytes int) ([]paxos.Entry, error) {
+	if !r.w.healed && r.w.chance(r.w.shape.readError) {
+		return nil, errGone
+	}
+	return r.disk.read(lo, hi, maxBytes)
+}

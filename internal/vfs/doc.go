@@ -1,0 +1,36 @@
+// Package vfs is the client's half of the tree: open files, reading, writing,
+// cutting bytes into slices and blocks, and a bounded cache of blocks. It sits
+// between whoever serves files (a mount, a gateway, a command) and the two
+// halves of the cluster: meta, which agrees on names, and block, which keeps
+// bytes.
+//
+// # What is kept here
+//
+// Metadata is not cached beyond one operation; the meta.Client may cache under
+// leases. Per open inode there is one state that all handles share: the dirty
+// bytes, and how the file's chunks are put together as of the version that was
+// last seen. An answer that shows a newer version drops the latter.
+//
+// # The path of a write
+//
+// WriteAt copies into a run: a slice under construction (dirty.go). Each full
+// block of a run is sent to the block store in the background. Flush seals the
+// runs, sends what is left, and publishes all of them by one Commit (flush.go);
+// a small file travels inside the Commit and has no block. Dirty bytes of all
+// files together are bounded by Options.WriteBuffer (budget.go): writers wait,
+// and the oldest dirty file is flushed.
+//
+// # The path of a read
+//
+// ReadAt overlays, from the top: dirty bytes, slices in commit order, the
+// inline base, zeroes (layout.go, read.go). Slices are read in spans of 128
+// KiB, or 1 MiB when reading is sequential, through one bounded cache
+// (cache.go), with read-ahead (ahead.go).
+//
+// # Appends
+//
+// A handle opened with O_APPEND writes at the end of the file as this mount
+// sees it: the agreed size, asked for afresh when the mount has no dirty bytes
+// of the file, and the mount's own dirty bytes. Two mounts that append to one
+// file at once must lock it or flush each record.
+package vfs

@@ -1,0 +1,202 @@
+package vfs
+
+import (
+	"context"
+	"slices"
+
+	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/sys"
+)
+
+const (
+	// mergeAt is the length from which a chunk's list of slices is merged. A
+	// list that stayed long after a merge is merged again at twice its length.
+	mergeAt = 64
+	// mergeLate is the length from which the writer waits for the merge, which
+	// then cannot be overtaken by the writer's own changes.
+	mergeLate = 1536
+	// mergeWindow is how much of a chunk, in bytes, is looked at at a time,
+	// mergeDense how many pieces it must be in to be written anew; with fewer,
+	// its slices are kept as they are. For small writes all over a chunk the
+	// list stays below 64 MiB / mergeWindow * (mergeDense + 1) and each write
+	// costs mergeWindow / mergeDense bytes of merging.
+	mergeWindow = 1 << 20
+	mergeDense  = 8
+)
+
+// mergeIfLong merges the chunks of a commit in the background when their lists
+// have become long. flushMu is held.
+func (i *inode) mergeIfLong(longest int, commit *metapb.Commit) {
+	if longest < mergeAt {
+		return
+	}
+	i.mu.Lock()
+	var chunks []uint32
+	for n := range chunksOf(commit) {
+		if longest >= max(mergeAt, 2*i.mergedTo[n]) {
+			chunks = append(chunks, n)
+		}
+	}
+	start := len(chunks) > 0 && !i.merging
+	i.merging = i.merging || start
+	i.mu.Unlock()
+	if !start {
+		return
+	}
+	held := i.fs.hold(i.ino)
+	ok := held != nil && i.fs.startTask(func() {
+		defer i.fs.drop(held)
+		for _, n := range chunks {
+			if err := i.merge(i.fs.ctx, n); err != nil && i.fs.ctx.Err() == nil {
+				i.fs.log.Warn("a chunk's slices could not be merged", "inode", uint64(i.ino), "chunk", n, "err", err)
+			}
+		}
+		i.mu.Lock()
+		i.merging = false
+		i.mu.Unlock()
+	})
+	if !ok {
+		i.mu.Lock()
+		i.merging = false
+		i.mu.Unlock()
+		if held != nil {
+			i.fs.drop(held)
+		}
+	}
+}
+
+func chunksOf(commit *metapb.Commit) map[uint32]struct{} {
+	set := make(map[uint32]struct{})
+	for _, s := range commit.GetSlices() {
+		set[s.GetChunk()] = struct{}{}
+	}
+	return set
+}
+
+// mergeNow merges the chunks of a commit whose lists are full.
+func (i *inode) mergeNow(ctx context.Context, commit *metapb.Commit) error {
+	for n := range chunksOf(commit) {
+		if err := i.merge(ctx, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// merge shortens the list of slices of a chunk. What lies in many pieces
+// within a window is read and written as one new slice; what lies in few keeps its slices, without what is covered.
+func (i *inode) merge(ctx context.Context, chunk uint32) error {
+	a, err := i.chunks(ctx, chunk, 1)
+	if err != nil || len(a.GetChunks()) == 0 {
+		return err
+	}
+	row := a.GetChunks()[0].GetChunk()
+	if len(row.GetSlices()) < mergeAt/2 {
+		i.merged(chunk, len(row.GetSlices()))
+		return nil
+	}
+	l := resolve(row)
+	var merged []segment
+	var fresh []sys.SliceID
+	for lo := uint32(0); lo < sys.ChunkSize; lo += mergeWindow {
+		segs := l.within(lo, lo+mergeWindow)
+		if len(segs) == 0 {
+			continue
+		}
+		if len(segs) >= mergeDense || slices.ContainsFunc(segs, segment.isInline) {
+			s, err := i.rewrite(ctx, l, segs)
+			if err != nil {
+				return err
+			}
+			merged = append(merged, s)
+			fresh = append(fresh, s.slice)
+			continue
+		}
+		merged = append(merged, segs...)
+	}
+	merged = glue(merged)
+	if len(fresh) == 0 && len(merged) >= len(row.GetSlices()) {
+		i.merged(chunk, len(row.GetSlices()))
+		return nil
+	}
+	// What they replace may be on stable storage already.
+	if err := i.fs.store.Sync(ctx, fresh); err != nil {
+		return err
+	}
+	r, err := i.fs.do(ctx, &metapb.Command{Op: &metapb.Command_Merge{Merge: &metapb.Merge{
+		Ino: uint64(i.ino), Chunk: chunk, Old: row.GetSlices(), Merged: rowOf(merged), Inline: row.GetInline()}}})
+	if sys.Is(err, sys.Stale) {
+		return nil // covered, cut or merged meanwhile: the next commit sees how long it is
+	}
+	if err != nil {
+		return err
+	}
+	i.merged(chunk, int(r.GetSlices()))
+	return nil
+}
+
+// merged notes how long a chunk's list is after a merge, and forgets its layout,
+// whose slices may be gone.
+func (i *inode) merged(chunk uint32, length int) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.mergedTo == nil {
+		i.mergedTo = make(map[uint32]int)
+	}
+	i.mergedTo[chunk] = length
+	delete(i.layouts, chunk)
+}
+
+// within returns what l has in [lo, hi), cut to it.
+func (l *layout) within(lo, hi uint32) []segment {
+	first, end := overlapping(l.segs, lo, hi)
+	segs := append([]segment(nil), l.segs[first:end]...)
+	for k := range segs {
+		s := &segs[k]
+		if s.at < lo {
+			s.off += lo - s.at
+			s.n -= lo - s.at
+			s.at = lo
+		}
+		s.n = min(s.n, hi-s.at)
+	}
+	return segs
+}
+
+// rewrite puts the bytes of segs, which are within a window, into the store as one new slice.
+func (i *inode) rewrite(ctx context.Context, l *layout, segs []segment) (segment, error) {
+	lo, hi := segs[0].at, segs[len(segs)-1].end()
+	class := classOf(int(hi - lo))
+	i.fs.budget.force(int64(classSize(class)))
+	buf := i.fs.pool.take(class)
+	defer func() {
+		i.fs.pool.give(buf)
+		i.fs.budget.give(int64(classSize(class)))
+	}()
+	data := buf[:hi-lo]
+	parts := l.plan(nil, window{dst: data, at: lo}, lo, hi)
+	if err := i.fs.cache.fill(ctx, parts, true); err != nil {
+		return segment{}, err
+	}
+	id, err := i.fs.ids.take(ctx)
+	if err != nil {
+		return segment{}, err
+	}
+	if err := i.fs.store.Put(ctx, sys.BlockKey{Slice: id}, data); err != nil {
+		return segment{}, err
+	}
+	return segment{at: lo, n: hi - lo, slice: id, sliceLen: hi - lo}, nil
+}
+
+// glue joins segments that follow each other in the file and in a slice.
+func glue(segs []segment) []segment {
+	out := segs[:0]
+	for _, s := range segs {
+		if k := len(out) - 1; k >= 0 && out[k].slice == s.slice && out[k].end() == s.at && out[k].off+out[k].n == s.off {
+			out[k].n += s.n
+			continue
+		}
+		out = append(out, s)
+	}
+	return out
+}

@@ -1,0 +1,181 @@
+package vfs
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/koinon/koinon/internal/block"
+	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/meta"
+	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/sys"
+)
+
+// Options are the bounds and parts of an FS. The zero value of a field means
+// its default.
+type Options struct {
+	// WriteBuffer bounds the dirty bytes of all files together, in bytes of
+	// memory; default 64 MiB, at least 16 MiB.
+	WriteBuffer int64
+	// ReadAhead is how far a sequential reader is read ahead of, in bytes;
+	// default 8 MiB, negative for none.
+	ReadAhead int64
+	// CacheBytes bounds the cache of read blocks, in bytes; default 128 MiB,
+	// at least 16 MiB.
+	CacheBytes int64
+	// Puts is how many blocks are sent at once; default 8.
+	Puts int
+	// PGs is the number of placement groups that new slices are spread over,
+	// at most 1<<sys.PGBits; default 1.
+	PGs int
+	// Session is on whose account slice numbers are reserved.
+	Session sys.SessionID
+	// Retention is how long the tree keeps unlinked inodes. Three times in
+	// this time the FS tells which ones it has open; default one hour.
+	Retention time.Duration
+	// FlushAfter is how old dirty bytes get before they are flushed although
+	// nobody asked; default 5 s.
+	FlushAfter time.Duration
+	// Timeout bounds a change of the tree once it was sent, whatever becomes
+	// of the caller; default one minute.
+	Timeout time.Duration
+	// Clock tells the times shown for files with unflushed writes; default
+	// env.System.
+	Clock env.Clock
+	// Logger gets what happens in the background; default slog.Default.
+	Logger *slog.Logger
+}
+
+func (o *Options) setDefaults() {
+	o.WriteBuffer = max(orDefault(o.WriteBuffer, 64<<20), 16<<20)
+	o.CacheBytes = max(orDefault(o.CacheBytes, 128<<20), 16<<20)
+	o.ReadAhead = min(max(orDefault(o.ReadAhead, 8<<20), 0), o.CacheBytes/4)
+	o.Puts = max(orDefault(o.Puts, 8), 1)
+	o.PGs = min(max(o.PGs, 1), 1<<sys.PGBits)
+	o.Retention = orDefault(o.Retention, time.Hour)
+	o.FlushAfter = orDefault(o.FlushAfter, 5*time.Second)
+	o.Timeout = orDefault(o.Timeout, time.Minute)
+	if o.Clock == nil {
+		o.Clock = env.System{}
+	}
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+}
+
+func orDefault[T int | int64 | time.Duration](v, def T) T {
+	if v == 0 {
+		return def
+	}
+	return v
+}
+
+// FS is one client's view of the tree. Methods may be called concurrently.
+// Errors are *sys.Error. Messages it returns are read-only for the caller and
+// may be kept.
+//
+// A change that has been sent runs to its end even when the caller's context
+// is cancelled, so that an interrupted caller leaves nothing half done.
+type FS struct {
+	meta   meta.Client
+	store  block.Store
+	opts   Options
+	log    *slog.Logger
+	budget *budget
+	ids    *sliceIDs
+	cache  *spanCache
+	pool   pool
+	puts   chan struct{} // a token for each block that may be sent at once
+
+	mu      sync.Mutex
+	inodes  map[sys.Ino]*inode
+	past    history
+	closing bool // no more writes
+	closed  bool // no more tasks
+
+	ctx    context.Context // ends with the FS
+	cancel context.CancelFunc
+	tasks  sync.WaitGroup // everything that runs in the background
+	kick   chan struct{}  // wakes the writeback task
+}
+
+// New returns an FS over the tree and the store. It starts background tasks,
+// which Close ends.
+func New(mc meta.Client, store block.Store, opts Options) *FS {
+	opts.setDefaults()
+	ctx, cancel := context.WithCancel(context.Background())
+	fs := &FS{
+		meta: mc, store: store, opts: opts, log: opts.Logger,
+		inodes: make(map[sys.Ino]*inode),
+		puts:   make(chan struct{}, opts.Puts),
+		ctx:    ctx, cancel: cancel,
+		kick: make(chan struct{}, 1),
+	}
+	fs.budget = newBudget(opts.WriteBuffer, fs.wakeWriteback)
+	fs.ids = &sliceIDs{fs: fs}
+	fs.cache = newSpanCache(fs, opts.CacheBytes)
+	fs.past.init()
+	fs.tasks.Go(fs.writeback)
+	fs.tasks.Go(fs.keepOpen)
+	return fs
+}
+
+// Close flushes every open file and ends the background tasks. Handles that
+// are still open answer BadHandle to writes afterwards. The error joins those
+// of the files that could not be flushed; their dirty bytes are lost.
+func (fs *FS) Close(ctx context.Context) error {
+	fs.mu.Lock()
+	if fs.closing {
+		fs.mu.Unlock()
+		return nil
+	}
+	fs.closing = true
+	open := make([]*inode, 0, len(fs.inodes))
+	for _, i := range fs.inodes {
+		open = append(open, i)
+	}
+	fs.mu.Unlock()
+	var errs []error
+	for _, i := range open {
+		if err := i.flush(ctx, wholeFile, false); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	fs.mu.Lock()
+	fs.closed = true // no task starts from here on
+	fs.mu.Unlock()
+	fs.cancel()
+	fs.budget.fail(errClosed)
+	fs.tasks.Wait()
+	return errors.Join(errs...)
+}
+
+var errClosed = sys.E(sys.Op("vfs.Close"), sys.BadHandle, "the file system is closed")
+
+// startTask runs fn in the background, unless the FS is closed.
+func (fs *FS) startTask(fn func()) bool {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if fs.closed {
+		return false
+	}
+	fs.tasks.Go(fn)
+	return true
+}
+
+// do sends a command and waits for its result, cancelled caller or not.
+func (fs *FS) do(ctx context.Context, cmd *metapb.Command) (*metapb.Result, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), fs.opts.Timeout)
+	defer cancel()
+	return fs.meta.Do(ctx, cmd)
+}
+
+func (fs *FS) query(ctx context.Context, q *metapb.Query) (*metapb.Answer, error) {
+	return fs.meta.Query(ctx, q)
+}
+
+// Root is the credential that passes every check.
+func Root() *metapb.Cred { return &metapb.Cred{} }

@@ -1,0 +1,275 @@
+package paxos
+
+// This file is how a node becomes leader: a pre-vote that disturbs nobody, then phase 1 of Paxos for all slots at once.
+
+// found collects what promises report above the chosen slots.
+type found struct {
+	base    Slot    // slot of entries[0]
+	entries []Entry // Kind zero where nothing was reported
+}
+
+// add keeps an entry if it is of a newer ballot than what is known of its slot.
+func (f *found) add(e *Entry, anyWins bool) {
+	if e.Slot < f.base {
+		return
+	}
+	k := int(e.Slot - f.base)
+	for len(f.entries) <= k {
+		f.entries = append(f.entries, Entry{})
+	}
+	if old := &f.entries[k]; old.Kind == 0 || old.Ballot.Less(e.Ballot) && !anyWins {
+		*old = *e
+	}
+}
+
+// at returns what was reported of a slot, or nil.
+func (f *found) at(s Slot) *Entry {
+	if s < f.base || s >= f.base+Slot(len(f.entries)) || f.entries[s-f.base].Kind == 0 {
+		return nil
+	}
+	return &f.entries[s-f.base]
+}
+
+// last returns the highest slot reported, or zero.
+func (f *found) last() Slot {
+	if len(f.entries) == 0 {
+		return 0
+	}
+	return f.base + Slot(len(f.entries)) - 1
+}
+
+// startPreVote asks everybody whether a campaign would be welcome.
+func (n *Node) startPreVote() {
+	n.becomeFollower(0)
+	n.resetElection(n.now)
+	if n.repair.damaged {
+		return
+	}
+	n.role = PreCandidate
+	n.ballot = Ballot{Round: n.roundMax + 1, Node: n.cfg.ID}
+	n.votes = 1 << n.self
+	if n.isQuorum(n.chosen+1, n.votes) {
+		n.campaign(Ballot{})
+		return
+	}
+	n.askAgain()
+}
+
+// askAgain sends the candidate's question to every peer that has not answered it.
+func (n *Node) askAgain() {
+	n.retryAt = n.now + n.cfg.Heartbeat
+	for i, id := range n.cfg.Voters {
+		switch {
+		case n.votes&(1<<i) != 0 || i == n.self:
+		case n.role == PreCandidate:
+			n.send(Message{Kind: MsgPreVote, To: id, Ballot: n.ballot, Chosen: n.chosen})
+		case n.role == Candidate:
+			n.askPromise(i)
+		}
+	}
+}
+
+// onPreVote answers whether a Prepare would be promised, without promising.
+func (n *Node) onPreVote(_ int, m *Message) {
+	reject := n.repair.damaged || !n.promised.Less(m.Ballot) || n.holdsOff(m.From, Ballot{})
+	n.send(Message{Kind: MsgPreVoteReply, To: m.From, Ballot: m.Ballot, Promised: n.promised, Reject: reject, Chosen: n.chosen, Truncated: n.truncated})
+}
+
+func (n *Node) onPreVoteReply(i int, m *Message) {
+	if n.role != PreCandidate || m.Ballot != n.ballot {
+		return
+	}
+	if m.Truncated > n.chosen {
+		n.fetchFirst(m)
+		return
+	}
+	if m.Reject {
+		return
+	}
+	n.votes |= 1 << i
+	if n.isQuorum(n.chosen+1, n.votes) {
+		n.campaign(Ballot{})
+	}
+}
+
+// fetchFirst gives a campaign up: an acceptor has cut from its log what this node has yet to learn.
+func (n *Node) fetchFirst(m *Message) {
+	n.becomeFollower(0)
+	n.catchUp.sentAt = 0
+	n.wantCatchUp(m.From, max(m.Chosen, m.Truncated))
+}
+
+// campaign starts phase 1 at a new ballot. released is the ballot of a leader that gave its lease up for this, or zero.
+func (n *Node) campaign(released Ballot) {
+	n.becomeFollower(0)
+	n.resetElection(n.now)
+	n.role = Candidate
+	n.ballot = Ballot{Round: n.roundMax + 1, Node: n.cfg.ID}
+	n.released = released
+	n.votes = 0
+	n.found = found{base: n.chosen + 1}
+	for i := range n.peers {
+		n.peers[i].page = n.chosen + 1
+	}
+	n.raise(n.ballot)
+	n.retryAt = n.now + n.cfg.Heartbeat
+	for i := range n.cfg.Voters {
+		if i != n.self {
+			n.askPromise(i)
+		}
+	}
+}
+
+// askPromise asks a peer for its promise, or for the next page of it. The ballot must be durable before anybody sees it:
+// a node that forgot it could use it again for other values.
+func (n *Node) askPromise(i int) {
+	n.peers[i].stalled = false
+	m := Message{Kind: MsgPrepare, To: n.cfg.Voters[i], Ballot: n.ballot, Released: n.released, Slot: n.peers[i].page}
+	if n.promisedSeq > n.out.durable && !n.cfg.bugs.has(BugReuseBallot) {
+		n.sendAfter(m)
+	} else {
+		n.send(m)
+	}
+}
+
+// ownPromise counts this node's promise, once it is durable.
+func (n *Node) ownPromise() {
+	if n.promisedSeq <= n.out.durable {
+		n.votes |= 1 << n.self
+		n.checkElected()
+	}
+}
+
+func (n *Node) onPromise(i int, m *Message) {
+	if n.role != Candidate || m.Ballot != n.ballot {
+		return
+	}
+	if m.Reject {
+		if n.ballot.Less(m.Promised) {
+			n.becomeFollower(0)
+		}
+		return
+	}
+	p := &n.peers[i]
+	if p.page == 0 || m.Slot != p.page {
+		return // repeated
+	}
+	if m.Truncated >= m.Slot {
+		if n.chosen < m.Truncated {
+			n.fetchFirst(m)
+			return
+		}
+		p.page = n.chosen + 1
+		n.askPromise(i)
+		return
+	}
+	before := n.chosen
+	taken := n.takeReported(m)
+	if taken || n.chosen > before {
+		n.postponeElection()
+	}
+	if !taken {
+		p.page, p.stalled = n.chosen+1, true // asked for again when there is room, or by and by
+		return
+	}
+	if n.role != Candidate {
+		return // a newer ballot was among what was learned
+	}
+	p.page = m.Next
+	if m.Next != 0 {
+		n.askPromise(i)
+		return
+	}
+	n.votes |= 1 << i
+	n.checkElected()
+}
+
+// takeReported takes in a page of a promise: values that the acceptor knows to be chosen are learned, others are
+// collected. It reports false when there is no room for all of it.
+func (n *Node) takeReported(m *Message) bool {
+	for k := range m.Entries {
+		e := &m.Entries[k]
+		if e.Slot <= m.Chosen {
+			if !n.learn(e) {
+				return false
+			}
+			if n.role != Candidate {
+				return true
+			}
+			continue
+		}
+		if e.Slot > max(n.chosen, n.found.last())+8*Slot(n.cfg.Alpha) {
+			return false // no acceptor leaves such a hole
+		}
+		n.found.add(e, n.cfg.bugs.has(BugAnyReported))
+	}
+	return true
+}
+
+// checkElected turns the candidate into the leader when a quorum has promised.
+func (n *Node) checkElected() {
+	if !n.isQuorum(n.chosen+1, n.votes) || n.votes&(1<<n.self) == 0 {
+		return
+	}
+	n.role, n.leader = Leader, n.cfg.ID
+	n.lead = lead{next: n.chosen + 1, ownNext: n.chosen + 1, suffixEnd: max(n.chosen, n.window.last(), n.found.last()), wantRound: true}
+	for i := range n.peers {
+		n.peers[i] = peer{heardAt: n.now, snapshot: n.peers[i].snapshot}
+	}
+	if n.cfg.bugs.has(BugForgetSuffix) {
+		n.lead.suffixEnd = n.chosen
+	}
+	n.proposeSuffix()
+}
+
+// proposeSuffix proposes again, at the own ballot, what may have been chosen before, and no-ops between. It goes on
+// when slots have been chosen, for no more than Alpha may be in flight.
+func (n *Node) proposeSuffix() {
+	for n.lead.next <= n.lead.suffixEnd && n.lead.next <= n.chosen+Slot(n.cfg.Alpha) {
+		reported := n.found.at(n.lead.next)
+		if st := n.window.at(n.lead.next); st.held() && (reported == nil || reported.Ballot.Less(st.entry.Ballot) || n.cfg.bugs.has(BugAnyReported)) {
+			reported = &st.entry
+		}
+		switch {
+		case reported != nil:
+			n.propose(reported.Kind, reported.Data)
+		case n.cfg.bugs.has(BugForgetNoop):
+			n.lead.next++
+		default:
+			n.propose(Noop, nil)
+		}
+	}
+	if n.lead.next > n.lead.suffixEnd {
+		n.found = found{}
+	}
+}
+
+// onTimeoutNow campaigns at once: the leader has chosen this node to follow it.
+func (n *Node) onTimeoutNow(m *Message) {
+	if m.Ballot == n.promised && !n.repair.damaged && (n.role == Follower || n.role == PreCandidate) {
+		n.campaign(m.Ballot)
+	}
+}
+
+// Transfer hands leadership to another voter. The leader gives its lease up at once and proposes nothing more; when
+// the other does not take over within an election timeout, this node campaigns again. Returns ErrNotLeader,
+// ErrUnknownPeer, ErrBusy while another transfer is under way, ErrUnreachable when the other is not fit for it.
+func (n *Node) Transfer(now Time, to NodeID) error {
+	n.advance(now)
+	i := n.index(to)
+	switch {
+	case n.role != Leader:
+		return ErrNotLeader
+	case i < 0:
+		return ErrUnknownPeer
+	case i == n.self:
+		return nil
+	case n.lead.transferTo != 0:
+		return ErrBusy
+	case !n.reachable(i) || n.peers[i].chosen+2*Slot(n.cfg.Alpha) < n.chosen || n.peers[i].ackSeq == 0:
+		return ErrUnreachable
+	}
+	n.lead.transferTo, n.lead.transferAt = to, n.now
+	n.send(Message{Kind: MsgTimeoutNow, To: to, Ballot: n.ballot})
+	return nil
+}

@@ -1,0 +1,134 @@
+package test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// secondMount mounts the cluster's tree a second time, in a process of its own.
+func (d *dev) secondMount(name string) string {
+	d.t.Helper()
+	dir := filepath.Join(filepath.Dir(d.dir), name)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		d.t.Fatal(err)
+	}
+	log, err := os.Create(filepath.Join(filepath.Dir(d.dir), name+".log"))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	cmd := exec.Command(koinonBinary(d.t), "--config", filepath.Join(d.dir, "client.toml"), "mount", dir)
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		d.t.Fatal(err)
+	}
+	d.t.Cleanup(func() {
+		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			d.t.Errorf("ending %s: %v", name, err)
+		}
+		if err := cmd.Wait(); err != nil {
+			d.t.Errorf("%s did not end well: %v", name, err)
+		}
+		if mounted(dir) {
+			d.t.Errorf("%s is still mounted after its process ended", dir)
+		}
+		if err := log.Close(); err != nil {
+			d.t.Error(err)
+		}
+	})
+	for deadline := time.Now().Add(20 * time.Second); !mounted(dir); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			raw, err := os.ReadFile(log.Name())
+			d.t.Fatalf("%s was not mounted within 20 s: %s %v", dir, raw, err)
+		}
+	}
+	return dir
+}
+
+// TestMountsAgree lets two mounts see each other's changes with no pause in
+// between: whatever has returned on one must be there on the other.
+func TestMountsAgree(t *testing.T) {
+	d := up(t, 3)
+	other := d.secondMount("mnt2")
+	mounts := []string{d.mount, other}
+	for i := range 150 {
+		here, there := mounts[i%2], mounts[(i+1)%2]
+		name, moved := fmt.Sprintf("f%d", i%7), fmt.Sprintf("g%d", i%5)
+		want := bytes.Repeat([]byte(fmt.Sprintf("round %d ", i)), 1+i*i%9000)
+		if err := os.WriteFile(filepath.Join(here, name), want, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(filepath.Join(there, name))
+		if err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("round %d: written and closed on one mount, the other reads %d bytes instead of %d: %v", i, len(got), len(want), err)
+		}
+		if _, err := os.Stat(filepath.Join(here, moved)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		if err := os.Rename(filepath.Join(there, name), filepath.Join(there, moved)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(filepath.Join(here, name)); !errors.Is(err, fs.ErrNotExist) {
+			t.Fatalf("round %d: renamed away on one mount, the other still finds it: %v", i, err)
+		}
+		st, err := os.Stat(filepath.Join(here, moved))
+		if err != nil || st.Size() != int64(len(want)) {
+			t.Fatalf("round %d: renamed on one mount, the other says %v", i, err)
+		}
+		if err := os.Chmod(filepath.Join(here, moved), 0o600+fs.FileMode(i%2)*0o44); err != nil {
+			t.Fatal(err)
+		}
+		if st, err = os.Stat(filepath.Join(there, moved)); err != nil || st.Mode().Perm() != 0o600+fs.FileMode(i%2)*0o44 {
+			t.Fatalf("round %d: chmod on one mount, the other says %v, %v", i, st.Mode(), err)
+		}
+		if i%3 == 0 {
+			if err := os.Remove(filepath.Join(here, moved)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := os.Stat(filepath.Join(there, moved)); !errors.Is(err, fs.ErrNotExist) {
+				t.Fatalf("round %d: removed on one mount, the other still finds it: %v", i, err)
+			}
+		}
+	}
+}
+
+// TestExclusiveCreate lets both mounts race to make the same names: each is
+// made by exactly one of them.
+func TestExclusiveCreate(t *testing.T) {
+	d := up(t, 3)
+	mounts := []string{d.mount, d.secondMount("mnt2")}
+	const names = 200
+	var made [2][names]bool
+	var wg sync.WaitGroup
+	for m, dir := range mounts {
+		wg.Go(func() {
+			for i := range names {
+				f, err := os.OpenFile(filepath.Join(dir, fmt.Sprintf("x%d", i)), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+				switch {
+				case err == nil:
+					made[m][i] = true
+					if err := f.Close(); err != nil {
+						t.Error(err)
+					}
+				case !errors.Is(err, fs.ErrExist):
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for i := range names {
+		if made[0][i] == made[1][i] {
+			t.Errorf("x%d was made by %v and %v", i, made[0][i], made[1][i])
+		}
+	}
+	d.fsck()
+}

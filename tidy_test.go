@@ -1,0 +1,246 @@
+package koinon_test
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/koinon/koinon"
+
+// layers is architecture.md's table: which packages of ours a package may
+// import. A trailing "/..." stands for a package and all below it; "*" for
+// anything. sys and env are free to all but the pure cores. The longest key
+// that matches a package decides.
+var layers = map[string][]string{
+	"paxos":                    {},
+	"internal/sys":             {},
+	"internal/env":             {},
+	"internal/placement":       {},
+	"internal/auth":            {},
+	"internal/wire":            {},
+	"internal/config":          {},
+	"internal/bench":           {},
+	"internal/block":           {},
+	"internal/block/blocktest": {"internal/block"},
+	"internal/block/disk":      {"internal/block"},
+	"internal/block/spread":    {"internal/block/...", "internal/placement", "internal/wire"},
+	"internal/replica":         {"paxos", "internal/wire", "internal/replica/..."},
+	"internal/replica/wal":     {},
+	"internal/cluster":         {"internal/auth", "internal/wire", "internal/replica", "internal/placement"},
+	"internal/meta":            {},
+	"internal/meta/metatest":   {"internal/meta"},
+	"internal/meta/embedded":   {"internal/meta", "internal/replica"},
+	"internal/meta/remote":     {"internal/meta", "internal/meta/embedded", "internal/replica", "internal/wire", "internal/cluster"},
+	"internal/vfs":             {"internal/meta", "internal/block"},
+	"internal/fusefs":          {"internal/vfs", "internal/meta"},
+	"internal/collect":         {"internal/meta", "internal/block"},
+	"internal/fsck":            {"internal/meta", "internal/block"},
+	"internal/devcluster":      {"internal/auth", "internal/config"},
+	"internal/sim":             {"*"},
+	"internal/node":            {"*"},
+	"":                         {"internal/vfs", "internal/node", "internal/config", "internal/meta", "internal/block"},
+	"cmd/koinon":               {"*"},
+	"test":                     {"*"},
+}
+
+// pure packages have no goroutine, clock, I/O or global randomness.
+var pure = []string{"paxos", "internal/placement"}
+
+// impure are the imports that a pure package may not have.
+var impure = []string{"time", "os", "net", "io", "sync", "context", "log", "log/slog", "math/rand/v2.global"}
+
+// longFunctions and longFiles are the exceptions to the limits. They only
+// shrink: a name here that keeps to the limit fails the test.
+var (
+	longFunctions = map[string]bool{}
+	longFiles     = map[string]bool{}
+)
+
+const (
+	functionLinesMax = 70
+	fileLinesMax     = 800
+)
+
+type source struct {
+	path string // relative to the root
+	pkg  string // directory, "" for the root
+	file *ast.File
+	text string
+	test bool
+}
+
+func TestTidy(t *testing.T) {
+	fset := token.NewFileSet()
+	files := sources(t, fset)
+	if len(files) < 20 {
+		t.Fatalf("found only %d Go files: the walk is broken", len(files))
+	}
+	documented := map[string]bool{}
+	for _, f := range files {
+		checkLayers(t, f)
+		checkLength(t, fset, f)
+		checkStyle(t, fset, f)
+		if f.file.Doc != nil {
+			documented[f.pkg] = true
+		}
+	}
+	for _, f := range files {
+		if !f.test && !documented[f.pkg] {
+			documented[f.pkg] = true
+			t.Errorf("%s: package %s has no package comment", f.path, f.file.Name.Name)
+		}
+	}
+	for name := range longFunctions {
+		t.Errorf("%s keeps to the limit now (or is gone): take it from longFunctions", name)
+	}
+	for name := range longFiles {
+		t.Errorf("%s keeps to the limit now (or is gone): take it from longFiles", name)
+	}
+}
+
+func sources(t *testing.T, fset *token.FileSet) []source {
+	var files []source
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && (d.Name() == "tools" || d.Name() == "testdata" || (strings.HasPrefix(d.Name(), ".") && path != ".")) {
+			return filepath.SkipDir
+		}
+		if !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, ".pb.go") {
+			return nil
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		file, err := parser.ParseFile(fset, path, text, parser.ParseComments)
+		if err != nil {
+			return err
+		}
+		pkg := filepath.ToSlash(filepath.Dir(path))
+		if pkg == "." {
+			pkg = ""
+		}
+		files = append(files, source{path, pkg, file, string(text), strings.HasSuffix(path, "_test.go")})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
+
+func allowed(pkg string) ([]string, bool) {
+	for p := pkg; ; p = p[:strings.LastIndexByte(p, '/')] {
+		if a, ok := layers[p]; ok {
+			return a, true
+		}
+		if !strings.Contains(p, "/") {
+			return nil, false
+		}
+	}
+}
+
+func matches(rule, pkg string) bool {
+	if rule == "*" {
+		return true
+	}
+	if base, ok := strings.CutSuffix(rule, "/..."); ok {
+		return pkg == base || strings.HasPrefix(pkg, base+"/")
+	}
+	return rule == pkg || (strings.HasPrefix(pkg, rule+"/") && strings.HasSuffix(pkg, "pb"))
+}
+
+func checkLayers(t *testing.T, f source) {
+	rules, ok := allowed(f.pkg)
+	if !ok {
+		t.Errorf("%s: package %q is in no layer: add it to the table here and in ARCHITECTURE.md", f.path, f.pkg)
+		return
+	}
+	for _, imp := range f.file.Imports {
+		path, err := strconv.Unquote(imp.Path.Value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if slices.Contains(pure, f.pkg) && !f.test && slices.Contains(impure, path) {
+			t.Errorf("%s: a pure package imports %s", f.path, path)
+		}
+		pkg, ours := strings.CutPrefix(path, module)
+		if !ours || f.test {
+			continue // a test may use the real thing beside it
+		}
+		pkg = strings.TrimPrefix(pkg, "/")
+		free := (pkg == "internal/sys" || pkg == "internal/env") && !slices.Contains([]string{"paxos", "commit", "internal/sys", "internal/env"}, f.pkg)
+		own := pkg == f.pkg || strings.HasPrefix(pkg, f.pkg+"/") && f.pkg != "" && strings.HasSuffix(pkg, "pb")
+		if !free && !own && !slices.ContainsFunc(rules, func(r string) bool { return matches(r, pkg) }) {
+			t.Errorf("%s: %s may not import %s", f.path, f.pkg, pkg)
+		}
+	}
+}
+
+func checkLength(t *testing.T, fset *token.FileSet, f source) {
+	if n := strings.Count(f.text, "\n"); n > fileLinesMax {
+		if !longFiles[f.path] {
+			t.Errorf("%s has %d lines, more than %d", f.path, n, fileLinesMax)
+		}
+		delete(longFiles, f.path)
+	}
+	for _, d := range f.file.Decls {
+		fn, ok := d.(*ast.FuncDecl)
+		if !ok || fn.Body == nil {
+			continue
+		}
+		n := fset.Position(fn.End()).Line - fset.Position(fn.Pos()).Line + 1
+		if n <= functionLinesMax {
+			continue
+		}
+		name := f.path + " " + fn.Name.Name
+		if !longFunctions[name] {
+			t.Errorf("%s has %d lines, more than %d", name, n, functionLinesMax)
+		}
+		delete(longFunctions, name)
+	}
+}
+
+func checkStyle(t *testing.T, fset *token.FileSet, f source) {
+	name := f.file.Name.Name
+	if slices.Contains([]string{"util", "utils", "common", "base", "helpers"}, strings.TrimSuffix(name, "_test")) {
+		t.Errorf("%s: a package is named after what it is about, not %q", f.path, name)
+	}
+	for _, d := range f.file.Decls {
+		if fn, ok := d.(*ast.FuncDecl); ok && fn.Recv == nil && fn.Name.Name == "init" {
+			t.Errorf("%s: init(): wiring is explicit", f.path)
+		}
+	}
+	ast.Inspect(f.file, func(n ast.Node) bool {
+		call, ok := n.(*ast.CallExpr)
+		if !ok {
+			return true
+		}
+		sel, ok := call.Fun.(*ast.SelectorExpr)
+		if !ok {
+			return true
+		}
+		if x, ok := sel.X.(*ast.Ident); ok && f.test && x.Name == "t" && strings.HasPrefix(sel.Sel.Name, "Skip") {
+			t.Errorf("%s: a skipped test hides a failure", fset.Position(call.Pos()))
+		}
+		return true
+	})
+	if slices.Contains(pure, f.pkg) && !f.test {
+		ast.Inspect(f.file, func(n ast.Node) bool {
+			if g, ok := n.(*ast.GoStmt); ok {
+				t.Errorf("%s: a goroutine in a pure package", fset.Position(g.Pos()))
+			}
+			return true
+		})
+	}
+}
