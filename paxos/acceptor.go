@@ -2,7 +2,7 @@ package paxos
 
 // This file is the acceptor: promises, acceptances, and what a follower does when it hears a leader.
 
-// holdsOff reports whether a ballot of node from must be refused for now because another leader may hold a lease that
+// holdsOff reports whether a ballot of node from must be refused because another leader may hold a lease that
 // this node has granted. released is a leader's ballot that is known to hold none.
 //
 // A lease that this node granted and that still counts always belongs to the ballot it has promised: it promises

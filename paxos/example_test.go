@@ -61,14 +61,14 @@ func Example() {
 	}
 	var leader *replica
 	proposed := false
-	for now := paxos.Time(0); now < 3e9; now += 10e6 { // three seconds, ten milliseconds at a time
+	for clock := paxos.Time(0); clock < 3e9; clock += 10e6 { // three seconds, ten milliseconds at a time
 		for _, id := range voters {
 			r := replicas[id]
-			r.node.Tick(now)
+			r.node.Tick(clock)
 			if r.node.Status().Role == paxos.Leader && !proposed {
 				leader, proposed = r, true
 				for _, command := range []string{"one", "two"} {
-					if _, _, err := r.node.Propose(now, []byte(command)); err != nil {
+					if _, _, err := r.node.Propose(clock, []byte(command)); err != nil {
 						fmt.Println(err)
 					}
 				}
@@ -80,7 +80,7 @@ func Example() {
 				for r := replicas[id]; r.node.HasReady(); {
 					busy = true
 					for _, m := range r.handle(r.node.Ready()) {
-						if err := replicas[m.To].node.Step(now, m); err != nil {
+						if err := replicas[m.To].node.Step(clock, m); err != nil {
 							fmt.Println(err)
 						}
 					}

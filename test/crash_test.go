@@ -1,7 +1,6 @@
 package test
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -41,16 +40,15 @@ func TestCrashLoop(t *testing.T) {
 	seed := uint64(setting(t, "KOINON_CRASH_SEED", 1))
 	t.Logf("seed %d, %.1f minutes", seed, minutes)
 	d := up(t, 3)
-	l := newLoad(d.mount, seed)
-	stop, done := make(chan struct{}), make(chan error, 1)
-	go func() { done <- l.run(4, stop) }()
+	running := startLoad(t, d.mount, seed, 4)
 
 	rng := rand.New(rand.NewPCG(seed, 99))
 	kills := 0
 	for end := time.Now().Add(time.Duration(minutes * float64(time.Minute))); time.Now().Before(end); {
 		select {
-		case err := <-done:
-			t.Fatalf("the load ended early: %v", err)
+		case <-running.ended:
+			running.finish()
+			t.Fatal("the load ended early")
 		case <-time.After(time.Duration(500+rng.IntN(2500)) * time.Millisecond):
 		}
 		victims := []int{1 + rng.IntN(3)}
@@ -73,10 +71,7 @@ func TestCrashLoop(t *testing.T) {
 			d.restart(n)
 		}
 	}
-	close(stop)
-	if err := <-done; err != nil {
-		t.Fatalf("a program saw an error: %v", err)
-	}
+	l := running.finish()
 	t.Logf("%d operations, %d kills, the slowest operation took %v, %d files to check", l.ops, kills, l.slow.Round(time.Millisecond), len(l.files))
 	if l.ops < 50 || kills < 3 {
 		t.Fatalf("%d operations and %d kills prove nothing", l.ops, kills)
@@ -126,9 +121,7 @@ func TestCopyWhileNodesDie(t *testing.T) {
 // TestAllKilledAtOnce kills every node in the middle of a load.
 func TestAllKilledAtOnce(t *testing.T) {
 	d := up(t, 3)
-	l := newLoad(d.mount, 7)
-	stop, done := make(chan struct{}), make(chan error, 1)
-	go func() { done <- l.run(3, stop) }()
+	running := startLoad(t, d.mount, 7, 3)
 	time.Sleep(3 * time.Second)
 	for n := 1; n <= 3; n++ {
 		d.kill(n)
@@ -137,10 +130,7 @@ func TestAllKilledAtOnce(t *testing.T) {
 		d.restart(n)
 	}
 	time.Sleep(time.Second)
-	close(stop)
-	if err := <-done; err != nil {
-		t.Fatalf("a program saw an error: %v", err)
-	}
+	l := running.finish()
 	dropCaches(t)
 	l.check(t)
 	d.fsck()
@@ -152,36 +142,12 @@ func TestFailover(t *testing.T) {
 	d := up(t, 3)
 	var gaps []time.Duration
 	for k := range kills {
-		stop, worst := make(chan struct{}), make(chan time.Duration, 1)
-		fail := make(chan error, 1)
-		go func() {
-			var w time.Duration
-			for i := 0; ; i++ {
-				select {
-				case <-stop:
-					worst <- w
-					return
-				default:
-				}
-				began := time.Now()
-				if err := os.WriteFile(filepath.Join(d.mount, fmt.Sprintf("beat%d", i%10)), []byte(fmt.Sprint(k, i)), 0o644); err != nil {
-					fail <- err
-					return
-				}
-				w = max(w, time.Since(began))
-			}
-		}()
+		beat := startLoad(t, d.mount, uint64(k), 1)
 		time.Sleep(500 * time.Millisecond)
 		victim := d.leader()
 		d.kill(victim)
 		time.Sleep(1500 * time.Millisecond)
-		close(stop)
-		select {
-		case w := <-worst:
-			gaps = append(gaps, w)
-		case err := <-fail:
-			t.Fatalf("a write failed: %v", err)
-		}
+		gaps = append(gaps, beat.finish().slow)
 		d.restart(victim)
 	}
 	slices.Sort(gaps)

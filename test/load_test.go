@@ -3,11 +3,14 @@ package test
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -28,16 +31,16 @@ type load struct {
 }
 
 type version struct {
-	n    uint64
-	size int
+	N    uint64
+	Size int
 }
 
 // content returns the bytes of a version of a file.
 func content(name string, v version) []byte {
 	var key [32]byte
 	copy(key[:], name)
-	binary.LittleEndian.PutUint64(key[24:], v.n)
-	b := make([]byte, v.size)
+	binary.LittleEndian.PutUint64(key[24:], v.N)
+	b := make([]byte, v.Size)
 	if _, err := rand.NewChaCha8(key).Read(b); err != nil {
 		panic(err)
 	}
@@ -46,6 +49,119 @@ func content(name string, v version) []byte {
 
 func newLoad(dir string, seed uint64) *load {
 	return &load{dir: dir, seed: seed, files: map[string]version{}}
+}
+
+// loadResult is what a load process has to say when it ends.
+type loadResult struct {
+	Files map[string]version // what must be there
+	Ops   int
+	Slow  time.Duration // the longest operation
+	Err   string        // that a program saw
+}
+
+// loadEnv makes the test binary a load process: "DIR SEED WORKERS".
+const loadEnv = "KOINON_TEST_LOAD"
+
+// TestMain runs the tests, or a load. A load is a process of its own because a
+// process that has files of the mount open waits, when it starts another, for
+// the mount to flush them; whoever restarts the nodes must not.
+func TestMain(m *testing.M) {
+	spec := os.Getenv(loadEnv)
+	if spec == "" {
+		os.Exit(m.Run())
+	}
+	var dir string
+	var seed uint64
+	var workers int
+	if _, err := fmt.Sscan(spec, &dir, &seed, &workers); err != nil {
+		fmt.Fprintln(os.Stderr, "load:", err)
+		os.Exit(2)
+	}
+	l := newLoad(dir, seed)
+	stop := make(chan struct{})
+	go func() {
+		defer close(stop)
+		if _, err := io.Copy(io.Discard, os.Stdin); err != nil { // until the test closes it
+			fmt.Fprintln(os.Stderr, "load:", err)
+		}
+	}()
+	r := loadResult{}
+	if err := l.run(workers, stop); err != nil {
+		r.Err = err.Error()
+	}
+	r.Files, r.Ops, r.Slow = l.files, l.ops, l.slow
+	if err := json.NewEncoder(os.Stdout).Encode(r); err != nil {
+		fmt.Fprintln(os.Stderr, "load:", err)
+		os.Exit(2)
+	}
+	os.Exit(0)
+}
+
+// loadProcess is a load that runs beside the test.
+type loadProcess struct {
+	t     *testing.T
+	dir   string
+	cmd   *exec.Cmd
+	stdin io.WriteCloser
+	out   bytes.Buffer
+	ended chan struct{} // closed when the process has ended
+	err   error
+}
+
+func startLoad(t *testing.T, dir string, seed uint64, workers int) *loadProcess {
+	t.Helper()
+	p := &loadProcess{t: t, dir: dir, cmd: exec.Command(os.Args[0]), ended: make(chan struct{})}
+	p.cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d %d", loadEnv, dir, seed, workers))
+	p.cmd.Stdout, p.cmd.Stderr = &p.out, os.Stderr
+	var err error
+	if p.stdin, err = p.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		p.err = p.cmd.Wait()
+		close(p.ended)
+	}()
+	t.Cleanup(func() {
+		select {
+		case <-p.ended:
+		default:
+			if err := p.cmd.Process.Kill(); err != nil {
+				t.Error(err)
+			}
+			<-p.ended
+		}
+	})
+	return p
+}
+
+// finish ends the load and returns it, to be checked. A program must not have
+// seen an error.
+func (p *loadProcess) finish() *load {
+	p.t.Helper()
+	if err := p.stdin.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+		p.t.Error(err)
+	}
+	select {
+	case <-p.ended:
+	case <-time.After(2 * time.Minute):
+		p.t.Fatal("the load does not end: an operation hangs")
+	}
+	var r loadResult
+	if p.err != nil {
+		p.t.Fatalf("the load failed: %v", p.err)
+	}
+	if err := json.Unmarshal(p.out.Bytes(), &r); err != nil {
+		p.t.Fatalf("the load's result: %v", err)
+	}
+	if r.Err != "" {
+		p.t.Fatalf("a program saw an error: %s", r.Err)
+	}
+	l := newLoad(p.dir, 0)
+	l.files, l.ops, l.slow = r.Files, r.Ops, r.Slow
+	return l
 }
 
 // run drives workers until stop is closed; any error is one that a program

@@ -23,7 +23,13 @@ func machine() Machine {
 	if kib, err := strconv.ParseInt(strings.TrimSuffix(procField("/proc/meminfo", "MemTotal"), " kB"), 10, 64); err == nil {
 		m.MemoryBytes = kib << 10
 	}
-	m.CPU = procField("/proc/cpuinfo", "model name")
+	m.CPU, m.Load = procField("/proc/cpuinfo", "model name"), -1
+	if text, err := os.ReadFile("/proc/loadavg"); err == nil {
+		first, _, _ := strings.Cut(string(text), " ")
+		if load, err := strconv.ParseFloat(first, 64); err == nil {
+			m.Load = load
+		}
+	}
 	return m
 }
 

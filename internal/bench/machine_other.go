@@ -10,7 +10,7 @@ import (
 
 // machine gathers what Go knows about this machine.
 func machine() Machine {
-	return Machine{OS: runtime.GOOS, Arch: runtime.GOARCH, Cores: runtime.NumCPU(), Go: runtime.Version()}
+	return Machine{OS: runtime.GOOS, Arch: runtime.GOARCH, Cores: runtime.NumCPU(), Go: runtime.Version(), Load: -1}
 }
 
 // target names the directory; the free space is not known here.

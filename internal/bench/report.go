@@ -29,7 +29,10 @@ type Machine struct {
 	CPU         string `json:"cpu,omitempty"`
 	Cores       int    `json:"cores"`
 	MemoryBytes int64  `json:"memory_bytes,omitempty"`
-	Go          string `json:"go"`
+	// Load is the load average of the minute before the run, -1 when it is not
+	// known. Of a busy machine the figures mean little.
+	Load float64 `json:"load"`
+	Go   string  `json:"go"`
 }
 
 // Target is a measured directory and the file system that holds it.

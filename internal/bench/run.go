@@ -85,6 +85,9 @@ func (r *run) prepare() error {
 			DurationSec: o.Duration.Seconds(), Rounds: o.Rounds, Shared: o.Shared,
 		},
 	}
+	if m := r.report.Machine; m.Load > float64(m.Cores)/2 {
+		r.report.Notes = append(r.report.Notes, fmt.Sprintf("the machine was busy before the run (load %.2f on %d cores): repeat it when nothing else runs", m.Load, m.Cores))
+	}
 	for i, dir := range o.Dirs {
 		t, err := target(string(rune('A'+i)), dir)
 		if err != nil {

@@ -64,6 +64,9 @@ func (r *Report) writeHead(p *printer) {
 	if m.CPU != "" {
 		p.printf(", %s", m.CPU)
 	}
+	if m.Load >= 0 {
+		p.printf(", load %.2f before", m.Load)
+	}
 	p.printf("\n")
 	for _, t := range r.Targets {
 		p.printf("target %s %s (%s", t.Name, t.Dir, t.FSType)
@@ -107,12 +110,18 @@ func (r *Report) writeComparison(p *printer) {
 		}
 		return Result{}
 	}
+	spread := func(cells ...string) string { // of the ratio, where there is one
+		if r.Settings.Rounds < 2 {
+			return "-"
+		}
+		return strings.Join(cells, "-")
+	}
 	p.table(func(row func(...string)) {
-		row("test", "workers", "size", "fsync", "cold", "A", "B", "", "A/B", "min", "max", "A p50", "B p50", "A p99", "B p99", "errors")
+		row("test", "workers", "size", "fsync", "cold", "A", "B", "", "A/B", "of rounds", "A p50", "B p50", "A p99", "B p99", "errors")
 		for _, c := range r.Comparisons {
 			a, b := find(c, "A"), find(c, "B")
 			row(a.Test, strconv.Itoa(a.Workers), sizeCell(a.OpBytes), yes(a.Fsync), yes(a.Cold), formatRate(a.Rate), formatRate(b.Rate), a.Unit,
-				formatRatio(c.Ratio), formatRatio(c.RatioMin), formatRatio(c.RatioMax), formatMicros(a.P50us), formatMicros(b.P50us),
+				formatRatio(c.Ratio), spread(formatRatio(c.RatioMin), formatRatio(c.RatioMax)), formatMicros(a.P50us), formatMicros(b.P50us),
 				formatMicros(a.P99us), formatMicros(b.P99us), strconv.Itoa(a.Errors+b.Errors))
 		}
 	})
@@ -189,7 +198,14 @@ func formatRate(v float64) string {
 	return s
 }
 
-func formatRatio(v float64) string { return strconv.FormatFloat(v, 'f', 2, 64) + "x" }
+// formatRatio writes at least two significant digits.
+func formatRatio(v float64) string {
+	digits := 2
+	for x := v; x > 0 && x < 0.1 && digits < 5; x *= 10 {
+		digits++
+	}
+	return strconv.FormatFloat(v, 'f', digits, 64) + "x"
+}
 
 func formatMicros(us float64) string {
 	switch {

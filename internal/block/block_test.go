@@ -130,9 +130,11 @@ func TestCacheIsBoundedAndHits(t *testing.T) {
 	c := block.Cached(below, limit)
 	ctx := context.Background()
 	r := rand.New(rand.NewPCG(1, 1))
+	want := make(map[sys.BlockKey][]byte)
 	for i := range uint32(8) {
 		key := blocktest.Key(1, 1, i)
-		if err := c.Put(ctx, key, blocktest.Bytes(key, sys.BlockSize)); err != nil {
+		want[key] = blocktest.Bytes(key, sys.BlockSize)
+		if err := c.Put(ctx, key, want[key]); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -140,7 +142,7 @@ func TestCacheIsBoundedAndHits(t *testing.T) {
 	for range 500 {
 		key, off := blocktest.Key(1, 1, uint32(r.IntN(8))), r.IntN(sys.BlockSize-200_000)
 		dst := make([]byte, 1+r.IntN(200_000))
-		if err := c.Get(ctx, key, off, dst); err != nil || !bytes.Equal(dst, blocktest.Bytes(key, sys.BlockSize)[off:off+len(dst)]) {
+		if err := c.Get(ctx, key, off, dst); err != nil || !bytes.Equal(dst, want[key][off:off+len(dst)]) {
 			t.Fatalf("Get: %v", err)
 		}
 		if c.Bytes() > limit {

@@ -270,6 +270,9 @@ func TestMountPoint(t *testing.T) {
 	opts.Mount = "/proc"
 	_, _, err = Up(t.Context(), t.Context(), opts)
 	expectError(t, err, sys.Busy, "/proc", "umount")
+	if _, err := Open(opts); !errors.As(err, new(NoClusterError)) {
+		t.Errorf("a cluster was made all the same: %v", err)
+	}
 
 	opts.Mount = filepath.Join(t.TempDir(), "made", "for", "us")
 	c, _ := up(t, opts)

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -87,17 +88,37 @@ func mountedBelow(dir string) (string, error) {
 	return "", err
 }
 
+// answerWait is how long a mount whose process is gone may take to say so.
+const answerWait = 2 * time.Second
+
 // clearStale takes away a mount of ours whose process is gone. The caller
-// knows that the cluster's own mount process does not run.
+// knows that the cluster's own mount process does not run; one that another
+// process serves is left alone.
 func clearStale(path string) error {
 	m, ok, err := mountAt(path)
 	if err != nil || !ok || !m.koinon() {
 		return err
 	}
-	// With its process gone, the kernel answers ENOTCONN at once.
-	var st unix.Stat_t
-	if err := unix.Lstat(path, &st); !errors.Is(err, unix.ENOTCONN) {
-		return nil
+	// With its process gone, the kernel answers ENOTCONN at once, unless a
+	// child that the process left behind holds the connection open without
+	// serving it. Then only breaking the connection frees those who wait.
+	answer := make(chan error, 1)
+	go func() {
+		var st unix.Stat_t
+		answer <- unix.Lstat(path, &st)
+	}()
+	select {
+	case err := <-answer:
+		if !errors.Is(err, unix.ENOTCONN) {
+			return nil
+		}
+	case <-time.After(answerWait):
+		// The answer comes when the connection is broken, at the latest when
+		// this process ends.
+		err := unix.Unmount(path, unix.MNT_FORCE|unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if !errors.Is(err, unix.EPERM) {
+			return err
+		}
 	}
 	return unmountLazily(path)
 }

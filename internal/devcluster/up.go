@@ -56,6 +56,12 @@ func Up(ctx, force context.Context, opts Options) (_ *Cluster, _ *UpResult, err 
 	res := &UpResult{}
 	c, err := Open(opts)
 	if errors.As(err, new(NoClusterError)) {
+		// A mount point that cannot be used must not be remembered.
+		if opts.Mount != "" && !opts.NoMount {
+			if err := prepareMountPoint(opts.Mount); err != nil {
+				return nil, nil, err
+			}
+		}
 		if err := create(opts.Dir, opts); err != nil {
 			return nil, nil, err
 		}
@@ -148,6 +154,11 @@ func (c *Cluster) chooseMount() (mounted bool, err error) {
 	if st == running {
 		return false, sys.E(sys.Op("dev up"), sys.Busy, sys.Subject(want), fmt.Sprintf(
 			"this cluster is mounted on %s: stop it first with `koinon dev stop`, or mount it a second time with `koinon mount %s`", c.saved.Mount, want))
+	}
+	if !c.opts.NoMount {
+		if err := prepareMountPoint(want); err != nil {
+			return false, err
+		}
 	}
 	client, err := config.LoadClient(c.ClientConfig())
 	if err != nil {

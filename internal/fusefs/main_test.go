@@ -69,10 +69,11 @@ func serve(dirs []string) int {
 
 // A mount is one or more directories served by a child.
 type mount struct {
-	dirs  []string
-	cmd   *exec.Cmd
-	stdin io.WriteCloser
-	log   *bytes.Buffer
+	dirs    []string
+	mounted bool
+	cmd     *exec.Cmd
+	stdin   io.WriteCloser
+	log     *bytes.Buffer
 }
 
 // tryServe starts a child that mounts dirs and returns its first line.
@@ -96,7 +97,9 @@ func tryServe(t testing.TB, dirs ...string) (*mount, string) {
 	if err != nil {
 		t.Fatalf("the server said nothing: %v\n%s", err, m.log)
 	}
-	return m, strings.TrimSpace(line)
+	line = strings.TrimSpace(line)
+	m.mounted = line == "ready"
+	return m, line
 }
 
 // stop ends the child and makes sure that nothing stays mounted.
@@ -115,6 +118,9 @@ func (m *mount) stop(t testing.TB) {
 		<-ended
 	}
 	for _, dir := range m.dirs {
+		if !m.mounted {
+			break
+		}
 		_ = unix.Unmount(dir, unix.MNT_DETACH) // EINVAL when it is not mounted
 	}
 	if m.log.Len() > 0 {

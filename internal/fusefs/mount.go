@@ -87,8 +87,19 @@ func Mount(dir string, vfs *vfs.FS, opts Options) (*Server, error) {
 		return nil, err
 	}
 	asRoot := os.Geteuid() == 0
+	point := dir
+	if asRoot {
+		// The device is opened here and not by go-fuse, which leaves it to be
+		// inherited by every program that this process starts: one of them
+		// would keep the mount of a dead server from being seen as dead.
+		fd, err := mountDirect(dir, opts.FsName)
+		if err != nil {
+			return nil, mountError(dir, err)
+		}
+		point = "/dev/fd/" + strconv.Itoa(fd)
+	}
 	raw := &rawFS{RawFileSystem: fuse.NewDefaultRawFileSystem(), fs: vfs, opts: opts, root: rootCred()}
-	server, err := fuse.NewServer(raw, dir, &fuse.MountOptions{
+	server, err := fuse.NewServer(raw, point, &fuse.MountOptions{
 		AllowOther:        asRoot,
 		Options:           []string{"default_permissions"},
 		MaxBackground:     maxBackground,
@@ -98,11 +109,13 @@ func Mount(dir string, vfs *vfs.FS, opts Options) (*Server, error) {
 		Name:              subtype,
 		Debug:             opts.Debug,
 		Logger:            slog.NewLogLogger(opts.Logger.Handler(), slog.LevelWarn),
-		DirectMount:       asRoot,
 		DisableSplice:     true, // what is read comes from memory: writev(2) copies it once
 		ExtraCapabilities: fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_HANDLE_KILLPRIV_V2,
 	})
 	if err != nil {
+		if asRoot {
+			err = errors.Join(err, unmountDir(dir, true))
+		}
 		return nil, mountError(dir, err)
 	}
 	s := &Server{dir: dir, raw: raw, fuse: server, log: opts.Logger, served: make(chan struct{})}
@@ -115,6 +128,21 @@ func Mount(dir string, vfs *vfs.FS, opts Options) (*Server, error) {
 	}
 	s.guard = startGuard(dir, asRoot, opts.Logger)
 	return s, nil
+}
+
+// mountDirect opens the FUSE device and mounts it at dir by mount(2), as only
+// root may. It returns the device, which is not inherited by children.
+func mountDirect(dir, source string) (int, error) {
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, os.NewSyscallError("open", err)
+	}
+	options := fmt.Sprintf("fd=%d,rootmode=%o,user_id=0,group_id=%d,max_read=%d,default_permissions,allow_other",
+		fd, unix.S_IFDIR, os.Getegid(), maxWrite)
+	if err := unix.Mount(source, dir, "fuse."+subtype, unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
+		return -1, errors.Join(os.NewSyscallError("mount", err), unix.Close(fd))
+	}
+	return fd, nil
 }
 
 // serve answers the kernel until it lets go. Wait waits for it.
@@ -162,7 +190,7 @@ func (s *Server) unmount() error {
 	default:
 	}
 	err := unmountDir(s.dir, false)
-	if err == nil {
+	if err == nil || errors.Is(err, unix.EINVAL) { // not mounted: somebody else was faster
 		return nil
 	}
 	s.log.Warn("the mount is in use: detaching it", "dir", s.dir, "err", err)

@@ -42,7 +42,7 @@ func Connect(ctx context.Context, cfg *config.Client, log *slog.Logger) (*Client
 		return nil, errors.Join(err, cc.Close())
 	}
 	c.store = spread.New(spread.Options{Cluster: cc, Logger: log})
-	c.fs = vfs.New(c.tree, c.store, vfs.Options{
+	c.fs = vfs.New(c.tree, block.Retried(c.store, time.Duration(cfg.Timeout)), vfs.Options{
 		WriteBuffer: int64(cfg.Limits.WriteBuffer), CacheBytes: int64(cfg.Limits.ReadCache),
 		PGs: len(cc.Table().PGs), Session: c.tree.Session(), Timeout: time.Duration(cfg.Timeout),
 		Retention: keepEvery, Logger: log,

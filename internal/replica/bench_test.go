@@ -16,11 +16,12 @@ import (
 )
 
 // benchCluster is three hosts in one process on the real disk with real syncs
-// and the defaults of Config; the network is within the process. Set
+// and the defaults of Config; the
+// network is within the process or TLS over loopback. Set
 // KOINON_BENCH_DIR to choose the disk.
-func benchCluster(b *testing.B) *cluster {
+func benchCluster(b *testing.B, overTLS bool) *cluster {
 	b.Helper()
-	c := newCluster(b, 3, func(cfg *replica.Config) {
+	configure := func(cfg *replica.Config) {
 		root := os.Getenv("KOINON_BENCH_DIR")
 		if root == "" {
 			root = b.TempDir()
@@ -31,17 +32,25 @@ func benchCluster(b *testing.B) *cluster {
 		}
 		*cfg = replica.Config{Dir: dir, FS: env.Disk, Clock: env.System{}, Cluster: "bench",
 			Self: cfg.Self, Voters: cfg.Voters, Transport: cfg.Transport}
-	})
+	}
+	var c *cluster
+	if overTLS {
+		c = newWireCluster(b, configure)
+	} else {
+		c = newCluster(b, 3, configure)
+	}
 	c.leader()
 	return c
 }
 
 // BenchmarkPropose measures durable commands of about 100 bytes on three
-// replicas, by callers that each wait for their answer.
+// replicas, by callers that each wait for their answer;
+// within the process, and over TLS on the loopback interface.
 func BenchmarkPropose(b *testing.B) {
-	for _, callers := range []int{1, 16, 64, 256} {
-		b.Run(fmt.Sprintf("inflight=%d", callers), func(b *testing.B) {
-			c := benchCluster(b)
+	for i, callers := range []int{1, 16, 64, 256, 1, 256} {
+		overTLS := i >= 4
+		b.Run(fmt.Sprintf("inflight=%d/tls=%v", callers, overTLS), func(b *testing.B) {
+			c := benchCluster(b, overTLS)
 			g := c.group(c.leader())
 			session, err := g.OpenSession(c.ctx(), "bench")
 			if err != nil {
@@ -95,7 +104,7 @@ func report(b *testing.B, g *replica.Group, before replica.Status, took [][]time
 
 // BenchmarkRead measures linearizable reads under the lease.
 func BenchmarkRead(b *testing.B) {
-	c := benchCluster(b)
+	c := benchCluster(b, false)
 	g := c.group(c.leader())
 	c.must(set("k", "v"))
 	key := []byte("k")
@@ -151,4 +160,42 @@ func BenchmarkFdatasync(b *testing.B) {
 	if err := os.Remove(name); err != nil {
 		b.Fatal(err)
 	}
+}
+
+// BenchmarkReopen measures the start after a crash with as much log to replay
+// as the defaults allow, in memory, and the rows that are then held.
+func BenchmarkReopen(b *testing.B) {
+	c := newCluster(b, 1, func(cfg *replica.Config) {
+		*cfg = replica.Config{Dir: cfg.Dir, FS: cfg.FS, Clock: env.System{}, Cluster: "bench",
+			Self: cfg.Self, Voters: cfg.Voters, Transport: cfg.Transport}
+	})
+	g := c.group(c.leader())
+	const rows = 200_000
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range 256 {
+		wg.Go(func() {
+			for n := next.Add(1); n <= rows; n = next.Add(1) {
+				if _, _, err := g.Propose(b.Context(), replica.Command{NS: nsTest, Body: set(fmt.Sprintf("key%09d", n), fmt.Sprintf("%0200d", n))}); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	c.crash(1)
+	crashed := c.fs[1].(*vfs.MemFS)
+	b.ResetTimer()
+	for range b.N {
+		c.fs[1] = crashed.CrashClone(vfs.CrashCloneCfg{})
+		h := c.open(1)
+		c.await("the state to be replayed", func() bool { return c.local(1, fmt.Sprintf("key%09d", rows)) != "" })
+		b.StopTimer()
+		if err := h.Close(); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
+	c.setHost(1, nil)
 }

@@ -203,8 +203,11 @@ func (g *Group) install(ctx context.Context) error {
 	files, applied := in.files, in.applied
 	in.files = nil // Pebble's from now on
 	g.applier.do(func() error {
-		err := g.applier.replace(files, applied)
+		changed, err := g.applier.replace(files, applied)
 		done <- err
+		if !changed {
+			return nil // the sender is told, and tries again
+		}
 		return err
 	})
 	select {
@@ -218,30 +221,29 @@ func (g *Group) install(ctx context.Context) error {
 }
 
 // replace swaps the group's state for the tables' rows, all at once. An error
-// is the host's end: what the state holds is not known.
-func (a *applier) replace(files []string, to appliedRow) error {
+// after the state has changed is the host's end.
+func (a *applier) replace(files []string, to appliedRow) (changed bool, err error) {
 	h := a.g.host
 	if to.slot <= a.at.slot {
-		var err error
 		for _, name := range files {
 			err = errors.Join(err, h.cfg.FS.Remove(name))
 		}
-		return err
+		return false, err
 	}
 	// Flushed before, so that the tables go straight into the levels, and
 	// after, because without a log of its own Pebble may keep them in memory.
 	if err := a.db.Flush(); err != nil {
-		return err
+		return false, err
 	}
 	lo, hi := groupSpan(a.g.id)
 	if _, err := a.db.IngestAndExcise(context.Background(), files, nil, nil, pebble.KeyRange{Start: lo, End: hi}); err != nil {
-		return err
+		return false, err
 	}
 	if err := a.db.Flush(); err != nil {
-		return err
+		return true, err
 	}
 	if err := a.load(); err != nil {
-		return err
+		return true, err
 	}
 	if a.at != to {
 		panic(fmt.Sprintf("replica: snapshot: state %v expected, found %v", to, a.at))
@@ -255,5 +257,5 @@ func (a *applier) replace(files []string, to appliedRow) error {
 	a.g.flushed.Store(max(a.g.flushed.Load(), to.slot))
 	a.g.appliedTo(to.slot)
 	h.wakeDriver()
-	return nil
+	return true, nil
 }

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
@@ -26,8 +27,11 @@ type WireConfig struct {
 	Server *wire.Server
 	// Client configures the connections to a peer. Class is overwritten.
 	Client func(Peer) wire.ClientConfig
-	Logger *slog.Logger
+	Logger *slog.Logger // default: discard
 }
+
+// reconnectMax is the longest pause between two tries to connect to a peer.
+const reconnectMax = 100 * time.Millisecond
 
 // WireTransport is the Transport between nodes. Each peer has a connection for
 // each lane, so that a heartbeat never waits behind entries, and one for calls.
@@ -47,6 +51,9 @@ var _ Transport = (*WireTransport)(nil)
 // NewWireTransport registers the methods and prepares the connections, which
 // are made when first used. Close closes them.
 func NewWireTransport(cfg WireConfig) *WireTransport {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
 	t := &WireTransport{log: cfg.Logger, peers: map[sys.NodeID]*peerLinks{}}
 	for _, p := range cfg.Peers {
 		if p.ID == cfg.Self {
@@ -55,6 +62,11 @@ func NewWireTransport(cfg WireConfig) *WireTransport {
 		dial := func(class wire.Class) *wire.Client {
 			c := cfg.Client(p)
 			c.Class = class
+			// A replica that comes back is missed by all commands that wait
+			// for a majority, so the others try it often.
+			if c.BackoffMax == 0 {
+				c.BackoffMax = reconnectMax
+			}
 			return wire.NewClient(p.Addr, c)
 		}
 		l := &peerLinks{calls: dial(wire.ClassBulk)}

@@ -11,4 +11,7 @@
 // disk has promised never falls; a read, by lease or by read index, sees everything that was finished before it
 // began, and a write comes after everything that was finished before it began, which together is linearizability, for
 // slots order all operations; and an acknowledged write is still there in the end.
+//
+// The tests run the first few hundred seeds. KOINON_SEEDS=n runs n of them, KOINON_SEED=n the n-th alone, and
+// KOINON_TRACE=1 prints every event of it.
 package sim

@@ -84,7 +84,8 @@ func (i *inode) mergeNow(ctx context.Context, commit *metapb.Commit) error {
 }
 
 // merge shortens the list of slices of a chunk. What lies in many pieces
-// within a window is read and written as one new slice; what lies in few keeps its slices, without what is covered.
+// within a window is read and written as one new slice; what lies in few keeps
+// its slices, without what is covered.
 func (i *inode) merge(ctx context.Context, chunk uint32) error {
 	a, err := i.chunks(ctx, chunk, 1)
 	if err != nil || len(a.GetChunks()) == 0 {
@@ -163,7 +164,8 @@ func (l *layout) within(lo, hi uint32) []segment {
 	return segs
 }
 
-// rewrite puts the bytes of segs, which are within a window, into the store as one new slice.
+// rewrite puts the bytes of segs, which are within a window, into the store as
+// one new slice.
 func (i *inode) rewrite(ctx context.Context, l *layout, segs []segment) (segment, error) {
 	lo, hi := segs[0].at, segs[len(segs)-1].end()
 	class := classOf(int(hi - lo))

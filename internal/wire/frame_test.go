@@ -60,6 +60,9 @@ func TestFrameRoundTrip(t *testing.T) {
 	} {
 		for _, h := range []int{0, 5, MaxHeader} {
 			for _, p := range []int{0, 9, segmentSize, segmentSize + 1, MaxPayload} {
+				if p == MaxPayload && h != MaxHeader {
+					continue // the largest message, once for each kind
+				}
 				header, payload := bytes.Repeat([]byte{1}, h), bytes.Repeat([]byte{2}, p)
 				d := newDecoder(bytes.NewReader(encodeMessage(t, f, header, payload)), &bufferPool{})
 				m, err := d.next()

@@ -2,6 +2,7 @@ package spread
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -143,49 +144,47 @@ func (p *putting) send(ctx context.Context, id sys.NodeID) {
 // collect waits for the quorum, then for the others for a while.
 func (p *putting) collect(ctx context.Context, cancel context.CancelFunc, detached bool) error {
 	var failed []answer
-	acks, pending := 0, len(p.asked)
-	heard := make(map[sys.NodeID]bool, len(p.asked))
+	acks := 0
+	waiting := slices.Clone(p.asked)
 	var late <-chan time.Time
-	done := ctx.Done()
-	for pending > 0 {
+	done, over := ctx.Done(), false // over: the calls were cancelled
+	for len(waiting) > 0 {
 		select {
 		case a := <-p.answers:
-			pending--
-			heard[a.id] = true
+			waiting = slices.DeleteFunc(waiting, func(id sys.NodeID) bool { return id == a.id })
 			if a.err == nil {
 				acks++
-			} else {
-				failed = append(failed, a)
+			} else if !over || ctx.Err() != nil {
+				failed = append(failed, a) // not one that we cancelled
 			}
 		case <-late:
-			// The stragglers are cancelled; their answers come at once.
-			late, done = nil, nil
+			late, over = nil, true
 			cancel()
-			for _, id := range p.asked {
-				if !heard[id] {
-					p.s.peers.failed(id)
-				}
+			for _, id := range waiting {
+				p.s.peers.failed(id)
 			}
 			continue
 		case <-done:
 			if detached {
 				return sys.E(p.op, sys.Interrupted, block.Subject(p.key), context.Cause(ctx))
 			}
-			done = nil // the calls end with ctx
+			done, over = nil, true // the calls end with ctx
 			continue
 		}
+		enough, hopeless := acks >= p.quorum, acks+len(waiting) < p.quorum
 		switch {
-		case acks >= p.quorum && detached:
+		case detached && enough:
 			return nil
-		case acks >= p.quorum && late == nil && pending > 0 && done != nil:
+		case detached && hopeless:
+			return combine(p.op, block.Subject(p.key), failed)
+		case over || len(waiting) == 0:
+		case hopeless:
+			over = true
+			cancel()
+		case enough && late == nil:
 			timer := time.NewTimer(p.s.opt.StragglerWait)
 			defer timer.Stop()
 			late = timer.C
-		case acks+pending < p.quorum:
-			cancel()
-			if detached {
-				return combine(p.op, block.Subject(p.key), failed)
-			}
 		}
 	}
 	if acks >= p.quorum {

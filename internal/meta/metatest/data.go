@@ -285,19 +285,22 @@ func testLargeFile(x *tree) {
 	equal(x, "chunks left", len(x.chunk(f, 0).Slices)+len(x.chunk(f, chunks-1).Slices), 0)
 
 	// A list of slices does not grow without bound.
-	first = x.alloc(1, meta.AllocMax)
-	var err error
-	n := uint32(0)
-	for ; n <= meta.SlicesMax && err == nil; n++ {
-		if n%meta.AllocMax == 0 {
-			first = x.alloc(1, meta.AllocMax)
+	for n := range uint32(meta.SlicesMax/meta.AllocMax) + 1 {
+		first = x.alloc(1, meta.AllocMax)
+		commit := &metapb.Commit{Ino: f.Ino}
+		for i := range uint32(meta.AllocMax) {
+			at := 2 * (n*meta.AllocMax + i)
+			commit.Slices = append(commit.Slices, piece(0, at, 1, first+sys.SliceID(i)<<16, 0, 1))
 		}
-		_, err = x.commit(&metapb.Commit{Ino: f.Ino, Slices: []*metapb.ChunkSlice{
-			piece(0, n*2, 1, first+sys.SliceID(n%meta.AllocMax)<<16, 0, 1),
-		}})
+		res, err := x.commit(commit)
+		if n == meta.SlicesMax/meta.AllocMax {
+			x.refused(sys.Busy, err)
+			break
+		}
+		x.must(res, err)
+		equal(x, "longest list", res.Slices, (n+1)*meta.AllocMax)
 	}
-	x.refused(sys.Busy, err)
-	equal(x, "slices of a chunk", n-1, meta.SlicesMax)
+	equal(x, "slices of a chunk", len(x.chunk(f, 0).Slices), meta.SlicesMax)
 }
 
 func testTruncate(x *tree) {

@@ -31,6 +31,9 @@ func testModel(x *tree) {
 			m.step()
 		}
 		m.compare(m.root)
+		on.check()
+		m.clear(m.root)
+		on.must(on.rmdir(on.root(), fmt.Sprintf("round%d", round)))
 		on.purge(4096)
 		on.check()
 	})
@@ -397,5 +400,17 @@ func (m *model) compare(dir *node) {
 		if n.dir() {
 			m.compare(n)
 		}
+	}
+}
+
+// clear removes all that is in a directory.
+func (m *model) clear(dir *node) {
+	for _, name := range slices.Sorted(maps.Keys(dir.names)) {
+		remove := m.x.unlink
+		if n := dir.names[name]; n.dir() {
+			m.clear(n)
+			remove = m.x.rmdir
+		}
+		m.x.must(remove(m.attr(dir), name))
 	}
 }

@@ -146,5 +146,5 @@ func parseSegmentName(name string) (uint64, bool) {
 		return 0, false
 	}
 	id, err := strconv.ParseUint(hex, 16, 64)
-	return id, err == nil && id > 0
+	return id, err == nil && id > 0 && id < numberMax
 }

@@ -112,7 +112,7 @@ func (r *replayer) used(ids []uint64) (int, error) {
 		if err = errors.Join(err, f.Close()); err != nil {
 			return 0, err
 		}
-		if h, _, ok := decodeHeader(b); ok && h.segment == ids[n-1] {
+		if h, _, ok := decodeHeader(b); ok && h.segment == ids[n-1] && h.first < numberMax {
 			return n, nil
 		}
 	}
@@ -156,7 +156,7 @@ func (r *replayer) header(s *segment, w *window) (used bool, err error) {
 		return false, err
 	}
 	h, version, ok := decodeHeader(b)
-	if !ok || h.segment != s.id {
+	if !ok || h.segment != s.id || h.first >= numberMax {
 		return false, nil
 	}
 	if version != formatVersion {
@@ -320,6 +320,10 @@ type window struct {
 
 const windowBytes = 1 << 20
 
+// numberMax is above every number of a batch or segment that a log can reach:
+// a higher one is not ours, and must not make the count overflow.
+const numberMax = 1 << 62
+
 // at returns up to n bytes from offset on, fewer at the end of the file. They
 // are valid until the next call.
 func (w *window) at(offset int64, n int) ([]byte, error) {
@@ -349,7 +353,7 @@ func (w *window) record(at int64) (frame, []byte, error) {
 		return frame{}, nil, err
 	}
 	f := decodeFrame(b)
-	if f.batch == 0 || at+f.size() > w.size {
+	if f.batch == 0 || f.batch >= numberMax || at+f.size() > w.size {
 		return f, nil, nil
 	}
 	b, err = w.at(at, recordHeader+int(f.length))

@@ -18,11 +18,12 @@ func (l *Log) write() {
 	for {
 		l.mu.Lock()
 		b, closing, err := l.pend, l.closing, l.err
-		if len(b.done) > 0 {
+		waiting := len(b.done) > 0
+		if waiting {
 			l.pend, l.spare = l.spare, nil
 		}
 		l.mu.Unlock()
-		if len(b.done) == 0 {
+		if !waiting {
 			if closing {
 				return
 			}

@@ -70,7 +70,7 @@ type Options struct {
 	Workers   int         // files under way at once; default 16
 	Umask     fs.FileMode // for what is made in the tree
 	Moved     func(bytes int64)
-	Finished  func()          // a file, link or directory
+	Finished  func()          // a file or symbolic link
 	Failed    func(err error) // something was left out; the copy goes on
 }
 
@@ -385,7 +385,7 @@ func (c *copier) one(ctx context.Context, from folder, it item, to folder, name 
 	}
 	if err != nil {
 		c.fail(ctx, plain(err, "cannot copy %s to %s", from.full(it.name), to.full(name)))
-	} else if c.opt.Finished != nil {
+	} else if c.opt.Finished != nil && !it.mode.IsDir() {
 		c.opt.Finished()
 	}
 }
