@@ -6,6 +6,9 @@ import (
 	"testing"
 )
 
+// program is what somebody runs in the tree.
+type program struct{ name, script string }
+
 // TestPrograms runs what people run: each line is a program that breaks on a
 // file system that cuts corners.
 func TestPrograms(t *testing.T) {
@@ -14,7 +17,23 @@ func TestPrograms(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, tc := range []struct{ name, script string }{
+	for _, tc := range programs(repo) {
+		t.Run(tc.name, func(t *testing.T) {
+			if out, err := d.shell(tc.script); err != nil {
+				t.Fatalf("%s\n%v\n%s", strings.TrimSpace(tc.script), err, out)
+			}
+		})
+	}
+	d.fsck()
+}
+
+// programs are shell scripts; $M is the mount, repo a source tree outside it.
+func programs(repo string) []program {
+	return append(workPrograms(repo), edgePrograms()...)
+}
+
+func workPrograms(repo string) []program {
+	return []program{
 		{"git", `
 			git init -q $M/origin && cd $M/origin
 			git config user.email a@b && git config user.name a
@@ -43,6 +62,11 @@ func TestPrograms(t *testing.T) {
 			rsync -a ` + repo + `/internal $M/rsynced/ && rsync -a ` + repo + `/internal $M/rsynced/
 			test -z "$(rsync -ain ` + repo + `/internal $M/rsynced/)"
 			diff -r ` + repo + `/internal $M/rsynced/internal`},
+	}
+}
+
+func edgePrograms() []program {
+	return []program{
 		{"save by rename", `
 			mkdir $M/edit && cd $M/edit && echo one > f && chmod 640 f
 			for i in $(seq 50); do
@@ -74,12 +98,5 @@ func TestPrograms(t *testing.T) {
 			mkdir g && chgrp 1234 g && chmod 2775 g && touch g/f && mkdir g/d && test "$(stat -c %g g/f)" = 1234 && test "$(stat -c %a g/d | cut -c1)" = 2
 			mkdir s && chmod 1777 s && touch s/mine && ! setpriv --reuid 1000 --regid 1000 --clear-groups rm -f s/mine 2>/dev/null && test -e s/mine
 			chmod 600 x && ! setpriv --reuid 1000 --regid 1000 --clear-groups cat x 2>/dev/null`},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			if out, err := d.shell(tc.script); err != nil {
-				t.Fatalf("%s\n%v\n%s", strings.TrimSpace(tc.script), err, out)
-			}
-		})
 	}
-	d.fsck()
 }

@@ -97,6 +97,11 @@ func (a *app) mountHere(ctx context.Context, cfg *config.Client, dir string, rea
 		return err
 	}
 	defer func() { err = errors.Join(err, closeLog()) }()
+	servePprof(ctx, log)
+	// What the user can mend at once is told before the cluster is waited for.
+	if err := fusefs.Check(dir, log); err != nil {
+		return err
+	}
 	c, err := node.Connect(ctx, cfg, log)
 	if err != nil {
 		return err
@@ -138,28 +143,39 @@ func (a *app) mountHere(ctx context.Context, cfg *config.Client, dir string, rea
 	return nil
 }
 
-// mountLeased mounts a client's file system. The kernel keeps attributes while
-// the client's lease runs, and gives them up when they are revoked.
+// mountLeased mounts a client's file system. The kernel keeps attributes, and
+// names where it can give them up without a lock, while the client's lease
+// runs; revoked ones are taken from it.
 func mountLeased(dir string, c *node.Client, cluster string, log *slog.Logger) (*fusefs.Server, error) {
-	var revoking atomic.Bool
+	var attrs, names atomic.Bool // what the kernel may keep
+	left := func(may *atomic.Bool) time.Duration {
+		if !may.Load() {
+			return 0
+		}
+		return c.LeaseLeft()
+	}
 	server, err := fusefs.Mount(dir, c.FS(), fusefs.Options{FsName: "koinon:" + cluster, Logger: log,
-		AttrTTL: func(sys.Ino) time.Duration {
-			if !revoking.Load() {
-				return 0
-			}
-			return c.LeaseLeft()
-		}})
+		AttrTTL:  func(sys.Ino) time.Duration { return left(&attrs) },
+		EntryTTL: func(sys.Ino, string) time.Duration { return left(&names) }})
 	if err != nil {
 		return nil, err
 	}
-	c.OnRevoke(func(inos []sys.Ino) { // all of them: what the kernel keeps ends with the lease
+	forget := server.CanForgetNames()
+	c.OnRevoke(func(inos []sys.Ino) { // nil is all of them: what the kernel keeps ends with the lease
+		var errs []error
+		if forget {
+			errs = append(errs, server.ForgetNames())
+		}
 		for _, ino := range inos {
-			if err := server.InvalidateAttr(ino); err != nil {
-				log.Warn("the kernel may show old attributes for a moment", "inode", uint64(ino), "err", err)
-			}
+			errs = append(errs, server.InvalidateAttr(ino))
+		}
+		if err := errors.Join(errs...); err != nil {
+			log.Warn("the kernel may show what was revoked for a moment", "err", err)
 		}
 	})
-	revoking.Store(true)
+	attrs.Store(true)
+	names.Store(forget)
+	log.Info("leases", "kernel_keeps_names", forget)
 	return server, nil
 }
 
@@ -171,6 +187,9 @@ const unmountPatience = 5 * time.Second
 // the tree is mounted.
 func (a *app) mountDetached(ctx context.Context, path, dir, logFile string) (err error) {
 	const op = sys.Op("mount")
+	if err := fusefs.Check(dir, a.logger()); err != nil {
+		return err
+	}
 	self, err := os.Executable()
 	if err != nil {
 		return err

@@ -55,6 +55,7 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 	if err != nil {
 		return err
 	}
+	servePprof(ctx, log)
 	return errors.Join(node.Serve(ctx, cfg, version(), log), closeLog())
 }
 

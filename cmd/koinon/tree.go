@@ -10,6 +10,7 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -107,6 +108,7 @@ func treeError(what, name string, err error, hints ...hint) error {
 	} else if le, ok := errors.AsType[*os.LinkError](err); ok {
 		cause = le.Err
 	}
+	hints = append(hints, hint{syscall.ENAMETOOLONG, "a name has at most 255 bytes, a path 4095"})
 	for _, h := range hints {
 		if errors.Is(err, h.when) {
 			return fmt.Errorf("cannot %s %s: %w: %s", what, shown(name), cause, h.do)
@@ -121,8 +123,13 @@ type hint struct {
 	do   string
 }
 
-// shown writes a name so that a terminal takes no harm from it.
+// shown writes a name so that a terminal takes no harm from it; of a very long
+// one, its ends.
 func shown(name string) string {
+	const most, ends = 1024, 100
+	if len(name) > most {
+		return fmt.Sprintf("%s...%s (%d bytes)", shown(name[:ends]), shown(name[len(name)-ends:]), len(name))
+	}
 	if utf8.ValidString(name) && strings.IndexFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }) < 0 && name != "" {
 		return name
 	}

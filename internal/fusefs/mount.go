@@ -67,10 +67,18 @@ type Server struct {
 	fuse   *fuse.Server
 	log    *slog.Logger
 	guard  *guard
+	epoch  *epoch
 	served chan struct{} // closed when the kernel has let go of the mount
 
 	unmountOnce sync.Once
 	unmountErr  error
+}
+
+// Check says why Mount could not mount at dir, before there is a file system to
+// mount. It takes away a dead mount of ours, as Mount does.
+func Check(dir string, log *slog.Logger) error {
+	_, err := prepare(dir, log)
+	return err
 }
 
 // Mount shows vfs at dir, an empty directory, and serves it until Unmount, or
@@ -87,7 +95,7 @@ func Mount(dir string, vfs *vfs.FS, opts Options) (*Server, error) {
 		return nil, err
 	}
 	asRoot := os.Geteuid() == 0
-	point := dir
+	point, names := dir, &epoch{fd: -1}
 	if asRoot {
 		// The device is opened here and not by go-fuse, which leaves it to be
 		// inherited by every program that this process starts: one of them
@@ -96,7 +104,7 @@ func Mount(dir string, vfs *vfs.FS, opts Options) (*Server, error) {
 		if err != nil {
 			return nil, mountError(dir, err)
 		}
-		point = "/dev/fd/" + strconv.Itoa(fd)
+		point, names = "/dev/fd/"+strconv.Itoa(fd), openEpoch(fd)
 	}
 	raw := &rawFS{RawFileSystem: fuse.NewDefaultRawFileSystem(), fs: vfs, opts: opts, root: rootCred()}
 	server, err := fuse.NewServer(raw, point, &fuse.MountOptions{
@@ -114,11 +122,11 @@ func Mount(dir string, vfs *vfs.FS, opts Options) (*Server, error) {
 	})
 	if err != nil {
 		if asRoot {
-			err = errors.Join(err, unmountDir(dir, true))
+			err = errors.Join(err, names.close(), unmountDir(dir, true))
 		}
 		return nil, mountError(dir, err)
 	}
-	s := &Server{dir: dir, raw: raw, fuse: server, log: opts.Logger, served: make(chan struct{})}
+	s := &Server{dir: dir, raw: raw, fuse: server, log: opts.Logger, epoch: names, served: make(chan struct{})}
 	go s.serve()
 	if err := server.WaitMount(); err != nil {
 		return nil, errors.Join(mountError(dir, err), s.Unmount())
@@ -152,6 +160,9 @@ func (s *Server) serve() {
 	var watch sync.WaitGroup
 	watch.Go(func() { s.raw.interrupts.watch(stop) })
 	s.fuse.Serve()
+	if err := s.epoch.close(); err != nil {
+		s.log.Warn("closing the mount's second descriptor", "err", err)
+	}
 	close(stop)
 	watch.Wait()
 	for _, f := range s.raw.handles.removeAll() {

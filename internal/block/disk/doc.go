@@ -1,6 +1,6 @@
 // Package disk keeps blocks in append-only segments in one directory.
 //
-// A segment is a file of records. A record is a 512-byte header that carries
+// A segment is a file of records. A record is a 4 KiB header that carries
 // the key, the length, the checksums of every page and its own checksum,
 // followed by the payload. Where each block lies is known from an index in
 // memory, which Open rebuilds from the segments: from their hint files, which

@@ -12,7 +12,7 @@ import (
 // The sizes of the format, in bytes. Records begin at multiples of sectorSize,
 // so that a disk that tears a sector cannot touch a neighbour.
 const (
-	sectorSize  = 512
+	sectorSize  = 4096
 	pagesMax    = sys.BlockSize / sys.PageSize
 	keySize     = 12
 	hintHead    = 48

@@ -131,9 +131,26 @@ func (s *Store) read(op sys.Op, key sys.BlockKey, off int, dst []byte, exact boo
 
 // readPages reads the whole pages [first, end) into dst.
 func (r *record) readPages(first, end int, dst []byte) error {
-	if err := readFull(r.segment, dst, r.h.offset+sectorSize+int64(first)*sys.PageSize); err != nil {
+	off := r.h.offset + sectorSize + int64(first)*sys.PageSize
+	if len(dst) >= directRead {
+		done, err := r.segment.direct.readAt(r.segment.file, dst, off)
+		if err != nil {
+			return err
+		}
+		if done {
+			return r.checkPages(first, end, dst)
+		}
+	}
+	if err := readFull(r.segment, dst, off); err != nil {
 		return err
 	}
+	return r.checkPages(first, end, dst)
+}
+
+// directRead is from what size on a read goes past the page cache, in bytes.
+const directRead = 256 << 10
+
+func (r *record) checkPages(first, end int, dst []byte) error {
 	if !r.h.sums[first:end].Match(dst) {
 		return errDamaged
 	}

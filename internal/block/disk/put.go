@@ -198,8 +198,14 @@ func (s *Store) write(h *header, payload []byte) (*segment, error) {
 }
 
 // writeRecord writes a record to its place. The header of a large record comes
-// last, so that a write that fails half-way leaves none.
+// last, so that a write that fails half-way leaves none; a direct transfer has
+// it first, and the checksums tell whether all of it arrived.
 func writeRecord(g *segment, h *header, payload []byte) error {
+	if len(payload) > smallPayload {
+		if done, err := g.direct.writeRecord(h, payload); done {
+			return err
+		}
+	}
 	buf := recordPool.Get().(*[sectorSize + smallPayload]byte)
 	defer recordPool.Put(buf)
 	h.encode(buf[:])

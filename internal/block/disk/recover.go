@@ -104,14 +104,16 @@ func (s *Store) load(id uint32, hinted, last bool) error {
 	if err != nil {
 		return ioError(op, sys.Subject(path), joinErrors(err, f.Close()))
 	}
-	l := &loading{g: &segment{id: id, file: f, inflight: make(map[int64]struct{})}, size: info.Size()}
+	l := &loading{g: &segment{id: id, file: f, direct: openDirect(f), inflight: make(map[int64]struct{})}, size: info.Size()}
 	l.g.refs.Store(1)
 	from := s.loadHint(l, hinted)
 	if from == 0 {
 		if from, err = s.loadHead(l); err != nil {
+			l.g.direct.close()
 			return joinErrors(err, f.Close())
 		}
 		if from == 0 {
+			l.g.direct.close()
 			if err := f.Close(); err != nil {
 				return ioError(op, sys.Subject(path), err)
 			}

@@ -28,7 +28,7 @@ func image(id uint32, salt uint64, sizes ...int) []byte {
 // FuzzScan feeds the scanner arbitrary segments: it must end, stay within the
 // file, and return only records whose header says where it stands.
 func FuzzScan(f *testing.F) {
-	f.Add(image(1, 42, 1, 512, 5000), uint64(42))
+	f.Add(image(1, 42, 1, sectorSize, 5000), uint64(42))
 	f.Add(image(1, 42, 70_000)[:600], uint64(42))
 	f.Add(append(image(1, 42, 10), image(1, 42, 10)...), uint64(42))
 	f.Add([]byte{}, uint64(0))

@@ -17,6 +17,9 @@ type segment struct {
 	id   uint32
 	salt uint64
 	file vfs.File
+	// direct is for large transfers past the page cache; nil where there are
+	// none.
+	direct *directFile
 
 	// refs counts the store itself and those who read or write the file right
 	// now; the last to leave closes it. A removed file stays readable to them.
@@ -47,6 +50,7 @@ func (g *segment) acquire() { g.refs.Add(1) }
 // already synced has no error worth telling.
 func (g *segment) release() {
 	if n := g.refs.Add(-1); n == 0 {
+		g.direct.close()
 		_ = g.file.Close()
 	} else if n < 0 {
 		panic(fmt.Sprintf("disk: expected references of segment %d to stay above zero, found %d", g.id, n))
@@ -87,9 +91,10 @@ func (s *Store) createSegment() error {
 	if err != nil {
 		return ioError(op, sys.Subject(path), err)
 	}
-	g := &segment{id: id, salt: s.rand(), file: f, tail: sectorSize, inflight: make(map[int64]struct{}), dirty: true}
+	g := &segment{id: id, salt: s.rand(), file: f, direct: openDirect(f), tail: sectorSize, inflight: make(map[int64]struct{}), dirty: true}
 	g.refs.Store(1)
 	if _, err := f.WriteAt(encodeSegmentHead(id, g.salt), 0); err != nil {
+		g.direct.close()
 		cerr := f.Close()
 		rerr := s.fs.Remove(path)
 		return ioError(op, sys.Subject(path), joinErrors(err, cerr, rerr))

@@ -114,8 +114,7 @@ func (c *cache) learn(q *metapb.Query, a *metapb.Answer, inos []uint64, term, se
 		}
 	case *metapb.Query_Open:
 		if ino := sys.Ino(op.Open.Ino); granted[ino] && a.Attr != nil {
-			e := c.at(ino)
-			e.chunks, e.opened = a.Chunks, true
+			c.setChunks(c.at(ino), a.Chunks)
 		}
 	case *metapb.Query_ReadDir:
 		c.learnList(op.ReadDir, a, granted)

@@ -14,6 +14,8 @@ const (
 	cachedInosMax = 100_000
 	// cachedNamesMax bounds the names that a cache keeps of one directory.
 	cachedNamesMax = 200_000
+	// cachedBytesMax bounds the bytes of small files in a cache.
+	cachedBytesMax = 64 << 20
 	// stirSlots is the size of the table that remembers when a command of our
 	// own last touched an inode. Sharing a slot only costs a miss.
 	stirSlots = 1 << 12
@@ -30,6 +32,7 @@ type cache struct {
 	seen  uint64        // last revocation carried out
 	until time.Duration // Boot time to which the lease runs
 	inos  map[sys.Ino]*cached
+	bytes int    // of small files, in inos
 	tick  uint64 // counts beginnings and ends of our own commands
 	stirs [stirSlots]stir
 }
@@ -43,8 +46,9 @@ type stir struct {
 // cached is what is known of one inode. Any part may be missing.
 type cached struct {
 	attr   *metapb.Attr
-	chunks []*metapb.NumberedChunk // of chunk 0, when opened
+	chunks []*metapb.NumberedChunk // chunk 0, when opened
 	opened bool
+	bytes  int // in chunks
 	names  map[string]name
 	// complete says that a name which is neither in names nor in unsure does
 	// not exist. listed is how far a listing under way has come.
@@ -84,12 +88,12 @@ func (c *cache) renewed(sent time.Duration, term, seq uint64, inos []uint64, res
 	var gone []sys.Ino
 	c.mu.Lock()
 	if reset || term != c.term {
-		c.inos = map[sys.Ino]*cached{}
+		c.clear()
 		reset = true
 	} else {
 		gone = make([]sys.Ino, 0, len(inos))
 		for _, i := range inos {
-			delete(c.inos, sys.Ino(i))
+			c.forget(sys.Ino(i))
 			gone = append(gone, sys.Ino(i))
 		}
 	}
@@ -112,7 +116,7 @@ func (c *cache) renewed(sent time.Duration, term, seq uint64, inos []uint64, res
 // lost drops everything and stops caching until the next renewal.
 func (c *cache) lost() {
 	c.mu.Lock()
-	c.inos = map[sys.Ino]*cached{}
+	c.clear()
 	c.until = 0
 	c.mu.Unlock()
 	if c.revoke != nil {
@@ -146,7 +150,7 @@ func (c *cache) at(ino sys.Ino) *cached {
 		if len(c.inos) >= cachedInosMax {
 			n := 0
 			for i := range c.inos { // any will do: map order is as good as random
-				delete(c.inos, i)
+				c.forget(i)
 				if n++; n >= cachedInosMax/16 {
 					break
 				}
@@ -156,6 +160,40 @@ func (c *cache) at(ino sys.Ino) *cached {
 		c.inos[ino] = e
 	}
 	return e
+}
+
+func (c *cache) clear() { c.inos, c.bytes = map[sys.Ino]*cached{}, 0 }
+
+func (c *cache) forget(ino sys.Ino) {
+	if e := c.inos[ino]; e != nil {
+		c.bytes -= e.bytes
+		delete(c.inos, ino)
+	}
+}
+
+// setChunks keeps what an open of the file answers.
+func (c *cache) setChunks(e *cached, chunks []*metapb.NumberedChunk) {
+	c.dropChunks(e)
+	e.chunks, e.opened = chunks, true
+	for _, n := range chunks {
+		e.bytes += len(n.Chunk.GetInline())
+	}
+	if c.bytes += e.bytes; c.bytes <= cachedBytesMax {
+		return
+	}
+	for _, o := range c.inos { // any will do
+		if o != e {
+			c.dropChunks(o)
+		}
+		if c.bytes <= cachedBytesMax*7/8 {
+			return
+		}
+	}
+}
+
+func (c *cache) dropChunks(e *cached) {
+	c.bytes -= e.bytes
+	e.chunks, e.opened, e.bytes = nil, false, 0
 }
 
 func (e *cached) setName(n string, v name) {

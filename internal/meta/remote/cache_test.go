@@ -154,3 +154,45 @@ func TestANewLeaderMakesTheCacheEmpty(t *testing.T) {
 		t.Error("cached a reply of the old leader under the new one")
 	}
 }
+
+// TestWhatWasWrittenIsKnown follows a small file from its creation through a
+// write from its start, and through one that leaves its bytes unknown.
+func TestWhatWasWrittenIsKnown(t *testing.T) {
+	c, _ := leased(t)
+	open := &metapb.Query{Op: &metapb.Query_Open{Open: &metapb.Open{Ino: uint64(fileIno)}}}
+	commit := func(off uint64, data string) *metapb.Command {
+		return &metapb.Command{Op: &metapb.Command_Commit{Commit: &metapb.Commit{Ino: uint64(fileIno), InlineOff: off, Inline: []byte(data)}}}
+	}
+	versioned := func(size, version uint64) *metapb.Attr {
+		a := fileAttr(size)
+		a.Version = version
+		return a
+	}
+	run := func(cmd *metapb.Command, res *metapb.Result, attr *metapb.Attr) {
+		e := c.begin(cmd)
+		c.end(e, res, []*metapb.Attr{dirAttr(), attr}, both, 7, 0)
+	}
+	run(mknod("f"), &metapb.Result{Attr: versioned(0, 1), Created: true}, versioned(0, 1))
+	if a, err := c.answer(open); err != nil || a == nil || len(a.Chunks) != 0 {
+		t.Fatalf("an open of the file just made is answered %v, %v", a, err)
+	}
+	run(commit(0, "abc"), &metapb.Result{Attr: versioned(3, 2)}, versioned(3, 2))
+	if a, err := c.answer(open); err != nil || a == nil || string(a.Chunks[0].Chunk.Inline) != "abc" {
+		t.Fatalf("an open of the file just written is answered %v, %v", a, err)
+	}
+	if c.bytes != 3 {
+		t.Errorf("%d bytes are counted instead of 3", c.bytes)
+	}
+	run(commit(1, "X"), &metapb.Result{Attr: fileAttr(3)}, fileAttr(3))
+	if hit(t, c, open) {
+		t.Error("an open is answered from the cache although a later write changed the bytes")
+	}
+	if c.bytes != 0 {
+		t.Errorf("%d bytes are counted although none are kept", c.bytes)
+	}
+	run(mknod("f"), &metapb.Result{Attr: versioned(0, 1), Created: true}, versioned(0, 1))
+	run(commit(0, "abc"), &metapb.Result{Attr: versioned(9, 3)}, versioned(9, 3))
+	if hit(t, c, open) {
+		t.Error("an open is answered from the cache although somebody else wrote in between")
+	}
+}

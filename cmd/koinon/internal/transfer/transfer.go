@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"github.com/koinon/koinon"
 )
@@ -133,6 +134,9 @@ func plain(err error, format string, args ...any) error {
 		cause = le.Err
 	} else {
 		return err
+	}
+	if errors.Is(cause, syscall.ENAMETOOLONG) {
+		format += ": a name has at most 255 bytes, a path 4095"
 	}
 	return fmt.Errorf(format+": %w", append(args, cause)...)
 }

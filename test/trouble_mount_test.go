@@ -1,0 +1,191 @@
+package test
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestBadMountPoint mounts where it cannot be done.
+func TestBadMountPoint(t *testing.T) {
+	d := up(t, 3)
+	writeFile(t, filepath.Join(d.mount, "kept"), "bytes")
+	missing, file, full := d.besides("missing"), d.besides("file"), d.besides("full")
+	writeFile(t, file, "a file")
+	if err := os.Mkdir(full, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, filepath.Join(full, "mine"), "mine")
+
+	// Nobody answers at the address in this file: what is wrong with the mount
+	// point must be told before anybody is asked.
+	unreachable := d.besides("unreachable.toml")
+	edit(t, d.at("client.toml"), func(s string) string {
+		u := strings.ReplaceAll(s, d.node(1).Address, "127.0.0.1:1")
+		u = strings.ReplaceAll(u, d.node(2).Address, "127.0.0.1:1")
+		u = strings.ReplaceAll(u, d.node(3).Address, "127.0.0.1:1")
+		for _, name := range []string{"ca.crt", "client.crt", "client.key"} {
+			u = replaceOnce(t, u, `"`+name+`"`, `"`+d.at(name)+`"`)
+		}
+		if err := os.WriteFile(unreachable, []byte(u), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return s
+	})
+	for _, how := range [][]string{{"mount"}, {"mount", "--detach"}, {"--config", unreachable, "mount"}} {
+		d.refused(5*time.Second, append(how, missing), missing, "no such file or directory", "mkdir -p")
+		d.refused(5*time.Second, append(how, file), file, "not a directory")
+		d.refused(5*time.Second, append(how, full), full, "not empty", "choose an empty directory")
+		d.refused(5*time.Second, append(how, d.mount), d.mount, "mounted there already")
+	}
+	d.refused(5*time.Second, []string{"dev", "up", "--dir", d.dir, "--mount", full}, "dev stop", "koinon mount")
+
+	d.stop()
+	d.refused(5*time.Second, []string{"dev", "up", "--dir", d.dir, "--mount", file}, file, "--mount")
+	d.refused(5*time.Second, []string{"dev", "up", "--dir", d.dir, "--mount", full}, full, "not empty", "--mount")
+	if err := syscall.Mount("none", full, "tmpfs", 0, "size=1m"); err != nil {
+		t.Fatal(err)
+	}
+	d.refused(5*time.Second, []string{"dev", "up", "--dir", d.dir, "--mount", full}, full, "tmpfs", "umount", "--mount")
+	d.refused(5*time.Second, []string{"--config", unreachable, "mount", full}, full, "tmpfs")
+	if err := syscall.Unmount(full, 0); err != nil {
+		t.Fatal(err)
+	}
+	holds(t, filepath.Join(full, "mine"), "mine")
+	other := d.besides("new")
+	d.refused(5*time.Second, []string{"dev", "up", "--dir", other, "--mount", file}, file, "--mount")
+	if _, err := os.Stat(filepath.Join(other, "dev.toml")); err == nil {
+		t.Error("a cluster was made though its mount point was refused")
+	}
+
+	d.start()
+	holds(t, filepath.Join(d.mount, "kept"), "bytes")
+}
+
+// TestNoFuse brings a cluster up where nothing can be mounted: the nodes serve,
+// and the tree is there without a mount.
+func TestNoFuse(t *testing.T) {
+	d := up(t, 3)
+	writeFile(t, filepath.Join(d.mount, "kept"), "bytes")
+	binary := koinonBinary(t)
+	noDevice := "mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && exec " + binary + " "
+	for _, tc := range []struct {
+		name, words string
+		line        []string
+	}{
+		{"no device", "modprobe fuse", []string{"unshare", "-m", "sh", "-c", noDevice}},
+		{"no right", "no right to mount", []string{"setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", "sh", "-c", "exec " + binary + " "}},
+	} {
+		d.stop()
+		script := len(tc.line) - 1
+		line := append([]string{}, tc.line...)
+		line[script] += "dev up --detach --dir " + d.dir
+		out, err := exec.Command(line[0], line[1:]...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s: dev up: %v\n%s", tc.name, err, out)
+		}
+		says(t, string(out), "warning", "not mounted", tc.words, "koinon ls", "without a mount")
+		says(t, d.koinon("ls", "/"), "kept")
+		if mounted(d.mount) {
+			t.Fatalf("%s: mounted all the same", tc.name)
+		}
+		line[script] = tc.line[script] + "--config " + d.at("client.toml") + " mount " + d.mount
+		if out, err = exec.Command(line[0], line[1:]...).CombinedOutput(); err == nil {
+			t.Errorf("%s: koinon mount went on", tc.name)
+		}
+		says(t, string(out), tc.words)
+		for _, n := range d.status().Nodes {
+			if n.State != "up" {
+				t.Errorf("%s: node %d is %s", tc.name, n.Number, n.State)
+			}
+		}
+		d.start() // where it can be mounted, it is
+		holds(t, filepath.Join(d.mount, "kept"), "bytes")
+	}
+}
+
+// TestMountKilled kills the process of a mount: those who use it are freed, and
+// so is the mount point.
+func TestMountKilled(t *testing.T) {
+	d := up(t, 3)
+	writeFile(t, filepath.Join(d.mount, "kept"), "bytes")
+	pid := d.mountPID()
+	user := exec.Command("sh", "-c", "while cat kept >/dev/null 2>&1; do :; done")
+	user.Dir = d.mount
+	if err := user.Start(); err != nil {
+		t.Fatal(err)
+	}
+	freed := make(chan error, 1)
+	go func() { freed <- user.Wait() }()
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-freed: // it saw an error and ended
+	case <-time.After(10 * time.Second):
+		t.Error("a program that used the mount is stuck")
+		if err := user.Process.Kill(); err != nil {
+			t.Error(err)
+		}
+	}
+	eventually(t, 5*time.Second, "the mount point is freed", func() bool { return !mounted(d.mount) })
+	d.start()
+	holds(t, filepath.Join(d.mount, "kept"), "bytes")
+
+	// With nobody to clean up, the next mount does.
+	for _, p := range d.processes() {
+		if strings.Contains(p, "koinon-mount-guard") {
+			d.sh("kill -9 " + strings.SplitN(p, ":", 2)[0])
+		}
+	}
+	if err := syscall.Kill(d.mountPID(), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 5*time.Second, "the mount is dead", func() bool {
+		_, err := os.Stat(d.mount)
+		return err != nil
+	})
+	d.start()
+	holds(t, filepath.Join(d.mount, "kept"), "bytes")
+	if n := strings.Count(d.sh("cat /proc/self/mounts"), " "+d.mount+" fuse"); n != 1 {
+		t.Errorf("%d mounts lie on %s", n, d.mount)
+	}
+
+	// The same for koinon mount on its own.
+	dir := d.besides("second")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	first := d.background("mount", dir)
+	first.await(20*time.Second, "mounted on")
+	first.signal(syscall.SIGKILL)
+	_ = first.end(5 * time.Second)
+	second := d.background("mount", dir)
+	second.await(20*time.Second, "mounted on")
+	holds(t, filepath.Join(dir, "kept"), "bytes")
+	second.signal(syscall.SIGINT)
+	if err := second.end(10 * time.Second); err != nil {
+		t.Errorf("koinon mount ended with %v after SIGINT", err)
+	}
+	if mounted(dir) {
+		t.Errorf("%s is still mounted", dir)
+	}
+}
+
+// mountPID is the process of the cluster's own mount.
+func (d *dev) mountPID() int {
+	d.t.Helper()
+	var s struct {
+		PID int `json:"mount_pid"`
+	}
+	out := d.koinon("dev", "status", "--dir", d.dir, "-o", "json")
+	if err := json.Unmarshal([]byte(out), &s); err != nil || s.PID == 0 {
+		d.t.Fatalf("no mount runs: %v\n%s", err, out)
+	}
+	return s.PID
+}
