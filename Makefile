@@ -15,7 +15,7 @@ SEEDS ?= 1000
 MINUTES ?= 30
 DIR ?= .
 
-.PHONY: build dev test unit system race lint generate bench clean crash sim deps-test deps-generate
+.PHONY: build dev test unit system race lint generate bench clean crash scale failover sim deps-test deps-generate
 
 build: ## the one binary
 	$(GO) build -ldflags '$(LDFLAGS)' -o bin/koinon ./cmd/koinon
@@ -54,6 +54,12 @@ bench: build ## ./bin/koinon bench on DIR
 
 crash: build ## the crash loop at length: make crash MINUTES=30 SEED=7
 	KOINON_CRASH_MINUTES=$(MINUTES) KOINON_CRASH_SEED=$(SEED) $(GO) test -timeout 0 -count=1 -v -run TestCrashLoop ./test/...
+
+scale: build ## 200,000 files: memory of the nodes and time to restart
+	KOINON_SCALE_FILES=200000 $(GO) test -timeout 0 -count=1 -v -run TestManyFiles ./test/...
+
+failover: build ## how long writes stop when the leader is killed, 20 times
+	KOINON_FAILOVERS=20 $(GO) test -timeout 0 -count=1 -v -run TestFailover ./test/...
 
 sim: ## the consensus simulation at length: make sim SEEDS=1000
 	KOINON_SEEDS=$(SEEDS) $(GO) test -timeout 0 -count=1 -v ./internal/sim/...

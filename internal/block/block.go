@@ -108,15 +108,6 @@ func ListLimit(limit int) int {
 	return limit
 }
 
-// PartGetter is what a Store may offer beyond its interface: reading up to the
-// end of a block without knowing its size, as io.ReaderAt does.
-type PartGetter interface {
-	// GetPart fills dst with the block's bytes from off on and returns how
-	// many there were: len(dst), or fewer at the block's end. Errors are those
-	// of Get; off beyond the end is Invalid.
-	GetPart(ctx context.Context, key sys.BlockKey, off int, dst []byte) (int, error)
-}
-
 // Known is one key that an engine has an opinion of.
 type Known struct {
 	Key sys.BlockKey

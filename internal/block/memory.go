@@ -24,8 +24,7 @@ type memoryBlock struct {
 }
 
 var (
-	_ Store      = (*Memory)(nil)
-	_ PartGetter = (*Memory)(nil)
+	_ Store = (*Memory)(nil)
 )
 
 // NewMemory returns an empty store.
@@ -56,37 +55,25 @@ func (m *Memory) Put(ctx context.Context, key sys.BlockKey, data []byte) error {
 }
 
 // Get implements Store.
-func (m *Memory) Get(ctx context.Context, key sys.BlockKey, off int, dst []byte) error {
-	_, err := m.get(key, off, dst, true)
-	return err
-}
-
-// GetPart implements PartGetter.
-func (m *Memory) GetPart(ctx context.Context, key sys.BlockKey, off int, dst []byte) (int, error) {
-	return m.get(key, off, dst, false)
-}
-
-func (m *Memory) get(key sys.BlockKey, off int, dst []byte, exact bool) (int, error) {
+func (m *Memory) Get(_ context.Context, key sys.BlockKey, off int, dst []byte) error {
 	const op = sys.Op("memory.Get")
 	m.mu.RLock()
 	b, ok := m.blocks[key]
 	m.mu.RUnlock()
 	if !ok {
-		return 0, sys.E(op, sys.NotExist, Subject(key))
-	}
-	if !exact && off >= 0 && off <= len(b.data) {
-		dst = dst[:min(len(dst), len(b.data)-off)]
+		return sys.E(op, sys.NotExist, Subject(key))
 	}
 	if err := CheckRange(op, key, len(b.data), off, len(dst)); err != nil {
-		return 0, err
+		return err
 	}
 	for page, end := Pages(off, len(dst)); page < end; page++ {
 		held := b.data[page*sys.PageSize : min((page+1)*sys.PageSize, len(b.data))]
 		if Checksum(held) != b.sums[page] {
-			return 0, sys.E(op, sys.Corrupt, Subject(key))
+			return sys.E(op, sys.Corrupt, Subject(key))
 		}
 	}
-	return copy(dst, b.data[off:]), nil
+	copy(dst, b.data[off:])
+	return nil
 }
 
 // Delete implements Store.

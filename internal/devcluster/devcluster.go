@@ -132,8 +132,6 @@ type node struct {
 	addr   string
 }
 
-func (n *node) data() string { return filepath.Join(n.dir, "data") }
-
 // Open reads the cluster in opts.Dir. The error is a NoClusterError where there
 // is none.
 func Open(opts Options) (*Cluster, error) {

@@ -106,6 +106,10 @@ func (c *Cluster) up(ctx, force context.Context, res *UpResult) error {
 			"this cluster has %s, not %d: leave --nodes out to run it, make another with --dir, or delete this one with `koinon dev reset`",
 			count(c.saved.Nodes, "node"), n))
 	}
+	// It is needed to ask the nodes; a slip in it must not look like theirs.
+	if _, err := config.LoadClient(c.ClientConfig()); err != nil {
+		return err
+	}
 	mounted, err := c.chooseMount()
 	if err != nil {
 		return err

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"golang.org/x/sys/unix"
 )
 
 // Clock tells the time. Methods may be called concurrently.
@@ -32,16 +31,6 @@ var Disk FS = vfs.Default
 type System struct{}
 
 var _ Clock = System{}
-
-// Boot reads CLOCK_BOOTTIME (clock_gettime(2)). A kernel without it cannot
-// hold leases, so a failure panics.
-func (System) Boot() time.Duration {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		panic("env: CLOCK_BOOTTIME: " + err.Error())
-	}
-	return time.Duration(ts.Nano())
-}
 
 // Wall returns time.Now.
 func (System) Wall() time.Time { return time.Now() }

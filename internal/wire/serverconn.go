@@ -40,8 +40,7 @@ type serverConn struct {
 	running  int
 	inBytes  int // of the requests that arrived and are not answered
 	inCount  int
-	outBytes int // of large replies that wait to be written
-	leaving  bool
+	outBytes int   // of large replies that wait to be written
 	err      error // why the connection was closed
 }
 

@@ -45,7 +45,6 @@ func Run(t *testing.T, open func(t *testing.T) block.Store, options ...Options) 
 		{"Delete", testDelete},
 		{"Sync", testSync},
 		{"List", testList},
-		{"GetPart", testGetPart},
 		{"Usage", testUsage},
 		{"Concurrent", testConcurrent},
 		{"SamePutRaces", testSamePutRaces},
@@ -268,32 +267,6 @@ func testList(t *testing.T, s block.Store, _ Options) {
 	if page, err := s.List(ctx, 55, sys.BlockKey{}, 0); err != nil || len(page) != 0 {
 		t.Fatalf("List of an empty group: %v, %v", page, err)
 	}
-}
-
-func testGetPart(t *testing.T, s block.Store, _ Options) {
-	ctx := testContext(t)
-	pg, ok := s.(block.PartGetter)
-	if !ok {
-		return
-	}
-	key := Key(3, 3, 3)
-	want := put(t, s, key, 150_000)
-	if _, err := pg.GetPart(ctx, key, 0, make([]byte, 1)); sys.Is(err, sys.NotSupported) {
-		return
-	}
-	for _, c := range []struct{ off, n, got int }{
-		{0, 150_000, 150_000}, {0, 1 << 20, 150_000}, {65_536, 1 << 18, 84_464}, {149_999, 10, 1}, {150_000, 10, 0}, {3, 4, 4},
-	} {
-		dst := make([]byte, c.n)
-		n, err := pg.GetPart(ctx, key, c.off, dst)
-		if err != nil || n != c.got || !bytes.Equal(dst[:n], want[c.off:c.off+n]) {
-			t.Fatalf("GetPart(%d, %d): %d bytes, %v, want %d", c.off, c.n, n, err, c.got)
-		}
-	}
-	_, err := pg.GetPart(ctx, key, 150_001, make([]byte, 1))
-	wantKind(t, "GetPart beyond the end", err, sys.Invalid)
-	_, err = pg.GetPart(ctx, Key(4, 3, 3), 0, make([]byte, 1))
-	wantKind(t, "GetPart of a missing block", err, sys.NotExist)
 }
 
 func testUsage(t *testing.T, s block.Store, _ Options) {

@@ -64,13 +64,8 @@ func (s *Store) Get(ctx context.Context, key sys.BlockKey, off int, dst []byte) 
 	return err
 }
 
-// GetPart implements block.PartGetter.
-func (s *Store) GetPart(ctx context.Context, key sys.BlockKey, off int, dst []byte) (int, error) {
-	var p block.Proof
-	return s.read("disk.GetPart", key, off, dst, false, &p)
-}
-
-// GetProof is GetPart that also fills in what a reader elsewhere needs to check
+// GetProof is Get that ends at the block's end and returns how many bytes there
+// were; it also fills in what a reader elsewhere needs to check
 // the bytes against the writer's sums. p.Sums is appended to.
 func (s *Store) GetProof(ctx context.Context, key sys.BlockKey, off int, dst []byte, p *block.Proof) (int, error) {
 	return s.read("disk.Get", key, off, dst, false, p)

@@ -188,7 +188,7 @@ func (s *Store) readFile(name string) ([]byte, error) {
 // neither can be read. A segment of a newer format is an error.
 func (s *Store) loadHead(l *loading) (int64, error) {
 	var buf [2 * sectorSize]byte
-	n, err := l.g.file.ReadAt(buf[:], 0)
+	n, _ := l.g.file.ReadAt(buf[:], 0) // how much there is tells enough
 	if n < sectorSize {
 		return 0, nil
 	}

@@ -106,8 +106,7 @@ type Store struct {
 }
 
 var (
-	_ block.Store      = (*Store)(nil)
-	_ block.PartGetter = (*Store)(nil)
+	_ block.Store = (*Store)(nil)
 )
 
 // Open opens the store in a directory, rebuilds its index and starts its

@@ -35,7 +35,7 @@ func (s *Store) ListOn(ctx context.Context, id sys.NodeID, pg sys.PG, after sys.
 		for _, k := range known {
 			after = k.Key
 			if !k.Deleted() && len(live) < limit {
-				live = append(live, block.Info{Key: k.Key, Size: k.Size})
+				live = append(live, block.Info(k))
 			}
 		}
 		if len(known) < limit {

@@ -20,11 +20,6 @@ func (s *Store) Get(ctx context.Context, key sys.BlockKey, off int, dst []byte) 
 	return err
 }
 
-// GetPart implements block.PartGetter.
-func (s *Store) GetPart(ctx context.Context, key sys.BlockKey, off int, dst []byte) (int, error) {
-	return s.get(ctx, "spread.GetPart", key, off, dst)
-}
-
 func (s *Store) get(ctx context.Context, op sys.Op, key sys.BlockKey, off int, dst []byte) (int, error) {
 	if off < 0 || off > sys.BlockSize || len(dst) > sys.BlockSize {
 		return 0, block.CheckRange(op, key, sys.BlockSize, off, len(dst))

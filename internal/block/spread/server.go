@@ -117,17 +117,6 @@ func (s *Server) handleGet(ctx context.Context, req *wire.Request) (wire.Respons
 	return wire.Response{Header: header, Payload: buf[:n], Release: release}, nil
 }
 
-// groupsOf returns the placement groups of keys.
-func groupsOf(keys []sys.BlockKey) []sys.PG {
-	var groups []sys.PG
-	for i, k := range keys {
-		if i == 0 || k.Slice.PG() != keys[i-1].Slice.PG() {
-			groups = append(groups, k.Slice.PG())
-		}
-	}
-	return groups
-}
-
 func (s *Server) handleDelete(ctx context.Context, _ wire.Identity, m *blockpb.DeleteRequest) (*blockpb.DeleteReply, error) {
 	keys, err := unpackKeys(m.GetKeys())
 	if err != nil {

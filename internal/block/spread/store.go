@@ -49,7 +49,6 @@ type Store struct {
 	written written
 	owed    owed
 	copies  copies
-	buffers buffers
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -59,8 +58,7 @@ type Store struct {
 }
 
 var (
-	_ block.Store      = (*Store)(nil)
-	_ block.PartGetter = (*Store)(nil)
+	_ block.Store = (*Store)(nil)
 )
 
 // New returns a store over the nodes of a cluster. Close must be called.
