@@ -246,7 +246,7 @@ func (n *Node) proposeSuffix() {
 
 // onTimeoutNow campaigns at once: the leader has chosen this node to follow it.
 func (n *Node) onTimeoutNow(m *Message) {
-	if m.Ballot == n.promised && !n.repair.damaged && (n.role == Follower || n.role == PreCandidate) {
+	if m.Ballot == n.promised && !n.repair.damaged && !n.reluctant && (n.role == Follower || n.role == PreCandidate) {
 		n.campaign(m.Ballot)
 	}
 }

@@ -27,6 +27,7 @@ type Node struct {
 	leader     NodeID
 	electionAt Time // campaign when nothing is heard until then
 	jitter     Time // this role's random part of the election timeout
+	reluctant  bool // lets others campaign first
 	catchUp    catchUp
 	repair     repair
 
@@ -241,12 +242,21 @@ func (n *Node) Tick(now Time) {
 			n.askAgain()
 		}
 	case Follower:
-		if n.now >= n.electionAt {
+		at := n.electionAt
+		if n.reluctant {
+			at += 2 * n.cfg.ElectionTimeout
+		}
+		if n.now >= at {
 			n.startPreVote()
 		}
 	}
 	n.tickCatchUp()
 }
+
+// SetReluctant says whether this node is a poor leader for a while, because its disk is full for instance. It then
+// campaigns only when no other node has become leader in the time in which each of them had its turn, and takes no
+// leadership that is handed to it. It votes as ever.
+func (n *Node) SetReluctant(reluctant bool) { n.reluctant = reluctant }
 
 // Persisted says that everything up to Ready number seq is durable.
 func (n *Node) Persisted(seq uint64) {

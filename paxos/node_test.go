@@ -211,3 +211,31 @@ func TestWindow(t *testing.T) {
 		t.Errorf("an empty window at 1001 expected, found [%d, %d) with %d bytes", w.lo, w.hi, w.bytes)
 	}
 }
+
+// TestReluctantNodeLetsOthersGoFirst: a node that is a poor leader campaigns
+// only when everybody else had time to, and takes no leadership handed to it.
+func TestReluctantNodeLetsOthersGoFirst(t *testing.T) {
+	const timeout = 100
+	n := New(Config{ID: 1, Voters: []NodeID{1, 2, 3}, ElectionTimeout: timeout, Heartbeat: 10, Lease: 50,
+		Rand: rand.New(rand.NewPCG(1, 1)), Log: noLog{}}, Recovered{}, 0)
+	n.SetReluctant(true)
+	hb := Message{Kind: MsgHeartbeat, From: 2, To: 1, Ballot: Ballot{Round: 1, Node: 2}, Seq: 1}
+	if err := n.Step(1, hb); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Step(2, Message{Kind: MsgTimeoutNow, From: 2, To: 1, Ballot: hb.Ballot}); err != nil {
+		t.Fatal(err)
+	}
+	for now := Time(3); now <= 3*timeout; now++ {
+		n.Tick(now)
+		if n.role != Follower {
+			t.Fatalf("follower expected at %d, found %v", now, n.role)
+		}
+	}
+	for now := Time(3 * timeout); now <= 5*timeout; now++ {
+		n.Tick(now)
+	}
+	if n.role != PreCandidate {
+		t.Fatalf("pre-candidate expected when nobody else led, found %v", n.role)
+	}
+}

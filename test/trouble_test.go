@@ -217,7 +217,7 @@ func edit(t *testing.T, path string, change func(string) string) {
 func (d *dev) timeout(value string) {
 	d.t.Helper()
 	edit(d.t, d.at("client.toml"), func(s string) string {
-		return strings.Replace(s, "\n[tls]", "\ntimeout = \""+value+"\"\n[tls]", 1)
+		return replaceOnce(d.t, s, "\n[tls]", "\ntimeout = \""+value+"\"\n[tls]")
 	})
 }
 
@@ -245,6 +245,9 @@ type nodeTrouble struct {
 	State   string `json:"state"`
 	Role    string `json:"role"`
 	Trouble string `json:"trouble"`
+	Round   uint64 `json:"round"`
+	Lag     uint64 `json:"lag"`
+	Applied uint64 `json:"applied"`
 }
 
 // clusterStatus is `koinon status`.
@@ -270,7 +273,6 @@ func (d *dev) node(number int) devNode {
 	return d.status().Nodes[number-1]
 }
 
-// text writes and reads small files through the mount.
 func writeFile(t *testing.T, path, text string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {

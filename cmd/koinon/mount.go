@@ -106,11 +106,7 @@ func (a *app) mountHere(ctx context.Context, cfg *config.Client, dir string, rea
 	if err != nil {
 		return err
 	}
-	defer func() {
-		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), unmountPatience)
-		defer cancel()
-		err = errors.Join(err, c.Close(closing))
-	}()
+	defer func() { err = errors.Join(err, leave(context.WithoutCancel(ctx), c)) }()
 	server, err := mountLeased(dir, c, cfg.Cluster, log)
 	if err != nil {
 		return err
@@ -141,6 +137,23 @@ func (a *app) mountHere(ctx context.Context, cfg *config.Client, dir string, rea
 		log.Warn("programs still use the mount; it ends without them", "dir", dir)
 	}
 	return nil
+}
+
+// leave closes a client's connection, but does not wait for ever: without a
+// majority, what programs have written and not closed cannot be stored. What
+// they have closed is.
+func leave(ctx context.Context, c *node.Client) error {
+	closing, cancel := context.WithTimeout(ctx, unmountPatience)
+	defer cancel()
+	closed := make(chan error, 1)
+	go func() { closed <- c.Close(closing) }()
+	select {
+	case err := <-closed:
+		return err
+	case <-time.After(unmountPatience + time.Second): // it ends with this process
+		return sys.E(sys.Op("mount"), sys.Unavailable,
+			fmt.Sprintf("the cluster did not take within %v what programs had written and not closed: it is lost; what they had closed is stored", unmountPatience))
+	}
 }
 
 // mountLeased mounts a client's file system. The kernel keeps attributes, and

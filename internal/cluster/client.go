@@ -316,17 +316,43 @@ func (c *Client) gaveUp(ctx context.Context, op sys.Op, failed map[string]error)
 	if errors.Is(context.Cause(ctx), context.Canceled) {
 		return sys.E(op, sys.Interrupted, context.Cause(ctx))
 	}
-	var missing []string
-	for addr, err := range failed {
-		if sys.Is(err, sys.Unavailable) {
-			missing = append(missing, fmt.Sprintf("%v at %s", c.IDOf(addr), addr))
-		}
-	}
+	missing := c.missing(ctx, failed)
 	slices.Sort(missing)
 	if len(missing) == 0 {
 		return sys.E(op, sys.Unavailable, fmt.Sprintf("no node leads after %v although all answer; see `koinon status`", c.cfg.Timeout))
 	}
 	return sys.E(op, sys.Unavailable, fmt.Sprintf("no majority after %v: no answer from %s; start them again, see `koinon status`", c.cfg.Timeout, strings.Join(missing, ", ")))
+}
+
+// askMissing is how long a node may take to say that it is there.
+const askMissing = time.Second
+
+// missing tells which nodes do not answer. One that failed us may have done so
+// because the others were missing: it is asked whether it is there itself.
+func (c *Client) missing(ctx context.Context, failed map[string]error) []string {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askMissing)
+	defer cancel()
+	var mu sync.Mutex
+	var missing []string
+	var wg sync.WaitGroup
+	for addr, err := range failed {
+		if !sys.Is(err, sys.Unavailable) {
+			continue
+		}
+		wg.Go(func() {
+			if _, err := c.NodeStatus(ctx, addr); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				name := addr // all that is known of it before the map is
+				if id := c.IDOf(addr); id != 0 {
+					name = fmt.Sprintf("%v at %s", id, addr)
+				}
+				missing = append(missing, name)
+			}
+		})
+	}
+	wg.Wait()
+	return missing
 }
 
 // OpenSession opens a session at the leader; name tells people whose it is.

@@ -30,14 +30,14 @@ type Node struct {
 	Advertise string `toml:"advertise,omitempty"`
 	// Replicas is how many nodes keep each block. 0 means three, or as many
 	// as there are voters.
-	Replicas int `toml:"replicas,omitempty"`
+	Replicas int `toml:"replicas,omitzero"`
 	// Zone is the failure domain of the node (a rack, a room): copies of a
 	// block go to different zones where there are enough. Empty means that
 	// the node is a zone of its own.
 	Zone string `toml:"zone,omitempty"`
 	// Retention is how long unlinked data stays in quarantine before its
 	// bytes are freed. Default DefaultRetention.
-	Retention Duration `toml:"retention,omitempty"`
+	Retention Duration `toml:"retention,omitzero"`
 
 	// Rejoin says that this node has voted before and lost its directory. With
 	// an empty directory it then does not vote until it has learned from the
@@ -85,10 +85,10 @@ func (l Log) SlogLevel() slog.Level {
 type Limits struct {
 	// StateCache is the memory for the state's page cache, default
 	// DefaultStateCache.
-	StateCache Size `toml:"state_cache,omitempty"`
+	StateCache Size `toml:"state_cache,omitzero"`
 	// MinFree is the disk space to leave free: with less, writes of blocks
 	// are refused with "no space left". Default DefaultMinFree.
-	MinFree Size `toml:"min_free,omitempty"`
+	MinFree Size `toml:"min_free,omitzero"`
 }
 
 // Client is the configuration of a mount or of any other command that speaks
@@ -104,7 +104,7 @@ type Client struct {
 	Mount string `toml:"mount,omitempty"`
 	// Timeout is how long an operation waits for a majority before it fails.
 	// Default DefaultTimeout.
-	Timeout Duration `toml:"timeout,omitempty"`
+	Timeout Duration `toml:"timeout,omitzero"`
 
 	TLS    TLS          `toml:"tls"`
 	Log    Log          `toml:"log,omitempty"`
@@ -116,10 +116,10 @@ type Client struct {
 type ClientLimits struct {
 	// ReadCache is the memory for blocks that were read, default
 	// DefaultReadCache.
-	ReadCache Size `toml:"read_cache,omitempty"`
+	ReadCache Size `toml:"read_cache,omitzero"`
 	// WriteBuffer is the memory for bytes that were written and not yet
 	// stored, default DefaultWriteBuffer. Writers wait when it is full.
-	WriteBuffer Size `toml:"write_buffer,omitempty"`
+	WriteBuffer Size `toml:"write_buffer,omitzero"`
 }
 
 // The defaults, filled in by LoadNode and LoadClient where the file says

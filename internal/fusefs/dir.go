@@ -60,7 +60,7 @@ func (r *rawFS) list(cancel <-chan struct{}, in *fuse.ReadIn, attrs bool, add fu
 	if after < offDotDot {
 		a, err := r.fs.GetAttr(ctx, r.root, dir)
 		if err != nil {
-			return statusOf(err)
+			return r.status(err)
 		}
 		dirMode := sys.TypeDir.StatMode()
 		if after < offDot && add(fuse.DirEntry{Name: ".", Ino: in.NodeId, Mode: dirMode, Off: offDot}) == nil {
@@ -76,7 +76,7 @@ func (r *rawFS) list(cancel <-chan struct{}, in *fuse.ReadIn, attrs bool, add fu
 	}
 	entries, _, err := r.fs.ReadDir(ctx, r.root, dir, after, min(max(limit, 1), readDirMax), attrs)
 	if err != nil {
-		return statusOf(err)
+		return r.status(err)
 	}
 	for _, e := range entries {
 		name := string(e.GetName())

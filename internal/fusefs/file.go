@@ -1,6 +1,7 @@
 package fusefs
 
 import (
+	"context"
 	"errors"
 	"io"
 	"os"
@@ -84,17 +85,17 @@ func (r *rawFS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut)
 	if in.Mode&fuse.OPEN_KILL_SUIDGID != 0 {
 		mode, err := r.withoutPrivileges(ctx, sys.Ino(in.NodeId))
 		if err != nil {
-			return statusOf(err)
+			return r.status(err)
 		}
 		if mode != nil {
 			if _, err := r.fs.SetAttr(ctx, r.root, &metapb.SetAttr{Ino: in.NodeId, Mode: mode}); err != nil {
-				return statusOf(err)
+				return r.status(err)
 			}
 		}
 	}
 	f, err := r.fs.Open(ctx, r.callers.cred(&in.InHeader), sys.Ino(in.NodeId), openFlags(in.Flags))
 	if err != nil {
-		return statusOf(err)
+		return r.status(err)
 	}
 	r.openOut(f, in.Flags, out)
 	return fuse.OK
@@ -116,7 +117,7 @@ func (r *rawFS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, o
 		}
 	}
 	if err != nil {
-		return statusOf(err)
+		return r.status(err)
 	}
 	r.entryOut(a, in.NodeId, name, &out.EntryOut)
 	r.openOut(f, in.Flags, &out.OpenOut)
@@ -133,7 +134,7 @@ func (r *rawFS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.
 	}
 	n, err := f.ReadAt(ctx, buf[:min(len(buf), int(in.Size))], int64(in.Offset))
 	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, statusOf(err)
+		return nil, r.status(err)
 	}
 	return fuse.ReadResultData(buf[:n]), fuse.OK
 }
@@ -149,7 +150,7 @@ func (r *rawFS) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (ui
 	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
 		if mode := privilegesDropped(f.Attr()); mode != nil {
 			if _, err := r.fs.SetAttr(ctx, r.root, &metapb.SetAttr{Ino: in.NodeId, Mode: mode}); err != nil {
-				return 0, statusOf(err)
+				return 0, r.status(err)
 			}
 		}
 	}
@@ -161,7 +162,7 @@ func (r *rawFS) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (ui
 	if n > 0 && sys.Is(err, sys.Interrupted) {
 		err = nil // a short write
 	}
-	return uint32(n), statusOf(err)
+	return uint32(n), r.status(err)
 }
 
 // Flush is of fuse.RawFileSystem: close(2).
@@ -172,7 +173,7 @@ func (r *rawFS) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	if f == nil {
 		return fuse.EBADF
 	}
-	return statusOf(f.Flush(ctx))
+	return r.status(f.Flush(ctx))
 }
 
 // Fsync is of fuse.RawFileSystem.
@@ -183,7 +184,7 @@ func (r *rawFS) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if f == nil {
 		return fuse.EBADF
 	}
-	return statusOf(f.Fsync(ctx))
+	return r.status(f.Fsync(ctx))
 }
 
 // Release is of fuse.RawFileSystem.
@@ -206,28 +207,30 @@ func (r *rawFS) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Sta
 	default:
 		return fuse.Status(syscall.EOPNOTSUPP)
 	}
-	return statusOf(r.fs.Fallocate(ctx, r.root, fa))
+	return r.status(r.fs.Fallocate(ctx, r.root, fa))
 }
 
-// Lseek is of fuse.RawFileSystem: SEEK_DATA and SEEK_HOLE of lseek(2). A file
-// is all data, with the hole at its end that every file has.
+// Lseek is of fuse.RawFileSystem: SEEK_DATA and SEEK_HOLE of lseek(2).
 func (r *rawFS) Lseek(cancel <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
 	ctx := r.begin(cancel)
 	defer ctx.end()
 	const seekData, seekHole = 3, 4
-	a, err := r.fs.GetAttr(ctx, r.root, sys.Ino(in.NodeId))
-	if err != nil {
-		return statusOf(err)
-	}
-	switch {
-	case in.Whence != seekData && in.Whence != seekHole:
-		return fuse.EINVAL
-	case in.Offset >= a.GetSize():
-		return enxio
-	case in.Whence == seekData:
-		out.Offset = in.Offset
+	var seek func(context.Context, sys.Ino, uint64) (uint64, bool, error)
+	switch in.Whence {
+	case seekData:
+		seek = r.fs.SeekData
+	case seekHole:
+		seek = r.fs.SeekHole
 	default:
-		out.Offset = a.GetSize()
+		return fuse.EINVAL
 	}
+	at, found, err := seek(ctx, sys.Ino(in.NodeId), in.Offset)
+	if err != nil {
+		return r.status(err)
+	}
+	if !found {
+		return enxio
+	}
+	out.Offset = at
 	return fuse.OK
 }

@@ -34,6 +34,7 @@ type rawFS struct {
 	handles handles
 
 	interrupts interrupts
+	failures   failures
 }
 
 var _ fuse.RawFileSystem = (*rawFS)(nil)
@@ -98,7 +99,7 @@ func (r *rawFS) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, ou
 			out.SetEntryTimeout(ttl)
 			return fuse.OK
 		}
-		return statusOf(err)
+		return r.status(err)
 	}
 	r.entryOut(a, h.NodeId, name, out)
 	return fuse.OK
@@ -110,7 +111,7 @@ func (r *rawFS) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.At
 	defer ctx.end()
 	a, err := r.fs.GetAttr(ctx, r.root, sys.Ino(in.NodeId))
 	if err != nil {
-		return statusOf(err)
+		return r.status(err)
 	}
 	r.attrAnswer(a, out)
 	return fuse.OK
@@ -145,13 +146,13 @@ func (r *rawFS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.At
 	if in.Valid&fuse.FATTR_KILL_SUIDGID != 0 && set.Mode == nil {
 		mode, err := r.withoutPrivileges(ctx, sys.Ino(in.NodeId))
 		if err != nil {
-			return statusOf(err)
+			return r.status(err)
 		}
 		set.Mode = mode
 	}
 	a, err := r.fs.SetAttr(ctx, r.root, set)
 	if err != nil {
-		return statusOf(err)
+		return r.status(err)
 	}
 	r.attrAnswer(a, out)
 	return fuse.OK
@@ -213,7 +214,7 @@ func (r *rawFS) makeEntry(cancel <-chan struct{}, h *fuse.InHeader, name string,
 	mk.Parent, mk.Name = h.NodeId, []byte(name)
 	a, err := r.make(ctx, h, mk)
 	if err != nil {
-		return statusOf(err)
+		return r.status(err)
 	}
 	r.entryOut(a, h.NodeId, name, out)
 	return fuse.OK
@@ -249,21 +250,21 @@ func (r *rawFS) Readlink(cancel <-chan struct{}, h *fuse.InHeader) ([]byte, fuse
 	ctx := r.begin(cancel)
 	defer ctx.end()
 	target, err := r.fs.Readlink(ctx, r.root, sys.Ino(h.NodeId))
-	return target, statusOf(err)
+	return target, r.status(err)
 }
 
 // Unlink is of fuse.RawFileSystem.
 func (r *rawFS) Unlink(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
 	ctx := r.begin(cancel)
 	defer ctx.end()
-	return statusOf(r.fs.Unlink(ctx, r.root, sys.Ino(h.NodeId), []byte(name)))
+	return r.status(r.fs.Unlink(ctx, r.root, sys.Ino(h.NodeId), []byte(name)))
 }
 
 // Rmdir is of fuse.RawFileSystem.
 func (r *rawFS) Rmdir(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
 	ctx := r.begin(cancel)
 	defer ctx.end()
-	return statusOf(r.fs.Rmdir(ctx, r.root, sys.Ino(h.NodeId), []byte(name)))
+	return r.status(r.fs.Rmdir(ctx, r.root, sys.Ino(h.NodeId), []byte(name)))
 }
 
 // Rename is of fuse.RawFileSystem: renameat2(2) without RENAME_WHITEOUT.
@@ -274,7 +275,7 @@ func (r *rawFS) Rename(cancel <-chan struct{}, in *fuse.RenameIn, oldName, newNa
 	if in.Flags&^(noReplace|exchange) != 0 {
 		return fuse.EINVAL
 	}
-	return statusOf(r.fs.Rename(ctx, r.root, &metapb.Rename{
+	return r.status(r.fs.Rename(ctx, r.root, &metapb.Rename{
 		Parent: in.NodeId, Name: []byte(oldName), NewParent: in.Newdir, NewName: []byte(newName),
 		NoReplace: in.Flags&noReplace != 0, Exchange: in.Flags&exchange != 0}))
 }
@@ -285,7 +286,7 @@ func (r *rawFS) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *
 	defer ctx.end()
 	a, err := r.fs.Link(ctx, r.root, sys.Ino(in.Oldnodeid), sys.Ino(in.NodeId), []byte(name))
 	if err != nil {
-		return statusOf(err)
+		return r.status(err)
 	}
 	r.entryOut(a, in.NodeId, name, out)
 	return fuse.OK
@@ -296,7 +297,7 @@ func (r *rawFS) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *
 func (r *rawFS) Access(cancel <-chan struct{}, in *fuse.AccessIn) fuse.Status {
 	ctx := r.begin(cancel)
 	defer ctx.end()
-	return statusOf(r.fs.Access(ctx, r.callers.cred(&in.InHeader), sys.Ino(in.NodeId), in.Mask&7))
+	return r.status(r.fs.Access(ctx, r.callers.cred(&in.InHeader), sys.Ino(in.NodeId), in.Mask&7))
 }
 
 // StatFs is of fuse.RawFileSystem.
@@ -305,7 +306,7 @@ func (r *rawFS) StatFs(cancel <-chan struct{}, h *fuse.InHeader, out *fuse.Statf
 	defer ctx.end()
 	s, err := r.fs.StatFS(ctx)
 	if err != nil {
-		return statusOf(err)
+		return r.status(err)
 	}
 	if s.Total == 0 {
 		s.Free = unboundedBytes

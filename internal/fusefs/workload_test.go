@@ -64,8 +64,25 @@ var workloads = []struct{ name, script string }{
 	{"fsync", `dd if=/dev/zero of=f bs=100k count=30 conv=fsync status=none; sync f; sync .; [ "$(stat -c %s f)" = 3072000 ]`},
 	{"locks", `touch l; flock l -c 'flock -n l true && exit 1 || exit 0'`},
 	{"names", `touch "$(printf 'a b\nc\t\\')" 'ünï' -- -x; [ "$(ls -A | wc -l)" -ge 3 ]
-			n=$(head -c 255 /dev/zero | tr '\0' n); touch $n; ! touch ${n}n 2>/dev/null`},
+			n=$(head -c 255 /dev/zero | tr '\0' n); touch $n; ! touch ${n}n 2>/dev/null
+			mkdir new; cd new; for do in rmdir rm cat 'chmod 1'; do
+				why=$(LC_ALL=C $do ${n}n 2>&1) || true
+				case $why in *'File name too long'*) ;; *) exit 1 ;; esac
+			done`},
 	{"sparse copy", `truncate -s 10M s; echo x | dd of=s bs=1 seek=5000000 conv=notrunc status=none; cp --sparse=always s c; cmp s c`},
+	{"seek", `truncate -s 200M s; printf data | dd of=s bs=1 seek=100000000 conv=notrunc status=none; python3 - <<-'PY'
+			import errno, os
+			fd = os.open("s", os.O_RDWR)
+			assert os.lseek(fd, 0, os.SEEK_DATA) == 100000000 and os.lseek(fd, 100000001, os.SEEK_HOLE) == 100000004
+			assert os.lseek(fd, 0, os.SEEK_HOLE) == 0 and os.lseek(fd, 150000000, os.SEEK_HOLE) == 150000000
+			for off, whence in (150000000, os.SEEK_DATA), (200 << 20, os.SEEK_HOLE):
+			    try: os.lseek(fd, off, whence)
+			    except OSError as e: assert e.errno == errno.ENXIO
+			    else: assert False
+			os.pwrite(fd, b"dirty", 5000)
+			assert os.lseek(fd, 0, os.SEEK_DATA) == 5000 and os.lseek(fd, 5000, os.SEEK_HOLE) == 5005
+			PY
+			cp s c; cmp s c; cp --sparse=never s d; cmp s d`},
 	{"statfs", `df . | tail -1 | grep -q koinon; [ "$(stat -f -c %l .)" = 255 ]`},
 	{"exchange", `echo 1 >a; echo 2 >b; python3 - <<-'PY'
 			import ctypes

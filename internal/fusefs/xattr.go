@@ -29,7 +29,7 @@ func (r *rawFS) GetXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string, 
 	}
 	value, err := r.fs.GetXattr(ctx, r.root, sys.Ino(h.NodeId), []byte(name))
 	if err != nil {
-		return 0, statusOf(err)
+		return 0, r.status(err)
 	}
 	return answerXattr(dest, value)
 }
@@ -48,7 +48,7 @@ func (r *rawFS) ListXAttr(cancel <-chan struct{}, h *fuse.InHeader, dest []byte)
 	defer ctx.end()
 	names, err := r.fs.ListXattr(ctx, r.root, sys.Ino(h.NodeId))
 	if err != nil {
-		return 0, statusOf(err)
+		return 0, r.status(err)
 	}
 	var list []byte
 	for _, name := range names {
@@ -65,7 +65,7 @@ func (r *rawFS) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name strin
 		return fuse.Status(syscall.EOPNOTSUPP)
 	}
 	const create, replace = 1, 2
-	return statusOf(r.fs.SetXattr(ctx, r.root, &metapb.SetXattr{
+	return r.status(r.fs.SetXattr(ctx, r.root, &metapb.SetXattr{
 		Ino: in.NodeId, Name: []byte(name), Value: data,
 		Create: in.Flags&create != 0, Replace: in.Flags&replace != 0}))
 }
@@ -77,5 +77,5 @@ func (r *rawFS) RemoveXAttr(cancel <-chan struct{}, h *fuse.InHeader, name strin
 	if isRefusedXattr(name) {
 		return fuse.ENODATA
 	}
-	return statusOf(r.fs.RemoveXattr(ctx, r.root, sys.Ino(h.NodeId), []byte(name)))
+	return r.status(r.fs.RemoveXattr(ctx, r.root, sys.Ino(h.NodeId), []byte(name)))
 }

@@ -77,6 +77,8 @@ func (s *step) applyKeeping(cmd *metapb.Command) (op string, res *metapb.Result,
 		op, res, err = does("meta.Format", s.format, c.Format)
 	case *metapb.Command_EndSession:
 		op, res, err = does("meta.EndSession", s.endSession, c.EndSession)
+	case *metapb.Command_GiveUp:
+		op, res, err = does("meta.GiveUp", s.giveUp, c.GiveUp)
 	case *metapb.Command_Restore:
 		op, res, err = does("meta.Restore", s.restore, c.Restore)
 	default:

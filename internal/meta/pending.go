@@ -42,7 +42,7 @@ func (s *step) allocSlices(c *metapb.AllocSlices) (*metapb.Result, error) {
 		}
 		left -= n
 	}
-	return &metapb.Result{FirstSlice: first}, nil
+	return &metapb.Result{FirstSlice: first, Session: c.Session}, nil
 }
 
 // addPending records a range that is above all others of its row.
@@ -75,9 +75,22 @@ func (s *step) takePending(w *writing, id sys.SliceID) error {
 	if seq == 0 || seq >= pendingMax {
 		return refuse(sys.Invalid, sys.Ino(w.attr.Ino), "slice "+id.String()+" was never reserved")
 	}
-	r, err := s.loadPending(w, uint32(seq/pendingRow))
+	reserved, err := s.unreserve(w, seq)
 	if err != nil {
 		return err
+	}
+	if !reserved {
+		return refuse(sys.SessionGone, sys.Ino(w.attr.Ino), "slice "+id.String()+" is not reserved, or committed already")
+	}
+	return nil
+}
+
+// unreserve plans to take a number out of those that are reserved. It reports
+// whether it was among them.
+func (s *step) unreserve(w *writing, seq uint64) (bool, error) {
+	r, err := s.loadPending(w, uint32(seq/pendingRow))
+	if err != nil {
+		return false, err
 	}
 	for i, have := range r.chunk.Ranges {
 		if seq < have.First || seq-have.First >= uint64(have.Count) {
@@ -94,9 +107,38 @@ func (s *step) takePending(w *writing, id sys.SliceID) error {
 		}
 		r.chunk.Ranges = slices.Replace(r.chunk.Ranges, i, i+1, rest...)
 		w.taken = append(w.taken, seq)
-		return nil
+		return true, nil
 	}
-	return refuse(sys.SessionGone, sys.Ino(w.attr.Ino), "slice "+id.String()+" is not reserved, or committed already")
+	return false, nil
+}
+
+// giveUp queues slices that were reserved and will not be committed.
+func (s *step) giveUp(c *metapb.GiveUp) (*metapb.Result, error) {
+	if len(c.Slices) > AllocMax {
+		return nil, refuse(sys.Invalid, sys.PendingIno, "at most 1024 slices are given up at a time")
+	}
+	w := &writing{}
+	var dead []*metapb.Slice
+	for _, sl := range c.Slices {
+		seq := sys.SliceID(sl.Slice).Seq()
+		if seq == 0 || seq >= pendingMax || sl.SliceLen == 0 || sl.SliceLen > sys.ChunkSize {
+			return nil, refuse(sys.Invalid, sys.PendingIno, "not a slice that could have been reserved")
+		}
+		reserved, err := s.unreserve(w, seq)
+		if err != nil {
+			return nil, err
+		}
+		if reserved {
+			dead = append(dead, &metapb.Slice{Slice: sl.Slice, SliceLen: sl.SliceLen})
+		}
+	}
+	if len(dead) == 0 {
+		return &metapb.Result{}, nil
+	}
+	if err := s.setRows(sys.PendingIno, w.pending); err != nil {
+		return nil, err
+	}
+	return &metapb.Result{}, s.free(dead, nil)
 }
 
 func (s *step) loadPending(w *writing, n uint32) (*row, error) {

@@ -96,6 +96,9 @@ func (s *server) open() (err error) {
 			return wire.ClientConfig{TLS: s.creds.ClientTLSFor(p.ID), Logger: s.log}
 		},
 	})
+	if err := checkSpace(s.cfg.Dir, int64(s.cfg.Limits.MinFree)/2); err != nil {
+		return err
+	}
 	s.host, err = replica.Open(replica.Config{
 		Dir: filepath.Join(s.cfg.Dir, "replica"), FS: env.Disk, Clock: s.clock, Cluster: s.cfg.Cluster, Self: s.cfg.ID, Voters: voters,
 		Transport: s.transport, Logger: s.log, SessionTTL: remote.SessionLife, Rejoin: s.cfg.Rejoin,
@@ -118,6 +121,24 @@ func (s *server) open() (err error) {
 	s.scrubber = spread.NewScrubber(spread.ScrubberConfig{Self: s.cfg.ID, Engine: s.blocks, Cluster: s.peers, Logger: s.log})
 	s.spread = spread.New(spread.Options{Cluster: s.peers, Prefer: s.cfg.ID, Local: server, Logger: s.log})
 	return nil
+}
+
+// startSpace is how much free space a node needs to start, in bytes: the state
+// cannot be opened without writing.
+const startSpace = 32 << 20
+
+// checkSpace refuses to start on a full disk.
+func checkSpace(dir string, reserve int64) error {
+	u, err := env.Disk.GetDiskUsage(dir)
+	if err != nil || u.TotalBytes == 0 {
+		return nil // the directory is new, or the file system does not tell
+	}
+	need := uint64(min(startSpace, max(0, reserve)))
+	if u.AvailBytes >= need {
+		return nil
+	}
+	return sys.E(sys.Op("node.Serve"), sys.NoSpace, sys.Subject(dir), fmt.Sprintf(
+		"the disk is full, %d MiB are left: free at least %d MiB there and start the node again; what it has stored is safe", u.AvailBytes>>20, need>>20))
 }
 
 func identify(cs tls.ConnectionState) (wire.Identity, error) {

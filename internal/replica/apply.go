@@ -30,10 +30,11 @@ type applier struct {
 	order    []Namespace // of machines, ascending
 	sessions *sessions
 
-	mu    sync.Mutex
-	queue []paxos.Entry
-	tasks []func() error // run between two entries
-	wake  chan struct{}
+	mu         sync.Mutex
+	queue      []paxos.Entry
+	queueBytes int
+	tasks      []func() error // run between two entries
+	wake       chan struct{}
 
 	// Only the goroutine uses these.
 	over     *overlay
@@ -127,16 +128,39 @@ func readApplied(r pebble.Reader, key []byte) (appliedRow, error) {
 	return row, err
 }
 
-// push queues chosen entries.
-func (a *applier) push(entries []paxos.Entry) {
+// A follower applies when this many entries or bytes wait, or at the next tick:
+// nobody waits for it, and every turn of the applier costs a Pebble batch.
+const (
+	lazyEntries = 32
+	lazyBytes   = 256 << 10
+)
+
+// push queues chosen entries. Lazy ones wait for nudge, or for more of them.
+func (a *applier) push(entries []paxos.Entry, lazy bool) {
 	a.mu.Lock()
 	if len(a.queue) == 0 {
 		a.queue = entries
 	} else {
 		a.queue = append(a.queue, entries...)
 	}
+	for i := range entries {
+		a.queueBytes += len(entries[i].Data)
+	}
+	lazy = lazy && len(a.queue) < lazyEntries && a.queueBytes < lazyBytes
 	a.mu.Unlock()
-	signal(a.wake)
+	if !lazy {
+		signal(a.wake)
+	}
+}
+
+// nudge has what waits applied.
+func (a *applier) nudge() {
+	a.mu.Lock()
+	waiting := len(a.queue) > 0
+	a.mu.Unlock()
+	if waiting {
+		signal(a.wake)
+	}
 }
 
 // do runs a task between two entries.
@@ -159,7 +183,7 @@ func (a *applier) run(stop <-chan struct{}) {
 	for {
 		a.mu.Lock()
 		entries, tasks := a.queue, a.tasks
-		a.queue, a.tasks = nil, nil
+		a.queue, a.tasks, a.queueBytes = nil, nil, 0
 		a.mu.Unlock()
 		for _, task := range tasks {
 			if err := task(); err != nil {

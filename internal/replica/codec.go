@@ -17,6 +17,7 @@ type groupMessage struct {
 	group  sys.GroupID
 	msg    paxos.Message
 	digest digestAt // compared when its slot is not 0
+	full   bool     // the sender has no space on its disk
 }
 
 // digestAt is the rolling digest after a slot.
@@ -188,6 +189,9 @@ func appendMessage(b []byte, g *groupMessage, scratch []byte) (out, reuse []byte
 		d := appendUint(nil, 1, g.digest.slot)
 		s = appendBytes(s, 16, appendFixed64(d, 2, g.digest.sum))
 	}
+	if g.full {
+		s = appendUint(s, 17, 1)
+	}
 	size := len(s)
 	for i := range m.Entries {
 		size += sizeBytesAlways(15, sizeEntry(&m.Entries[i]))
@@ -262,6 +266,8 @@ func decodeMessage(b []byte) (g groupMessage, err error) {
 			m.Entries = append(m.Entries, e)
 		case 16:
 			g.digest, err = decodeDigest(f.bytes)
+		case 17:
+			g.full = f.value != 0
 		}
 		return err
 	})

@@ -34,6 +34,7 @@ func randomMessage(rng *rand.Rand) groupMessage {
 	if rng.IntN(4) == 0 {
 		g.digest = digestAt{slot: 1 + u(), sum: u()}
 	}
+	g.full = rng.IntN(2) == 0
 	return g
 }
 
@@ -54,7 +55,7 @@ func TestFrameIsTheProtobuf(t *testing.T) {
 		pb := &replicapb.Message{Group: uint64(g.group), Kind: uint32(m.Kind), From: uint64(m.From), To: uint64(m.To),
 			Ballot: ballotPB(m.Ballot), Promised: ballotPB(m.Promised), Released: ballotPB(m.Released),
 			Slot: uint64(m.Slot), Next: uint64(m.Next), Chosen: uint64(m.Chosen), Truncated: uint64(m.Truncated),
-			Seq: m.Seq, At: int64(m.At), Reject: m.Reject}
+			Seq: m.Seq, At: int64(m.At), Reject: m.Reject, Full: g.full}
 		for _, e := range m.Entries {
 			pb.Entries = append(pb.Entries, &replicapb.Entry{Slot: uint64(e.Slot), Round: e.Ballot.Round,
 				Node: uint64(e.Ballot.Node), Kind: uint32(e.Kind), Data: e.Data})

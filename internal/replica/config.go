@@ -64,7 +64,8 @@ type Config struct {
 	// further one is refused with sys.Busy. Default 64 MiB.
 	QueueBytes int
 
-	// SegmentBytes is the size of a log segment. Default 64 MiB.
+	// SegmentBytes is the size of a log segment, two of which are filled when a
+	// directory is made. Default 32 MiB.
 	SegmentBytes int64
 	// RetainBytes is how much log there may be before the state is flushed
 	// and the log cut. Default 64 MiB.
@@ -105,7 +106,7 @@ func (c Config) withDefaults() Config {
 	orInt(&c.BatchBytes, 1<<20)
 	orInt(&c.BatchCommands, 2048)
 	orInt(&c.QueueBytes, 64<<20)
-	orInt(&c.SegmentBytes, 64<<20)
+	orInt(&c.SegmentBytes, 32<<20)
 	orInt(&c.RetainBytes, 64<<20)
 	orInt(&c.TailBytes, 32<<20)
 	orInt(&c.ReserveBytes, 64<<20)

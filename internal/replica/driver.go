@@ -28,6 +28,7 @@ type driver struct {
 	lastLoop    time.Duration
 	lastTick    time.Duration
 	lastIdle    time.Duration // when sessions were last checked
+	full        fullDisks
 }
 
 // groupDriver is what the driver keeps of one group.
@@ -41,6 +42,7 @@ type groupDriver struct {
 	recovered  paxos.Recovered
 	reported   paxos.Slot   // applied, as the core knows it
 	cutAt      paxos.Time   // when truncate last looked
+	handedAt   paxos.Time   // when leadership was last handed over, 0: never
 	stateDirty bool         // LogState has to be written with the next pass
 	promised   paxos.Ballot // to be logged
 	chosen     paxos.Slot   // to be logged
@@ -58,6 +60,9 @@ type pass struct {
 	seqs    []passSeq
 	frames  []outFrame
 	cuts    []passCut
+	// quiet says that nobody waits to hear that it is durable: the driver is
+	// told when it turns next.
+	quiet bool
 }
 
 type passSeq struct {
@@ -119,8 +124,8 @@ func (h *Host) drive() {
 // turn takes in all that happened and sets going all that follows from it.
 func (h *Host) turn(now paxos.Time, tick bool) {
 	d := &h.drv
-	d.inbox.drain(func(from sys.NodeID, m *groupMessage) { h.step(now, from, m) })
 	h.takeDurable()
+	d.inbox.drain(func(from sys.NodeID, m *groupMessage) { h.step(now, from, m) })
 	for _, g := range h.groups {
 		g.takeCalls(now)
 		if g.d.node == nil {
@@ -147,6 +152,9 @@ func (h *Host) turn(now paxos.Time, tick bool) {
 		if g.d.node != nil {
 			g.publish(tick)
 		}
+		if tick {
+			g.applier.nudge()
+		}
 	}
 	if tick {
 		d.lastTick = time.Duration(now)
@@ -166,6 +174,7 @@ func (h *Host) step(now paxos.Time, from sys.NodeID, m *groupMessage) {
 		}
 		return
 	}
+	h.drv.full.heard(from, m.full)
 	if m.msg.From != paxos.NodeID(from) {
 		h.cfg.Logger.Warn("a message names a wrong sender", "group", m.group, "from", from, "named", m.msg.From)
 		return
@@ -222,6 +231,7 @@ func (h *Host) submit() (again bool) {
 		}
 	}
 	d.outstanding++
+	p.quiet = !slices.ContainsFunc(p.seqs, func(s passSeq) bool { return s.g.d.role != paxos.Follower })
 	h.log.Append(p.records, func(err error) {
 		if err != nil {
 			h.fail(err)
@@ -233,7 +243,9 @@ func (h *Host) submit() (again bool) {
 		d.mu.Lock()
 		d.durable = append(d.durable, p)
 		d.mu.Unlock()
-		h.wakeDriver()
+		if !p.quiet {
+			h.wakeDriver()
+		}
 	})
 	d.bodies = d.bodies[:0]
 	return false
@@ -270,6 +282,12 @@ func (p *pass) addState(g *Group) {
 func (g *Group) handle(rd paxos.Ready) {
 	h := g.host
 	g.d.promised, g.d.chosen = rd.Promised, rd.Chosen
+	// First of all, so that who waits for what a lost leadership promised is
+	// answered before the state goes on with what the next leader brings.
+	g.setRole(rd)
+	// Before Send: no replica may hear that a slot is chosen, and show it to a
+	// reader, before our own readers know that they must see it.
+	g.publish(false)
 	for i := range rd.Send {
 		h.queueMessage(g, &rd.Send[i])
 	}
@@ -291,7 +309,7 @@ func (g *Group) handle(rd paxos.Ready) {
 		p.addFrames(g, rd.SendAfter)
 	}
 	if len(rd.Apply) > 0 {
-		g.applier.push(rd.Apply)
+		g.applier.push(rd.Apply, g.d.role == paxos.Follower)
 	}
 	for _, r := range rd.Reads {
 		g.answerRead(r)
@@ -299,7 +317,6 @@ func (g *Group) handle(rd paxos.Ready) {
 	for _, s := range rd.SnapshotTo {
 		h.startSnapshot(g, s)
 	}
-	g.setRole(rd)
 }
 
 // addFrames encodes messages that leave when the pass is durable.
@@ -307,7 +324,7 @@ func (p *pass) addFrames(g *Group, msgs []paxos.Message) {
 	d := &g.host.drv
 	for i := range msgs {
 		var frame []byte
-		frame, d.scratch = appendMessage(nil, &groupMessage{group: g.id, msg: msgs[i]}, d.scratch)
+		frame, d.scratch = appendMessage(nil, &groupMessage{group: g.id, msg: msgs[i], full: d.full.self}, d.scratch)
 		to, lane := sys.NodeID(msgs[i].To), laneOf(len(frame))
 		// Messages to one peer share a frame.
 		k := slices.IndexFunc(p.frames, func(f outFrame) bool {
@@ -342,7 +359,7 @@ func (h *Host) queueMessage(g *Group, m *paxos.Message) {
 	}
 	lane := laneOf(size)
 	out[lane] = slices.Grow(out[lane], size+64*(len(m.Entries)+2))
-	out[lane], d.scratch = appendMessage(out[lane], &groupMessage{group: g.id, msg: *m}, d.scratch)
+	out[lane], d.scratch = appendMessage(out[lane], &groupMessage{group: g.id, msg: *m, full: d.full.self}, d.scratch)
 	if len(out[lane]) >= frameBytes {
 		h.sendOutgoing(to, lane, out)
 	}
@@ -434,11 +451,11 @@ func (g *Group) askReadIndex(now paxos.Time) {
 func (g *Group) answerRead(r paxos.Read) {
 	ws := g.d.reads[r.ID]
 	delete(g.d.reads, r.ID)
-	if r.Lost {
+	if r.Lost || g.d.role != paxos.Leader {
 		failReaders(ws, notLeader("replica.Read", sys.NodeID(g.d.leader)))
 		return
 	}
-	g.awaitApplied(ws, uint64(r.Slot))
+	g.awaitApplied(ws, uint64(r.Slot), g.d.ballot)
 }
 
 // propose gives the commands that wait to the core, as entries.
@@ -484,20 +501,30 @@ func (g *Group) setRole(rd paxos.Ready) {
 	was := g.d.role
 	wasBallot := g.d.ballot
 	g.d.role, g.d.leader, g.d.ballot = role, leader, ballot
+	if role != paxos.Follower {
+		g.applier.nudge()
+	}
 	if role == paxos.Leader && was != paxos.Leader {
 		g.sessions.touchAll(h.cfg.Clock.Boot())
 	}
 	g.publish(true)
 	if was == paxos.Leader && ballot != wasBallot {
 		g.failProposals(sys.NodeID(leader), nil)
+		g.failApplyWait(notLeader("replica.Read", sys.NodeID(leader)))
 	}
-	h.cfg.Logger.Info("leadership", "group", g.id, "role", role, "leader", leader, "round", ballot.Round)
+	// A follower has promised its leader's ballot, so the round is that of the
+	// leadership for every role.
+	h.cfg.Logger.Info("leadership", "group", g.id, "role", role, "leader", leader, "round", rd.Promised.Round)
 	signal(h.notify)
 }
 
 // publish lets callers see role and lease; all also the rest of Status.
 func (g *Group) publish(all bool) {
-	v := leaderView{role: roleOf(g.d.role), leader: sys.NodeID(g.d.leader), ballot: g.d.ballot, lease: g.d.node.LeaseUntil()}
+	lease, slot := g.d.node.LeaseRead()
+	if uint64(slot) > g.leaseSlot.Load() {
+		g.leaseSlot.Store(uint64(slot))
+	}
+	v := leaderView{role: roleOf(g.d.role), leader: sys.NodeID(g.d.leader), ballot: g.d.ballot, lease: lease}
 	if *g.view.Load() != v {
 		g.view.Store(&v)
 	}
@@ -555,18 +582,20 @@ func (h *Host) broadcastDigest(g *Group, dg digestAt) {
 	}
 }
 
-// tickGroups does what is due now and then: cutting the log and ending idle
-// sessions.
+// tickGroups does what is due now and then: cutting the log, handing leadership
+// over from a full disk, and ending idle sessions.
 func (h *Host) tickGroups(now paxos.Time) {
 	check := time.Duration(now)-h.drv.lastIdle >= min(idleCheck, h.cfg.SessionTTL/4)
 	if check {
 		h.drv.lastIdle = time.Duration(now)
 	}
+	h.noteSpace(now)
 	for _, g := range h.groups {
 		if g.d.node == nil {
 			continue
 		}
 		h.truncate(g, now)
+		h.handOver(g, now)
 		if check && g.d.role == paxos.Leader && g.view.Load().lease != 0 {
 			g.endIdle(time.Duration(now) - h.cfg.SessionTTL)
 		}

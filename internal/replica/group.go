@@ -22,7 +22,12 @@ type Group struct {
 	applier  *applier
 	sessions sessions
 
-	view  atomic.Pointer[leaderView]
+	view atomic.Pointer[leaderView]
+	// leaseSlot is what a read under the lease of view must see applied. It
+	// never falls, and is stored before the view and before anybody else hears
+	// that the slot is chosen.
+	leaseSlot atomic.Uint64
+
 	hooks atomic.Pointer[hookTable]
 
 	mu            sync.Mutex
@@ -54,7 +59,7 @@ type leaderView struct {
 	role   Role
 	leader sys.NodeID
 	ballot paxos.Ballot // the own one, of a leader
-	lease  paxos.Time   // reads are good before it; 0 without a lease
+	lease  paxos.Time   // reads that saw leaseSlot are good before it; 0 without a lease
 }
 
 // hookTable holds the OnApply hooks by namespace.

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/cockroachdb/errors/oserror"
 	"github.com/cockroachdb/pebble/v2"
@@ -26,13 +27,15 @@ type Host struct {
 	groups   []*Group // in the order of Config.Groups
 	rand     *rand.Rand
 
-	drv        driver
-	notify     chan struct{} // leadership changed
-	flushed    chan struct{} // Pebble has flushed
-	wantFlush  chan struct{}
-	noSpace    atomic.Bool
-	snapshots  chan struct{} // tokens for snapshots being sent
-	snapshotNo atomic.Uint64
+	drv       driver
+	notify    chan struct{} // leadership changed
+	flushed   chan struct{} // Pebble has flushed
+	wantFlush chan struct{}
+	noSpace   atomic.Bool
+	// stateFullAt is when the state last found no space, env.Clock.Boot; 0: never.
+	stateFullAt atomic.Int64
+	snapshots   chan struct{} // tokens for snapshots being sent
+	snapshotNo  atomic.Uint64
 
 	stop     chan struct{} // closed when the host stops, by itself or by Close
 	stopOnce sync.Once
@@ -212,9 +215,36 @@ func (h *Host) stopped(op sys.Op) error {
 // Close stops taking part and closes the files. What was acknowledged is
 // durable before; the state is flushed so that the next Open is quick. Callers
 // that still wait are answered with sys.Unavailable.
+//
+// A disk that is full or stands still can hold the state up without end. Close
+// gives up then: it returns sys.Unavailable after some seconds, and the
+// directory stays locked until the process ends. Nothing is lost by that.
 func (h *Host) Close() error {
 	h.cfg.Transport.Handle(nil)
 	h.halt()
+	done := make(chan error, 1)
+	go func() { done <- h.shut() }()
+	timer := time.NewTimer(closeMax)
+	defer timer.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-timer.C:
+	}
+	h.cfg.Logger.Error("the replica cannot be closed: its disk is full or stands still; end the process", "dir", h.cfg.Dir)
+	return sys.E(sys.Op("replica.Close"), sys.Unavailable, sys.Subject(h.cfg.Dir),
+		fmt.Sprintf("the state was not closed within %v: the disk is full or stands still", closeMax))
+}
+
+const (
+	// closeMax bounds Close.
+	closeMax = 5 * time.Second
+	// flushMax bounds the flush of Close, which only saves work later.
+	flushMax = 3 * time.Second
+)
+
+// shut waits for the goroutines and closes the files.
+func (h *Host) shut() error {
 	h.wg.Wait()
 	// The driver may have registered readers while halt ran.
 	for _, g := range h.groups {
@@ -226,10 +256,27 @@ func (h *Host) Close() error {
 	}
 	h.awaitUsers()
 	var err error
-	if h.Err() == nil {
-		err = h.db.Flush()
+	if h.Err() == nil && h.db != nil {
+		err = h.flushState()
 	}
 	return errors.Join(err, h.closeFiles())
+}
+
+// flushState makes the state durable, if that works soon. What it lacks is in
+// the log.
+func (h *Host) flushState() error {
+	flushed, err := h.db.AsyncFlush()
+	if err != nil {
+		return err
+	}
+	timer := time.NewTimer(flushMax)
+	defer timer.Stop()
+	select {
+	case <-flushed:
+	case <-timer.C:
+		h.cfg.Logger.Error("the state could not be flushed; the next start replays the log", "dir", h.cfg.Dir, "waited", flushMax)
+	}
+	return nil
 }
 
 func (h *Host) closeFiles() error {

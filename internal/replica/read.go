@@ -3,6 +3,7 @@ package replica
 import (
 	"context"
 	"encoding/binary"
+	"slices"
 
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/paxos"
@@ -12,9 +13,10 @@ func beUint64(b []byte) uint64 { return binary.BigEndian.Uint64(b) }
 
 // readWaiter waits for a read index, then for the state to reach it.
 type readWaiter struct {
-	slot uint64
-	err  error
-	done chan struct{}
+	slot   uint64
+	ballot paxos.Ballot // of the leadership that gave the index
+	err    error
+	done   chan struct{}
 }
 
 // Read runs fn on a consistent view of a namespace that holds everything that
@@ -32,14 +34,26 @@ func (g *Group) Read(ctx context.Context, ns Namespace, fn func(r Reader) error)
 	}
 	h.reads.Add(1)
 	if v.lease != 0 && paxos.Time(h.cfg.Clock.Boot()) < v.lease {
+		// The lease was looked up first. What this node knows to be chosen by
+		// now another one may have applied and shown, so it must be in the state.
+		if err := g.awaitSlot(ctx, g.leaseSlot.Load()); err != nil {
+			return err
+		}
 		err := g.ReadLocal(ns, fn)
-		// The state was read first and the clock last, so that a pause in
-		// between cannot make an old state look current.
+		// The state was read before the clock, so that a pause in between
+		// cannot make an old state look current.
 		after := g.view.Load()
 		if after.ballot == v.ballot && after.lease != 0 && paxos.Time(h.cfg.Clock.Boot()) < after.lease {
 			return err
 		}
 	}
+	return g.readIndex(ctx, ns, fn)
+}
+
+// readIndex is Read without a lease: a majority says that this node leads.
+func (g *Group) readIndex(ctx context.Context, ns Namespace, fn func(r Reader) error) error {
+	const op = sys.Op("replica.Read")
+	h := g.host
 	h.readIndexes.Add(1)
 	w := &readWaiter{done: make(chan struct{})}
 	g.mu.Lock()
@@ -62,7 +76,38 @@ func (g *Group) Read(ctx context.Context, ns Namespace, fn func(r Reader) error)
 	if w.err != nil {
 		return w.err
 	}
-	return g.ReadLocal(ns, fn)
+	err := g.ReadLocal(ns, fn)
+	// While the ballot is the same, no command of a later leader has been
+	// given to the state: what fn saw is what this leadership chose.
+	if after := g.view.Load(); after.ballot != w.ballot {
+		return notLeader(op, after.leader)
+	}
+	return err
+}
+
+// awaitSlot waits until the state has reached slot. It fails when leadership is
+// lost first.
+func (g *Group) awaitSlot(ctx context.Context, slot uint64) error {
+	if g.applied.Load() >= slot {
+		return nil
+	}
+	w := &readWaiter{slot: slot, done: make(chan struct{})}
+	g.mu.Lock()
+	if g.closed != nil || g.applied.Load() >= slot {
+		defer g.mu.Unlock()
+		return g.closed
+	}
+	g.appliedWait = append(g.appliedWait, w)
+	g.mu.Unlock()
+	select {
+	case <-w.done:
+		return w.err
+	case <-ctx.Done():
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.appliedWait = slices.DeleteFunc(g.appliedWait, func(o *readWaiter) bool { return o == w })
+	return sys.E(sys.Op("replica.Read"), sys.Interrupted, ctx.Err())
 }
 
 // ReadLocal runs fn on a consistent view of what this replica has applied,
@@ -91,12 +136,13 @@ func (g *Group) takeReaders() []*readWaiter {
 	return r
 }
 
-// awaitApplied lets readers go on when the state has reached slot.
-func (g *Group) awaitApplied(ws []*readWaiter, slot uint64) {
+// awaitApplied lets readers go on when the state has reached slot, if the
+// leadership of ballot lasts until then.
+func (g *Group) awaitApplied(ws []*readWaiter, slot uint64, ballot paxos.Ballot) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, w := range ws {
-		w.slot = slot
+		w.slot, w.ballot = slot, ballot
 		if g.applied.Load() >= slot {
 			close(w.done)
 		} else {
@@ -128,6 +174,15 @@ func failReaders(ws []*readWaiter, err error) {
 		w.err = err
 		close(w.done)
 	}
+}
+
+// failApplyWait answers readers who wait for the state with an error.
+func (g *Group) failApplyWait(err error) {
+	g.mu.Lock()
+	ws := g.appliedWait
+	g.appliedWait = nil
+	g.mu.Unlock()
+	failReaders(ws, err)
 }
 
 // failAllReaders answers everybody who waits for a read.

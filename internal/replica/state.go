@@ -42,6 +42,7 @@ func (h *Host) stateOptions(cache *pebble.Cache) *pebble.Options {
 		BackgroundError: func(err error) {
 			h.cfg.Logger.Warn("the state cannot be flushed or compacted; tried again", "err", err)
 			if vfs.IsNoSpaceError(err) {
+				h.stateFullAt.Store(int64(h.cfg.Clock.Boot()))
 				h.noSpace.Store(true)
 			}
 		},
@@ -107,11 +108,17 @@ func (l stateLogger) Fatalf(format string, args ...any) {
 // maintainEvery is how often free space is looked at.
 const maintainEvery = 200 * time.Millisecond
 
+// stateFullFor is how long the disk counts as full after the state could not
+// be written: Pebble tries again meanwhile.
+const stateFullFor = time.Second
+
 // maintain is the goroutine that flushes the state when asked and watches the
 // disk.
 func (h *Host) maintain() {
 	ticker := time.NewTicker(maintainEvery)
 	defer ticker.Stop()
+	// Not waited for in between: on a full disk a flush may take forever.
+	var flushing <-chan struct{}
 	for {
 		var err error
 		select {
@@ -122,9 +129,11 @@ func (h *Host) maintain() {
 		case <-h.flushed:
 			err = h.readFlushed()
 		case <-h.wantFlush:
-			if !h.noSpace.Load() {
-				err = h.db.Flush()
+			if !h.noSpace.Load() && flushing == nil {
+				flushing, err = h.db.AsyncFlush()
 			}
+		case <-flushing:
+			flushing = nil
 		}
 		if err != nil {
 			h.fail(sys.E(sys.Op("replica.flush"), err))
@@ -135,7 +144,8 @@ func (h *Host) maintain() {
 
 // checkSpace decides whether new commands are refused.
 func (h *Host) checkSpace() {
-	full := h.log.NoSpace()
+	failed := h.stateFullAt.Load()
+	full := h.log.NoSpace() || failed != 0 && h.cfg.Clock.Boot()-time.Duration(failed) < stateFullFor
 	if h.cfg.ReserveBytes > 0 && !full {
 		u, err := h.cfg.FS.GetDiskUsage(h.cfg.Dir)
 		full = err == nil && u.TotalBytes > 0 && u.AvailBytes < uint64(h.cfg.ReserveBytes)

@@ -19,12 +19,14 @@ func (fs *FS) wakeWriteback() {
 	}
 }
 
-// writeback flushes what has been dirty for long, and makes room in the
-// budget when writers wait and nothing else will.
+// writeback flushes what has been dirty for long, makes room in the budget when
+// writers wait and nothing else will, and tells the tree what was given up.
 func (fs *FS) writeback() {
 	tick := time.NewTicker(max(fs.opts.FlushAfter/4, 10*time.Millisecond))
 	defer tick.Stop()
+	told := fs.opts.Clock.Boot()
 	for {
+		late := false
 		select {
 		case <-fs.ctx.Done():
 			return
@@ -33,6 +35,11 @@ func (fs *FS) writeback() {
 		case <-tick.C:
 			fs.flushOld()
 			fs.relieve()
+			late = fs.opts.Clock.Boot()-told >= giveUpEvery
+		}
+		if late || fs.ids.fullBatch() {
+			fs.ids.tellGivenUp(fs.ctx)
+			told = fs.opts.Clock.Boot()
 		}
 	}
 }
@@ -141,7 +148,7 @@ func (fs *FS) tellOpen(ctx context.Context) error {
 	for len(inos) > 0 {
 		n := min(len(inos), keepOpenMax)
 		until := fs.opts.Clock.Wall().Add(fs.opts.Retention).UnixNano()
-		if _, err := fs.do(ctx, &metapb.Command{Op: &metapb.Command_KeepOpen{
+		if _, err := fs.doAgain(ctx, &metapb.Command{Op: &metapb.Command_KeepOpen{
 			KeepOpen: &metapb.KeepOpen{Inos: inos[:n], UntilNs: until}}}); err != nil {
 			return sys.E(sys.Op("vfs.KeepOpen"), err)
 		}

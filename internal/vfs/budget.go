@@ -9,8 +9,10 @@ import (
 
 // budget bounds the memory of dirty bytes. Those who want more than there is
 // wait in line; when nothing on its way out will free any, press is called.
+// Some of what is used can be had at once, by reclaim.
 type budget struct {
-	press func() // must not block
+	press   func()        // must not block
+	reclaim func(n int64) // gives at least n bytes if there are as many to reclaim
 
 	mu      sync.Mutex
 	limit   int64
@@ -24,17 +26,41 @@ type claim struct {
 	done chan error // buffered
 }
 
-func newBudget(limit int64, press func()) *budget { return &budget{limit: limit, press: press} }
+func newBudget(limit int64, press func(), reclaim func(n int64)) *budget {
+	return &budget{limit: limit, press: press, reclaim: reclaim}
+}
 
-// try takes n bytes if they are free and nobody waits.
+// try takes n bytes if they are free, or can be reclaimed, and nobody waits.
 func (b *budget) try(n int64) bool {
+	ok, lack := b.tryFree(n)
+	if ok || lack == 0 {
+		return ok
+	}
+	b.reclaim(lack)
+	ok, _ = b.tryFree(n)
+	return ok
+}
+
+// tryFree takes n bytes if they are free and nobody waits. lack is how many
+// are not free.
+func (b *budget) tryFree(n int64) (ok bool, lack int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(b.line) > 0 || b.used+n > b.limit {
-		return false
+	if len(b.line) > 0 {
+		return false, 0
+	}
+	if b.used+n > b.limit {
+		return false, b.used + n - b.limit
 	}
 	b.used += n
-	return true
+	return true, 0
+}
+
+// plenty reports whether nobody waits.
+func (b *budget) plenty() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.line) == 0
 }
 
 // take waits until n bytes are free and takes them. It fails when ctx ends or
@@ -47,9 +73,9 @@ func (b *budget) take(ctx context.Context, n int64) error {
 	b.mu.Lock()
 	b.line = append(b.line, c)
 	b.grant()
-	press := len(b.line) > 0 && b.sending == 0
 	b.mu.Unlock()
-	if press {
+	b.reclaim(n) // what became so between the try and now
+	if b.stuck() {
 		b.press()
 	}
 	select {

@@ -1,6 +1,7 @@
 package vfs
 
 import (
+	"container/list"
 	"context"
 	"slices"
 	"sync"
@@ -19,19 +20,28 @@ type run struct {
 	sealed bool   // nothing may change any more
 	refs   int    // extents that show it
 	busy   bool   // part of a flush
+	done   bool   // its slice was published or given up
+	tried  *try   // a commit of it of which nobody knows what became; nil when there is none
 
 	blocks []outBlock
 
-	idMu sync.Mutex
-	id   sys.SliceID // 0 until the first block is sent
+	idMu    sync.Mutex
+	id      sys.SliceID   // 0 until the first block is sent
+	session sys.SessionID // on whose account id is
+}
+
+// A try is a commit whose result was lost.
+type try struct {
+	seen bool // one of its slices was found in the file
 }
 
 // An outBlock is a block of a run on its way out.
 type outBlock struct {
-	buf   []byte // its length is its capacity; nil once it was sent
+	buf   []byte // its length is its capacity; nil when it was sent and its memory was needed
 	state blockState
 	done  chan struct{} // of the send that is under way
 	err   error         // of the last send
+	kept  *list.Element // in FS.kept, when it was sent and is still in memory
 }
 
 type blockState uint8
@@ -39,7 +49,7 @@ type blockState uint8
 const (
 	blockOpen    blockState = iota // in memory; err tells whether a send has failed
 	blockSending                   // in memory, unchangeable
-	blockSent                      // in the store
+	blockSent                      // in the store, and maybe in memory
 )
 
 // An extent shows the bytes [lo, hi) of a chunk: those that its run has there.
@@ -175,19 +185,24 @@ func (i *inode) unref(r *run) {
 	i.reap(r)
 }
 
-// reap frees the memory of a run that no extent shows and nobody is busy with.
-// i.mu is held.
+// reap frees the memory of a run that no extent shows and nobody is busy with,
+// and gives its slice up when it was not published. i.mu is held.
 func (i *inode) reap(r *run) {
 	if r.refs > 0 || r.busy {
 		return
 	}
 	r.sealed = true
+	sending := false
 	for b := range r.blocks {
-		if blk := &r.blocks[b]; blk.state == blockOpen && blk.buf != nil {
-			i.fs.budget.give(int64(len(blk.buf)))
-			i.fs.pool.give(blk.buf)
-			blk.buf = nil
+		if blk := &r.blocks[b]; blk.state == blockSending {
+			sending = true
+		} else {
+			i.fs.release(blk)
 		}
+	}
+	if !sending && !r.done && r.id != 0 {
+		r.done = true
+		i.fs.ids.giveUp(r.id, r.size)
 	}
 }
 
@@ -278,13 +293,14 @@ func (i *inode) shipped(r *run, b int, err error) {
 	blk := &r.blocks[b]
 	size := int64(len(blk.buf))
 	blk.err = err
-	if err != nil {
-		blk.state, i.sendErr = blockOpen, err
-	} else {
+	switch {
+	case err == nil:
 		blk.state = blockSent
-		i.fs.pool.give(blk.buf)
-		blk.buf = nil
-		i.fs.budget.give(size)
+		i.fs.keep(i, r, b)
+	case sys.Is(err, sys.Stale):
+		blk.state = blockOpen // the next flush takes another slice for it
+	default:
+		blk.state, i.sendErr = blockOpen, err
 	}
 	i.fs.budget.sent(-size)
 	close(blk.done)
@@ -298,9 +314,9 @@ func (r *run) identify(ctx context.Context, ids *sliceIDs) (sys.SliceID, error) 
 	if r.id != 0 {
 		return r.id, nil
 	}
-	id, err := ids.take(ctx)
+	id, session, err := ids.take(ctx)
 	if err == nil {
-		r.id = id
+		r.id, r.session = id, session
 	}
 	return id, err
 }

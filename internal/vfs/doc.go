@@ -18,7 +18,11 @@
 // runs, sends what is left, and publishes all of them by one Commit (flush.go);
 // a small file travels inside the Commit and has no block. Dirty bytes of all
 // files together are bounded by Options.WriteBuffer (budget.go): writers wait,
-// and the oldest dirty file is flushed.
+// and the oldest dirty file is flushed. Blocks that were sent stay in memory
+// until they are published or their memory is needed (kept.go): when the
+// client's session ends before, with it end the slice numbers it had reserved,
+// and the bytes are sent again under others (revive.go). Slices that come to
+// nothing are given up, so that the collector takes their blocks (ids.go).
 //
 // # The path of a read
 //

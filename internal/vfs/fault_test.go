@@ -71,6 +71,9 @@ type faultyTree struct {
 	mu   sync.Mutex
 	lose int   // how many results of Commit are lost
 	err  error // what Commit answers instead of being run
+
+	staleMerge bool // Merge is refused
+	gone       int  // how many Commits and KeepOpens answer that the session is gone
 }
 
 func (f *faultyTree) Do(ctx context.Context, cmd *metapb.Command) (*metapb.Result, error) {
@@ -79,6 +82,15 @@ func (f *faultyTree) Do(ctx context.Context, cmd *metapb.Command) (*metapb.Resul
 	if commit && f.err != nil {
 		defer f.mu.Unlock()
 		return nil, f.err
+	}
+	if cmd.GetMerge() != nil && f.staleMerge {
+		defer f.mu.Unlock()
+		return nil, sys.E(sys.Op("test"), sys.Stale)
+	}
+	if f.gone > 0 && (commit || cmd.GetKeepOpen() != nil) {
+		defer f.mu.Unlock()
+		f.gone--
+		return nil, sys.E(sys.Op("replica.Apply"), sys.SessionGone)
 	}
 	lose := commit && f.lose > 0
 	if lose {

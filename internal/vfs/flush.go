@@ -20,6 +20,9 @@ const (
 	// joinMax is the largest piece, in bytes, that is copied to make one
 	// slice of neighbours.
 	joinMax = 1 << 20
+	// reviveMax is how often one flush publishes, counting that it is tried
+	// again with other slice numbers.
+	reviveMax = 4
 )
 
 // A plan is what one flush publishes. Its runs are sealed.
@@ -166,6 +169,19 @@ func (i *inode) publish(ctx context.Context, p *plan, durable bool) error {
 	if len(p.pieces) == 0 {
 		return nil
 	}
+	for attempt := 1; ; attempt++ {
+		err := i.publishSlices(ctx, p, durable)
+		if attempt == reviveMax || !sys.Is(err, sys.SessionGone) && !sys.Is(err, sys.Stale) {
+			return err
+		}
+		if err := i.revive(ctx, p, err); err != nil {
+			return err
+		}
+	}
+}
+
+// publishSlices sends and commits what is left of a plan. flushMu is held.
+func (i *inode) publishSlices(ctx context.Context, p *plan, durable bool) error {
 	if err := i.sendAll(p); err != nil {
 		return err
 	}
@@ -200,14 +216,18 @@ func (i *inode) commitInline(ctx context.Context, p *plan) error {
 		data := e.r.blocks[0].buf[e.lo-e.r.base : e.hi-e.r.base] // sealed: nobody changes or frees it
 		cmd := &metapb.Command{Cred: p.cred, Op: &metapb.Command_Commit{Commit: &metapb.Commit{
 			Ino: uint64(i.ino), InlineOff: uint64(e.lo), Inline: data}}}
-		_, err := i.change(ctx, cmd, func(_ *metapb.Result, alone bool) {
+		done := func(_ *metapb.Result, alone bool) {
 			i.retire(p.pieces[:1])
 			if l := i.layouts[0]; l != nil && alone {
 				i.layouts[0] = l.withInline(e.lo, data)
 			} else {
 				delete(i.layouts, 0)
 			}
-		})
+		}
+		_, err := i.change(ctx, cmd, done)
+		if sys.Is(err, sys.SessionGone) {
+			_, err = i.change(ctx, cmd, done) // in a new session; twice does the same as once
+		}
 		if err != nil {
 			return err
 		}
@@ -313,6 +333,9 @@ func (i *inode) commitSlices(ctx context.Context, cred *metapb.Cred, pieces []ex
 	cmd := &metapb.Command{Cred: cred, Op: &metapb.Command_Commit{Commit: commit}}
 	done := func(_ *metapb.Result, alone bool) {
 		i.noteCommitted(commit, alone, durable)
+		for _, e := range pieces {
+			e.r.done = true
+		}
 		i.retire(pieces)
 	}
 	res, err := i.change(ctx, cmd, done)
@@ -322,10 +345,8 @@ func (i *inode) commitSlices(ctx context.Context, cred *metapb.Cred, pieces []ex
 			res, err = i.change(ctx, cmd, done)
 		}
 	}
-	if sys.Is(err, sys.SessionGone) {
-		err = i.confirm(ctx, commit, pieces, err)
-	}
 	if err != nil {
+		i.noteTry(pieces, err)
 		return err
 	}
 	if int(res.GetSlices()) < mergeLate {
@@ -336,31 +357,6 @@ func (i *inode) commitSlices(ctx context.Context, cred *metapb.Cred, pieces []ex
 		i.fs.log.Warn("a chunk's slices could not be merged", "inode", uint64(i.ino), "err", err)
 	}
 	return nil
-}
-
-// confirm finds out whether a commit that was refused because its slices are
-// not reserved had taken effect in an earlier try whose result was lost. It
-// returns refusal when it had not.
-func (i *inode) confirm(ctx context.Context, commit *metapb.Commit, pieces []extent, refusal error) error {
-	for _, s := range commit.GetSlices() {
-		a, err := i.chunks(ctx, s.GetChunk(), 1)
-		if err != nil {
-			return err
-		}
-		for _, c := range a.GetChunks() {
-			for _, have := range c.GetChunk().GetSlices() {
-				if have.GetSlice() != s.GetSlice().GetSlice() {
-					continue
-				}
-				i.mu.Lock()
-				i.foreign(a.GetAttr())
-				i.retire(pieces)
-				i.mu.Unlock()
-				return nil
-			}
-		}
-	}
-	return refusal
 }
 
 // noteCommitted carries on what is known of the file after a commit. i.mu is
@@ -410,6 +406,10 @@ func (i *inode) retire(pieces []extent) {
 // settle puts on stable storage what was published without, whoever did it.
 // flushMu is held.
 func (i *inode) settle(ctx context.Context) error {
+	// Somebody else may have published more than is known here.
+	if _, err := i.fs.GetAttr(ctx, Root(), i.ino); err != nil && !sys.Is(err, sys.Stale) {
+		return err
+	}
 	i.mu.RLock()
 	version, ids, whole := i.attr.GetVersion(), slices.Clone(i.unsynced), !i.synced
 	size := i.attr.GetSize()

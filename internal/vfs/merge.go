@@ -98,7 +98,7 @@ func (i *inode) merge(ctx context.Context, chunk uint32) error {
 	}
 	l := resolve(row)
 	var merged []segment
-	var fresh []sys.SliceID
+	var fresh []segment
 	for lo := uint32(0); lo < sys.ChunkSize; lo += mergeWindow {
 		segs := l.within(lo, lo+mergeWindow)
 		if len(segs) == 0 {
@@ -106,11 +106,14 @@ func (i *inode) merge(ctx context.Context, chunk uint32) error {
 		}
 		if len(segs) >= mergeDense || slices.ContainsFunc(segs, segment.isInline) {
 			s, err := i.rewrite(ctx, l, segs)
+			if s.slice != 0 {
+				fresh = append(fresh, s)
+			}
 			if err != nil {
+				i.giveUpMerge(ctx, fresh, sys.Is(err, sys.Stale))
 				return err
 			}
 			merged = append(merged, s)
-			fresh = append(fresh, s.slice)
 			continue
 		}
 		merged = append(merged, segs...)
@@ -120,20 +123,44 @@ func (i *inode) merge(ctx context.Context, chunk uint32) error {
 		i.merged(chunk, len(row.GetSlices()))
 		return nil
 	}
+	var r *metapb.Result
 	// What they replace may be on stable storage already.
-	if err := i.fs.store.Sync(ctx, fresh); err != nil {
-		return err
-	}
-	r, err := i.fs.do(ctx, &metapb.Command{Op: &metapb.Command_Merge{Merge: &metapb.Merge{
-		Ino: uint64(i.ino), Chunk: chunk, Old: row.GetSlices(), Merged: rowOf(merged), Inline: row.GetInline()}}})
-	if sys.Is(err, sys.Stale) {
-		return nil // covered, cut or merged meanwhile: the next commit sees how long it is
+	if err = i.fs.store.Sync(ctx, idsOf(fresh)); err == nil {
+		r, err = i.fs.do(ctx, &metapb.Command{Op: &metapb.Command_Merge{Merge: &metapb.Merge{
+			Ino: uint64(i.ino), Chunk: chunk, Old: row.GetSlices(), Merged: rowOf(merged), Inline: row.GetInline()}}})
 	}
 	if err != nil {
+		i.giveUpMerge(ctx, fresh, sys.Is(err, sys.SessionGone))
+		if sys.Is(err, sys.Stale) || sys.Is(err, sys.SessionGone) {
+			return nil // covered, cut or merged meanwhile: the next commit sees how long it is
+		}
 		return err
 	}
 	i.merged(chunk, int(r.GetSlices()))
 	return nil
+}
+
+func idsOf(segs []segment) []sys.SliceID {
+	ids := make([]sys.SliceID, len(segs))
+	for k, s := range segs {
+		ids[k] = s.slice
+	}
+	return ids
+}
+
+// giveUpMerge gives up the slices that a merge has made and that, after an
+// error, are of no use. refused says that their numbers were not reserved.
+func (i *inode) giveUpMerge(ctx context.Context, fresh []segment, refused bool) {
+	for _, s := range fresh {
+		i.fs.ids.giveUp(s.slice, s.sliceLen)
+	}
+	if !refused {
+		return
+	}
+	// Numbers of a session that has ended must not be used again.
+	if err := i.fs.ids.refresh(ctx); err != nil {
+		i.fs.log.Debug("it is not known whether the session has ended", "err", err)
+	}
 }
 
 // merged notes how long a chunk's list is after a merge, and forgets its layout,
@@ -165,7 +192,7 @@ func (l *layout) within(lo, hi uint32) []segment {
 }
 
 // rewrite puts the bytes of segs, which are within a window, into the store as
-// one new slice.
+// one new slice. After an error, some of a slice that it returns may be there.
 func (i *inode) rewrite(ctx context.Context, l *layout, segs []segment) (segment, error) {
 	lo, hi := segs[0].at, segs[len(segs)-1].end()
 	class := classOf(int(hi - lo))
@@ -180,14 +207,12 @@ func (i *inode) rewrite(ctx context.Context, l *layout, segs []segment) (segment
 	if err := i.fs.cache.fill(ctx, parts, true); err != nil {
 		return segment{}, err
 	}
-	id, err := i.fs.ids.take(ctx)
+	id, _, err := i.fs.ids.take(ctx)
 	if err != nil {
 		return segment{}, err
 	}
-	if err := i.fs.store.Put(ctx, sys.BlockKey{Slice: id}, data); err != nil {
-		return segment{}, err
-	}
-	return segment{at: lo, n: hi - lo, slice: id, sliceLen: hi - lo}, nil
+	err = i.fs.store.Put(ctx, sys.BlockKey{Slice: id}, data)
+	return segment{at: lo, n: hi - lo, slice: id, sliceLen: hi - lo}, err
 }
 
 // glue joins segments that follow each other in the file and in a slice.

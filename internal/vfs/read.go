@@ -223,7 +223,7 @@ func (r *run) plan(parts []part, w window, lo, hi uint32) []part {
 		off := lo - r.base
 		b, o := off/sys.BlockSize, off%sys.BlockSize
 		to := min(hi, lo+sys.BlockSize-o)
-		if blk := &r.blocks[b]; blk.state == blockSent {
+		if blk := &r.blocks[b]; blk.buf == nil {
 			parts = append(parts, part{dst: w.cut(lo, to), n: int(to - lo), slice: r.id, off: off, sliceLen: (b + 1) * sys.BlockSize})
 			if r.sealed {
 				parts[len(parts)-1].sliceLen = r.size

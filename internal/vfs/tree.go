@@ -10,8 +10,13 @@ import (
 )
 
 // Lookup returns the inode that a directory has under a name: NotExist,
-// NotDir, Access.
+// NotDir, Access, NameTooLong.
 func (fs *FS) Lookup(ctx context.Context, cred *metapb.Cred, parent sys.Ino, name []byte) (*metapb.Attr, error) {
+	if len(name) > sys.NameMax {
+		// Not asked for: a cache that knows all names of the directory would
+		// answer that there is none.
+		return nil, sys.E(sys.Op("vfs.Lookup"), sys.NameTooLong, inoSubject(parent))
+	}
 	a, err := fs.query(ctx, &metapb.Query{Cred: cred, Op: &metapb.Query_Lookup{
 		Lookup: &metapb.Lookup{Parent: uint64(parent), Name: name}}})
 	if err != nil {

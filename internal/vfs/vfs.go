@@ -88,6 +88,7 @@ type FS struct {
 	ids    *sliceIDs
 	cache  *spanCache
 	pool   pool
+	kept   keptBlocks
 	puts   chan struct{} // a token for each block that may be sent at once
 
 	mu      sync.Mutex
@@ -114,7 +115,7 @@ func New(mc meta.Client, store block.Store, opts Options) *FS {
 		ctx:    ctx, cancel: cancel,
 		kick: make(chan struct{}, 1),
 	}
-	fs.budget = newBudget(opts.WriteBuffer, fs.wakeWriteback)
+	fs.budget = newBudget(opts.WriteBuffer, fs.wakeWriteback, fs.reclaim)
 	fs.ids = &sliceIDs{fs: fs}
 	fs.cache = newSpanCache(fs, opts.CacheBytes)
 	fs.past.init()
@@ -171,6 +172,17 @@ func (fs *FS) do(ctx context.Context, cmd *metapb.Command) (*metapb.Result, erro
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), fs.opts.Timeout)
 	defer cancel()
 	return fs.meta.Do(ctx, cmd)
+}
+
+// doAgain is do for a command that does the same twice as once: when the
+// session has ended, and with it the answer whether an earlier try of it took
+// effect, it is run in the next session.
+func (fs *FS) doAgain(ctx context.Context, cmd *metapb.Command) (*metapb.Result, error) {
+	r, err := fs.do(ctx, cmd)
+	if sys.Is(err, sys.SessionGone) {
+		return fs.do(ctx, cmd)
+	}
+	return r, err
 }
 
 func (fs *FS) query(ctx context.Context, q *metapb.Query) (*metapb.Answer, error) {

@@ -1,3 +1,5 @@
+// Package metapb is the tree as it is sent and logged: generated from
+// meta.proto, with what a Failure needs to become an error again.
 package metapb
 
 import (

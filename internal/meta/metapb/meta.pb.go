@@ -775,6 +775,7 @@ type Command struct {
 	//	*Command_Format
 	//	*Command_EndSession
 	//	*Command_Restore
+	//	*Command_GiveUp
 	Op            isCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -993,6 +994,15 @@ func (x *Command) GetRestore() *Restore {
 	return nil
 }
 
+func (x *Command) GetGiveUp() *GiveUp {
+	if x != nil {
+		if x, ok := x.Op.(*Command_GiveUp); ok {
+			return x.GiveUp
+		}
+	}
+	return nil
+}
+
 type isCommand_Op interface {
 	isCommand_Op()
 }
@@ -1069,6 +1079,10 @@ type Command_Restore struct {
 	Restore *Restore `protobuf:"bytes,27,opt,name=restore,proto3,oneof"`
 }
 
+type Command_GiveUp struct {
+	GiveUp *GiveUp `protobuf:"bytes,28,opt,name=give_up,json=giveUp,proto3,oneof"`
+}
+
 func (*Command_Mknod) isCommand_Op() {}
 
 func (*Command_Unlink) isCommand_Op() {}
@@ -1104,6 +1118,8 @@ func (*Command_Format) isCommand_Op() {}
 func (*Command_EndSession) isCommand_Op() {}
 
 func (*Command_Restore) isCommand_Op() {}
+
+func (*Command_GiveUp) isCommand_Op() {}
 
 // Mknod makes an inode of any type and its first dentry: mkdir(2), mknod(2),
 // symlink(2), open(2) with O_CREAT. The umask has been applied to mode.
@@ -2296,6 +2312,54 @@ func (x *EndSession) GetSession() uint64 {
 	return 0
 }
 
+// GiveUp queues slices that were reserved and will never be committed: of each
+// the number and the length count. Those that are not reserved (any more) are
+// passed over, so that a writer that does not know what became of a commit may
+// give up its slices.
+type GiveUp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Slices        []*Slice               `protobuf:"bytes,1,rep,name=slices,proto3" json:"slices,omitempty"` // at most 1024
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GiveUp) Reset() {
+	*x = GiveUp{}
+	mi := &file_meta_metapb_meta_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GiveUp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GiveUp) ProtoMessage() {}
+
+func (x *GiveUp) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_metapb_meta_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GiveUp.ProtoReflect.Descriptor instead.
+func (*GiveUp) Descriptor() ([]byte, []int) {
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *GiveUp) GetSlices() []*Slice {
+	if x != nil {
+		return x.Slices
+	}
+	return nil
+}
+
 // Restore links an inode that is in quarantine again. Only uid 0 may.
 type Restore struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2308,7 +2372,7 @@ type Restore struct {
 
 func (x *Restore) Reset() {
 	*x = Restore{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[28]
+	mi := &file_meta_metapb_meta_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2320,7 +2384,7 @@ func (x *Restore) String() string {
 func (*Restore) ProtoMessage() {}
 
 func (x *Restore) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[28]
+	mi := &file_meta_metapb_meta_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2333,7 +2397,7 @@ func (x *Restore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Restore.ProtoReflect.Descriptor instead.
 func (*Restore) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{28}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Restore) GetIno() uint64 {
@@ -2370,7 +2434,7 @@ type Failure struct {
 
 func (x *Failure) Reset() {
 	*x = Failure{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[29]
+	mi := &file_meta_metapb_meta_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2382,7 +2446,7 @@ func (x *Failure) String() string {
 func (*Failure) ProtoMessage() {}
 
 func (x *Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[29]
+	mi := &file_meta_metapb_meta_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2395,7 +2459,7 @@ func (x *Failure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failure.ProtoReflect.Descriptor instead.
 func (*Failure) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{29}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Failure) GetKind() uint32 {
@@ -2436,13 +2500,14 @@ type Result struct {
 	Purged        uint32                 `protobuf:"varint,5,opt,name=purged,proto3" json:"purged,omitempty"`                           // Purge: steps done; fewer than limit means nothing is left
 	Created       bool                   `protobuf:"varint,6,opt,name=created,proto3" json:"created,omitempty"`                         // Mknod: false when or_open found a file
 	Kept          []uint64               `protobuf:"varint,7,rep,packed,name=kept,proto3" json:"kept,omitempty"`                        // KeepOpen: those that were in quarantine
+	Session       uint64                 `protobuf:"varint,8,opt,name=session,proto3" json:"session,omitempty"`                         // AllocSlices: on whose account they are
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[30]
+	mi := &file_meta_metapb_meta_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2454,7 +2519,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[30]
+	mi := &file_meta_metapb_meta_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2467,7 +2532,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{30}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Result) GetFailure() *Failure {
@@ -2519,6 +2584,13 @@ func (x *Result) GetKept() []uint64 {
 	return nil
 }
 
+func (x *Result) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
 // Query reads the tree and changes nothing.
 type Query struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2543,7 +2615,7 @@ type Query struct {
 
 func (x *Query) Reset() {
 	*x = Query{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[31]
+	mi := &file_meta_metapb_meta_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2555,7 +2627,7 @@ func (x *Query) String() string {
 func (*Query) ProtoMessage() {}
 
 func (x *Query) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[31]
+	mi := &file_meta_metapb_meta_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2568,7 +2640,7 @@ func (x *Query) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Query.ProtoReflect.Descriptor instead.
 func (*Query) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{31}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Query) GetCred() *Cred {
@@ -2764,7 +2836,7 @@ type Lookup struct {
 
 func (x *Lookup) Reset() {
 	*x = Lookup{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[32]
+	mi := &file_meta_metapb_meta_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2776,7 +2848,7 @@ func (x *Lookup) String() string {
 func (*Lookup) ProtoMessage() {}
 
 func (x *Lookup) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[32]
+	mi := &file_meta_metapb_meta_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2789,7 +2861,7 @@ func (x *Lookup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lookup.ProtoReflect.Descriptor instead.
 func (*Lookup) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{32}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Lookup) GetParent() uint64 {
@@ -2815,7 +2887,7 @@ type GetAttr struct {
 
 func (x *GetAttr) Reset() {
 	*x = GetAttr{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[33]
+	mi := &file_meta_metapb_meta_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2827,7 +2899,7 @@ func (x *GetAttr) String() string {
 func (*GetAttr) ProtoMessage() {}
 
 func (x *GetAttr) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[33]
+	mi := &file_meta_metapb_meta_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2840,7 +2912,7 @@ func (x *GetAttr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAttr.ProtoReflect.Descriptor instead.
 func (*GetAttr) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{33}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GetAttr) GetIno() uint64 {
@@ -2862,7 +2934,7 @@ type Open struct {
 
 func (x *Open) Reset() {
 	*x = Open{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[34]
+	mi := &file_meta_metapb_meta_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2874,7 +2946,7 @@ func (x *Open) String() string {
 func (*Open) ProtoMessage() {}
 
 func (x *Open) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[34]
+	mi := &file_meta_metapb_meta_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2887,7 +2959,7 @@ func (x *Open) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Open.ProtoReflect.Descriptor instead.
 func (*Open) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{34}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Open) GetIno() uint64 {
@@ -2917,7 +2989,7 @@ type GetChunks struct {
 
 func (x *GetChunks) Reset() {
 	*x = GetChunks{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[35]
+	mi := &file_meta_metapb_meta_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2929,7 +3001,7 @@ func (x *GetChunks) String() string {
 func (*GetChunks) ProtoMessage() {}
 
 func (x *GetChunks) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[35]
+	mi := &file_meta_metapb_meta_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2942,7 +3014,7 @@ func (x *GetChunks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetChunks.ProtoReflect.Descriptor instead.
 func (*GetChunks) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{35}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GetChunks) GetIno() uint64 {
@@ -2980,7 +3052,7 @@ type ReadDir struct {
 
 func (x *ReadDir) Reset() {
 	*x = ReadDir{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[36]
+	mi := &file_meta_metapb_meta_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2992,7 +3064,7 @@ func (x *ReadDir) String() string {
 func (*ReadDir) ProtoMessage() {}
 
 func (x *ReadDir) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[36]
+	mi := &file_meta_metapb_meta_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3005,7 +3077,7 @@ func (x *ReadDir) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDir.ProtoReflect.Descriptor instead.
 func (*ReadDir) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{36}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ReadDir) GetIno() uint64 {
@@ -3046,7 +3118,7 @@ type GetXattr struct {
 
 func (x *GetXattr) Reset() {
 	*x = GetXattr{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[37]
+	mi := &file_meta_metapb_meta_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3058,7 +3130,7 @@ func (x *GetXattr) String() string {
 func (*GetXattr) ProtoMessage() {}
 
 func (x *GetXattr) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[37]
+	mi := &file_meta_metapb_meta_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3071,7 +3143,7 @@ func (x *GetXattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetXattr.ProtoReflect.Descriptor instead.
 func (*GetXattr) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{37}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GetXattr) GetIno() uint64 {
@@ -3097,7 +3169,7 @@ type ListXattr struct {
 
 func (x *ListXattr) Reset() {
 	*x = ListXattr{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[38]
+	mi := &file_meta_metapb_meta_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3109,7 +3181,7 @@ func (x *ListXattr) String() string {
 func (*ListXattr) ProtoMessage() {}
 
 func (x *ListXattr) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[38]
+	mi := &file_meta_metapb_meta_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3122,7 +3194,7 @@ func (x *ListXattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListXattr.ProtoReflect.Descriptor instead.
 func (*ListXattr) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{38}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListXattr) GetIno() uint64 {
@@ -3140,7 +3212,7 @@ type StatFS struct {
 
 func (x *StatFS) Reset() {
 	*x = StatFS{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[39]
+	mi := &file_meta_metapb_meta_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3152,7 +3224,7 @@ func (x *StatFS) String() string {
 func (*StatFS) ProtoMessage() {}
 
 func (x *StatFS) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[39]
+	mi := &file_meta_metapb_meta_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3165,7 +3237,7 @@ func (x *StatFS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFS.ProtoReflect.Descriptor instead.
 func (*StatFS) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{39}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{40}
 }
 
 // ScanInodes lists all inodes above after, with their chunks, for fsck and for
@@ -3183,7 +3255,7 @@ type ScanInodes struct {
 
 func (x *ScanInodes) Reset() {
 	*x = ScanInodes{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[40]
+	mi := &file_meta_metapb_meta_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3195,7 +3267,7 @@ func (x *ScanInodes) String() string {
 func (*ScanInodes) ProtoMessage() {}
 
 func (x *ScanInodes) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[40]
+	mi := &file_meta_metapb_meta_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3208,7 +3280,7 @@ func (x *ScanInodes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScanInodes.ProtoReflect.Descriptor instead.
 func (*ScanInodes) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{40}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ScanInodes) GetAfter() uint64 {
@@ -3245,7 +3317,7 @@ type ReadFreed struct {
 
 func (x *ReadFreed) Reset() {
 	*x = ReadFreed{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[41]
+	mi := &file_meta_metapb_meta_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3257,7 +3329,7 @@ func (x *ReadFreed) String() string {
 func (*ReadFreed) ProtoMessage() {}
 
 func (x *ReadFreed) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[41]
+	mi := &file_meta_metapb_meta_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3270,7 +3342,7 @@ func (x *ReadFreed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFreed.ProtoReflect.Descriptor instead.
 func (*ReadFreed) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{41}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ReadFreed) GetAfter() uint32 {
@@ -3298,7 +3370,7 @@ type Access struct {
 
 func (x *Access) Reset() {
 	*x = Access{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[42]
+	mi := &file_meta_metapb_meta_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3310,7 +3382,7 @@ func (x *Access) String() string {
 func (*Access) ProtoMessage() {}
 
 func (x *Access) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[42]
+	mi := &file_meta_metapb_meta_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3323,7 +3395,7 @@ func (x *Access) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Access.ProtoReflect.Descriptor instead.
 func (*Access) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{42}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Access) GetIno() uint64 {
@@ -3363,7 +3435,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[43]
+	mi := &file_meta_metapb_meta_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3375,7 +3447,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[43]
+	mi := &file_meta_metapb_meta_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3388,7 +3460,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{43}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Answer) GetFailure() *Failure {
@@ -3499,7 +3571,7 @@ type NumberedChunk struct {
 
 func (x *NumberedChunk) Reset() {
 	*x = NumberedChunk{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[44]
+	mi := &file_meta_metapb_meta_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3511,7 +3583,7 @@ func (x *NumberedChunk) String() string {
 func (*NumberedChunk) ProtoMessage() {}
 
 func (x *NumberedChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[44]
+	mi := &file_meta_metapb_meta_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3524,7 +3596,7 @@ func (x *NumberedChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NumberedChunk.ProtoReflect.Descriptor instead.
 func (*NumberedChunk) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{44}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *NumberedChunk) GetNumber() uint32 {
@@ -3553,7 +3625,7 @@ type Inode struct {
 
 func (x *Inode) Reset() {
 	*x = Inode{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[45]
+	mi := &file_meta_metapb_meta_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3565,7 +3637,7 @@ func (x *Inode) String() string {
 func (*Inode) ProtoMessage() {}
 
 func (x *Inode) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[45]
+	mi := &file_meta_metapb_meta_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3578,7 +3650,7 @@ func (x *Inode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inode.ProtoReflect.Descriptor instead.
 func (*Inode) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{45}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Inode) GetAttr() *Attr {
@@ -3605,7 +3677,7 @@ type Xattrs struct {
 
 func (x *Xattrs) Reset() {
 	*x = Xattrs{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[46]
+	mi := &file_meta_metapb_meta_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3617,7 +3689,7 @@ func (x *Xattrs) String() string {
 func (*Xattrs) ProtoMessage() {}
 
 func (x *Xattrs) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[46]
+	mi := &file_meta_metapb_meta_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3630,7 +3702,7 @@ func (x *Xattrs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Xattrs.ProtoReflect.Descriptor instead.
 func (*Xattrs) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{46}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Xattrs) GetXattrs() []*Xattr {
@@ -3650,7 +3722,7 @@ type Xattr struct {
 
 func (x *Xattr) Reset() {
 	*x = Xattr{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[47]
+	mi := &file_meta_metapb_meta_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3662,7 +3734,7 @@ func (x *Xattr) String() string {
 func (*Xattr) ProtoMessage() {}
 
 func (x *Xattr) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[47]
+	mi := &file_meta_metapb_meta_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3675,7 +3747,7 @@ func (x *Xattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Xattr.ProtoReflect.Descriptor instead.
 func (*Xattr) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{47}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Xattr) GetName() []byte {
@@ -3757,7 +3829,7 @@ const file_meta_metapb_meta_proto_rawDesc = "" +
 	"\x04type\x18\x03 \x01(\rR\x04type\x12\x16\n" +
 	"\x06cookie\x18\x04 \x01(\x04R\x06cookie\x12(\n" +
 	"\x04attr\x18\x05 \x01(\v2\x14.koinon.meta.v1.AttrR\x04attr\x12.\n" +
-	"\x06origin\x18\x06 \x01(\v2\x16.koinon.meta.v1.OriginR\x06origin\"\x99\b\n" +
+	"\x06origin\x18\x06 \x01(\v2\x16.koinon.meta.v1.OriginR\x06origin\"\xcc\b\n" +
 	"\aCommand\x12\x17\n" +
 	"\atime_ns\x18\x01 \x01(\x03R\x06timeNs\x12(\n" +
 	"\x04cred\x18\x02 \x01(\v2\x14.koinon.meta.v1.CredR\x04cred\x12-\n" +
@@ -3781,7 +3853,8 @@ const file_meta_metapb_meta_proto_rawDesc = "" +
 	"\x06format\x18\x19 \x01(\v2\x16.koinon.meta.v1.FormatH\x00R\x06format\x12=\n" +
 	"\vend_session\x18\x1a \x01(\v2\x1a.koinon.meta.v1.EndSessionH\x00R\n" +
 	"endSession\x123\n" +
-	"\arestore\x18\x1b \x01(\v2\x17.koinon.meta.v1.RestoreH\x00R\arestoreB\x04\n" +
+	"\arestore\x18\x1b \x01(\v2\x17.koinon.meta.v1.RestoreH\x00R\arestore\x121\n" +
+	"\agive_up\x18\x1c \x01(\v2\x16.koinon.meta.v1.GiveUpH\x00R\x06giveUpB\x04\n" +
 	"\x02op\"\xcc\x01\n" +
 	"\x05Mknod\x12\x16\n" +
 	"\x06parent\x18\x01 \x01(\x04R\x06parent\x12\x12\n" +
@@ -3879,7 +3952,9 @@ const file_meta_metapb_meta_proto_rawDesc = "" +
 	"\fretention_ns\x18\x01 \x01(\x03R\vretentionNs\"&\n" +
 	"\n" +
 	"EndSession\x12\x18\n" +
-	"\asession\x18\x01 \x01(\x04R\asession\"G\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\"7\n" +
+	"\x06GiveUp\x12-\n" +
+	"\x06slices\x18\x01 \x03(\v2\x15.koinon.meta.v1.SliceR\x06slices\"G\n" +
 	"\aRestore\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x16\n" +
 	"\x06parent\x18\x02 \x01(\x04R\x06parent\x12\x12\n" +
@@ -3888,7 +3963,7 @@ const file_meta_metapb_meta_proto_rawDesc = "" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x0e\n" +
 	"\x02op\x18\x02 \x01(\tR\x02op\x12\x18\n" +
 	"\asubject\x18\x03 \x01(\tR\asubject\x12\x14\n" +
-	"\x05cause\x18\x04 \x01(\tR\x05cause\"\xe4\x01\n" +
+	"\x05cause\x18\x04 \x01(\tR\x05cause\"\xfe\x01\n" +
 	"\x06Result\x121\n" +
 	"\afailure\x18\x01 \x01(\v2\x17.koinon.meta.v1.FailureR\afailure\x12(\n" +
 	"\x04attr\x18\x02 \x01(\v2\x14.koinon.meta.v1.AttrR\x04attr\x12\x1f\n" +
@@ -3897,7 +3972,8 @@ const file_meta_metapb_meta_proto_rawDesc = "" +
 	"\x06slices\x18\x04 \x01(\rR\x06slices\x12\x16\n" +
 	"\x06purged\x18\x05 \x01(\rR\x06purged\x12\x18\n" +
 	"\acreated\x18\x06 \x01(\bR\acreated\x12\x12\n" +
-	"\x04kept\x18\a \x03(\x04R\x04kept\"\x92\x05\n" +
+	"\x04kept\x18\a \x03(\x04R\x04kept\x12\x18\n" +
+	"\asession\x18\b \x01(\x04R\asession\"\x92\x05\n" +
 	"\x05Query\x12(\n" +
 	"\x04cred\x18\x01 \x01(\v2\x14.koinon.meta.v1.CredR\x04cred\x120\n" +
 	"\x06lookup\x18\n" +
@@ -3996,7 +4072,7 @@ func file_meta_metapb_meta_proto_rawDescGZIP() []byte {
 	return file_meta_metapb_meta_proto_rawDescData
 }
 
-var file_meta_metapb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_meta_metapb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_meta_metapb_meta_proto_goTypes = []any{
 	(*Cred)(nil),          // 0: koinon.meta.v1.Cred
 	(*Attr)(nil),          // 1: koinon.meta.v1.Attr
@@ -4026,26 +4102,27 @@ var file_meta_metapb_meta_proto_goTypes = []any{
 	(*DropFreed)(nil),     // 25: koinon.meta.v1.DropFreed
 	(*Format)(nil),        // 26: koinon.meta.v1.Format
 	(*EndSession)(nil),    // 27: koinon.meta.v1.EndSession
-	(*Restore)(nil),       // 28: koinon.meta.v1.Restore
-	(*Failure)(nil),       // 29: koinon.meta.v1.Failure
-	(*Result)(nil),        // 30: koinon.meta.v1.Result
-	(*Query)(nil),         // 31: koinon.meta.v1.Query
-	(*Lookup)(nil),        // 32: koinon.meta.v1.Lookup
-	(*GetAttr)(nil),       // 33: koinon.meta.v1.GetAttr
-	(*Open)(nil),          // 34: koinon.meta.v1.Open
-	(*GetChunks)(nil),     // 35: koinon.meta.v1.GetChunks
-	(*ReadDir)(nil),       // 36: koinon.meta.v1.ReadDir
-	(*GetXattr)(nil),      // 37: koinon.meta.v1.GetXattr
-	(*ListXattr)(nil),     // 38: koinon.meta.v1.ListXattr
-	(*StatFS)(nil),        // 39: koinon.meta.v1.StatFS
-	(*ScanInodes)(nil),    // 40: koinon.meta.v1.ScanInodes
-	(*ReadFreed)(nil),     // 41: koinon.meta.v1.ReadFreed
-	(*Access)(nil),        // 42: koinon.meta.v1.Access
-	(*Answer)(nil),        // 43: koinon.meta.v1.Answer
-	(*NumberedChunk)(nil), // 44: koinon.meta.v1.NumberedChunk
-	(*Inode)(nil),         // 45: koinon.meta.v1.Inode
-	(*Xattrs)(nil),        // 46: koinon.meta.v1.Xattrs
-	(*Xattr)(nil),         // 47: koinon.meta.v1.Xattr
+	(*GiveUp)(nil),        // 28: koinon.meta.v1.GiveUp
+	(*Restore)(nil),       // 29: koinon.meta.v1.Restore
+	(*Failure)(nil),       // 30: koinon.meta.v1.Failure
+	(*Result)(nil),        // 31: koinon.meta.v1.Result
+	(*Query)(nil),         // 32: koinon.meta.v1.Query
+	(*Lookup)(nil),        // 33: koinon.meta.v1.Lookup
+	(*GetAttr)(nil),       // 34: koinon.meta.v1.GetAttr
+	(*Open)(nil),          // 35: koinon.meta.v1.Open
+	(*GetChunks)(nil),     // 36: koinon.meta.v1.GetChunks
+	(*ReadDir)(nil),       // 37: koinon.meta.v1.ReadDir
+	(*GetXattr)(nil),      // 38: koinon.meta.v1.GetXattr
+	(*ListXattr)(nil),     // 39: koinon.meta.v1.ListXattr
+	(*StatFS)(nil),        // 40: koinon.meta.v1.StatFS
+	(*ScanInodes)(nil),    // 41: koinon.meta.v1.ScanInodes
+	(*ReadFreed)(nil),     // 42: koinon.meta.v1.ReadFreed
+	(*Access)(nil),        // 43: koinon.meta.v1.Access
+	(*Answer)(nil),        // 44: koinon.meta.v1.Answer
+	(*NumberedChunk)(nil), // 45: koinon.meta.v1.NumberedChunk
+	(*Inode)(nil),         // 46: koinon.meta.v1.Inode
+	(*Xattrs)(nil),        // 47: koinon.meta.v1.Xattrs
+	(*Xattr)(nil),         // 48: koinon.meta.v1.Xattr
 }
 var file_meta_metapb_meta_proto_depIdxs = []int32{
 	2,  // 0: koinon.meta.v1.Chunk.slices:type_name -> koinon.meta.v1.Slice
@@ -4072,40 +4149,42 @@ var file_meta_metapb_meta_proto_depIdxs = []int32{
 	25, // 21: koinon.meta.v1.Command.drop_freed:type_name -> koinon.meta.v1.DropFreed
 	26, // 22: koinon.meta.v1.Command.format:type_name -> koinon.meta.v1.Format
 	27, // 23: koinon.meta.v1.Command.end_session:type_name -> koinon.meta.v1.EndSession
-	28, // 24: koinon.meta.v1.Command.restore:type_name -> koinon.meta.v1.Restore
-	18, // 25: koinon.meta.v1.Mknod.body:type_name -> koinon.meta.v1.Commit
-	19, // 26: koinon.meta.v1.Commit.slices:type_name -> koinon.meta.v1.ChunkSlice
-	2,  // 27: koinon.meta.v1.ChunkSlice.slice:type_name -> koinon.meta.v1.Slice
-	2,  // 28: koinon.meta.v1.Merge.old:type_name -> koinon.meta.v1.Slice
-	2,  // 29: koinon.meta.v1.Merge.merged:type_name -> koinon.meta.v1.Slice
-	29, // 30: koinon.meta.v1.Result.failure:type_name -> koinon.meta.v1.Failure
-	1,  // 31: koinon.meta.v1.Result.attr:type_name -> koinon.meta.v1.Attr
-	0,  // 32: koinon.meta.v1.Query.cred:type_name -> koinon.meta.v1.Cred
-	32, // 33: koinon.meta.v1.Query.lookup:type_name -> koinon.meta.v1.Lookup
-	33, // 34: koinon.meta.v1.Query.get_attr:type_name -> koinon.meta.v1.GetAttr
-	34, // 35: koinon.meta.v1.Query.open:type_name -> koinon.meta.v1.Open
-	35, // 36: koinon.meta.v1.Query.get_chunks:type_name -> koinon.meta.v1.GetChunks
-	36, // 37: koinon.meta.v1.Query.read_dir:type_name -> koinon.meta.v1.ReadDir
-	37, // 38: koinon.meta.v1.Query.get_xattr:type_name -> koinon.meta.v1.GetXattr
-	38, // 39: koinon.meta.v1.Query.list_xattr:type_name -> koinon.meta.v1.ListXattr
-	39, // 40: koinon.meta.v1.Query.stat_fs:type_name -> koinon.meta.v1.StatFS
-	40, // 41: koinon.meta.v1.Query.scan_inodes:type_name -> koinon.meta.v1.ScanInodes
-	42, // 42: koinon.meta.v1.Query.access:type_name -> koinon.meta.v1.Access
-	41, // 43: koinon.meta.v1.Query.read_freed:type_name -> koinon.meta.v1.ReadFreed
-	29, // 44: koinon.meta.v1.Answer.failure:type_name -> koinon.meta.v1.Failure
-	1,  // 45: koinon.meta.v1.Answer.attr:type_name -> koinon.meta.v1.Attr
-	44, // 46: koinon.meta.v1.Answer.chunks:type_name -> koinon.meta.v1.NumberedChunk
-	8,  // 47: koinon.meta.v1.Answer.entries:type_name -> koinon.meta.v1.Entry
-	45, // 48: koinon.meta.v1.Answer.inodes:type_name -> koinon.meta.v1.Inode
-	3,  // 49: koinon.meta.v1.NumberedChunk.chunk:type_name -> koinon.meta.v1.Chunk
-	1,  // 50: koinon.meta.v1.Inode.attr:type_name -> koinon.meta.v1.Attr
-	44, // 51: koinon.meta.v1.Inode.chunks:type_name -> koinon.meta.v1.NumberedChunk
-	47, // 52: koinon.meta.v1.Xattrs.xattrs:type_name -> koinon.meta.v1.Xattr
-	53, // [53:53] is the sub-list for method output_type
-	53, // [53:53] is the sub-list for method input_type
-	53, // [53:53] is the sub-list for extension type_name
-	53, // [53:53] is the sub-list for extension extendee
-	0,  // [0:53] is the sub-list for field type_name
+	29, // 24: koinon.meta.v1.Command.restore:type_name -> koinon.meta.v1.Restore
+	28, // 25: koinon.meta.v1.Command.give_up:type_name -> koinon.meta.v1.GiveUp
+	18, // 26: koinon.meta.v1.Mknod.body:type_name -> koinon.meta.v1.Commit
+	19, // 27: koinon.meta.v1.Commit.slices:type_name -> koinon.meta.v1.ChunkSlice
+	2,  // 28: koinon.meta.v1.ChunkSlice.slice:type_name -> koinon.meta.v1.Slice
+	2,  // 29: koinon.meta.v1.Merge.old:type_name -> koinon.meta.v1.Slice
+	2,  // 30: koinon.meta.v1.Merge.merged:type_name -> koinon.meta.v1.Slice
+	2,  // 31: koinon.meta.v1.GiveUp.slices:type_name -> koinon.meta.v1.Slice
+	30, // 32: koinon.meta.v1.Result.failure:type_name -> koinon.meta.v1.Failure
+	1,  // 33: koinon.meta.v1.Result.attr:type_name -> koinon.meta.v1.Attr
+	0,  // 34: koinon.meta.v1.Query.cred:type_name -> koinon.meta.v1.Cred
+	33, // 35: koinon.meta.v1.Query.lookup:type_name -> koinon.meta.v1.Lookup
+	34, // 36: koinon.meta.v1.Query.get_attr:type_name -> koinon.meta.v1.GetAttr
+	35, // 37: koinon.meta.v1.Query.open:type_name -> koinon.meta.v1.Open
+	36, // 38: koinon.meta.v1.Query.get_chunks:type_name -> koinon.meta.v1.GetChunks
+	37, // 39: koinon.meta.v1.Query.read_dir:type_name -> koinon.meta.v1.ReadDir
+	38, // 40: koinon.meta.v1.Query.get_xattr:type_name -> koinon.meta.v1.GetXattr
+	39, // 41: koinon.meta.v1.Query.list_xattr:type_name -> koinon.meta.v1.ListXattr
+	40, // 42: koinon.meta.v1.Query.stat_fs:type_name -> koinon.meta.v1.StatFS
+	41, // 43: koinon.meta.v1.Query.scan_inodes:type_name -> koinon.meta.v1.ScanInodes
+	43, // 44: koinon.meta.v1.Query.access:type_name -> koinon.meta.v1.Access
+	42, // 45: koinon.meta.v1.Query.read_freed:type_name -> koinon.meta.v1.ReadFreed
+	30, // 46: koinon.meta.v1.Answer.failure:type_name -> koinon.meta.v1.Failure
+	1,  // 47: koinon.meta.v1.Answer.attr:type_name -> koinon.meta.v1.Attr
+	45, // 48: koinon.meta.v1.Answer.chunks:type_name -> koinon.meta.v1.NumberedChunk
+	8,  // 49: koinon.meta.v1.Answer.entries:type_name -> koinon.meta.v1.Entry
+	46, // 50: koinon.meta.v1.Answer.inodes:type_name -> koinon.meta.v1.Inode
+	3,  // 51: koinon.meta.v1.NumberedChunk.chunk:type_name -> koinon.meta.v1.Chunk
+	1,  // 52: koinon.meta.v1.Inode.attr:type_name -> koinon.meta.v1.Attr
+	45, // 53: koinon.meta.v1.Inode.chunks:type_name -> koinon.meta.v1.NumberedChunk
+	48, // 54: koinon.meta.v1.Xattrs.xattrs:type_name -> koinon.meta.v1.Xattr
+	55, // [55:55] is the sub-list for method output_type
+	55, // [55:55] is the sub-list for method input_type
+	55, // [55:55] is the sub-list for extension type_name
+	55, // [55:55] is the sub-list for extension extendee
+	0,  // [0:55] is the sub-list for field type_name
 }
 
 func init() { file_meta_metapb_meta_proto_init() }
@@ -4132,10 +4211,11 @@ func file_meta_metapb_meta_proto_init() {
 		(*Command_Format)(nil),
 		(*Command_EndSession)(nil),
 		(*Command_Restore)(nil),
+		(*Command_GiveUp)(nil),
 	}
 	file_meta_metapb_meta_proto_msgTypes[15].OneofWrappers = []any{}
 	file_meta_metapb_meta_proto_msgTypes[18].OneofWrappers = []any{}
-	file_meta_metapb_meta_proto_msgTypes[31].OneofWrappers = []any{
+	file_meta_metapb_meta_proto_msgTypes[32].OneofWrappers = []any{
 		(*Query_Lookup)(nil),
 		(*Query_GetAttr)(nil),
 		(*Query_Open)(nil),
@@ -4154,7 +4234,7 @@ func file_meta_metapb_meta_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meta_metapb_meta_proto_rawDesc), len(file_meta_metapb_meta_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   48,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

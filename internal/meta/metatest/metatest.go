@@ -62,6 +62,7 @@ var suite = []struct {
 	{"MergeStale", testMergeStale},
 	{"AllocSlices", testAllocSlices},
 	{"EndSession", testEndSession},
+	{"GiveUp", testGiveUp},
 	{"Freed", testFreed},
 	{"Xattr", testXattr},
 	{"XattrNamespaces", testXattrNamespaces},

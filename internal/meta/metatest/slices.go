@@ -74,7 +74,10 @@ func testMergeStale(x *tree) {
 func testAllocSlices(x *tree) {
 	next := uint64(1)
 	for _, n := range []uint32{1, 5, meta.AllocMax, 1000, meta.AllocMax, 1, 1} {
-		equal(x, "first sequence number", x.alloc(3, n).Seq(), next)
+		res, err := x.alloc1(3, n)
+		x.must(res, err)
+		equal(x, "first sequence number", res.FirstSlice, next)
+		equal(x, "session", res.Session, 3)
 		next += uint64(n)
 	}
 	for _, n := range []uint32{0, meta.AllocMax + 1, 1 << 31} {
@@ -118,6 +121,51 @@ func testEndSession(x *tree) {
 	end(200)
 	_, seqs = x.freed()
 	equal(x, "freed numbers", len(seqs), 1100-5+1000-2)
+}
+
+func testGiveUp(x *tree) {
+	f := x.create(x.root(), "f", 0o644)
+	commit := func(id sys.SliceID) error {
+		_, err := x.commit(&metapb.Commit{Ino: f.Ino, Slices: []*metapb.ChunkSlice{piece(0, uint32(id.Seq())*10, 5, id, 0, 5)}})
+		return err
+	}
+	giveUp := func(ids ...sys.SliceID) error {
+		c := &metapb.GiveUp{}
+		for _, id := range ids {
+			c.Slices = append(c.Slices, &metapb.Slice{Slice: uint64(id), SliceLen: 7})
+		}
+		_, err := x.do(&metapb.Command{Op: &metapb.Command_GiveUp{GiveUp: c}})
+		return err
+	}
+	at := func(first sys.SliceID, n uint64) sys.SliceID { return sys.NewSliceID(first.Seq()+n, 3) }
+	a, b := x.alloc(100, 1000), x.alloc(200, 1000)
+	used := at(a, 20)
+	x.must(nil, commit(used))
+	x.must(nil, giveUp())
+	// One of them twice, one that is committed, one that nobody has reserved.
+	x.must(nil, giveUp(at(a, 0), at(a, 10), at(a, 10), used, at(b, 30), at(b, 5000)))
+	x.must(nil, giveUp(at(a, 10), used))
+	ids, seqs := x.freed()
+	equal(x, "freed slices", len(ids), 3)
+	equal(x, "freed numbers", len(seqs), 0)
+	for _, id := range []sys.SliceID{at(a, 0), at(a, 10), at(b, 30)} {
+		equal(x, "length of a freed slice", ids[id], 7)
+		x.refused(sys.SessionGone, commit(id))
+	}
+	x.must(nil, commit(at(a, 11)))
+	x.must(x.do(&metapb.Command{Op: &metapb.Command_EndSession{EndSession: &metapb.EndSession{Session: 100}}}))
+	_, seqs = x.freed()
+	equal(x, "freed numbers", len(seqs), 1000-4)
+
+	x.refused(sys.Invalid, giveUp(0))
+	x.refused(sys.Invalid, giveUp(at(b, 1), sys.NewSliceID(1<<43, 0)))
+	x.refused(sys.Invalid, giveUp(make([]sys.SliceID, meta.AllocMax+1)...))
+	for _, n := range []uint32{0, sys.ChunkSize + 1} {
+		_, err := x.do(&metapb.Command{Op: &metapb.Command_GiveUp{GiveUp: &metapb.GiveUp{
+			Slices: []*metapb.Slice{{Slice: uint64(at(b, 1)), SliceLen: n}}}}})
+		x.refused(sys.Invalid, err)
+	}
+	x.must(nil, commit(at(b, 1)))
 }
 
 func testFreed(x *tree) {

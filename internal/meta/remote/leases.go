@@ -126,12 +126,14 @@ func (l *leases) drop() {
 	l.touched = [touchSlots]touch{}
 }
 
-// settle waits until no lease of an earlier leader can be in force.
-func (l *leases) settle(ctx context.Context) error {
+// settle waits until no lease of an earlier leader can be in force. It fails
+// when the table is not, or no longer, that of the given leadership, as do
+// barrier and grant: another leader may have given leases in between.
+func (l *leases) settle(ctx context.Context, term uint64) error {
 	l.mu.Lock()
-	term, settled, left := l.term, l.settled, l.since+Term+drift-l.clock.Boot()
+	now, settled, left := l.term, l.settled, l.since+Term+drift-l.clock.Boot()
 	l.mu.Unlock()
-	if term == 0 {
+	if now != term {
 		return errNotLeading
 	}
 	select {
@@ -249,9 +251,13 @@ func (l *leases) resolve(h *holder, r *revocation) {
 
 // barrier waits until no session can still see the old value of any of inos;
 // with none given, of anything.
-func (l *leases) barrier(ctx context.Context, inos ...sys.Ino) error {
+func (l *leases) barrier(ctx context.Context, term uint64, inos ...sys.Ino) error {
 	var waits []*revocation
 	l.mu.Lock()
+	if l.term != term {
+		l.mu.Unlock()
+		return errNotLeading
+	}
 	if len(l.pending) > 0 {
 		if inos == nil {
 			for _, r := range l.pending {
@@ -354,12 +360,12 @@ func (s seenAt) before(t touch) bool {
 
 // grant gives session leases on those of inos that have not changed after what
 // was seen. seq goes to the client with them.
-func (l *leases) grant(session sys.SessionID, seen seenAt, inos []sys.Ino) (granted []uint64, seq, term uint64) {
+func (l *leases) grant(term uint64, session sys.SessionID, seen seenAt, inos []sys.Ino) (granted []uint64, seq uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	h := l.holders[session]
-	if h == nil || h.reset || l.term == 0 {
-		return nil, 0, 0
+	if h == nil || h.reset || l.term != term {
+		return nil, 0
 	}
 	if len(h.inos)+len(inos) > holderInosMax {
 		h.reset = true
@@ -367,7 +373,7 @@ func (l *leases) grant(session sys.SessionID, seen seenAt, inos []sys.Ino) (gran
 		case h.wake <- struct{}{}:
 		default:
 		}
-		return nil, 0, 0
+		return nil, 0
 	}
 	for _, ino := range inos {
 		if seen.before(l.touched[touchSlot(ino)]) {
@@ -379,7 +385,7 @@ func (l *leases) grant(session sys.SessionID, seen seenAt, inos []sys.Ino) (gran
 		}
 		granted = append(granted, uint64(ino))
 	}
-	return granted, l.seq, l.term
+	return granted, l.seq
 }
 
 // renewal is what a renewal is answered with.

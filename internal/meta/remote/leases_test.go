@@ -40,14 +40,14 @@ func waits(t *testing.T, l *leases, inos ...sys.Ino) bool {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
 	defer cancel()
-	return l.barrier(ctx, inos...) != nil
+	return l.barrier(ctx, 7, inos...) != nil
 }
 
 func TestAChangeWaitsForWhoCaches(t *testing.T) {
 	l, _ := leading(t)
 	join(t, l, 1)
 	join(t, l, 2)
-	got, seq, _ := l.grant(1, seenAt{slot: 5}, []sys.Ino{20})
+	got, seq := l.grant(7, 1, seenAt{slot: 5}, []sys.Ino{20})
 	if len(got) != 1 {
 		t.Fatalf("granted %v", got)
 	}
@@ -76,7 +76,7 @@ func TestAChangeWaitsForWhoCaches(t *testing.T) {
 func TestASendersOwnChangeRevokesOnlyWhatItKept(t *testing.T) {
 	l, _ := leading(t)
 	join(t, l, 1)
-	l.grant(1, seenAt{slot: 5}, []sys.Ino{20, 21})
+	l.grant(7, 1, seenAt{slot: 5}, []sys.Ino{20, 21})
 	done := l.expect(1, 9, []sys.Ino{20})
 	l.changed(6, 1, 9, []sys.Ino{20})
 	done()
@@ -93,15 +93,15 @@ func TestNoLeaseOnWhatChangedSinceItWasRead(t *testing.T) {
 	l, _ := leading(t)
 	join(t, l, 1)
 	order := l.changed(6, 2, 1, []sys.Ino{20})
-	if got, _, _ := l.grant(1, seenAt{slot: 5}, []sys.Ino{20}); len(got) != 0 {
+	if got, _ := l.grant(7, 1, seenAt{slot: 5}, []sys.Ino{20}); len(got) != 0 {
 		t.Errorf("a view of slot 5 got a lease on an inode changed at 6: %v", got)
 	}
-	if got, _, _ := l.grant(1, seenAt{slot: 6}, []sys.Ino{20}); len(got) != 1 {
+	if got, _ := l.grant(7, 1, seenAt{slot: 6}, []sys.Ino{20}); len(got) != 1 {
 		t.Error("a view of slot 6 got no lease")
 	}
 	// Two changes in one slot: the outcome of the first is not the latest.
 	l.changed(6, 2, 2, []sys.Ino{20})
-	if got, _, _ := l.grant(1, seenAt{change: order}, []sys.Ino{20}); len(got) != 0 {
+	if got, _ := l.grant(7, 1, seenAt{change: order}, []sys.Ino{20}); len(got) != 0 {
 		t.Error("the outcome of an overtaken change got a lease")
 	}
 }
@@ -109,7 +109,7 @@ func TestNoLeaseOnWhatChangedSinceItWasRead(t *testing.T) {
 func TestASilentSessionIsExpired(t *testing.T) {
 	l, clock := leading(t)
 	join(t, l, 1)
-	l.grant(1, seenAt{slot: 5}, []sys.Ino{20})
+	l.grant(7, 1, seenAt{slot: 5}, []sys.Ino{20})
 	l.changed(6, 2, 1, []sys.Ino{20})
 	clock.boot += Term + drift
 	if waits(t, l, 20) {
@@ -123,7 +123,7 @@ func TestASilentSessionIsExpired(t *testing.T) {
 func TestWhatWasGrantedBeforeAResetIsTooOld(t *testing.T) {
 	l, clock := leading(t)
 	join(t, l, 1)
-	_, old, _ := l.grant(1, seenAt{slot: 5}, []sys.Ino{20})
+	_, old := l.grant(7, 1, seenAt{slot: 5}, []sys.Ino{20})
 	l.changed(6, 2, 1, []sys.Ino{20})
 	clock.boot += Term + drift
 	if waits(t, l, 20) {
@@ -141,10 +141,11 @@ func TestWhatWasGrantedBeforeAResetIsTooOld(t *testing.T) {
 
 func TestANewLeaderWaitsForEarlierLeases(t *testing.T) {
 	l, clock := leading(t, 1, 2)
+	term := uint64(7)
 	settled := func() bool {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
 		defer cancel()
-		return l.settle(ctx) == nil
+		return l.settle(ctx, term) == nil
 	}
 	if settled() {
 		t.Fatal("settled although two sessions may cache what an earlier leader let them")
@@ -158,12 +159,31 @@ func TestANewLeaderWaitsForEarlierLeases(t *testing.T) {
 		t.Fatal("not settled although all sessions have dropped everything")
 	}
 	l.lead(8, []sys.SessionID{3})
+	if settled() {
+		t.Fatal("a request of the leadership before was let through")
+	}
+	term = 8
 	clock.boot += Term + drift
 	if !settled() {
 		t.Fatal("not settled although every earlier lease has run out")
 	}
 	l.follow()
-	if err := l.settle(context.Background()); !sys.Is(err, sys.NotLeader) {
+	if err := l.settle(context.Background(), 8); !sys.Is(err, sys.NotLeader) {
 		t.Fatalf("a node that does not lead answered %v", err)
+	}
+}
+
+func TestAChangeIsNotAnsweredUnderAnotherLeadership(t *testing.T) {
+	l, _ := leading(t)
+	join(t, l, 1)
+	l.grant(7, 1, seenAt{slot: 5}, []sys.Ino{20})
+	l.changed(6, 2, 1, []sys.Ino{20})
+	l.follow()
+	l.lead(9, nil)
+	if err := l.barrier(context.Background(), 7, 20); !sys.Is(err, sys.NotLeader) {
+		t.Errorf("a change made under the leadership before was answered: %v", err)
+	}
+	if got, _ := l.grant(7, 1, seenAt{slot: 9}, []sys.Ino{21}); len(got) != 0 {
+		t.Errorf("a lease was given on what was read under the leadership before: %v", got)
 	}
 }

@@ -26,7 +26,7 @@ func (s *Server) Do(ctx context.Context, cmd *metapb.Command) (*metapb.Result, e
 		return nil, err
 	}
 	if o, ok := local.(*embedded.Outcome); ok && len(o.Inos) > 0 {
-		if err := s.leases.barrier(ctx, o.Inos...); err != nil {
+		if err := s.leases.barrier(ctx, s.group.Leading(), o.Inos...); err != nil {
 			return nil, err
 		}
 	}

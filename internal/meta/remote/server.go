@@ -61,44 +61,54 @@ func (s *Server) watch(st replica.Status) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), Term)
 	defer cancel()
-	if err := s.lead(ctx, "meta.Lead"); err != nil {
+	if _, err := s.lead(ctx, "meta.Lead"); err != nil {
 		s.log.Debug("not leading yet", "err", err)
 	}
 }
 
-// lead makes sure that the table of leases is that of the present leadership.
-// A new one begins with the sessions of the state, all of which may cache what
-// earlier leaders let them.
-func (s *Server) lead(ctx context.Context, op sys.Op) error {
+// lead makes sure that the table of leases is that of the present leadership,
+// and returns which that is. A new one begins with the sessions of the state,
+// all of which may cache what earlier leaders let them.
+func (s *Server) lead(ctx context.Context, op sys.Op) (term uint64, err error) {
 	round := s.group.Leading()
 	if round == 0 {
-		return s.group.NotLeader(op)
+		return 0, s.group.NotLeader(op)
 	}
 	if s.leases.leads(round) {
-		return nil
+		return round, nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.leases.leads(round) {
-		return nil
+		return round, nil
 	}
 	// After a read, all that earlier leaders have agreed on is in the state,
 	// the sessions they opened too.
 	if err := s.group.Read(ctx, replica.NSMeta, func(replica.Reader) error { return nil }); err != nil {
-		return err
+		return 0, err
 	}
 	infos, err := s.group.Sessions()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	sessions := make([]sys.SessionID, 0, len(infos))
 	for _, i := range infos {
 		sessions = append(sessions, i.ID)
 	}
 	if s.group.Leading() != round {
-		return s.group.NotLeader(op)
+		return 0, s.group.NotLeader(op)
 	}
 	s.leases.lead(round, sessions)
+	return round, nil
+}
+
+// still fails when the leadership in which a request began has ended: what was
+// done or read since may have been under another one, with leases that this
+// node does not know of.
+func (s *Server) still(term uint64, op sys.Op) error {
+	if s.group.Leading() != term {
+		return s.group.NotLeader(op)
+	}
 	return nil
 }
 
@@ -121,7 +131,8 @@ func (s *Server) serveDo(ctx context.Context, req *wire.Request) (wire.Response,
 	if err := checkCommand(req.Payload); err != nil {
 		return wire.Response{}, err
 	}
-	if err := s.lead(ctx, op); err != nil {
+	term, err := s.lead(ctx, op)
+	if err != nil {
 		return cluster.LeaderHint(err)
 	}
 	session := sys.SessionID(r.Session)
@@ -135,17 +146,20 @@ func (s *Server) serveDo(ctx context.Context, req *wire.Request) (wire.Response,
 	if err != nil {
 		return cluster.LeaderHint(err)
 	}
-	if err := s.leases.settle(ctx); err != nil {
+	if err := s.still(term, op); err != nil {
+		return cluster.LeaderHint(err)
+	}
+	if err := s.leases.settle(ctx, term); err != nil {
 		return cluster.LeaderHint(err)
 	}
 	reply := &remotepb.DoReply{}
 	o, ok := local.(*embedded.Outcome)
 	if !ok { // a retry of what had been applied: it may have touched anything
-		err = s.leases.barrier(ctx)
+		err = s.leases.barrier(ctx, term)
 	} else if len(o.Inos) > 0 {
-		if err = s.leases.barrier(ctx, o.Inos...); err == nil && len(o.Attrs) <= touchedMax {
+		if err = s.leases.barrier(ctx, term, o.Inos...); err == nil && len(o.Attrs) <= touchedMax {
 			reply.Touched = o.Attrs
-			reply.Grant = s.grant(session, seenAt{change: o.Order}, o.Inos)
+			reply.Grant = s.grant(term, session, seenAt{change: o.Order}, o.Inos)
 		}
 	}
 	if err != nil {
@@ -168,11 +182,11 @@ func checkCommand(body []byte) error {
 	return nil
 }
 
-func (s *Server) grant(session sys.SessionID, seen seenAt, inos []sys.Ino) *remotepb.Grant {
+func (s *Server) grant(term uint64, session sys.SessionID, seen seenAt, inos []sys.Ino) *remotepb.Grant {
 	if session == 0 || seen == (seenAt{}) {
 		return nil
 	}
-	granted, seq, term := s.leases.grant(session, seen, inos)
+	granted, seq := s.leases.grant(term, session, seen, inos)
 	return &remotepb.Grant{Inos: granted, Seq: seq, Term: term}
 }
 
@@ -194,28 +208,32 @@ func (s *Server) serveQuery(ctx context.Context, req *wire.Request) (wire.Respon
 	if err := proto.Unmarshal(req.Payload, q); err != nil || q.Op == nil {
 		return wire.Response{}, sys.E(op, sys.Invalid, fmt.Sprintf("not a query this node knows (%v): are all nodes of one version?", err))
 	}
-	if err := s.lead(ctx, op); err != nil {
+	term, err := s.lead(ctx, op)
+	if err != nil {
 		return cluster.LeaderHint(err)
 	}
 	var a *metapb.Answer
 	slot := s.group.Applied() // before the view is taken, so never newer than it
-	err := s.group.Read(ctx, replica.NSMeta, func(v replica.Reader) (err error) {
+	err = s.group.Read(ctx, replica.NSMeta, func(v replica.Reader) (err error) {
 		a, err = embedded.Read(v, q)
 		return err
 	})
+	if err == nil {
+		err = s.still(term, op)
+	}
+	if err == nil {
+		err = s.leases.settle(ctx, term)
+	}
 	if err != nil {
 		return cluster.LeaderHint(err)
 	}
-	if err := s.leases.settle(ctx); err != nil {
-		return cluster.LeaderHint(err)
-	}
 	inos := inosOf(q, a)
-	if err := s.leases.barrier(ctx, inos...); err != nil {
+	if err := s.leases.barrier(ctx, term, inos...); err != nil {
 		return cluster.LeaderHint(err)
 	}
 	reply := &remotepb.QueryReply{}
 	if cacheable(q) {
-		reply.Grant = s.grant(sys.SessionID(r.Session), seenAt{slot: slot}, inos)
+		reply.Grant = s.grant(term, sys.SessionID(r.Session), seenAt{slot: slot}, inos)
 	}
 	raw, err := proto.Marshal(a)
 	if err != nil {
@@ -264,7 +282,7 @@ func (s *Server) serveRenew(ctx context.Context, req *wire.Request) (wire.Respon
 	if err := proto.Unmarshal(req.Header, &r); err != nil {
 		return wire.Response{}, sys.E(sys.Op("meta.Renew"), sys.Invalid, err)
 	}
-	if err := s.lead(ctx, "meta.Renew"); err != nil {
+	if _, err := s.lead(ctx, "meta.Renew"); err != nil {
 		return cluster.LeaderHint(err)
 	}
 	session := sys.SessionID(r.Session)

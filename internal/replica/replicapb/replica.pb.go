@@ -434,6 +434,7 @@ type Message struct {
 	Reject        bool                   `protobuf:"varint,14,opt,name=reject,proto3" json:"reject,omitempty"`
 	Entries       []*Entry               `protobuf:"bytes,15,rep,name=entries,proto3" json:"entries,omitempty"`
 	Digest        *Digest                `protobuf:"bytes,16,opt,name=digest,proto3" json:"digest,omitempty"`
+	Full          bool                   `protobuf:"varint,17,opt,name=full,proto3" json:"full,omitempty"` // the sender's disk is full: it is no good leader
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -578,6 +579,13 @@ func (x *Message) GetDigest() *Digest {
 		return x.Digest
 	}
 	return nil
+}
+
+func (x *Message) GetFull() bool {
+	if x != nil {
+		return x.Full
+	}
+	return false
 }
 
 // Digest is the rolling checksum of everything applied up to a slot.
@@ -1355,7 +1363,7 @@ const file_replica_replicapb_replica_proto_rawDesc = "" +
 	"\adamaged\x18\x04 \x01(\bR\adamaged\x12\x12\n" +
 	"\x04lost\x18\x05 \x01(\bR\x04lost\"?\n" +
 	"\x05Frame\x126\n" +
-	"\bmessages\x18\x01 \x03(\v2\x1a.koinon.replica.v1.MessageR\bmessages\"\xf7\x03\n" +
+	"\bmessages\x18\x01 \x03(\v2\x1a.koinon.replica.v1.MessageR\bmessages\"\x8b\x04\n" +
 	"\aMessage\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\x04R\x05group\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\rR\x04kind\x12\x12\n" +
@@ -1373,7 +1381,8 @@ const file_replica_replicapb_replica_proto_rawDesc = "" +
 	"\x02at\x18\r \x01(\x12R\x02at\x12\x16\n" +
 	"\x06reject\x18\x0e \x01(\bR\x06reject\x122\n" +
 	"\aentries\x18\x0f \x03(\v2\x18.koinon.replica.v1.EntryR\aentries\x121\n" +
-	"\x06digest\x18\x10 \x01(\v2\x19.koinon.replica.v1.DigestR\x06digest\".\n" +
+	"\x06digest\x18\x10 \x01(\v2\x19.koinon.replica.v1.DigestR\x06digest\x12\x12\n" +
+	"\x04full\x18\x11 \x01(\bR\x04full\".\n" +
 	"\x06Digest\x12\x12\n" +
 	"\x04slot\x18\x01 \x01(\x04R\x04slot\x12\x10\n" +
 	"\x03sum\x18\x02 \x01(\x06R\x03sum\"N\n" +

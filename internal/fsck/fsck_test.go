@@ -1,0 +1,128 @@
+package fsck_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/koinon/koinon/internal/block"
+	"github.com/koinon/koinon/internal/fsck"
+	"github.com/koinon/koinon/internal/meta"
+	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/sys"
+)
+
+const pgs = 4
+
+// nodes are stores that each hold every placement group.
+type nodes map[sys.NodeID]block.Store
+
+func (n nodes) Groups() int { return pgs }
+
+func (n nodes) Nodes(sys.PG) []sys.NodeID {
+	ids := make([]sys.NodeID, 0, len(n))
+	for id := range len(n) {
+		ids = append(ids, sys.NodeID(id+1))
+	}
+	return ids
+}
+
+func (n nodes) ListOn(ctx context.Context, id sys.NodeID, pg sys.PG, after sys.BlockKey, limit int) ([]block.Info, error) {
+	if n[id] == nil {
+		return nil, errors.New("no answer")
+	}
+	return n[id].List(ctx, pg, after, limit)
+}
+
+// cluster makes a tree with one file of one slice with two blocks, on three
+// nodes.
+func cluster(t *testing.T) (*meta.Memory, nodes, sys.SliceID) {
+	t.Helper()
+	ctx := context.Background()
+	tree := meta.NewMemory()
+	do := func(cmd *metapb.Command) *metapb.Result {
+		res, err := tree.Do(ctx, cmd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res
+	}
+	file := do(&metapb.Command{Op: &metapb.Command_Mknod{Mknod: &metapb.Mknod{Parent: 1, Name: []byte("f"), Type: uint32(sys.TypeRegular), Mode: 0o644}}}).Attr
+	first := do(&metapb.Command{Op: &metapb.Command_AllocSlices{AllocSlices: &metapb.AllocSlices{Count: 1, Session: 1}}}).FirstSlice
+	slice := sys.PlaceSlice(first, pgs)
+	ns := nodes{1: block.NewMemory(), 2: block.NewMemory(), 3: block.NewMemory()}
+	for _, s := range ns {
+		put(t, s, sys.BlockKey{Slice: slice})
+		put(t, s, sys.BlockKey{Slice: slice, Index: 1})
+	}
+	do(&metapb.Command{Op: &metapb.Command_Commit{Commit: &metapb.Commit{Ino: file.Ino, Slices: []*metapb.ChunkSlice{{
+		Slice: &metapb.Slice{Len: sys.BlockSize + 1, Slice: uint64(slice), SliceLen: sys.BlockSize + 1}}}}}})
+	return tree, ns, slice
+}
+
+func put(t *testing.T, s block.Store, key sys.BlockKey) {
+	t.Helper()
+	if err := s.Put(context.Background(), key, []byte("bytes")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func drop(t *testing.T, s block.Store, key sys.BlockKey) {
+	t.Helper()
+	if err := s.Delete(context.Background(), []sys.BlockKey{key}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestFsck(t *testing.T) {
+	for _, tc := range []struct {
+		name                   string
+		hurt                   func(t *testing.T, ns nodes, slice sys.SliceID)
+		sound                  bool
+		missing, thin, orphans int64
+		says                   string
+	}{
+		{"all there", func(*testing.T, nodes, sys.SliceID) {}, true, 0, 0, 0, ""},
+		{"a copy lacks", func(t *testing.T, ns nodes, s sys.SliceID) {
+			drop(t, ns[2], sys.BlockKey{Slice: s, Index: 1})
+		}, true, 0, 1, 0, ""},
+		{"all copies of a block are gone", func(t *testing.T, ns nodes, s sys.SliceID) {
+			for _, n := range ns {
+				drop(t, n, sys.BlockKey{Slice: s})
+			}
+		}, false, 1, 0, 0, "on none of its 3 nodes"},
+		{"a block that belongs to nothing", func(t *testing.T, ns nodes, _ sys.SliceID) {
+			put(t, ns[3], sys.BlockKey{Slice: sys.PlaceSlice(777, pgs)})
+		}, false, 0, 0, 1, "belong to nothing"},
+		{"a node is silent", func(_ *testing.T, ns nodes, _ sys.SliceID) { ns[2] = nil }, false, 0, 2, 0, "n2 does not tell"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			tree, ns, slice := cluster(t)
+			tc.hurt(t, ns, slice)
+			r, err := fsck.Run(context.Background(), tree, ns, fsck.Options{Thorough: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.Sound() != tc.sound || r.Missing != tc.missing || r.Thin != tc.thin || r.Orphans != tc.orphans {
+				t.Errorf("sound %v, missing %d, thin %d, orphans %d: %q", r.Sound(), r.Missing, r.Thin, r.Orphans, r.Problems)
+			}
+			if !strings.Contains(strings.Join(r.Problems, "\n"), tc.says) {
+				t.Errorf("%q is not said in %q", tc.says, r.Problems)
+			}
+		})
+	}
+}
+
+func TestReservedSlicesAreNoOrphans(t *testing.T) {
+	tree, ns, _ := cluster(t)
+	res, err := tree.Do(context.Background(), &metapb.Command{Op: &metapb.Command_AllocSlices{AllocSlices: &metapb.AllocSlices{Count: 1, Session: 2}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, ns[1], sys.BlockKey{Slice: sys.PlaceSlice(res.FirstSlice, pgs)})
+	r, err := fsck.Run(context.Background(), tree, ns, fsck.Options{})
+	if err != nil || !r.Sound() {
+		t.Errorf("a block that a writer has not committed yet: %v, %q", err, r.Problems)
+	}
+}

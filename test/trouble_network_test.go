@@ -1,0 +1,218 @@
+package test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// network is a cluster whose nodes are in network namespaces of their own, on
+// one bridge in a further one, where the clients are.
+type network struct {
+	*dev
+	prefix string // of the names of the namespaces
+}
+
+func (n *network) name(number int) string { return n.prefix + itoa(number) }
+func (n *network) ip(args ...string)      { n.t.Helper(); n.must("ip", args...) }
+func address(number int) string           { return fmt.Sprintf("10.231.77.%d", number) }
+
+func (n *network) must(name string, args ...string) {
+	n.t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		n.t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+}
+
+// inside runs a program in a namespace; hub is that of the clients.
+func (n *network) inside(number int) []string {
+	return []string{"nsenter", "--net=/run/netns/" + n.name(number), "--"}
+}
+
+const hub = 0
+
+// overNetwork brings up three nodes in three namespaces, and a mount in the
+// fourth.
+func overNetwork(t *testing.T) *network {
+	t.Helper()
+	n := &network{dev: up(t, 3, "-q"), prefix: fmt.Sprintf("kt%d-", os.Getpid())}
+	nodes := n.status().Nodes
+	n.stop()
+	move := func(s string) string {
+		for _, node := range nodes {
+			_, port, _ := strings.Cut(node.Address, ":")
+			s = strings.ReplaceAll(s, node.Address, address(node.Number)+":"+port)
+		}
+		return s
+	}
+	edit(t, n.at("client.toml"), move)
+	n.timeout("20s")
+	t.Cleanup(func() {
+		for i := range 4 {
+			if out, err := exec.Command("ip", "netns", "del", n.name(i)).CombinedOutput(); err != nil {
+				t.Errorf("ip netns del: %v\n%s", err, out)
+			}
+		}
+	})
+	for i := range 4 {
+		n.ip("netns", "add", n.name(i))
+		n.ip("-n", n.name(i), "link", "set", "lo", "up")
+	}
+	n.ip("-n", n.name(hub), "link", "add", "name", "bridge0", "type", "bridge")
+	n.ip("-n", n.name(hub), "addr", "add", address(100)+"/24", "dev", "bridge0")
+	n.ip("-n", n.name(hub), "link", "set", "dev", "bridge0", "up")
+	for i := 1; i <= 3; i++ {
+		// The addresses are in the cluster's map, so it has to begin anew.
+		if err := os.RemoveAll(n.at("n"+itoa(i), "data")); err != nil {
+			t.Fatal(err)
+		}
+		port := "p" + itoa(i)
+		n.ip("-n", n.name(hub), "link", "add", "name", port, "type", "veth", "peer", "name", "eth0", "netns", n.name(i))
+		n.ip("-n", n.name(hub), "link", "set", port, "master", "bridge0", "up")
+		n.ip("-n", n.name(i), "addr", "add", address(i)+"/24", "dev", "eth0")
+		n.ip("-n", n.name(i), "link", "set", "dev", "eth0", "up")
+		edit(t, n.at("n"+itoa(i), "node.toml"), move)
+		r := n.wrapped(n.inside(i), "serve", "--config", n.at("n"+itoa(i), "node.toml"))
+		t.Cleanup(func() { n.ends(r) })
+	}
+	m := n.wrapped(n.inside(hub), "mount", n.mount)
+	t.Cleanup(func() { n.ends(m) })
+	m.await(20*time.Second, "mounted on")
+	return n
+}
+
+// ends stops a process in order.
+func (n *network) ends(r *run) {
+	n.t.Helper()
+	select {
+	case <-r.ended:
+		n.t.Errorf("%v has ended: %v\n%s", r.cmd.Args, r.err, r.said())
+		return
+	default:
+	}
+	r.signal(syscall.SIGTERM)
+	if err := r.end(20 * time.Second); err != nil {
+		n.t.Errorf("%v ended with %v", r.cmd.Args, err)
+	}
+}
+
+// client runs a command where the clients are.
+func (n *network) client(args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	line := append(append(n.inside(hub), koinonBinary(n.t)), args...)
+	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
+	cmd.Env = append(os.Environ(), "KOINON_CONFIG="+n.at("client.toml"))
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// leads returns the number of the leader, but not of the one given.
+func (n *network) leads(but int) int {
+	n.t.Helper()
+	found := 0
+	eventually(n.t, 20*time.Second, "a leader", func() bool {
+		out, err := n.client("status")
+		if err != nil {
+			n.t.Fatalf("status: %v\n%s", err, out)
+		}
+		found = 0
+		for line := range strings.Lines(out) {
+			if rest, ok := strings.CutPrefix(line, "leader"); ok {
+				_, _ = fmt.Sscanf(strings.TrimSpace(rest), "n%d", &found)
+			}
+		}
+		return found != 0 && found != but
+	})
+	return found
+}
+
+// TestNetworkCut cuts the leader off, both ways and one way: the majority goes
+// on, who still reaches the old leader reads nothing stale, and when the network
+// is whole again all agree.
+func TestNetworkCut(t *testing.T) {
+	n := overNetwork(t)
+	for _, cut := range []struct {
+		name       string
+		make, heal func(leader int)
+	}{
+		{"both ways", func(l int) { n.ip("-n", n.name(hub), "link", "set", "p"+itoa(l), "down") },
+			func(l int) { n.ip("-n", n.name(hub), "link", "set", "p"+itoa(l), "up") }},
+		{"from the others", func(l int) { n.routes("add", l) }, func(l int) { n.routes("del", l) }},
+	} {
+		leader := n.leads(0)
+		path := filepath.Join(n.mount, "value")
+		writeFile(t, path, "old")
+		running := startLoad(t, filepath.Join(n.mount, "load"), uint64(leader), 2)
+		time.Sleep(500 * time.Millisecond)
+		cut.make(leader)
+		next := n.leads(leader)
+		writeFile(t, path, "new")
+
+		// Ask the old leader first.
+		alone := n.besides("alone.toml")
+		edit(t, n.at("client.toml"), func(s string) string {
+			if err := os.WriteFile(alone, []byte(n.only(s, leader)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			return s
+		})
+		out, err := n.client("--config", alone, "cat", "/value")
+		if err == nil && out != "new" {
+			t.Errorf("%s: after the leader was cut off, %q is read instead of what was written since", cut.name, out)
+		}
+		t.Logf("%s: node %d took over from node %d; who knows that one only gets %q, %v", cut.name, next, leader, out, err)
+		time.Sleep(2 * time.Second)
+		cut.heal(leader)
+		time.Sleep(time.Second)
+		l := running.finish()
+		t.Logf("%s: %d operations, the slowest took %v", cut.name, l.ops, l.slow)
+		dropCaches(t)
+		l.check(t)
+		holds(t, path, "new")
+		eventually(t, 20*time.Second, "all nodes are up and have everything", func() bool {
+			_, err := n.client("fsck")
+			return err == nil
+		})
+		if err := os.RemoveAll(filepath.Join(n.mount, "load")); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// only leaves one address of nodes in a client's configuration, and makes its
+// paths absolute.
+func (n *network) only(s string, number int) string {
+	var out []string
+	for line := range strings.Lines(s) {
+		if strings.HasPrefix(line, "nodes") {
+			for _, word := range strings.Split(line, `"`) {
+				if strings.HasPrefix(word, address(number)+":") {
+					line = fmt.Sprintf("nodes = [%q]\n", word)
+				}
+			}
+		}
+		for _, name := range []string{"ca.crt", "client.crt", "client.key"} {
+			line = strings.ReplaceAll(line, `"`+name+`"`, `"`+n.at(name)+`"`)
+		}
+		out = append(out, strings.ReplaceAll(line, `"20s"`, `"5s"`))
+	}
+	return strings.Join(out, "")
+}
+
+// routes makes a node unable to send to the other nodes, which still reach it,
+// as the clients do.
+func (n *network) routes(verb string, number int) {
+	n.t.Helper()
+	for i := 1; i <= 3; i++ {
+		if i != number {
+			n.ip("-n", n.name(number), "route", verb, "blackhole", address(i)+"/32")
+		}
+	}
+}
