@@ -19,7 +19,6 @@ type ahead struct {
 	next   uint64 // where the furthest read of the row ended
 	row    uint64 // bytes read in a row
 	asked  uint64 // up to where was read ahead
-	jumped bool   // he has not started at 0, or has left a row
 }
 
 // note takes note of a read of n bytes at off. It reports whether large spans

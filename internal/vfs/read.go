@@ -104,8 +104,9 @@ func (i *inode) load(ctx context.Context, first, count uint32) error {
 		if known < got {
 			// A change of this FS has reached the tree and its result is not
 			// here yet: wait for it.
+			//lint:ignore SA2001 it only waits
 			i.flushMu.Lock()
-			i.flushMu.Unlock() //nolint:staticcheck // only waits
+			i.flushMu.Unlock()
 		}
 	}
 }

@@ -170,7 +170,11 @@ func (g *getting) tellOwed(t *placement.Table) {
 	for _, a := range g.failed {
 		if (sys.Is(a.err, sys.Corrupt) || sys.Is(a.err, sys.NotExist)) && t.Holds(g.key.Slice.PG(), a.id) {
 			g.s.owed.add(g.key, a.id)
-			g.s.log.Warn("a replica is missing or damaged; another one was read", "block", g.key, "node", a.id, "err", a.err)
+			if sys.Is(a.err, sys.Corrupt) {
+				g.s.log.Warn("a replica is damaged; another one was read", "block", g.key, "node", a.id, "err", a.err)
+			} else { // most often it is still on its way there
+				g.s.log.Debug("a replica is missing; another one was read", "block", g.key, "node", a.id)
+			}
 		}
 	}
 }
