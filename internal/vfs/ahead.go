@@ -15,10 +15,10 @@ const (
 
 // ahead follows one reader and finds out whether he reads in a row.
 type ahead struct {
-	mu     sync.Mutex
-	next   uint64 // where the furthest read of the row ended
-	row    uint64 // bytes read in a row
-	asked  uint64 // up to where was read ahead
+	mu    sync.Mutex
+	next  uint64 // where the furthest read of the row ended
+	row   uint64 // bytes read in a row
+	asked uint64 // up to where was read ahead
 }
 
 // note takes note of a read of n bytes at off. It reports whether large spans
