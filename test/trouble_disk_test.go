@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -54,6 +55,9 @@ func TestDiskFull(t *testing.T) {
 	holds(t, filepath.Join(d.mount, "one-large"), string(kept))
 	if entries, err := os.ReadDir(d.mount); err != nil || len(entries) < 20 {
 		t.Errorf("listing with all disks full: %d entries, %v", len(entries), err)
+	}
+	if out := d.koinon("ls", "/"); !strings.Contains(out, "one-small0") {
+		t.Errorf("a new client does not see the tree with all disks full:\n%s", out)
 	}
 
 	// One that is started on a full disk says so.

@@ -297,12 +297,6 @@ func commandBody(c *Command) int {
 		sizeUint(4, uint64(c.NS)) + sizeBytes(5, len(c.Body))
 }
 
-// appendBatchHead starts an EntryBatch; commands follow.
-func appendBatchHead(b []byte, origin uint64, timeNs int64) []byte {
-	b = appendFixed64(b, 1, origin)
-	return appendUint(b, 2, uint64(timeNs))
-}
-
 // appendCommand appends a command to an EntryBatch.
 func appendCommand(b []byte, c *Command) []byte {
 	b = protowire.AppendTag(b, 3, protowire.BytesType)

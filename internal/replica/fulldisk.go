@@ -1,6 +1,8 @@
 package replica
 
 import (
+	"time"
+
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/paxos"
 )
@@ -32,6 +34,22 @@ func (f *fullDisks) heard(from sys.NodeID, full bool) {
 		f.peers = map[sys.NodeID]bool{}
 	}
 	f.peers[from] = full
+}
+
+// patience is how long callers are told to try again after the own disk became
+// full, so that they meet the next leader instead of an error.
+const patience = 3 * time.Second
+
+// admit refuses a command for which there is no space.
+func (h *Host) admit(op sys.Op, cmd *Command) error {
+	if !h.noSpace.Load() || (cmd.Reserve || cmd.NS == NSSession) && !h.noReserve.Load() {
+		return nil
+	}
+	if len(h.cfg.Voters) > 1 && h.cfg.Clock.Boot()-time.Duration(h.fullSince.Load()) < patience {
+		return sys.E(op, sys.Unavailable, sys.Subject(h.cfg.Dir), "the disk of the leader is full: another leader is looked for")
+	}
+	return sys.E(op, sys.NoSpace, sys.Subject(h.cfg.Dir),
+		"the disk of the leader is nearly full: free space on it, or hand leadership to another node")
 }
 
 // noteSpace takes in the state of the own disk.

@@ -32,6 +32,9 @@ type Host struct {
 	flushed   chan struct{} // Pebble has flushed
 	wantFlush chan struct{}
 	noSpace   atomic.Bool
+	noReserve atomic.Bool  // not even the reserve is left
+	fullSince atomic.Int64 // Boot time in ns at which noSpace became true
+	toldFull  atomic.Int64 // Boot time in ns of the last log line about it
 	// stateFullAt is when the state last found no space, env.Clock.Boot; 0: never.
 	stateFullAt atomic.Int64
 	snapshots   chan struct{} // tokens for snapshots being sent

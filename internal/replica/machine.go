@@ -44,6 +44,9 @@ type Command struct {
 	// including Ack have arrived; they may be forgotten. It is below Seq.
 	Ack uint64
 	NS  Namespace
+	// Reserve says that the command frees space, or is little and must not
+	// wait: it may use what a nearly full disk has left.
+	Reserve bool
 	// Body is what Machine.Apply gets. The caller must not change it until
 	// Propose returns.
 	Body []byte

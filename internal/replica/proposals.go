@@ -85,9 +85,8 @@ func (g *Group) enqueue(cmd *Command, w *waiter) error {
 	if v := g.view.Load(); v.role != Leader {
 		return notLeader(op, v.leader)
 	}
-	if h.noSpace.Load() {
-		return sys.E(op, sys.NoSpace, sys.Subject(h.cfg.Dir),
-			"the disk of the leader is nearly full: free space on it, or hand leadership to another node")
+	if err := h.admit(op, cmd); err != nil {
+		return err
 	}
 	size := sizeCommand(cmd)
 	g.mu.Lock()

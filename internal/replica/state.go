@@ -40,9 +40,13 @@ func (h *Host) stateOptions(cache *pebble.Cache) *pebble.Options {
 			}
 		},
 		BackgroundError: func(err error) {
-			h.cfg.Logger.Warn("the state cannot be flushed or compacted; tried again", "err", err)
+			h.tellTrouble(err)
 			if vfs.IsNoSpaceError(err) {
 				h.stateFullAt.Store(int64(h.cfg.Clock.Boot()))
+				if !h.noSpace.Load() {
+					h.fullSince.Store(int64(h.cfg.Clock.Boot()))
+				}
+				h.noReserve.Store(true)
 				h.noSpace.Store(true)
 			}
 		},
@@ -52,6 +56,14 @@ func (h *Host) stateOptions(cache *pebble.Cache) *pebble.Options {
 		},
 	}
 	return opts
+}
+
+// tellTrouble logs what Pebble tries again, not more than once a second.
+func (h *Host) tellTrouble(err error) {
+	now, told := int64(h.cfg.Clock.Boot()), h.toldFull.Load()
+	if (told == 0 || now-told >= int64(time.Second)) && h.toldFull.CompareAndSwap(told, now) {
+		h.cfg.Logger.Warn("the state cannot be flushed or compacted; tried again", "err", err)
+	}
 }
 
 func (h *Host) openState() (*pebble.DB, error) {
@@ -146,9 +158,13 @@ func (h *Host) maintain() {
 func (h *Host) checkSpace() {
 	failed := h.stateFullAt.Load()
 	full := h.log.NoSpace() || failed != 0 && h.cfg.Clock.Boot()-time.Duration(failed) < stateFullFor
+	h.noReserve.Store(full)
 	if h.cfg.ReserveBytes > 0 && !full {
 		u, err := h.cfg.FS.GetDiskUsage(h.cfg.Dir)
 		full = err == nil && u.TotalBytes > 0 && u.AvailBytes < uint64(h.cfg.ReserveBytes)
+	}
+	if full && !h.noSpace.Load() {
+		h.fullSince.Store(int64(h.cfg.Clock.Boot()))
 	}
 	if h.noSpace.Swap(full) != full {
 		if full {

@@ -104,11 +104,15 @@ func (i *inode) load(ctx context.Context, first, count uint32) error {
 		if known < got {
 			// A change of this FS has reached the tree and its result is not
 			// here yet: wait for it.
-			//lint:ignore SA2001 it only waits
-			i.flushMu.Lock()
-			i.flushMu.Unlock()
+			i.awaitFlush()
 		}
 	}
+}
+
+// awaitFlush waits until a flush that is under way is over.
+func (i *inode) awaitFlush() {
+	i.flushMu.Lock()
+	defer i.flushMu.Unlock()
 }
 
 // chunks asks for count rows from first on, at most meta.GetChunksMax.

@@ -56,8 +56,8 @@ func NewClient(ctx context.Context, opts Options) (*Client, error) {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
 	session, err := opts.Cluster.OpenSession(ctx, opts.Name)
-	if err != nil {
-		return nil, err
+	if err != nil && !sys.Is(err, sys.NoSpace) {
+		return nil, err // on full disks one can still read: session is 0 until there is space
 	}
 	c := &Client{opts: opts, cache: newCache(opts.Clock), session: session, open: map[uint64]struct{}{}}
 	c.cache.revoke = opts.OnRevoke
@@ -72,7 +72,10 @@ func (c *Client) Close(ctx context.Context) error {
 	c.stop()
 	c.done.Wait()
 	c.cache.lost()
-	return c.opts.Cluster.CloseSession(ctx, c.Session())
+	if session := c.Session(); session != 0 {
+		return c.opts.Cluster.CloseSession(ctx, session)
+	}
+	return nil
 }
 
 // Session returns the current session.
@@ -131,12 +134,18 @@ func unmarshalBoth(reply *wire.Reply, header, payload proto.Message) error {
 // Do runs a command. An error of kind Unavailable or Interrupted leaves open
 // whether it took effect.
 func (c *Client) Do(ctx context.Context, cmd *metapb.Command) (*metapb.Result, error) {
+	if c.Session() == 0 {
+		if err := c.reopen(ctx, 0); err != nil {
+			return nil, err
+		}
+	}
 	for {
+		session := c.Session()
 		res, retry, err := c.try(ctx, cmd)
 		if !retry {
 			return res, err
 		}
-		if err := c.reopen(ctx, c.Session()); err != nil {
+		if err := c.reopen(ctx, session); err != nil {
 			return nil, err
 		}
 	}
@@ -217,7 +226,9 @@ func (c *Client) reopen(ctx context.Context, gone sys.SessionID) error {
 	if c.session != gone {
 		return nil
 	}
-	c.opts.Logger.Warn("the session expired: opening another", "session", uint64(gone))
+	if gone != 0 {
+		c.opts.Logger.Warn("the session expired: opening another", "session", uint64(gone))
+	}
 	session, err := c.opts.Cluster.OpenSession(ctx, c.opts.Name)
 	if err != nil {
 		return err
@@ -232,6 +243,12 @@ func (c *Client) renew(ctx context.Context) {
 	var term, acked uint64
 	for ctx.Err() == nil {
 		session := c.Session()
+		if session == 0 {
+			if c.reopen(ctx, 0) != nil {
+				c.pause(ctx, noSessionPause)
+			}
+			continue
+		}
 		header, err := proto.Marshal(&remotepb.RenewRequest{Session: uint64(session), Acked: acked, Term: term})
 		if err != nil {
 			panic("remote: a renewal does not encode: " + err.Error())
@@ -248,17 +265,22 @@ func (c *Client) renew(ctx context.Context) {
 		case err == nil || sys.Is(err, sys.SessionGone):
 			term, acked = 0, 0
 			if err != nil && c.reopen(ctx, session) != nil && ctx.Err() == nil {
-				c.pause(ctx)
+				c.pause(ctx, renewPause)
 			}
 		case ctx.Err() == nil:
 			c.opts.Logger.Debug("lease not renewed", "err", err)
-			c.pause(ctx)
+			c.pause(ctx, renewPause)
 		}
 	}
 }
 
-func (c *Client) pause(ctx context.Context) {
-	timer := time.NewTimer(20 * time.Millisecond)
+const (
+	renewPause     = 20 * time.Millisecond // after a renewal that failed
+	noSessionPause = time.Second           // while no session can be opened
+)
+
+func (c *Client) pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():

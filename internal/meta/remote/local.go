@@ -21,7 +21,7 @@ func (s *Server) Do(ctx context.Context, cmd *metapb.Command) (*metapb.Result, e
 	if err != nil {
 		return nil, sys.E(sys.Op("meta.Do"), sys.Invalid, err)
 	}
-	raw, local, err := s.group.Propose(ctx, replica.Command{NS: replica.NSMeta, Body: body})
+	raw, local, err := s.group.Propose(ctx, replica.Command{NS: replica.NSMeta, Body: body, Reserve: true})
 	if err != nil {
 		return nil, err
 	}

@@ -128,7 +128,8 @@ func (s *Server) serveDo(ctx context.Context, req *wire.Request) (wire.Response,
 	if err := proto.Unmarshal(req.Header, &r); err != nil {
 		return wire.Response{}, sys.E(op, sys.Invalid, err)
 	}
-	if err := checkCommand(req.Payload); err != nil {
+	frees, err := checkCommand(req.Payload)
+	if err != nil {
 		return wire.Response{}, err
 	}
 	term, err := s.lead(ctx, op)
@@ -142,7 +143,7 @@ func (s *Server) serveDo(ctx context.Context, req *wire.Request) (wire.Response,
 	}
 	forget := s.leases.expect(session, r.Seq, dropped)
 	defer forget()
-	result, local, err := s.group.Propose(ctx, replica.Command{Session: session, Seq: r.Seq, Ack: r.Ack, NS: replica.NSMeta, Body: req.Payload})
+	result, local, err := s.group.Propose(ctx, replica.Command{Session: session, Seq: r.Seq, Ack: r.Ack, NS: replica.NSMeta, Body: req.Payload, Reserve: frees})
 	if err != nil {
 		return cluster.LeaderHint(err)
 	}
@@ -169,17 +170,19 @@ func (s *Server) serveDo(ctx context.Context, req *wire.Request) (wire.Response,
 }
 
 // checkCommand refuses what cannot be a command, or only the leader itself may
-// run, before it gets into the log.
-func checkCommand(body []byte) error {
+// run, before it gets into the log. frees says that it makes space.
+func checkCommand(body []byte) (frees bool, _ error) {
 	var cmd metapb.Command
 	if err := proto.Unmarshal(body, &cmd); err != nil || cmd.Op == nil {
-		return sys.E(sys.Op("meta.Do"), sys.Invalid, fmt.Sprintf("not a command this node knows (%v): are all nodes of one version?", err))
+		return false, sys.E(sys.Op("meta.Do"), sys.Invalid, fmt.Sprintf("not a command this node knows (%v): are all nodes of one version?", err))
 	}
 	switch cmd.Op.(type) {
 	case *metapb.Command_Purge, *metapb.Command_DropFreed, *metapb.Command_Format, *metapb.Command_EndSession:
-		return sys.E(sys.Op("meta.Do"), sys.Permission, "only the leader itself runs this command")
+		return false, sys.E(sys.Op("meta.Do"), sys.Permission, "only the leader itself runs this command")
+	case *metapb.Command_Unlink, *metapb.Command_Rmdir, *metapb.Command_SetAttr, *metapb.Command_KeepOpen, *metapb.Command_GiveUp:
+		frees = true
 	}
-	return nil
+	return frees, nil
 }
 
 func (s *Server) grant(term uint64, session sys.SessionID, seen seenAt, inos []sys.Ino) *remotepb.Grant {
