@@ -32,13 +32,13 @@ deps-generate:
 	./test/deps.sh generate
 
 unit: build
-	$(GO) test -timeout 10m $$($(GO) list ./... | grep -v /test/)
+	$(GO) test -timeout 10m $$($(GO) list ./... | grep -v '/test$$')
 
 system: build ## real processes, real mounts, real kills
 	$(GO) test -timeout 30m -count=1 ./test/...
 
 race:
-	$(GO) test -race -timeout 30m $$($(GO) list ./... | grep -v /test/)
+	$(GO) test -race -timeout 30m $$($(GO) list ./... | grep -v '/test$$')
 
 lint:
 	@out=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "gofmt would change:"; echo "$$out"; exit 1; fi
