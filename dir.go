@@ -190,11 +190,11 @@ func (a *Attrs) set(ino uint64) *metapb.SetAttr {
 		set.Mode = &bits
 	}
 	if !a.Atime.IsZero() {
-		ns := a.Atime.UnixNano()
+		ns := sys.TimeNs(a.Atime.Unix(), int64(a.Atime.Nanosecond()))
 		set.AtimeNs = &ns
 	}
 	if !a.Mtime.IsZero() {
-		ns := a.Mtime.UnixNano()
+		ns := sys.TimeNs(a.Mtime.Unix(), int64(a.Mtime.Nanosecond()))
 		set.MtimeNs = &ns
 	}
 	return set

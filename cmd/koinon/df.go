@@ -11,7 +11,7 @@ import (
 )
 
 // dfReport is how full the cluster is, as -o json prints it. Sizes are in
-// bytes; those of the store count every copy.
+// bytes; those of the store are for one copy of everything.
 type dfReport struct {
 	StoreTotal uint64 `json:"store_total_bytes"`
 	StoreUsed  uint64 `json:"store_used_bytes"`
@@ -25,9 +25,10 @@ func newDfCommand(t *treeApp) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "df [-h]",
 		Short: "Show how full the cluster is",
-		Long: `Show how full the cluster is, in KiB. SIZE, USED and FREE are of the disks of
-all nodes, so each file counts there once for every copy; DATA is the sum of
-the lengths of all files.`,
+		Long: `Show how full the cluster is, in KiB. SIZE, USED and FREE are the disks of
+all nodes together, divided by the number of copies that are kept, so FREE is
+about what can still be written; nodes that share a disk count it each. DATA is
+the sum of the lengths of all files, those in quarantine included.`,
 		Example: "  koinon df -h",
 		Args:    cobra.MaximumNArgs(1), // as people type a path to df(1); the answer is the same
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -12,7 +12,8 @@ import (
 	"github.com/koinon/koinon/internal/node"
 )
 
-// errUnsound ends fsck with exit code 1 after the problems were printed.
+// These end fsck with exit code 1 after the problems were printed.
+var errPartial = errors.New("nothing is wrong with what could be checked, but some nodes did not answer: start them and check again")
 var errUnsound = errors.New("the tree is not sound; see docs/operating/repair.md")
 
 func newFsckCommand(a *app) *cobra.Command {
@@ -48,7 +49,10 @@ func (a *app) fsck(ctx context.Context, thorough bool) error {
 		if err := a.print(r, func(w io.Writer) { writeFsck(w, r) }); err != nil {
 			return err
 		}
-		if !r.Sound() {
+		switch {
+		case r.Partial():
+			return errPartial
+		case !r.Sound():
 			return errUnsound
 		}
 		return nil

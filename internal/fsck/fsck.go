@@ -51,6 +51,12 @@ const problemsMax = 1000
 // healed and count as sound.
 func (r *Report) Sound() bool { return len(r.Problems) == 0 }
 
+// Partial says that nothing is wrong but that some nodes did not answer, so
+// that not everything was checked.
+func (r *Report) Partial() bool {
+	return len(r.Silent) > 0 && len(r.Problems) == len(r.Silent)
+}
+
 func (r *Report) problem(format string, args ...any) {
 	if len(r.Problems) < problemsMax {
 		r.Problems = append(r.Problems, fmt.Sprintf(format, args...))
@@ -129,16 +135,15 @@ func (c *checker) each(ctx context.Context, node sys.NodeID, pg sys.PG, fn func(
 	}
 }
 
+// walks is how often the tree is walked before problems are believed: the
+// collector, which nobody can put to rest, may have worked in between.
+const walks = 4
+
 func (c *checker) walk(ctx context.Context) error {
-	n := 0
-	rep, err := meta.Check(ctx, c.tree, meta.CheckOptions{Thorough: c.opts.Thorough, ProblemsMax: problemsMax,
-		Slice: func(_ sys.Ino, _ uint32, s *metapb.Slice) error {
-			if n++; n%1000 == 0 {
-				c.opts.Progress("walking the tree", n, 0)
-			}
-			c.needs(s)
-			return nil
-		}})
+	rep, err := c.walkOnce(ctx)
+	for n := 1; n < walks && err == nil && len(rep.Problems) > 0; n++ {
+		rep, err = c.walkOnce(ctx)
+	}
 	if err != nil {
 		return err
 	}
@@ -150,6 +155,19 @@ func (c *checker) walk(ctx context.Context) error {
 		c.report.problem("and %d more problems of the tree", rep.More)
 	}
 	return nil
+}
+
+func (c *checker) walkOnce(ctx context.Context) (*meta.CheckReport, error) {
+	clear(c.need)
+	n := 0
+	return meta.Check(ctx, c.tree, meta.CheckOptions{Thorough: c.opts.Thorough, ProblemsMax: problemsMax,
+		Slice: func(_ sys.Ino, _ uint32, s *metapb.Slice) error {
+			if n++; n%1000 == 0 {
+				c.opts.Progress("walking the tree", n, 0)
+			}
+			c.needs(s)
+			return nil
+		}})
 }
 
 // needs notes the blocks that a piece of a slice reads from.

@@ -70,7 +70,7 @@ func timeOut(ns int64) (sec uint64, nsec uint32) {
 }
 
 func timeIn(sec uint64, nsec uint32) *int64 {
-	ns := int64(sec)*1e9 + int64(nsec)
+	ns := sys.TimeNs(int64(sec), int64(nsec))
 	return &ns
 }
 

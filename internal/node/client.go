@@ -44,7 +44,7 @@ func Connect(ctx context.Context, cfg *config.Client, log *slog.Logger) (*Client
 	c.store = spread.New(spread.Options{Cluster: cc, Logger: log})
 	c.fs = vfs.New(c.tree, block.Retried(c.store, time.Duration(cfg.Timeout)), vfs.Options{
 		WriteBuffer: int64(cfg.Limits.WriteBuffer), CacheBytes: int64(cfg.Limits.ReadCache),
-		PGs: len(cc.Table().PGs), Session: c.tree.Session(), Timeout: time.Duration(cfg.Timeout),
+		PGs: len(cc.Table().PGs), Copies: cc.Table().Replicas, Session: c.tree.Session(), Timeout: time.Duration(cfg.Timeout),
 		Retention: keepEvery, Logger: log,
 	})
 	return c, nil

@@ -117,7 +117,7 @@ func (s *server) open() (err error) {
 	(&cluster.Service{Group: s.group, Status: s.status}).Register(s.wire)
 	server := spread.NewServer(spread.ServerConfig{Self: s.cfg.ID, Engine: s.blocks, Cluster: s.peers, Logger: s.log})
 	server.Register(s.wire)
-	s.healer = spread.NewHealer(spread.HealerConfig{Self: s.cfg.ID, Engine: s.blocks, Cluster: s.peers, Logger: s.log})
+	s.healer = spread.NewHealer(spread.HealerConfig{Every: healEvery, Self: s.cfg.ID, Engine: s.blocks, Cluster: s.peers, Logger: s.log})
 	s.scrubber = spread.NewScrubber(spread.ScrubberConfig{Self: s.cfg.ID, Engine: s.blocks, Cluster: s.peers, Logger: s.log})
 	s.spread = spread.New(spread.Options{Cluster: s.peers, Prefer: s.cfg.ID, Local: server, Logger: s.log})
 	return nil
@@ -230,6 +230,9 @@ func (s *server) duties(ctx context.Context) {
 const (
 	dutyEvery    = 200 * time.Millisecond
 	collectEvery = 5 * time.Second
+	// healEvery is how often a node compares what it has with its peers when
+	// nothing gave it reason to: a writer that ended cannot tell what it owes.
+	healEvery = time.Minute
 	// blockGrace is how long blocks outlive the last reference to them.
 	blockGrace = time.Minute
 )

@@ -1,5 +1,7 @@
 package sys
 
+import "math"
+
 // FileType is the type of an inode, numbered as d_type of readdir(3).
 type FileType uint8
 
@@ -28,6 +30,19 @@ func (t FileType) StatMode() uint32 { return uint32(t) << 12 }
 
 // TypeOfMode returns the type in the S_IFMT bits of a mode.
 func TypeOfMode(mode uint32) FileType { return FileType(mode >> 12 & 0xf) }
+
+// TimeNs returns a time as the tree keeps it: ns since the epoch. Times before
+// 1677 and after 2262 do not fit and become the first or last that does.
+func TimeNs(sec, nsec int64) int64 {
+	const limit = math.MaxInt64/1_000_000_000 - 1
+	switch {
+	case sec > limit:
+		return math.MaxInt64
+	case sec < -limit:
+		return math.MinInt64
+	}
+	return sec*1_000_000_000 + nsec
+}
 
 // The permission bits beyond rwx, as in inode(7).
 const (

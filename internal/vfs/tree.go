@@ -200,7 +200,7 @@ func (fs *FS) RemoveXattr(ctx context.Context, cred *metapb.Cred, ino sys.Ino, n
 // Stat is how full the tree and the store are. Sizes are in bytes.
 type Stat struct {
 	UsedBytes, UsedInodes uint64 // of the tree
-	Total, Free           uint64 // of the store; Total is 0 when it does not know
+	Total, Free           uint64 // of the store, for one copy of everything; Total is 0 when it does not know
 }
 
 // StatFS is statfs(2).
@@ -213,7 +213,8 @@ func (fs *FS) StatFS(ctx context.Context) (Stat, error) {
 	if err != nil {
 		return Stat{}, err
 	}
-	return Stat{UsedBytes: a.GetUsedBytes(), UsedInodes: a.GetUsedInodes(), Total: u.Total, Free: u.Free}, nil
+	copies := uint64(fs.opts.Copies)
+	return Stat{UsedBytes: a.GetUsedBytes(), UsedInodes: a.GetUsedInodes(), Total: u.Total / copies, Free: u.Free / copies}, nil
 }
 
 // Fallocate is fallocate(2) on an inode that the caller has open for writing.

@@ -31,6 +31,9 @@ type Options struct {
 	// PGs is the number of placement groups that new slices are spread over,
 	// at most 1<<sys.PGBits; default 1.
 	PGs int
+	// Copies is how many nodes keep each block, so that free space is shown as
+	// what can be written; default 1.
+	Copies int
 	// Session is on whose account slice numbers are reserved.
 	Session sys.SessionID
 	// Retention is how long the tree keeps unlinked inodes. Three times in
@@ -54,6 +57,7 @@ func (o *Options) setDefaults() {
 	o.CacheBytes = max(orDefault(o.CacheBytes, 128<<20), 16<<20)
 	o.ReadAhead = min(max(orDefault(o.ReadAhead, 8<<20), 0), o.CacheBytes/4)
 	o.Puts = max(orDefault(o.Puts, 8), 1)
+	o.Copies = max(o.Copies, 1)
 	o.PGs = min(max(o.PGs, 1), 1<<sys.PGBits)
 	o.Retention = orDefault(o.Retention, time.Hour)
 	o.FlushAfter = orDefault(o.FlushAfter, 5*time.Second)
