@@ -24,6 +24,7 @@ var layers = map[string][]string{
 	"internal/sys":             {},
 	"internal/env":             {},
 	"internal/placement":       {},
+	"internal/electorate":      {},
 	"internal/auth":            {},
 	"internal/wire":            {},
 	"internal/config":          {},
@@ -54,7 +55,7 @@ var layers = map[string][]string{
 }
 
 // pure packages have no goroutine, clock, I/O or global randomness.
-var pure = []string{"paxos", "internal/placement"}
+var pure = []string{"paxos", "internal/placement", "internal/electorate"}
 
 // impure are the imports that a pure package may not have.
 var impure = []string{"time", "os", "net", "io", "sync", "context", "log", "log/slog"}
