@@ -61,7 +61,7 @@ func inQuarantine(a *metapb.Attr) bool {
 // keepOpen extends deadlines. It never shortens one.
 func (s *step) keepOpen(c *metapb.KeepOpen) (*metapb.Result, error) {
 	res := &metapb.Result{}
-	until := min(c.UntilNs, math.MaxInt64-1)
+	until := min(max(c.UntilNs, later(s.now, max(c.ForNs, 0))), math.MaxInt64-1)
 	for _, ino := range c.Inos {
 		a, err := s.tx.Inode(sys.Ino(ino))
 		if err != nil {

@@ -49,9 +49,16 @@ func (s *server) found(ctx context.Context) error {
 	return s.followMap()
 }
 
-// collect runs one round of the collector.
-func (s *server) collect(ctx context.Context) {
-	c := collect.Collector{Tree: s.tree, Blocks: s.spread, Clock: s.clock, Logger: s.log, Grace: blockGrace, PGs: len(s.peers.Table().PGs)}
+// collect runs one round of the collector. led is for how long this node has
+// led: while there was no leader clients could not say which files they have
+// open, so the quarantine is left alone until each could.
+func (s *server) collect(ctx context.Context, led time.Duration) {
+	keep, err := keepFor(ctx, s.tree)
+	if err != nil {
+		s.log.Info("collection goes on later", "err", err)
+		return
+	}
+	c := collect.Collector{Tree: s.tree, Blocks: s.spread, Clock: s.clock, Logger: s.log, Grace: blockGrace, PGs: len(s.peers.Table().PGs), Hold: led < keep}
 	done, err := c.Run(ctx)
 	if err != nil && ctx.Err() == nil {
 		s.log.Info("collection goes on later", "err", err)

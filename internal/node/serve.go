@@ -204,6 +204,7 @@ func (s *server) close(listener net.Listener) error {
 // leader, making a new cluster and collecting what nobody uses.
 func (s *server) duties(ctx context.Context) {
 	collected := s.clock.Boot()
+	led, since := uint64(0), collected // the leadership, and since when it is this node's
 	tick := time.NewTicker(dutyEvery)
 	defer tick.Stop()
 	for {
@@ -214,8 +215,12 @@ func (s *server) duties(ctx context.Context) {
 			if err := s.found(ctx); err != nil && ctx.Err() == nil {
 				s.log.Warn("the cluster is not set up yet", "err", err)
 			}
-			if now := s.clock.Boot(); now-collected >= collectEvery {
-				s.collect(ctx)
+			now := s.clock.Boot()
+			if led != st.BallotRound {
+				led, since = st.BallotRound, now
+			}
+			if now-collected >= collectEvery {
+				s.collect(ctx, now-since)
 				collected = now
 			}
 		}

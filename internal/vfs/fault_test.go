@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/koinon/koinon/internal/block"
+	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/sys"
@@ -426,9 +427,14 @@ func TestAppendsOfTwoHandlesAndMounts(t *testing.T) {
 	wantBytes(t, f, want)
 }
 
+// late is the clock of a machine whose time of day is a day behind.
+type late struct{ env.System }
+
+func (late) Wall() time.Time { return time.Now().Add(-24 * time.Hour) }
+
 func TestOpenUnlinkedIsKept(t *testing.T) {
 	tree := meta.NewMemory()
-	fs := New(tree, block.NewMemory(), Options{Retention: time.Hour})
+	fs := New(tree, block.NewMemory(), Options{Retention: time.Hour, Clock: late{}})
 	defer fs.Close(context.Background())
 	f := create(t, fs, "f", 0)
 	write(t, f, []byte("here"), 0)

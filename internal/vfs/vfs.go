@@ -36,8 +36,9 @@ type Options struct {
 	Copies int
 	// Session is on whose account slice numbers are reserved.
 	Session sys.SessionID
-	// Retention is how long the tree keeps unlinked inodes. Three times in
-	// this time the FS tells which ones it has open; default one hour.
+	// Retention is for how long the tree is asked to keep the inodes that are
+	// open. Three times in this time the FS asks, so it must not exceed the
+	// time that the tree keeps unlinked inodes by itself; default one hour.
 	Retention time.Duration
 	// FlushAfter is how old dirty bytes get before they are flushed although
 	// nobody asked; default 5 s.

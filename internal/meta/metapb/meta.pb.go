@@ -2068,11 +2068,14 @@ func (x *AllocSlices) GetSession() uint64 {
 	return 0
 }
 
-// KeepOpen extends the quarantine of those of the inodes that are in it.
+// KeepOpen extends the quarantine of those of the inodes that are in it: to
+// until_ns, and to for_ns after the command's time, which does not depend on
+// the sender's clock.
 type KeepOpen struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Inos          []uint64               `protobuf:"varint,1,rep,packed,name=inos,proto3" json:"inos,omitempty"`
 	UntilNs       int64                  `protobuf:"varint,2,opt,name=until_ns,json=untilNs,proto3" json:"until_ns,omitempty"`
+	ForNs         int64                  `protobuf:"varint,3,opt,name=for_ns,json=forNs,proto3" json:"for_ns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2117,6 +2120,13 @@ func (x *KeepOpen) GetInos() []uint64 {
 func (x *KeepOpen) GetUntilNs() int64 {
 	if x != nil {
 		return x.UntilNs
+	}
+	return 0
+}
+
+func (x *KeepOpen) GetForNs() int64 {
+	if x != nil {
+		return x.ForNs
 	}
 	return 0
 }
@@ -3939,10 +3949,11 @@ const file_meta_metapb_meta_proto_rawDesc = "" +
 	"\x06inline\x18\x05 \x01(\fR\x06inline\"=\n" +
 	"\vAllocSlices\x12\x14\n" +
 	"\x05count\x18\x01 \x01(\rR\x05count\x12\x18\n" +
-	"\asession\x18\x02 \x01(\x04R\asession\"9\n" +
+	"\asession\x18\x02 \x01(\x04R\asession\"P\n" +
 	"\bKeepOpen\x12\x12\n" +
 	"\x04inos\x18\x01 \x03(\x04R\x04inos\x12\x19\n" +
-	"\buntil_ns\x18\x02 \x01(\x03R\auntilNs\"\x1d\n" +
+	"\buntil_ns\x18\x02 \x01(\x03R\auntilNs\x12\x15\n" +
+	"\x06for_ns\x18\x03 \x01(\x03R\x05forNs\"\x1d\n" +
 	"\x05Purge\x12\x14\n" +
 	"\x05limit\x18\x01 \x01(\rR\x05limit\"1\n" +
 	"\tDropFreed\x12\x10\n" +
