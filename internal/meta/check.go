@@ -52,9 +52,9 @@ type CheckReport struct {
 //
 // It streams: its memory does not grow with the number of files, but for the
 // depth of the tree, and for the collector's queue up to a million slices.
-// The tree should be at rest: what changes during the check may be reported
-// as a problem. An error means that the check could not be done.
-func Check(ctx context.Context, c Client, opts CheckOptions) (*CheckReport, error) {
+// The tree should be at rest, as a View is: what changes during the check may be
+// reported as a problem. An error means that the check could not be done.
+func Check(ctx context.Context, c Querier, opts CheckOptions) (*CheckReport, error) {
 	if opts.ProblemsMax == 0 {
 		opts.ProblemsMax = 1000
 	}
@@ -90,7 +90,7 @@ const freedKnownMax = 1 << 20
 type checker struct {
 	CheckReport
 	ctx  context.Context
-	c    Client
+	c    Querier
 	opts CheckOptions
 	stat *metapb.Answer
 

@@ -53,6 +53,13 @@ func (s *server) found(ctx context.Context) error {
 // led: while there was no leader clients could not say which files they have
 // open, so the quarantine is left alone until each could.
 func (s *server) collect(ctx context.Context, led time.Duration) {
+	viewed, err := s.tree.Viewed()
+	if err != nil {
+		s.log.Error("a view of the tree cannot be closed", "err", err)
+	}
+	if viewed {
+		return // somebody checks that every block is there
+	}
 	keep, err := keepFor(ctx, s.tree)
 	if err != nil {
 		s.log.Info("collection goes on later", "err", err)

@@ -2,15 +2,21 @@ package node
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/koinon/koinon/internal/auth"
 	"github.com/koinon/koinon/internal/config"
+	"github.com/koinon/koinon/internal/fsck"
+	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/vfs"
@@ -131,4 +137,99 @@ func TestShortRetention(t *testing.T) {
 		t.Errorf("an open file cannot be flushed: %v", err)
 	}
 	open.Release()
+}
+
+// TestView: a view stays as it was while the tree goes on, and ends with the
+// leadership.
+func TestView(t *testing.T) {
+	l := newLab(t, nil)
+	c := l.connect()
+	defer func() { must(t, c.Close(context.Background())) }()
+	ctx := t.Context()
+	create := func(name string) {
+		t.Helper()
+		_, f, err := c.FS().Create(ctx, vfs.Root(), sys.RootIno, []byte(name), 0o600, os.O_RDWR)
+		must(t, err)
+		f.Release()
+	}
+	names := func(q meta.Querier) (names []string) {
+		t.Helper()
+		a, err := q.Query(ctx, &metapb.Query{Op: &metapb.Query_ReadDir{ReadDir: &metapb.ReadDir{Ino: uint64(sys.RootIno), Limit: 100}}})
+		must(t, err)
+		for _, e := range a.Entries {
+			names = append(names, string(e.Name))
+		}
+		return names
+	}
+	create("a")
+	view, err := c.tree.View(ctx)
+	must(t, err)
+	create("b")
+	must(t, c.FS().Unlink(ctx, vfs.Root(), sys.RootIno, []byte("a")))
+	if got := names(view); !slices.Equal(got, []string{"a"}) {
+		t.Errorf("the view shows %q", got)
+	}
+	if got := names(c.Tree()); !slices.Equal(got, []string{"b"}) {
+		t.Errorf("the tree shows %q", got)
+	}
+	second, err := c.tree.View(ctx)
+	must(t, err)
+	must(t, view.Close(ctx))
+	stat := &metapb.Query{Op: &metapb.Query_StatFs{StatFs: &metapb.StatFS{}}}
+	if _, err := view.Query(ctx, stat); !errors.Is(err, meta.ErrViewGone) {
+		t.Errorf("a view that was closed: %v", err)
+	}
+	if got := names(second); !slices.Equal(got, []string{"b"}) {
+		t.Errorf("the second view shows %q", got)
+	}
+	l.stop()
+	l.start()
+	if _, err := second.Query(ctx, stat); !errors.Is(err, meta.ErrViewGone) {
+		t.Errorf("a view of an earlier leadership: %v", err)
+	}
+	must(t, second.Close(ctx))
+}
+
+// TestFsckWhileTreeIsUsed: a check of a tree that changes all the time, with
+// the collector at work, finds nothing wrong in one walk.
+func TestFsckWhileTreeIsUsed(t *testing.T) {
+	l := newLab(t, func(n *config.Node) { n.Retention = config.Duration(time.Millisecond) })
+	c, other := l.connect(), l.connect()
+	defer func() { must(t, errors.Join(c.Close(context.Background()), other.Close(context.Background()))) }()
+	ctx, cancel := context.WithCancel(t.Context())
+	var users sync.WaitGroup
+	for n := range 4 {
+		users.Go(func() {
+			for k := 0; ctx.Err() == nil; k++ {
+				if err := churn(c.FS(), fmt.Sprintf("%d-%d", n, k%7), 1+k%2*200_000); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	defer users.Wait()
+	defer cancel()
+	for began, n := time.Now(), 0; time.Since(began) < 7*time.Second; n++ { // the collector runs every five
+		r, err := other.Fsck(t.Context(), fsck.Options{Thorough: true})
+		must(t, err)
+		if !r.Sound() {
+			t.Fatalf("check %d: %q", n, r.Problems)
+		}
+	}
+}
+
+// churn makes a file in the tree's root, renames and removes it.
+func churn(fs *vfs.FS, name string, size int) error {
+	ctx := context.Background()
+	_, f, err := fs.Create(ctx, vfs.Root(), sys.RootIno, []byte(name), 0o600, os.O_RDWR)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(ctx, make([]byte, size), 0)
+	err = errors.Join(err, f.Flush(ctx))
+	f.Release()
+	return errors.Join(err,
+		fs.Rename(ctx, vfs.Root(), &metapb.Rename{Parent: uint64(sys.RootIno), Name: []byte(name), NewParent: uint64(sys.RootIno), NewName: []byte(name + "x")}),
+		fs.Unlink(ctx, vfs.Root(), sys.RootIno, []byte(name+"x")))
 }
