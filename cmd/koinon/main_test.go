@@ -115,11 +115,14 @@ func TestErrors(t *testing.T) {
 		{"serve", 2, []string{"--config FILE"}},
 		{"serve --config /no/such.toml", 1, []string{"/no/such.toml"}},
 		{"dev status", 1, []string{"HOME/.local/state/koinon/dev", "koinon dev up"}},
-		{"dev stop --dir /no/such", 1, []string{"/no/such", "koinon dev up"}},
-		{"dev kill", 2, []string{"at least 1 arg"}},
+		{"dev stop --dir /no/such", 1, []string{"/no/such", "`koinon dev up --dir /no/such`"}},
+		{"ls --config /no/such.toml", 1, []string{"koinon: /no/such.toml: no such file or directory\n"}},
+		{"dev kill", 2, []string{"at least 1 arg", "koinon dev kill N..."}},
 		{"dev kill two", 2, []string{`"two"`, "koinon dev status"}},
-		{"dev up --nodes 0x", 2, []string{"--nodes"}},
-		{"dev up --nodes 50", 1, []string{"--nodes is 50", "1 to 9"}},
+		{"dev up --nodes 0x", 2, []string{`--nodes is "0x": give a number`}},
+		{"dev up --nodes 50", 2, []string{"--nodes is 50", "1 to 9", "dev up --help"}},
+		{"dev up --nodes 0", 2, []string{"--nodes is 0", "1 to 9"}},
+		{"dev up --nodes -3", 2, []string{"--nodes is -3", "1 to 9"}},
 		{"dev reset", 1, []string{"koinon dev up"}},
 	}
 	for _, test := range tests {

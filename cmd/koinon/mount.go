@@ -232,7 +232,7 @@ func (a *app) mountDetached(ctx context.Context, path, dir, logFile string) (err
 	defer func() { err = errors.Join(err, d.Close()) }()
 	line, err := d.AwaitReady(ctx)
 	if errors.Is(err, daemon.ErrGone) {
-		return sys.E(op, sys.Subject(dir), fmt.Sprintf("it did not come up; the end of its log %s:\n%s", logFile, daemon.Tail(logFile, 5)))
+		return sys.E(op, sys.Subject(dir), "the mount did not come up: "+daemon.Ending(logFile, 5))
 	} else if err != nil {
 		return errors.Join(err, d.Stop())
 	}

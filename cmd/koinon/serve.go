@@ -47,7 +47,9 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 	if a.configPath == "" {
 		return &usageError{cmd: "koinon serve", err: errors.New("give the node's configuration with --config FILE")}
 	}
-	cfg, err := config.LoadNode(a.configPath, f.override)
+	path := a.configPath
+	a.configPath = "" // what is advised below is for clients
+	cfg, err := config.LoadNode(path, f.override)
 	if err != nil {
 		return err
 	}
