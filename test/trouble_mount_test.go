@@ -189,3 +189,32 @@ func (d *dev) mountPID() int {
 	}
 	return s.PID
 }
+
+// TestResetWithSecondMount: a cluster is not deleted under the hands of those
+// who use a further mount of it; an idle one is unmounted.
+func TestResetWithSecondMount(t *testing.T) {
+	d := up(t, 1)
+	second := d.besides("second")
+	if err := os.Mkdir(second, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	d.koinon("mount", "--detach", second, "--log-file", d.besides("second.log"))
+	used, err := os.Create(filepath.Join(second, "used"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.refused(20*time.Second, []string{"dev", "reset", "--yes", "--dir", d.dir}, second, "nothing was deleted", "umount "+second)
+	writeFile(t, filepath.Join(d.mount, "still"), "here")
+	holds(t, filepath.Join(second, "still"), "here")
+	if err := used.Close(); err != nil {
+		t.Fatal(err)
+	}
+	d.koinon("dev", "reset", "--yes", "--dir", d.dir)
+	if mounted(second) || mounted(d.mount) {
+		t.Error("the tree of a deleted cluster is still mounted")
+	}
+	d.start()
+	if names, err := os.ReadDir(d.mount); err != nil || len(names) > 0 {
+		t.Errorf("a new cluster has %v, %v", names, err)
+	}
+}

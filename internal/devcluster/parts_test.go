@@ -68,3 +68,10 @@ func TestDefaultDir(t *testing.T) {
 		t.Errorf("without a home: %s", got)
 	}
 }
+
+func TestMountsOf(t *testing.T) {
+	all := []mountEntry{{"/a", "fuse.koinon", "koinon:dev-1"}, {"/b", "fuse.koinon", "koinon:dev-12"}, {"/c", "ext4", "koinon:dev-1"}, {"/a/d", "fuse.koinon", "koinon:dev-1"}}
+	if got, want := mountsOf(all, "dev-1"), []string{"/a/d", "/a"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
