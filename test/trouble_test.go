@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -100,6 +101,9 @@ func (d *dev) wrapped(wrapper []string, args ...string) *run {
 				d.t.Error(err)
 			}
 			<-r.ended
+		}
+		if slices.Contains(args, "mount") { // what was killed stays mounted, dead
+			_ = syscall.Unmount(args[len(args)-1], syscall.MNT_DETACH)
 		}
 		if d.t.Failed() {
 			d.t.Logf("%s:\n%s", strings.Join(args, " "), r.said())

@@ -171,7 +171,7 @@ func TestDevStatusOutput(t *testing.T) {
 	show := func() string {
 		t.Helper()
 		out.Reset()
-		if err := a.print(s, func(w io.Writer) { writeDevStatus(w, s) }); err != nil {
+		if err := a.print(s, func(w io.Writer) { (&devCommand{a}).writeDevStatus(w, s) }); err != nil {
 			t.Fatal(err)
 		}
 		return out.String()

@@ -33,7 +33,10 @@ func newMountCommand(a *app) *cobra.Command {
 		Short: "Mount the tree on a directory",
 		Long: `Mount the tree on an empty directory, until SIGINT or SIGTERM, or until somebody
 unmounts it; then write out what is buffered. Without DIR, on the one that the
-client configuration names.`,
+client configuration names.
+
+When this process is killed the mount stays and answers errors, so that nothing
+is written past it; mounting there again takes over.`,
 		Example: `  koinon mount ~/tree
   koinon mount --detach ~/tree && ls ~/tree
   umount ~/tree`,

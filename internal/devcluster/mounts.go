@@ -105,8 +105,8 @@ func clearStale(path string) error {
 	// serving it. Then only breaking the connection frees those who wait.
 	answer := make(chan error, 1)
 	go func() {
-		var st unix.Stat_t
-		answer <- unix.Lstat(path, &st)
+		var st unix.Statfs_t // which the kernel does not keep, as it does attributes
+		answer <- unix.Statfs(path, &st)
 	}()
 	select {
 	case err := <-answer:

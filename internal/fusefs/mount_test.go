@@ -63,9 +63,10 @@ func TestMountPoints(t *testing.T) {
 	}
 }
 
-// TestDeadServerLeavesNoMount: whether by a panic or by SIGKILL, a server that
-// dies does not leave a dead mount, and another can be mounted there.
-func TestDeadServerLeavesNoMount(t *testing.T) {
+// TestDeadMount: when a server dies, by a panic or by SIGKILL, whoever uses the
+// mount gets an error, nothing gets into the directory below it, and the next
+// mount there takes over.
+func TestDeadMount(t *testing.T) {
 	for _, way := range []string{"panic", "kill"} {
 		t.Run(way, func(t *testing.T) {
 			dir := t.TempDir()
@@ -73,46 +74,32 @@ func TestDeadServerLeavesNoMount(t *testing.T) {
 			if line != "ready" {
 				t.Fatal(line)
 			}
+			f, err := os.Create(filepath.Join(dir, "open"))
+			if err != nil {
+				t.Fatal(err)
+			}
 			if way == "panic" {
 				fmt.Fprintln(m.stdin, "panic")
 			} else if err := m.cmd.Process.Kill(); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "the mount is gone", func() bool { return !isMounted(t, dir) })
+			eventually(t, "the mount is dead", func() bool {
+				_, err := os.Stat(dir)
+				return errors.Is(err, unix.ENOTCONN)
+			})
+			if err := os.WriteFile(filepath.Join(dir, "new"), nil, 0o600); !errors.Is(err, unix.ENOTCONN) {
+				t.Errorf("a new file in a dead mount: %v", err)
+			}
+			if _, err := f.Write([]byte("x")); !errors.Is(err, unix.ENOTCONN) {
+				t.Errorf("a write to a file that was open: %v", err)
+			}
+			_ = f.Close() // its mount is gone
 			if _, line := tryServe(t, dir); line != "ready" {
 				t.Fatal(line)
 			}
-			sh(t, dir, "echo x >f; cat f")
+			sh(t, dir, "[ -z \"$(ls)\" ]; echo x >f; cat f")
 		})
 	}
-}
-
-// TestDeadMountIsCleared: a mount whose server and guard were both killed is
-// taken away by the next mount.
-func TestDeadMountIsCleared(t *testing.T) {
-	dir := t.TempDir()
-	m, line := tryServe(t, dir)
-	if line != "ready" {
-		t.Fatal(line)
-	}
-	guards := strings.Fields(sh(t, "/", "ps -o pid=,args= --ppid "+fmt.Sprint(m.cmd.Process.Pid)+
-		" | awk '/koinon-mount-guard/ {print $1}'"))
-	if len(guards) != 1 {
-		t.Fatalf("guards: %v, expected one", guards)
-	}
-	sh(t, "/", "kill -STOP "+guards[0])
-	t.Cleanup(func() { sh(t, "/", "kill -CONT "+guards[0]) })
-	if err := m.cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the mount is dead", func() bool {
-		_, err := os.Stat(dir)
-		return errors.Is(err, unix.ENOTCONN)
-	})
-	if _, line := tryServe(t, dir); line != "ready" {
-		t.Fatal(line)
-	}
-	sh(t, dir, "echo x >f; cat f")
 }
 
 // TestUnmountInUse: a mount that is in use when its server ends is detached,
