@@ -213,3 +213,20 @@ func TestKilledWriter(t *testing.T) {
 	}
 	sh(t, dir, `s=$(stat -c %s f); [ $s -gt 5000000 ]; [ "$(wc -c <f)" = $s ]; [ "$(tr -d '\0' <f | wc -c)" = 0 ]; rm f`)
 }
+
+// TestHolesTakeNoSpace: the blocks of a sparse file are those that hold bytes.
+func TestHolesTakeNoSpace(t *testing.T) {
+	dir := mounted(t)
+	for _, script := range []string{
+		`truncate -s 1G s; [ "$(stat -c %b:%s s)" = 0:1073741824 ]; [ "$(du -k s | cut -f1)" = 0 ]`,
+		`dd if=/dev/urandom of=s bs=4k count=1 seek=1000 conv=notrunc status=none; [ "$(stat -c %b s)" = 8 ]`,
+		`dd if=/dev/urandom of=s bs=1M count=3 seek=100 conv=notrunc status=none; [ "$(stat -c %b s)" = 6152 ]; [ "$(du -k s | cut -f1)" = 3076 ]`,
+		`dd if=/dev/urandom of=s bs=1M count=1 seek=101 conv=notrunc status=none; [ "$(stat -c %b s)" = 6152 ]`,
+		`fallocate -p -o 101M -l 1M s; [ "$(stat -c %b s)" = 4104 ]`,
+		`cp s copy; [ "$(stat -c %b:%s copy)" = 4104:1073741824 ]; cmp s copy`,
+		`exec 5<>w; dd if=/dev/zero bs=4k count=3 status=none >&5; [ "$(stat -c %b w)" = 24 ]; exec 5>&-; [ "$(stat -c %b w)" = 24 ]`,
+		`echo small >f; [ "$(stat -c %b f)" = 1 ]; ln -s f l; [ "$(stat -c %b l)" = 0 ]`,
+	} {
+		sh(t, dir, script)
+	}
+}

@@ -73,6 +73,7 @@ func Check(ctx context.Context, c Querier, opts CheckOptions) (*CheckReport, err
 	if err := k.inodes(k.checkInode, k.checkChunk); err != nil {
 		return nil, err
 	}
+	k.checkStored()
 	if err := k.locate(); err != nil {
 		return nil, err
 	}
@@ -99,6 +100,7 @@ type checker struct {
 	freed   map[uint64]bool
 	ranges  []*metapb.Range // that are pending, ascending
 	at      *metapb.Attr    // the inode whose chunks come now
+	stored  uint64          // bytes of those that came
 }
 
 func (k *checker) problem(ino sys.Ino, format string, args ...any) {
@@ -303,8 +305,16 @@ func links(a *metapb.Attr) uint32 {
 	return max(a.Nlink, 1) // one in the quarantine
 }
 
+// checkStored closes an inode: all of its chunks have come.
+func (k *checker) checkStored() {
+	if a := k.at; a != nil && !hidden(sys.Ino(a.Ino)) && !a.Purging && a.Type != 0 && a.Stored != k.stored {
+		k.problem(sys.Ino(a.Ino), "it stores %d bytes, its attributes say %d", k.stored, a.Stored)
+	}
+}
+
 func (k *checker) checkInode(a *metapb.Attr) {
-	k.at = a
+	k.checkStored()
+	k.at, k.stored = a, 0
 	ino := sys.Ino(a.Ino)
 	if hidden(ino) {
 		return
@@ -353,6 +363,7 @@ func (k *checker) checkChunk(c *metapb.NumberedChunk) error {
 		k.noteFreed(c.Chunk)
 		return nil
 	}
+	k.stored += storedBytes(c.Chunk)
 	start := uint64(c.Number) * sys.ChunkSize
 	row := row{chunk: c.Chunk}
 	switch {

@@ -232,7 +232,7 @@ func (s *step) purgeInode(e *metapb.Entry, limit uint32) (steps uint32, dead []*
 		}
 	}
 	if steps >= limit {
-		a.Purging = true
+		a.Purging, a.Stored = true, 0 // nobody will ask
 		return limit, dead, s.tx.SetInode(ino, a)
 	}
 	if err := s.tx.SetDentry(sys.QuarantineIno, e.Name, nil); err != nil {

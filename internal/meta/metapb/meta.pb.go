@@ -107,6 +107,7 @@ type Attr struct {
 	Xattrs        uint32                 `protobuf:"varint,16,opt,name=xattrs,proto3" json:"xattrs,omitempty"`                           // how many extended attributes
 	DeadlineNs    int64                  `protobuf:"varint,17,opt,name=deadline_ns,json=deadlineNs,proto3" json:"deadline_ns,omitempty"` // of an inode in quarantine: Purge frees it after this; 0 otherwise
 	Purging       bool                   `protobuf:"varint,18,opt,name=purging,proto3" json:"purging,omitempty"`                         // Purge has freed some of its chunks, so it cannot be opened any more
+	Stored        uint64                 `protobuf:"varint,19,opt,name=stored,proto3" json:"stored,omitempty"`                           // of a regular file: how many of its bytes are no holes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -265,6 +266,13 @@ func (x *Attr) GetPurging() bool {
 		return x.Purging
 	}
 	return false
+}
+
+func (x *Attr) GetStored() uint64 {
+	if x != nil {
+		return x.Stored
+	}
+	return 0
 }
 
 // Slice places a run of bytes in a chunk. Later slices of a chunk cover
@@ -3782,7 +3790,7 @@ const file_meta_metapb_meta_proto_rawDesc = "" +
 	"\x04Cred\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\rR\x03uid\x12\x10\n" +
 	"\x03gid\x18\x02 \x01(\rR\x03gid\x12\x16\n" +
-	"\x06groups\x18\x03 \x03(\rR\x06groups\"\xb1\x03\n" +
+	"\x06groups\x18\x03 \x03(\rR\x06groups\"\xc9\x03\n" +
 	"\x04Attr\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\rR\x04type\x12\x12\n" +
@@ -3804,7 +3812,8 @@ const file_meta_metapb_meta_proto_rawDesc = "" +
 	"\x06xattrs\x18\x10 \x01(\rR\x06xattrs\x12\x1f\n" +
 	"\vdeadline_ns\x18\x11 \x01(\x03R\n" +
 	"deadlineNs\x12\x18\n" +
-	"\apurging\x18\x12 \x01(\bR\apurging\"n\n" +
+	"\apurging\x18\x12 \x01(\bR\apurging\x12\x16\n" +
+	"\x06stored\x18\x13 \x01(\x04R\x06stored\"n\n" +
 	"\x05Slice\x12\x0e\n" +
 	"\x02at\x18\x01 \x01(\rR\x02at\x12\x10\n" +
 	"\x03len\x18\x02 \x01(\rR\x03len\x12\x14\n" +
