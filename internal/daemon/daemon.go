@@ -1,3 +1,5 @@
+//go:build linux
+
 // Package daemon starts processes that outlive the one that started them, and
 // finds them again: by a PID file that tells a process from a later one that
 // happens to have the same PID.
