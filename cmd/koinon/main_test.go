@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/koinon/koinon/internal/config"
 	"github.com/koinon/koinon/internal/devcluster"
 )
 
@@ -229,6 +230,20 @@ func TestByteSize(t *testing.T) {
 	for n, want := range map[uint64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1536: "1.5 KiB", 1<<20 - 1: "1.0 MiB", 1 << 30: "1.0 GiB", 1<<64 - 1: "16.0 EiB"} {
 		if got := byteSize(n); got != want {
 			t.Errorf("%d is %q, want %q", n, got, want)
+		}
+	}
+}
+
+// Who listens at an address of its own is reached there; any interface says
+// nothing about that.
+func TestServeListen(t *testing.T) {
+	for listen, want := range map[string]string{"10.0.0.9:7400": "10.0.0.9:7400", "host:1": "host:1", "0.0.0.0:9": "10.0.0.2:7400", "[::]:9": "10.0.0.2:7400", ":9": "10.0.0.2:7400"} {
+		n := &config.Node{ID: 2, Voters: []config.Voter{{ID: 1, Addr: "10.0.0.1:7400"}, {ID: 2, Addr: "10.0.0.2:7400"}}}
+		if err := (serveFlags{listen: listen}).override(n); err != nil {
+			t.Fatal(err)
+		}
+		if n.Listen != listen || n.Voters[1].Addr != want || n.Voters[0].Addr != "10.0.0.1:7400" {
+			t.Errorf("%s: %+v", listen, n)
 		}
 	}
 }

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"net"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
@@ -82,6 +83,14 @@ func (f serveFlags) override(n *config.Node) error {
 				return err
 			}
 			*s.to = abs
+		}
+	}
+	if host, _, err := net.SplitHostPort(f.listen); err == nil && host != "" && !net.ParseIP(host).IsUnspecified() {
+		// Who listens there is reached there. It tells the cluster.
+		for i := range n.Voters {
+			if n.Voters[i].ID == n.ID {
+				n.Voters[i].Addr, n.Advertise = f.listen, ""
+			}
 		}
 	}
 	n.Rejoin = n.Rejoin || f.rejoin

@@ -114,6 +114,20 @@ func (c *Client) Conn(id sys.NodeID) *wire.Client {
 	return nil
 }
 
+// Addr is where the map has a node, empty when it has no such node.
+func (c *Client) Addr(id sys.NodeID) string { return c.addrOf(id) }
+
+// Announce tells the leader where the node whose certificate this client has is
+// reached.
+func (c *Client) Announce(ctx context.Context, addr string) error {
+	reply, err := c.CallLeader(ctx, MethodAnnounce, mustMarshal(&clusterpb.AnnounceRequest{Addr: addr}), nil)
+	if err != nil {
+		return err
+	}
+	reply.Release()
+	return nil
+}
+
 func (c *Client) addrOf(id sys.NodeID) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -300,6 +314,9 @@ func (c *Client) retry(ctx context.Context, op sys.Op, try func(ctx context.Cont
 			failed[addr] = err
 		}
 		hinted := c.addrOf(hint)
+		if hinted != "" && failed[hinted] != nil && c.Learn(ctx, addr) == nil {
+			hinted = c.addrOf(hint) // the leader may have moved
+		}
 		moved := hinted != "" && hinted != addr
 		next = hinted
 		if !moved {

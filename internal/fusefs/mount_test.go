@@ -232,3 +232,13 @@ func TestHolesTakeNoSpace(t *testing.T) {
 		sh(t, dir, script)
 	}
 }
+
+// TestAppendsOfManyPrograms: programs on one mount that append to one file do
+// not write over each other's lines, whether they keep it open or not.
+func TestAppendsOfManyPrograms(t *testing.T) {
+	dir := mounted(t)
+	sh(t, dir, `for p in 1 2 3 4; do (exec >>log; for k in $(seq 200); do echo "open $p $k"; done) & done
+		for p in 5 6; do (for k in $(seq 100); do echo "closed $p $k" >>log; done) & done; wait
+		[ "$(wc -l <log)" = 1000 ]; [ "$(sort -u log | grep -cE '^(open|closed) [1-6] [0-9]+$')" = 1000 ]
+		for p in 1 2 3 4; do grep "^open $p " log | cut -d' ' -f3 | sort -nc; done`)
+}

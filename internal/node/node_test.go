@@ -22,55 +22,71 @@ import (
 	"github.com/koinon/koinon/internal/vfs"
 )
 
-// lab is a cluster of one node in this process.
+// lab is a cluster in this process.
 type lab struct {
 	t      *testing.T
-	node   config.Node
+	nodes  []config.Node
 	client config.Client
-	stop   func()
+	stops  []func() // of the nodes; nil when one does not run
 }
 
-// newLab makes the files of a cluster and starts its node.
-func newLab(t *testing.T, change func(*config.Node)) *lab {
+// newLab makes the files of a cluster and starts its nodes.
+func newLab(t *testing.T, nodes int, change func(*config.Node)) *lab {
 	t.Helper()
 	dir := t.TempDir()
-	ca, err := auth.NewCA("lab")
-	must(t, err)
-	cred, err := ca.IssueNode(1, nil)
-	must(t, err)
-	must(t, cred.Save(dir, "node"))
-	cred, err = ca.IssueClient("tester")
-	must(t, err)
-	must(t, cred.Save(dir, "client"))
-	addr := freeAddr(t)
 	tls := func(who string) config.TLS {
 		return config.TLS{CA: filepath.Join(dir, "ca.crt"), Cert: filepath.Join(dir, who+".crt"), Key: filepath.Join(dir, who+".key")}
 	}
-	l := &lab{t: t,
-		node: config.Node{Cluster: "lab", ID: 1, Dir: filepath.Join(dir, "data"), Listen: addr, TLS: tls("node"),
-			Limits: config.Limits{MinFree: 1}, Voters: []config.Voter{{ID: 1, Addr: addr}}},
-		client: config.Client{Cluster: "lab", Nodes: []string{addr}, TLS: tls("client")},
+	ca, err := auth.NewCA("lab")
+	must(t, err)
+	cred, err := ca.IssueClient("tester")
+	must(t, err)
+	must(t, cred.Save(dir, "client"))
+	l := &lab{t: t, client: config.Client{Cluster: "lab", TLS: tls("client")}, stops: make([]func(), nodes)}
+	var voters []config.Voter
+	for k := range nodes {
+		voters = append(voters, config.Voter{ID: sys.NodeID(k + 1), Addr: freeAddr(t)})
+		l.client.Nodes = append(l.client.Nodes, voters[k].Addr)
 	}
-	must(t, os.Mkdir(l.node.Dir, 0o700))
-	l.node.SetDefaults()
 	l.client.SetDefaults()
-	if change != nil {
-		change(&l.node)
+	for k, v := range voters {
+		name := fmt.Sprint("node", v.ID)
+		cred, err := ca.IssueNode(v.ID, nil)
+		must(t, err)
+		must(t, cred.Save(dir, name))
+		n := config.Node{Cluster: "lab", ID: v.ID, Dir: filepath.Join(dir, name), Listen: v.Addr, TLS: tls(name),
+			Limits: config.Limits{MinFree: 1}, Voters: slices.Clone(voters)}
+		must(t, os.Mkdir(n.Dir, 0o700))
+		n.SetDefaults()
+		if change != nil {
+			change(&n)
+		}
+		l.nodes = append(l.nodes, n)
+		l.start(k)
 	}
-	l.start()
-	t.Cleanup(func() { l.stop() })
+	t.Cleanup(func() {
+		for k := range l.nodes {
+			l.stop(k)
+		}
+	})
 	return l
 }
 
-// start runs the node until stop is called.
-func (l *lab) start() {
+// start runs a node until it is stopped.
+func (l *lab) start(k int) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- Serve(ctx, &l.node, "test", slog.New(slog.DiscardHandler)) }()
-	l.stop = func() {
+	go func() { done <- Serve(ctx, &l.nodes[k], "test", slog.New(slog.DiscardHandler)) }()
+	l.stops[k] = func() {
 		cancel()
 		must(l.t, <-done)
-		l.stop = func() {}
+	}
+}
+
+func (l *lab) stop(k int) {
+	if stop := l.stops[k]; stop != nil {
+		l.stops[k] = nil
+		stop()
 	}
 }
 
@@ -101,7 +117,7 @@ func must(t *testing.T, err error) {
 // TestShortRetention: a file that is open outlives its name by more than the
 // retention, however short that is.
 func TestShortRetention(t *testing.T) {
-	l := newLab(t, func(n *config.Node) { n.Retention = config.Duration(3 * time.Second) })
+	l := newLab(t, 1, func(n *config.Node) { n.Retention = config.Duration(3 * time.Second) })
 	c := l.connect()
 	defer func() { must(t, c.Close(context.Background())) }()
 	ctx := t.Context()
@@ -142,7 +158,7 @@ func TestShortRetention(t *testing.T) {
 // TestView: a view stays as it was while the tree goes on, and ends with the
 // leadership.
 func TestView(t *testing.T) {
-	l := newLab(t, nil)
+	l := newLab(t, 1, nil)
 	c := l.connect()
 	defer func() { must(t, c.Close(context.Background())) }()
 	ctx := t.Context()
@@ -182,8 +198,8 @@ func TestView(t *testing.T) {
 	if got := names(second); !slices.Equal(got, []string{"b"}) {
 		t.Errorf("the second view shows %q", got)
 	}
-	l.stop()
-	l.start()
+	l.stop(0)
+	l.start(0)
 	if _, err := second.Query(ctx, stat); !errors.Is(err, meta.ErrViewGone) {
 		t.Errorf("a view of an earlier leadership: %v", err)
 	}
@@ -193,7 +209,7 @@ func TestView(t *testing.T) {
 // TestFsckWhileTreeIsUsed: a check of a tree that changes all the time, with
 // the collector at work, finds nothing wrong in one walk.
 func TestFsckWhileTreeIsUsed(t *testing.T) {
-	l := newLab(t, func(n *config.Node) { n.Retention = config.Duration(time.Millisecond) })
+	l := newLab(t, 1, func(n *config.Node) { n.Retention = config.Duration(time.Millisecond) })
 	c, other := l.connect(), l.connect()
 	defer func() { must(t, errors.Join(c.Close(context.Background()), other.Close(context.Background()))) }()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -232,4 +248,73 @@ func churn(fs *vfs.FS, name string, size int) error {
 	return errors.Join(err,
 		fs.Rename(ctx, vfs.Root(), &metapb.Rename{Parent: uint64(sys.RootIno), Name: []byte(name), NewParent: uint64(sys.RootIno), NewName: []byte(name + "x")}),
 		fs.Unlink(ctx, vfs.Root(), sys.RootIno, []byte(name+"x")))
+}
+
+// TestNodeMoves: a node that comes back at another address, which only its own
+// configuration knows, takes part again, and clients find it there, also when
+// it leads.
+func TestNodeMoves(t *testing.T) {
+	l := newLab(t, 3, nil)
+	c := l.connect()
+	defer func() { must(t, c.Close(context.Background())) }()
+	ctx := t.Context()
+	write := func(name string) {
+		t.Helper()
+		_, f, err := c.FS().Create(ctx, vfs.Root(), sys.RootIno, []byte(name), 0o600, os.O_RDWR)
+		must(t, err)
+		_, err = f.WriteAt(ctx, make([]byte, 200_000), 0)
+		must(t, errors.Join(err, f.Fsync(ctx)))
+		f.Release()
+	}
+	write("before")
+	old := l.nodes[1].Listen
+	l.stop(1)
+	n := &l.nodes[1]
+	n.Listen = freeAddr(t)
+	n.Voters[1].Addr, n.Advertise = n.Listen, n.Listen
+	l.start(1)
+	await := func(what string, ok func(s *Status) bool) {
+		t.Helper()
+		for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+			s, err := c.Status(ctx)
+			must(t, err)
+			if ok(s) {
+				return
+			}
+			if time.Since(began) > 20*time.Second {
+				t.Fatalf("not within 20 s: %s: %+v", what, s)
+			}
+		}
+	}
+	// The status is asked at the addresses of the client's own map.
+	await("the client finds the node at its new address", func(s *Status) bool {
+		if c.cluster.Addr(2) == old {
+			must(t, c.cluster.Refresh(ctx))
+		}
+		i := slices.IndexFunc(s.Nodes, func(n NodeStatus) bool { return n.Addr == l.nodes[1].Listen })
+		return i >= 0 && s.Nodes[i].ID == 2 && s.Nodes[i].Lag == 0 && s.Nodes[i].Applied > 0
+	})
+	// Only with the node that moved there is a majority.
+	l.stop(2)
+	write("after")
+	r, err := c.Fsck(ctx, fsck.Options{})
+	must(t, err)
+	if r.Missing > 0 {
+		t.Errorf("blocks are missing: %q", r.Problems)
+	}
+	// The first is stopped as well: the one that moved comes to lead.
+	l.start(2)
+	await("all are up", func(s *Status) bool { return s.Majority && len(s.Nodes) >= 3 && upNodes(s) == 3 })
+	l.stop(0)
+	write("with others")
+}
+
+func upNodes(s *Status) int {
+	up := 0
+	for _, n := range s.Nodes {
+		if n.State == "up" {
+			up++
+		}
+	}
+	return up
 }

@@ -93,7 +93,7 @@ func (s *server) open() (err error) {
 	s.transport = replica.NewWireTransport(replica.WireConfig{
 		Self: s.cfg.ID, Peers: voters, Server: s.wire, Logger: s.log,
 		Client: func(p replica.Peer) wire.ClientConfig {
-			return wire.ClientConfig{TLS: s.creds.ClientTLSFor(p.ID), Logger: s.log}
+			return wire.ClientConfig{TLS: s.creds.ClientTLSFor(p.ID), Logger: s.log, Dial: s.dialer(p.ID)}
 		},
 	})
 	if err := checkSpace(s.cfg.Dir, int64(s.cfg.Limits.MinFree)/2); err != nil {
@@ -157,6 +157,7 @@ func (s *server) run(ctx context.Context, listener net.Listener) error {
 		}
 	})
 	wg.Go(func() { s.duties(ctx) })
+	wg.Go(func() { s.announce(ctx) })
 	s.log.Info("serving", "node", s.cfg.ID, "cluster", s.cfg.Cluster, "addr", listener.Addr().String(), "version", s.version)
 	select {
 	case <-ctx.Done():

@@ -81,9 +81,17 @@ func readStatus(ctx context.Context, cc *cluster.Client, name string) (*Status, 
 		a.ask(ctx, slices.DeleteFunc(cc.Addrs(), func(addr string) bool { return a.nodes[addr] != nil }))
 	}
 	out := &Status{Cluster: name}
-	for addr, n := range a.nodes {
+	for _, addr := range cc.Addrs() { // members first
+		n := a.nodes[addr]
+		if n == nil {
+			continue // of a map that came meanwhile
+		}
 		if n.ID == 0 {
 			n.ID = cc.IDOf(addr)
+		}
+		known := slices.ContainsFunc(out.Nodes, func(o NodeStatus) bool { return o.ID != 0 && o.ID == n.ID })
+		if known || n.ID == 0 && cc.Map() != nil {
+			continue // another address of a member, or one where a member was
 		}
 		out.Nodes = append(out.Nodes, *n)
 	}
