@@ -15,7 +15,7 @@ SEEDS ?= 1000
 MINUTES ?= 30
 DIR ?= .
 
-.PHONY: build dev test unit system race lint generate bench clean crash scale failover sim deps-test deps-generate
+.PHONY: build dev test unit system race lint cross generate bench clean crash scale failover sim deps-test deps-generate
 
 build: ## the one binary
 	$(GO) build -ldflags '$(LDFLAGS)' -o bin/koinon ./cmd/koinon
@@ -23,7 +23,7 @@ build: ## the one binary
 dev: build ## three nodes on this machine with a mounted tree, until Ctrl-C
 	bin/koinon dev up
 
-test: deps-test lint unit system ## all tests
+test: deps-test lint cross unit system ## all tests
 
 deps-test: ## what the tests need beside Go and make
 	./test/deps.sh test
@@ -44,6 +44,13 @@ lint:
 	@out=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "gofmt would change:"; echo "$$out"; exit 1; fi
 	$(GO) vet ./...
 	$(TOOL) staticcheck ./...
+
+# The command line is for macOS and Windows too, without serve, mount and dev.
+CROSS ?= linux/arm64 darwin/arm64 windows/amd64
+
+cross: ## builds the binary for other systems, into nowhere
+	@set -e; for target in $(CROSS); do echo "build for $$target"; \
+		GOOS=$${target%/*} GOARCH=$${target#*/} CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/koinon; done
 
 generate: deps-generate ## protobuf code; the result is committed
 	$(GO) build -modfile=tools/go.mod -o bin/protoc-gen-go google.golang.org/protobuf/cmd/protoc-gen-go

@@ -1,3 +1,5 @@
+//go:build linux
+
 package test
 
 import (
@@ -62,7 +64,8 @@ func TestNoMajority(t *testing.T) {
 		t.Fatal(err)
 	}
 	says(t, string(log), "no majority after 3s", addresses[0], addresses[1])
-	says(t, d.koinon("status"), "1 of 3 up", "none: writes wait until a majority")
+	says(t, d.refused(12*time.Second, []string{"status"}), "1 of 3 up", "none: writes wait until a majority",
+		"no majority: no answer from n1 at "+addresses[0]+", n2 at "+addresses[1])
 
 	d.restart(1)
 	d.leader()

@@ -1,7 +1,10 @@
+//go:build linux
+
 package test
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -109,8 +112,8 @@ func TestNoFuse(t *testing.T) {
 	}
 }
 
-// TestMountKilled kills the process of a mount: those who use it are freed, and
-// so is the mount point.
+// TestMountKilled kills the process of a mount: those who use it get an error,
+// nothing is written past it, and the next mount there takes over.
 func TestMountKilled(t *testing.T) {
 	d := up(t, 3)
 	writeFile(t, filepath.Join(d.mount, "kept"), "bytes")
@@ -133,28 +136,28 @@ func TestMountKilled(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	eventually(t, 5*time.Second, "the mount point is freed", func() bool { return !mounted(d.mount) })
+	if err := os.WriteFile(filepath.Join(d.mount, "lost"), nil, 0o600); !errors.Is(err, syscall.ENOTCONN) {
+		t.Errorf("a write into a dead mount: %v", err)
+	}
+	says(t, d.koinon("dev", "status", "--dir", d.dir), "its process died", "`koinon dev up --dir "+d.dir+"`")
 	d.start()
 	holds(t, filepath.Join(d.mount, "kept"), "bytes")
-
-	// With nobody to clean up, the next mount does.
-	for _, p := range d.processes() {
-		if strings.Contains(p, "koinon-mount-guard") {
-			d.sh("kill -9 " + strings.SplitN(p, ":", 2)[0])
-		}
+	if _, err := os.Stat(filepath.Join(d.mount, "lost")); !os.IsNotExist(err) {
+		t.Errorf("what could not be written is there: %v", err)
 	}
-	if err := syscall.Kill(d.mountPID(), syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, 5*time.Second, "the mount is dead", func() bool {
-		_, err := os.Stat(d.mount)
-		return err != nil
-	})
-	d.start()
-	holds(t, filepath.Join(d.mount, "kept"), "bytes")
 	if n := strings.Count(d.sh("cat /proc/self/mounts"), " "+d.mount+" fuse"); n != 1 {
 		t.Errorf("%d mounts lie on %s", n, d.mount)
 	}
+
+	// Killed again, and stopped: nothing stays mounted.
+	if err := syscall.Kill(d.mountPID(), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	d.stop()
+	if mounted(d.mount) {
+		t.Errorf("%s is still mounted after dev stop", d.mount)
+	}
+	d.start()
 
 	// The same for koinon mount on its own.
 	dir := d.besides("second")
@@ -188,4 +191,33 @@ func (d *dev) mountPID() int {
 		d.t.Fatalf("no mount runs: %v\n%s", err, out)
 	}
 	return s.PID
+}
+
+// TestResetWithSecondMount: a cluster is not deleted under the hands of those
+// who use a further mount of it; an idle one is unmounted.
+func TestResetWithSecondMount(t *testing.T) {
+	d := up(t, 1)
+	second := d.besides("second")
+	if err := os.Mkdir(second, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	d.koinon("mount", "--detach", second, "--log-file", d.besides("second.log"))
+	used, err := os.Create(filepath.Join(second, "used"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.refused(20*time.Second, []string{"dev", "reset", "--yes", "--dir", d.dir}, second, "nothing was deleted", "umount "+second)
+	writeFile(t, filepath.Join(d.mount, "still"), "here")
+	holds(t, filepath.Join(second, "still"), "here")
+	if err := used.Close(); err != nil {
+		t.Fatal(err)
+	}
+	d.koinon("dev", "reset", "--yes", "--dir", d.dir)
+	if mounted(second) || mounted(d.mount) {
+		t.Error("the tree of a deleted cluster is still mounted")
+	}
+	d.start()
+	if names, err := os.ReadDir(d.mount); err != nil || len(names) > 0 {
+		t.Errorf("a new cluster has %v, %v", names, err)
+	}
 }

@@ -1,3 +1,5 @@
+//go:build linux
+
 package test
 
 import (
@@ -118,10 +120,7 @@ func (n *network) leads(but int) int {
 	n.t.Helper()
 	found := 0
 	eventually(n.t, 20*time.Second, "a leader", func() bool {
-		out, err := n.client("status")
-		if err != nil {
-			n.t.Fatalf("status: %v\n%s", err, out)
-		}
+		out, _ := n.client("status") // exit code 1 says that there is no leader
 		found = 0
 		for line := range strings.Lines(out) {
 			if rest, ok := strings.CutPrefix(line, "leader"); ok {

@@ -19,7 +19,7 @@ func newCatCommand(t *treeApp) *cobra.Command {
 			return t.run(cmd.Context(), func(ctx context.Context, c *koinon.Client) error {
 				return t.each(ctx, args, func(arg string) error {
 					p := treePath(arg)
-					return treeError("read", p, t.cat(ctx, c, p), hint{isDirError, "list it with koinon ls"})
+					return treeError("read", p, t.cat(ctx, c, p), hint{isDirError, "list it with `koinon ls " + quoted(p) + "`"})
 				})
 			})
 		},

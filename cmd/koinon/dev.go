@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -22,7 +24,7 @@ the next "up". Any node may be killed: the tree goes on while a majority lives.`
   koinon dev status            what runs, and who leads
   koinon dev stop              unmount and stop
   koinon dev reset             delete it with all its data`
-	cmd.PersistentFlags().StringVar(&d.dir, "dir", "",
+	cmd.PersistentFlags().StringVar(&d.devDir, "dir", "",
 		"`DIR` with the cluster's state (default $XDG_STATE_HOME/koinon/dev, ~/.local/state/koinon/dev)")
 	cmd.AddCommand(newDevUpCommand(d), newDevStatusCommand(d), newDevKillCommand(d), newDevStartCommand(d),
 		newDevStopCommand(d), newDevResetCommand(d))
@@ -30,14 +32,11 @@ the next "up". Any node may be killed: the tree goes on while a majority lives.`
 }
 
 // devCommand is what the dev commands share.
-type devCommand struct {
-	*app
-	dir string
-}
+type devCommand struct{ *app }
 
 // options returns how devcluster runs this binary.
 func (d *devCommand) options() (devcluster.Options, error) {
-	opts := devcluster.Options{Dir: d.dir, Connect: connectProber, Progress: func(line string) { d.note("%s", line) }}
+	opts := devcluster.Options{Dir: d.devDir, Connect: connectProber, Progress: func(line string) { d.note("%s", line) }}
 	var err error
 	if opts.Dir == "" {
 		if opts.Dir, err = devcluster.DefaultDir(); err != nil {

@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -26,14 +28,17 @@ func newDevStatusCommand(d *devCommand) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return d.print(s, func(w io.Writer) { writeDevStatus(w, s) })
+			return d.print(s, func(w io.Writer) { d.writeDevStatus(w, s) })
 		},
 	}
 }
 
-func writeDevStatus(w io.Writer, s *devcluster.Status) {
+func (d *devCommand) writeDevStatus(w io.Writer, s *devcluster.Status) {
 	mount := s.Mount
-	if !s.Mounted {
+	switch {
+	case s.MountDead:
+		mount += d.hint(" (its process died: programs get errors until `koinon dev up` mounts it again)")
+	case !s.Mounted:
 		mount += " (not mounted)"
 	}
 	fmt.Fprintf(w, "cluster    %s\ndirectory  %s\nmount      %s\n\n", s.Cluster, s.Directory, mount)

@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -39,7 +41,12 @@ stops the nodes. With --detach it returns once the tree is mounted.`,
   koinon dev up --nodes 1 --mount ~/tree
   koinon dev up --dir /tmp/try --detach`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return d.up(cmd.Context(), f) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().Changed("nodes") && (f.nodes < 1 || f.nodes > devcluster.MaxNodes) {
+				return &usageError{cmd: cmd.CommandPath(), err: fmt.Errorf("--nodes is %d: give 1 to %d", f.nodes, devcluster.MaxNodes)}
+			}
+			return d.up(cmd.Context(), f)
+		},
 	}
 	flags := cmd.Flags()
 	flags.IntVar(&f.nodes, "nodes", 0, fmt.Sprintf("a new cluster has `N` nodes (default %d)", devcluster.DefaultNodes))
@@ -65,7 +72,7 @@ func (d *devCommand) up(ctx context.Context, f devUpFlags) error {
 	}
 	d.chooseCurrent(c)
 	for _, w := range res.Warnings {
-		fmt.Fprintf(d.err, "koinon: warning: %s\n", w)
+		fmt.Fprintf(d.err, "koinon: warning: %s\n", d.hint(w))
 	}
 	d.welcome(c, res, f)
 	if f.detach || res.AlreadyRunning() {
@@ -132,8 +139,8 @@ func (d *devCommand) welcome(c *devcluster.Cluster, res *devcluster.UpResult, f 
 	mounted := !f.noMount && (res.MountStarted || len(res.Warnings) == 0)
 	koinon := programName()
 	dev := koinon + " dev"
-	if d.dir != "" {
-		dev += " --dir " + d.dir
+	if d.devDir != "" {
+		dev += " --dir " + quoted(d.devDir)
 	}
 	var b strings.Builder
 	if res.AlreadyRunning() {

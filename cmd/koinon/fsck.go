@@ -25,8 +25,9 @@ func newFsckCommand(a *app) *cobra.Command {
 directory, link counts, parents, counters; every block of every file on each
 replica that should hold it; no block that belongs to nothing.
 
-Blocks that lack a copy count as sound: the nodes are healing them. The tree
-should be at rest: what changes during the check may be reported.
+Blocks that lack a copy count as sound: the nodes are healing them. The tree is
+checked as it is at one moment, and may be used meanwhile; deleted data is kept
+until the check has ended. When the leader changes the check starts again.
 
 Exit code 0: sound; 1: problems, one to a line.`,
 		Example: `  koinon fsck

@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -13,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/koinon/koinon/internal/config"
 	"github.com/koinon/koinon/internal/devcluster"
 )
 
@@ -115,11 +118,14 @@ func TestErrors(t *testing.T) {
 		{"serve", 2, []string{"--config FILE"}},
 		{"serve --config /no/such.toml", 1, []string{"/no/such.toml"}},
 		{"dev status", 1, []string{"HOME/.local/state/koinon/dev", "koinon dev up"}},
-		{"dev stop --dir /no/such", 1, []string{"/no/such", "koinon dev up"}},
-		{"dev kill", 2, []string{"at least 1 arg"}},
+		{"dev stop --dir /no/such", 1, []string{"/no/such", "`koinon dev up --dir /no/such`"}},
+		{"ls --config /no/such.toml", 1, []string{"koinon: /no/such.toml: no such file or directory\n"}},
+		{"dev kill", 2, []string{"at least 1 arg", "koinon dev kill N..."}},
 		{"dev kill two", 2, []string{`"two"`, "koinon dev status"}},
-		{"dev up --nodes 0x", 2, []string{"--nodes"}},
-		{"dev up --nodes 50", 1, []string{"--nodes is 50", "1 to 9"}},
+		{"dev up --nodes 0x", 2, []string{`--nodes is "0x": give a number`}},
+		{"dev up --nodes 50", 2, []string{"--nodes is 50", "1 to 9", "dev up --help"}},
+		{"dev up --nodes 0", 2, []string{"--nodes is 0", "1 to 9"}},
+		{"dev up --nodes -3", 2, []string{"--nodes is -3", "1 to 9"}},
 		{"dev reset", 1, []string{"koinon dev up"}},
 	}
 	for _, test := range tests {
@@ -168,7 +174,7 @@ func TestDevStatusOutput(t *testing.T) {
 	show := func() string {
 		t.Helper()
 		out.Reset()
-		if err := a.print(s, func(w io.Writer) { writeDevStatus(w, s) }); err != nil {
+		if err := a.print(s, func(w io.Writer) { (&devCommand{a}).writeDevStatus(w, s) }); err != nil {
 			t.Fatal(err)
 		}
 		return out.String()
@@ -224,6 +230,20 @@ func TestByteSize(t *testing.T) {
 	for n, want := range map[uint64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1536: "1.5 KiB", 1<<20 - 1: "1.0 MiB", 1 << 30: "1.0 GiB", 1<<64 - 1: "16.0 EiB"} {
 		if got := byteSize(n); got != want {
 			t.Errorf("%d is %q, want %q", n, got, want)
+		}
+	}
+}
+
+// Who listens at an address of its own is reached there; any interface says
+// nothing about that.
+func TestServeListen(t *testing.T) {
+	for listen, want := range map[string]string{"10.0.0.9:7400": "10.0.0.9:7400", "host:1": "host:1", "0.0.0.0:9": "10.0.0.2:7400", "[::]:9": "10.0.0.2:7400", ":9": "10.0.0.2:7400"} {
+		n := &config.Node{ID: 2, Voters: []config.Voter{{ID: 1, Addr: "10.0.0.1:7400"}, {ID: 2, Addr: "10.0.0.2:7400"}}}
+		if err := (serveFlags{listen: listen}).override(n); err != nil {
+			t.Fatal(err)
+		}
+		if n.Listen != listen || n.Voters[1].Addr != want || n.Voters[0].Addr != "10.0.0.1:7400" {
+			t.Errorf("%s: %+v", listen, n)
 		}
 	}
 }

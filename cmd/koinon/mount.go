@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -33,7 +35,10 @@ func newMountCommand(a *app) *cobra.Command {
 		Short: "Mount the tree on a directory",
 		Long: `Mount the tree on an empty directory, until SIGINT or SIGTERM, or until somebody
 unmounts it; then write out what is buffered. Without DIR, on the one that the
-client configuration names.`,
+client configuration names.
+
+When this process is killed the mount stays and answers errors, so that nothing
+is written past it; mounting there again takes over.`,
 		Example: `  koinon mount ~/tree
   koinon mount --detach ~/tree && ls ~/tree
   umount ~/tree`,
@@ -232,7 +237,7 @@ func (a *app) mountDetached(ctx context.Context, path, dir, logFile string) (err
 	defer func() { err = errors.Join(err, d.Close()) }()
 	line, err := d.AwaitReady(ctx)
 	if errors.Is(err, daemon.ErrGone) {
-		return sys.E(op, sys.Subject(dir), fmt.Sprintf("it did not come up; the end of its log %s:\n%s", logFile, daemon.Tail(logFile, 5)))
+		return sys.E(op, sys.Subject(dir), "the mount did not come up: "+daemon.Ending(logFile, 5))
 	} else if err != nil {
 		return errors.Join(err, d.Stop())
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path"
 	"strings"
 	"syscall"
 
@@ -39,7 +40,7 @@ func (t *treeApp) move(ctx context.Context, c *koinon.Client, from []string, to 
 	}
 	isDir := err == nil && info.IsDir()
 	if !isDir && (len(from) > 1 || strings.HasSuffix(to, "/") && err == nil) {
-		return fmt.Errorf("cannot move to %s: it is not a directory; make it with koinon mkdir", shown(to))
+		return fmt.Errorf("cannot move to %s: not a directory: make one with `koinon mkdir %s`, or choose another", shown(to), quoted(to))
 	}
 	rename := c.Rename
 	if keep {
@@ -56,19 +57,8 @@ func (t *treeApp) move(ctx context.Context, c *koinon.Client, from []string, to 
 			{syscall.EINVAL, "a directory cannot be moved into itself"},
 		}
 		if _, lerr := c.Lstat(ctx, src); lerr == nil {
-			hints = append(hints, hint{fs.ErrNotExist, "make the target's directory with koinon mkdir -p"})
+			hints = append(hints, hint{fs.ErrNotExist, "make the directory with `koinon mkdir -p " + quoted(path.Dir(dst)) + "`"})
 		}
-		return treeError("move", src, target(err, dst), hints...)
+		return treeError("move", shown(src)+" to "+shown(dst), err, hints...)
 	})
-}
-
-// target adds to an error where something should have gone.
-func target(err error, dst string) error {
-	if err == nil {
-		return nil
-	}
-	if inner := errors.Unwrap(err); inner != nil {
-		err = inner
-	}
-	return fmt.Errorf("to %s: %w", shown(dst), err)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"path"
 
 	"github.com/spf13/cobra"
 
@@ -24,7 +25,7 @@ before stays.`,
 			return t.run(cmd.Context(), func(ctx context.Context, c *koinon.Client) error {
 				p := treePath(args[0])
 				return treeError("write", p, t.put(ctx, c, p),
-					hint{isDirError, "name a file in it"}, hint{fs.ErrNotExist, "make the directory with koinon mkdir -p"})
+					hint{isDirError, "name a file in it"}, hint{fs.ErrNotExist, "make the directory with `koinon mkdir -p " + quoted(path.Dir(p)) + "`"})
 			})
 		},
 	}

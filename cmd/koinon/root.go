@@ -20,6 +20,7 @@ type app struct {
 	out, err io.Writer
 
 	configPath string
+	devDir     string // of dev's --dir
 	output     outputFormat
 	quiet      bool
 }
@@ -64,7 +65,7 @@ func newRootCommand(a *app) *cobra.Command {
 	}
 	root.SetVersionTemplate("koinon {{.Version}}\n")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return &usageError{cmd: cmd.CommandPath(), err: err}
+		return &usageError{cmd: cmd.CommandPath(), err: flagError(err)}
 	})
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.configPath, "config", "", "client configuration `FILE` of the cluster to speak to; for serve, the node's")
@@ -109,7 +110,7 @@ func checkArguments(cmd *cobra.Command) {
 			if _, told := errors.AsType[*usageError](err); err == nil || told {
 				return err
 			}
-			return &usageError{cmd: c.CommandPath(), err: err}
+			return &usageError{cmd: c.CommandPath(), err: fmt.Errorf("%w: %s", err, strings.TrimSuffix(c.UseLine(), " [flags]"))}
 		}
 	}
 	for _, c := range cmd.Commands() {
@@ -170,19 +171,23 @@ func (a *app) exitCode(err error) int {
 			return e.code
 		}
 		code = e.code
+		err = e.err
 	} else if _, ok := errors.AsType[*usageError](err); ok {
 		code = 2
 	} else if errors.Is(err, context.Canceled) {
 		return 130
 	}
-	fmt.Fprintf(a.err, "koinon: %v\n", err)
+	a.complain(err)
 	return code
 }
+
+// complain tells an error.
+func (a *app) complain(err error) { fmt.Fprintf(a.err, "koinon: %s\n", a.hint(words(err))) }
 
 // note tells the user something that is not a result. --quiet keeps it back.
 func (a *app) note(format string, args ...any) {
 	if !a.quiet {
-		fmt.Fprintf(a.err, format+"\n", args...)
+		fmt.Fprintln(a.err, a.hint(fmt.Sprintf(format, args...)))
 	}
 }
 

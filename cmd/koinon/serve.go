@@ -1,8 +1,11 @@
+//go:build linux
+
 package main
 
 import (
 	"context"
 	"errors"
+	"net"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
@@ -47,7 +50,9 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 	if a.configPath == "" {
 		return &usageError{cmd: "koinon serve", err: errors.New("give the node's configuration with --config FILE")}
 	}
-	cfg, err := config.LoadNode(a.configPath, f.override)
+	path := a.configPath
+	a.configPath = "" // what is advised below is for clients
+	cfg, err := config.LoadNode(path, f.override)
 	if err != nil {
 		return err
 	}
@@ -78,6 +83,14 @@ func (f serveFlags) override(n *config.Node) error {
 				return err
 			}
 			*s.to = abs
+		}
+	}
+	if host, _, err := net.SplitHostPort(f.listen); err == nil && host != "" && !net.ParseIP(host).IsUnspecified() {
+		// Who listens there is reached there. It tells the cluster.
+		for i := range n.Voters {
+			if n.Voters[i].ID == n.ID {
+				n.Voters[i].Addr, n.Advertise = f.listen, ""
+			}
 		}
 	}
 	n.Rejoin = n.Rejoin || f.rejoin

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -16,30 +19,72 @@ func newStatusCommand(a *app) *cobra.Command {
 		Long: `Show the cluster as its nodes tell of themselves: who leads, who is up, how far
 behind a node is, how full it is, and what a person should look at.
 
-It needs no majority: a node that does not answer is shown as down.`,
+It needs no majority: a node that does not answer is shown as down.
+
+Exit code 0: there is a leader and most nodes are up, so reads and writes go on;
+1: there is none, or the cluster cannot be asked.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := a.readStatus(cmd.Context())
+			for n := 0; err == nil && !s.Majority && upCount(s) > len(s.Nodes)/2 && n < electionTries; n++ {
+				time.Sleep(electionPause)
+				s, err = a.readStatus(cmd.Context())
+			}
 			if err != nil {
 				return err
 			}
-			return a.print(s, func(w io.Writer) { writeStatus(w, s) })
+			if err := a.print(s, func(w io.Writer) { writeStatus(w, s) }); err != nil {
+				return err
+			}
+			return missing(s)
 		},
 	}
 }
 
-func writeStatus(w io.Writer, s *node.Status) {
+// A leader is elected within a second: meanwhile there is none, and nothing is
+// wrong.
+const (
+	electionTries = 6
+	electionPause = 200 * time.Millisecond
+)
+
+func upCount(s *node.Status) int {
 	up := 0
 	for _, n := range s.Nodes {
 		if n.State == "up" {
 			up++
 		}
 	}
+	return up
+}
+
+// missing is an error when no majority can agree. It names who is missing.
+func missing(s *node.Status) error {
+	if s.Majority {
+		return nil
+	}
+	var down []string
+	for _, n := range s.Nodes {
+		switch {
+		case n.State == "up":
+		case n.ID == 0: // nobody has told who it is
+			down = append(down, n.Addr)
+		default:
+			down = append(down, fmt.Sprintf("%v at %s", n.ID, n.Addr))
+		}
+	}
+	if len(down) == 0 {
+		return errors.New("the nodes have no leader although all answer: see their logs, and what is said of them above")
+	}
+	return fmt.Errorf("no majority: no answer from %s: start them again", strings.Join(down, ", "))
+}
+
+func writeStatus(w io.Writer, s *node.Status) {
 	leader := "none: writes wait until a majority of the nodes is up"
-	if s.Leader != 0 {
+	if s.Majority {
 		leader = s.Leader.String()
 	}
-	fmt.Fprintf(w, "cluster  %s\nleader   %s\nnodes    %d of %d up\n\n", s.Cluster, leader, up, len(s.Nodes))
+	fmt.Fprintf(w, "cluster  %s\nleader   %s\nnodes    %d of %d up\n\n", s.Cluster, leader, upCount(s), len(s.Nodes))
 	writeNodes(w, s.Nodes)
 	for _, n := range s.Nodes {
 		name := n.Addr // what does not answer has not told who it is

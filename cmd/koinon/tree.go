@@ -83,9 +83,6 @@ func (t *treeApp) each(ctx context.Context, args []string, do func(arg string) e
 	return nil
 }
 
-// complain tells an error that does not end the command.
-func (t *treeApp) complain(err error) { fmt.Fprintf(t.err, "koinon: %v\n", err) }
-
 // treePath is the path that an argument means: the prefix koinon: and the
 // first slash may be left out.
 func treePath(arg string) string {
@@ -102,7 +99,7 @@ func treeError(what, name string, err error, hints ...hint) error {
 	if err == nil || errors.Is(err, context.Canceled) {
 		return err
 	}
-	cause := err
+	name, cause := shown(name), err
 	if pe, ok := errors.AsType[*fs.PathError](err); ok {
 		cause = pe.Err
 	} else if le, ok := errors.AsType[*os.LinkError](err); ok {
@@ -111,10 +108,10 @@ func treeError(what, name string, err error, hints ...hint) error {
 	hints = append(hints, hint{syscall.ENAMETOOLONG, "a name has at most 255 bytes, a path 4095"})
 	for _, h := range hints {
 		if errors.Is(err, h.when) {
-			return fmt.Errorf("cannot %s %s: %w: %s", what, shown(name), cause, h.do)
+			return &toldError{fmt.Sprintf("cannot %s %s: %s: %s", what, name, words(cause), h.do), err}
 		}
 	}
-	return fmt.Errorf("cannot %s %s: %w", what, shown(name), cause)
+	return &toldError{fmt.Sprintf("cannot %s %s: %s", what, name, words(cause)), err}
 }
 
 // A hint is what to do about an error.

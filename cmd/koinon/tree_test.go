@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -134,7 +136,7 @@ func TestTreeCommands(t *testing.T) {
 	m.ok("mv", "/a/one", "/a/1")
 	m.ok("mv", "/a/1", "/a/two", "/b")
 	equal(t, "ls /b", m.ok("ls", "b"), "1\ntwo\n")
-	m.fails(1, "cannot move /b/1: to /b/two: file exists", "mv", "-n", "/b/1", "/b/two")
+	m.fails(1, "cannot move /b/1 to /b/two: file exists", "mv", "-n", "/b/1", "/b/two")
 	m.ok("mv", "/b/1", "/b/two")
 	equal(t, "cat", m.ok("cat", "/b/two"), "first\n")
 	m.ok("rm", "/b/two", "/a/.hidden")
@@ -156,19 +158,19 @@ func TestTreeErrors(t *testing.T) {
 		{1, "cannot list /none: no such file or directory", []string{"ls", "/none"}},
 		{1, "cannot list /none: no such file or directory", []string{"ls", "/none", "/d"}},
 		{1, "cannot read /none: no such file", []string{"cat", "/none"}},
-		{1, "cannot read /d: is a directory: list it with koinon ls", []string{"cat", "/d"}},
+		{1, "cannot read /d: is a directory: list it with `koinon ls /d`", []string{"cat", "/d"}},
 		{1, "cannot read /f/x: not a directory", []string{"cat", "/f/x"}},
 		{1, "cannot write /d: is a directory: name a file in it", []string{"put", "/d"}},
-		{1, "cannot write /n/f: no such file or directory: make the directory with koinon mkdir -p", []string{"put", "/n/f"}},
+		{1, "cannot write /n/f: no such file or directory: make the directory with `koinon mkdir -p /n`", []string{"put", "/n/f"}},
 		{1, "cannot remove /none: no such file", []string{"rm", "/none"}},
 		{1, "cannot remove /d: is a directory: give -r", []string{"rm", "/d"}},
 		{1, "the root of the tree stays", []string{"rm", "-r", "koinon:/"}},
 		{1, "cannot make directory /d: file exists", []string{"mkdir", "/d"}},
 		{1, "cannot make directory /n/m: no such file or directory: give -p", []string{"mkdir", "/n/m"}},
 		{1, "cannot make directory /f/m: not a directory", []string{"mkdir", "-p", "/f/m"}},
-		{1, "cannot move /none: to /x: no such file", []string{"mv", "/none", "/x"}},
-		{1, "make the target's directory with koinon mkdir -p", []string{"mv", "/f", "/n/x"}},
-		{1, "not a directory; make it", []string{"mv", "/d", "/f", "/x"}},
+		{1, "cannot move /none to /x: no such file", []string{"mv", "/none", "/x"}},
+		{1, "cannot move /f to /n/x: no such file or directory: make the directory with `koinon mkdir -p /n`", []string{"mv", "/f", "/n/x"}},
+		{1, "not a directory: make one with `koinon mkdir /x`", []string{"mv", "/d", "/f", "/x"}},
 		{1, "a directory cannot be moved into itself", []string{"mv", "/d", "/d/sub"}},
 		{1, "cannot stat /none", []string{"stat", "/none"}},
 		{1, "cannot sum up /none", []string{"du", "/none"}},

@@ -114,6 +114,20 @@ func (c *Client) Conn(id sys.NodeID) *wire.Client {
 	return nil
 }
 
+// Addr is where the map has a node, empty when it has no such node.
+func (c *Client) Addr(id sys.NodeID) string { return c.addrOf(id) }
+
+// Announce tells the leader where the node whose certificate this client has is
+// reached.
+func (c *Client) Announce(ctx context.Context, addr string) error {
+	reply, err := c.CallLeader(ctx, MethodAnnounce, mustMarshal(&clusterpb.AnnounceRequest{Addr: addr}), nil)
+	if err != nil {
+		return err
+	}
+	reply.Release()
+	return nil
+}
+
 func (c *Client) addrOf(id sys.NodeID) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -169,19 +183,23 @@ func (c *Client) Install(m *clusterpb.Map) error {
 // Refresh fetches the map from any node that answers. It tries until ctx is
 // done or the client's timeout is over.
 func (c *Client) Refresh(ctx context.Context) error {
-	req := mustMarshal(&clusterpb.MapRequest{})
 	return c.retry(ctx, "cluster.Refresh", func(ctx context.Context, addr string) (sys.NodeID, error) {
-		reply, err := c.conn(addr, false).Call(ctx, MethodMap, req, nil)
-		if err != nil {
-			return 0, err
-		}
-		defer reply.Release()
-		m := &clusterpb.Map{}
-		if err := proto.Unmarshal(reply.Header, m); err != nil {
-			return 0, sys.E(sys.Corrupt, err)
-		}
-		return 0, c.Install(m)
+		return 0, c.Learn(ctx, addr)
 	})
+}
+
+// Learn fetches the map from one node.
+func (c *Client) Learn(ctx context.Context, addr string) error {
+	reply, err := c.conn(addr, false).Call(ctx, MethodMap, mustMarshal(&clusterpb.MapRequest{}), nil)
+	if err != nil {
+		return err
+	}
+	defer reply.Release()
+	m := &clusterpb.Map{}
+	if err := proto.Unmarshal(reply.Header, m); err != nil {
+		return sys.E(sys.Corrupt, err)
+	}
+	return c.Install(m)
 }
 
 // CallLeader sends a request to the leader, wherever it is. It tries again
@@ -296,6 +314,9 @@ func (c *Client) retry(ctx context.Context, op sys.Op, try func(ctx context.Cont
 			failed[addr] = err
 		}
 		hinted := c.addrOf(hint)
+		if hinted != "" && failed[hinted] != nil && c.Learn(ctx, addr) == nil {
+			hinted = c.addrOf(hint) // the leader may have moved
+		}
 		moved := hinted != "" && hinted != addr
 		next = hinted
 		if !moved {

@@ -12,4 +12,5 @@ const (
 	MethodStatus       wire.Method = 2 // StatusRequest -> StatusReply
 	MethodOpenSession  wire.Method = 3 // OpenSessionRequest -> OpenSessionReply, leader only
 	MethodCloseSession wire.Method = 4 // OpenSessionReply -> nothing, leader only
+	MethodAnnounce     wire.Method = 5 // AnnounceRequest -> Result, leader only, from nodes
 )

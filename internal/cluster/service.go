@@ -3,10 +3,13 @@ package cluster
 import (
 	"context"
 	"encoding/binary"
+	"fmt"
+	"net"
 
 	"google.golang.org/protobuf/proto"
 
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
+	"github.com/koinon/koinon/internal/placement"
 	"github.com/koinon/koinon/internal/replica"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
@@ -25,6 +28,7 @@ func (s *Service) Register(srv *wire.Server) {
 	srv.Handle(MethodStatus, s.serveStatus)
 	srv.Handle(MethodOpenSession, s.serveOpenSession)
 	srv.Handle(MethodCloseSession, s.serveCloseSession)
+	srv.Handle(MethodAnnounce, s.serveAnnounce)
 }
 
 func (s *Service) serveMap(context.Context, *wire.Request) (wire.Response, error) {
@@ -67,6 +71,79 @@ func (s *Service) serveCloseSession(ctx context.Context, req *wire.Request) (wir
 		return LeaderHint(err)
 	}
 	return wire.Response{}, nil
+}
+
+// serveAnnounce puts a node's new address into the map. Only the node itself may
+// say where it is.
+func (s *Service) serveAnnounce(ctx context.Context, req *wire.Request) (wire.Response, error) {
+	const op = sys.Op("cluster.Announce")
+	var r clusterpb.AnnounceRequest
+	if err := proto.Unmarshal(req.Header, &r); err != nil {
+		return wire.Response{}, sys.E(op, sys.Invalid, err)
+	}
+	for {
+		var m *clusterpb.Map
+		err := s.Group.Read(ctx, replica.NSCluster, func(rd replica.Reader) (err error) {
+			m, err = ReadMap(rd)
+			return err
+		})
+		if err != nil {
+			return LeaderHint(err)
+		}
+		next, err := moved(m, req.Peer.Node, r.Addr)
+		if err != nil {
+			return wire.Response{}, err
+		}
+		if next == nil { // that is where the map has it
+			return wire.Response{Header: mustMarshal(&clusterpb.Result{Epoch: m.Epoch})}, nil
+		}
+		out, _, err := s.Group.Propose(ctx, replica.Command{NS: replica.NSCluster, Body: mustMarshal(&clusterpb.Command{Expect: m.Epoch, Map: next})})
+		if err != nil {
+			return LeaderHint(err)
+		}
+		var res clusterpb.Result
+		if err := proto.Unmarshal(out, &res); err != nil {
+			return wire.Response{}, sys.E(op, sys.Corrupt, err)
+		}
+		if res.Done { // else another change came first
+			return wire.Response{Header: out}, nil
+		}
+	}
+}
+
+// moved returns the map with a member at another address, nil when it is there
+// already. The placement's epoch rises too, so that clients that still look for
+// the member at its old address ask for the map.
+func moved(m *clusterpb.Map, id sys.NodeID, addr string) (*clusterpb.Map, error) {
+	const op = sys.Op("cluster.Announce")
+	next := proto.CloneOf(m)
+	var member *clusterpb.Member
+	for _, o := range next.GetMembers() {
+		switch {
+		case sys.NodeID(o.Id) == id:
+			member = o
+		case o.Addr == addr:
+			return nil, sys.E(op, sys.Invalid, sys.Subject(id.String()), fmt.Sprintf(
+				"%v is at %s in this cluster: give each node an address of its own", sys.NodeID(o.Id), addr))
+		}
+	}
+	if member == nil {
+		return nil, sys.E(op, sys.Permission, sys.Subject(id.String()), "it is no member of this cluster")
+	}
+	if _, _, err := net.SplitHostPort(addr); err != nil {
+		return nil, sys.E(op, sys.Invalid, sys.Subject(addr), err)
+	}
+	if member.Addr == addr {
+		return nil, nil
+	}
+	member.Addr = addr
+	table, err := placement.Unmarshal(next.Table)
+	if err != nil {
+		return nil, sys.E(op, err)
+	}
+	table.Epoch++
+	next.Table = table.Marshal()
+	return next, nil
 }
 
 // LeaderHint is what a handler returns for an error of package replica: the

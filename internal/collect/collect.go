@@ -27,6 +27,9 @@ type Collector struct {
 	Grace time.Duration
 	// PGs is the number of placement groups of the cluster.
 	PGs int
+	// Hold keeps what is in quarantine, whatever its deadline: clients may not
+	// have been able to say that they have it open.
+	Hold bool
 }
 
 const (
@@ -45,7 +48,7 @@ type Done struct {
 // what is left is due in the next.
 func (c *Collector) Run(ctx context.Context) (Done, error) {
 	var d Done
-	for {
+	for !c.Hold {
 		res, err := c.Tree.Do(ctx, &metapb.Command{Op: &metapb.Command_Purge{Purge: &metapb.Purge{Limit: purgeSteps}}})
 		if err != nil {
 			return d, err

@@ -84,6 +84,17 @@ func TestBlocksGoOnlyAfterRetentionAndGrace(t *testing.T) {
 			t.Errorf("%s: %d blocks are left, expected %d", step.why, got, step.want)
 		}
 	}
+	tr.do(&metapb.Command{Op: &metapb.Command_Mknod{Mknod: &metapb.Mknod{Parent: 1, Name: []byte("g"), Type: uint32(sys.TypeRegular)}}})
+	tr.do(&metapb.Command{Op: &metapb.Command_Unlink{Unlink: &metapb.Unlink{Parent: 1, Name: []byte("g")}}})
+	clock.at = clock.at.Add(2 * time.Hour)
+	c.Hold = true
+	if d, err := c.Run(ctx); err != nil || d.Steps != 0 {
+		t.Errorf("a round on hold did %+v, %v", d, err)
+	}
+	c.Hold = false
+	if d, err := c.Run(ctx); err != nil || d.Steps != 1 {
+		t.Errorf("a round after it did %+v, %v", d, err)
+	}
 	if d, err := c.Run(ctx); err != nil || d != (collect.Done{}) {
 		t.Errorf("a further round did %+v, %v", d, err)
 	}

@@ -36,7 +36,8 @@ type Node struct {
 	// the node is a zone of its own.
 	Zone string `toml:"zone,omitempty"`
 	// Retention is how long unlinked data stays in quarantine before its
-	// bytes are freed. Default DefaultRetention.
+	// bytes are freed. It counts when the cluster is made. Default
+	// DefaultRetention, at least LeastRetention.
 	Retention Duration `toml:"retention,omitzero"`
 
 	// Rejoin says that this node has voted before and lost its directory. With
@@ -126,6 +127,7 @@ type ClientLimits struct {
 // nothing.
 const (
 	DefaultRetention   = Duration(10 * time.Minute)
+	LeastRetention     = Duration(10 * time.Second)
 	DefaultReplicas    = 3
 	DefaultTimeout     = Duration(time.Minute)
 	DefaultStateCache  = 64 * MiB

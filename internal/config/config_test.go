@@ -208,7 +208,9 @@ func TestNodeErrorsSayWhatToDo(t *testing.T) {
 		{"two truths", `zone = "rack-a"`, `advertise = "10.0.0.9:7400"`, []string{`"advertise"`, "10.0.0.2:7400"}},
 		{"too many replicas", `zone = "rack-a"`, `replicas = 10`, []string{`"replicas" is 10`, "1 to 9"}},
 		{"no duration", `"90m"`, `"90"`, []string{"90", `"10m"`}},
-		{"negative duration", `"90m"`, `"-1m"`, []string{`"retention"`, "not negative"}},
+		{"a client's file", nodeTOML, clientTOML, []string{"configuration of a client", "give a node's"}},
+		{"negative duration", `"90m"`, `"-1m"`, []string{`"retention"`, "give 10s or more"}},
+		{"short retention", `"90m"`, `"9s"`, []string{`"retention"`, "give 10s or more"}},
 		{"no size", `"32MiB"`, `"32 apples"`, []string{"apples", `"64MiB"`}},
 		{"no certificate", `cert = "/etc/koinon/node.crt"`, ``, []string{`"tls.cert" is missing`, "certificate"}},
 		{"log level", `"debug"`, `"loud"`, []string{`"log.level"`, "debug, info, warn or error"}},
@@ -241,6 +243,7 @@ func TestClientErrorsSayWhatToDo(t *testing.T) {
 		{"no nodes", `nodes = ["10.0.0.1:7400", "10.0.0.2:7400"]`, ``, `"nodes" is missing`},
 		{"bad node", `"10.0.0.2:7400"`, `"10.0.0.2"`, `"nodes[1]"`},
 		{"negative timeout", `mount = "mnt"`, `timeout = "-1s"`, `"timeout"`},
+		{"a node's file", clientTOML, nodeTOML, "configuration of a node"},
 		{"unknown", `mount = "mnt"`, `mont = "mnt"`, `did you mean "mount"`},
 	}
 	for _, test := range tests {

@@ -24,6 +24,22 @@ func unknownKeys(keys []toml.Key, v any) string {
 	return strings.Join(parts, " ")
 }
 
+// otherKind says that a file is a client's where a node's is wanted, or the
+// other way round, as the keys that only one of them has tell.
+func otherKind(md toml.MetaData, v any) string {
+	switch v.(type) {
+	case *Node:
+		if md.IsDefined("nodes") && !md.IsDefined("voters") {
+			return "this is the configuration of a client: give a node's, which says its id, dir and voters"
+		}
+	case *Client:
+		if md.IsDefined("voters") && !md.IsDefined("nodes") {
+			return "this is the configuration of a node: give a client's, which lists the nodes"
+		}
+	}
+	return ""
+}
+
 func hasParent(told []string, key string) bool {
 	for _, t := range told {
 		if key == t || strings.HasPrefix(key, t+".") {

@@ -96,6 +96,9 @@ func decodeFile(path string, v any) (dir string, err error) {
 	if err != nil {
 		return fail(sys.Invalid, err)
 	}
+	if msg := otherKind(md, v); msg != "" {
+		return fail(sys.Invalid, msg)
+	}
 	if msg := unknownKeys(md.Undecoded(), v); msg != "" {
 		return fail(sys.Invalid, msg)
 	}

@@ -40,8 +40,8 @@ func (n *Node) Validate() error {
 			return ""
 		},
 		func() string {
-			if n.Retention < 0 {
-				return fmt.Sprintf(`"retention" is %v: give a time that is not negative, like "10m"`, n.Retention)
+			if n.Retention < LeastRetention {
+				return fmt.Sprintf(`"retention" is %v: give %v or more, like "10m": files that are open and removed must outlive a short outage`, n.Retention, LeastRetention)
 			}
 			return ""
 		},

@@ -1,3 +1,5 @@
+//go:build linux
+
 // Package daemon starts processes that outlive the one that started them, and
 // finds them again: by a PID file that tells a process from a later one that
 // happens to have the same PID.
@@ -304,6 +306,19 @@ func TellReady(fd int, line string) error {
 		err = nil
 	}
 	return errors.Join(err, f.Close())
+}
+
+// Ending says by the log of a process of this program that has ended how it
+// did: the error that it ended with, else the last lines.
+func Ending(path string, n int) string {
+	tail := Tail(path, n)
+	if tail == "" {
+		return "its log " + path + " is empty"
+	}
+	if last, ok := strings.CutPrefix(tail[strings.LastIndexByte(tail, '\n')+1:], "koinon: "); ok {
+		return last + " (its log: " + path + ")"
+	}
+	return "the end of its log " + path + ":\n" + tail
 }
 
 // Tail returns the last n lines of a file, "" when it cannot be read. It reads

@@ -1,3 +1,5 @@
+//go:build linux
+
 package daemon
 
 import (
@@ -283,5 +285,21 @@ func TestTail(t *testing.T) {
 	}
 	if got, want := Tail(path, 2), "line 19998\nline 19999"; got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestEnding(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	for _, x := range []struct{ text, want string }{
+		{"", "its log " + path + " is empty"},
+		{"koinon: an old one\nstarting\nkoinon: no right to mount\n", "no right to mount (its log: " + path + ")"},
+		{"one\ntwo\nthree\n", "the end of its log " + path + ":\ntwo\nthree"},
+	} {
+		if err := os.WriteFile(path, []byte(x.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := Ending(path, 2); got != x.want {
+			t.Errorf("%q: expected %q, found %q", x.text, x.want, got)
+		}
 	}
 }

@@ -1,3 +1,5 @@
+//go:build linux
+
 package devcluster
 
 import (
@@ -177,13 +179,17 @@ func (c *Cluster) stopNodes(ctx context.Context, nodes []*node) error {
 }
 
 // Reset stops the cluster and deletes it with all data. Files in its
-// directory that are not its own stay.
+// directory that are not its own stay. Further mounts of its tree are unmounted
+// first; where programs use one nothing is deleted, and the error is Busy.
 func (c *Cluster) Reset(ctx context.Context) (err error) {
 	lock, err := lockDir(ctx, c.dir, c.opts)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, lock.unlock()) }()
+	if err := c.unmountOthers(); err != nil {
+		return err
+	}
 	if err := c.stop(ctx); err != nil {
 		return err
 	}

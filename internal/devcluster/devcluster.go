@@ -1,3 +1,5 @@
+//go:build linux
+
 // Package devcluster runs a whole cluster on one machine: each node and the
 // mount a process of its own, of this same binary, with their state in one
 // directory that survives a stop.

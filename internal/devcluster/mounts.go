@@ -1,3 +1,5 @@
+//go:build linux
+
 package devcluster
 
 import (
@@ -7,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -104,8 +107,8 @@ func clearStale(path string) error {
 	// serving it. Then only breaking the connection frees those who wait.
 	answer := make(chan error, 1)
 	go func() {
-		var st unix.Stat_t
-		answer <- unix.Lstat(path, &st)
+		var st unix.Statfs_t // which the kernel does not keep, as it does attributes
+		answer <- unix.Statfs(path, &st)
 	}()
 	select {
 	case err := <-answer:
@@ -123,16 +126,63 @@ func clearStale(path string) error {
 	return unmountLazily(path)
 }
 
+// mountsOf lists where the tree of a cluster is mounted, the last first, as
+// they can be unmounted.
+func mountsOf(all []mountEntry, cluster string) []string {
+	var paths []string
+	for _, m := range slices.Backward(all) {
+		if m.koinon() && m.source == "koinon:"+cluster {
+			paths = append(paths, m.path)
+		}
+	}
+	return paths
+}
+
+// unmountOthers unmounts the tree wherever it is mounted beside the cluster's
+// own mount point.
+func (c *Cluster) unmountOthers() error {
+	all, err := mounts()
+	if err != nil {
+		return err
+	}
+	for _, path := range mountsOf(all, c.saved.Cluster) {
+		if path == c.saved.Mount {
+			continue
+		}
+		if err := clearStale(path); err != nil {
+			return err
+		}
+		if _, still, err := mountAt(path); err != nil {
+			return err
+		} else if !still {
+			continue
+		}
+		c.say("unmounting %s", path)
+		if err := unmount(path, 0); err != nil {
+			return sys.E(sys.Op("dev reset"), sys.Busy, sys.Subject(path), fmt.Sprintf(
+				"the tree is mounted there too and cannot be unmounted (%v), so nothing was deleted: end the programs that use it, run `umount %s`, and reset again", err, path))
+		}
+	}
+	return nil
+}
+
 // unmountLazily takes the mount out of the tree now; what programs still hold
 // open goes when they let go.
-func unmountLazily(path string) error {
-	err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+func unmountLazily(path string) error { return unmount(path, unix.MNT_DETACH) }
+
+// unmount unmounts, by the program that may where this process may not.
+func unmount(path string, flags int) error {
+	err := unix.Unmount(path, flags|unix.UMOUNT_NOFOLLOW)
 	if !errors.Is(err, unix.EPERM) {
 		return err
 	}
-	out, err := exec.Command("fusermount3", "-u", "-z", "--", path).CombinedOutput()
+	args := []string{"-u", "--", path}
+	if flags&unix.MNT_DETACH != 0 {
+		args = append([]string{"-z"}, args...)
+	}
+	out, err := exec.Command("fusermount3", args...).CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("fusermount3 -u -z %s: %w: %s", path, err, strings.TrimSpace(string(out)))
+		return fmt.Errorf("fusermount3 %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(out)))
 	}
 	return nil
 }

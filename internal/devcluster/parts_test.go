@@ -1,3 +1,5 @@
+//go:build linux
+
 package devcluster
 
 import (
@@ -66,5 +68,12 @@ func TestDefaultDir(t *testing.T) {
 	t.Setenv("HOME", "")
 	if got, err := DefaultDir(); err == nil {
 		t.Errorf("without a home: %s", got)
+	}
+}
+
+func TestMountsOf(t *testing.T) {
+	all := []mountEntry{{"/a", "fuse.koinon", "koinon:dev-1"}, {"/b", "fuse.koinon", "koinon:dev-12"}, {"/c", "ext4", "koinon:dev-1"}, {"/a/d", "fuse.koinon", "koinon:dev-1"}}
+	if got, want := mountsOf(all, "dev-1"), []string{"/a/d", "/a"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }

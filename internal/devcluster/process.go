@@ -1,3 +1,5 @@
+//go:build linux
+
 package devcluster
 
 import (
@@ -72,11 +74,7 @@ func (p *process) start(s daemon.Spec) (*daemon.Daemon, error) {
 // failure words that the process ended or does not work, with the end of its
 // log.
 func (p *process) failure(what string) error {
-	tail := daemon.Tail(p.log(), tailLines)
-	if tail == "" {
-		return fmt.Errorf("%s %s; its log %s is empty", p.name, what, p.log())
-	}
-	return fmt.Errorf("%s %s; the end of its log %s:\n%s", p.name, what, p.log(), tail)
+	return fmt.Errorf("%s %s: %s", p.name, what, daemon.Ending(p.log(), tailLines))
 }
 
 // stop ends the process if it runs: SIGTERM, then after grace, or at once

@@ -1,3 +1,5 @@
+//go:build linux
+
 package devcluster
 
 import (
@@ -29,7 +31,8 @@ type Status struct {
 	ClientConfig string       `json:"client_config"`
 	Mount        string       `json:"mount"`
 	Mounted      bool         `json:"mounted"`
-	MountPID     int          `json:"mount_pid"` // 0 when it does not run
+	MountPID     int          `json:"mount_pid"`            // 0 when it does not run
+	MountDead    bool         `json:"mount_dead,omitempty"` // its process died and left it mounted: programs get errors
 	Nodes        []NodeStatus `json:"nodes"`
 }
 
@@ -107,12 +110,14 @@ func (c *Cluster) status(ctx context.Context, p *probe) (*Status, error) {
 	if err != nil {
 		return nil, err
 	}
+	at, there, err := mountAt(c.saved.Mount)
+	if err != nil {
+		return nil, err
+	}
 	if st == running {
-		s.MountPID = id.PID
-		_, s.Mounted, err = mountAt(c.saved.Mount)
-		if err != nil {
-			return nil, err
-		}
+		s.MountPID, s.Mounted = id.PID, there
+	} else {
+		s.MountDead = there && at.koinon()
 	}
 	alive := false
 	for _, n := range c.nodes {

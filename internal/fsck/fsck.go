@@ -6,14 +6,21 @@ package fsck
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/koinon/koinon/internal/block"
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/sys"
 )
+
+// Tree gives views of the tree to walk.
+type Tree interface {
+	View(ctx context.Context) (meta.View, error)
+}
 
 // Replicas tells who holds blocks.
 type Replicas interface {
@@ -66,7 +73,7 @@ func (r *Report) problem(format string, args ...any) {
 // checker is a run. It holds a word or two for every block of the cluster.
 type checker struct {
 	opts   Options
-	tree   meta.Client
+	tree   meta.View
 	blocks Replicas
 	report *Report
 	copies map[sys.BlockKey]uint8    // how many nodes have a block
@@ -74,26 +81,63 @@ type checker struct {
 	silent map[sys.NodeID]error
 }
 
-// Run checks everything. An error means that the check could not be done. The
-// tree should be at rest: what changes meanwhile may be reported as a problem.
-func Run(ctx context.Context, tree meta.Client, blocks Replicas, opts Options) (*Report, error) {
+// starts is how often a check starts again when the leader changes.
+const starts = 3
+
+// closeMax bounds letting go of a view, which ends by itself as well.
+const closeMax = 5 * time.Second
+
+// Run checks everything as it is at one point, whatever is changed meanwhile:
+// it holds a view of the tree, under which no block is deleted. A change of
+// leader ends the view, and Run starts again, a few times. An error means that
+// the check could not be done.
+func Run(ctx context.Context, tree Tree, blocks Replicas, opts Options) (*Report, error) {
 	if opts.Progress == nil {
 		opts.Progress = func(string, int, int) {}
 	}
-	c := &checker{opts: opts, tree: tree, blocks: blocks, report: &Report{}, copies: map[sys.BlockKey]uint8{},
+	for n := 1; ; n++ {
+		r, err := run(ctx, tree, blocks, opts)
+		if !errors.Is(err, meta.ErrViewGone) {
+			return r, err
+		}
+		if n == starts {
+			return nil, sys.E(sys.Op("fsck"), sys.Unavailable, fmt.Sprintf(
+				"the leader changed during the check, %d times in a row: run it again when `koinon status` shows a leader that stays", starts))
+		}
+		opts.Progress("the leader has changed: starting again", n, starts)
+	}
+}
+
+func run(ctx context.Context, tree Tree, blocks Replicas, opts Options) (*Report, error) {
+	c := &checker{opts: opts, blocks: blocks, report: &Report{}, copies: map[sys.BlockKey]uint8{},
 		need: map[sys.BlockKey]struct{}{}, silent: map[sys.NodeID]error{}}
-	// Blocks are listed before the tree is walked: what is put afterwards is
-	// not known to be there, and what is missing is asked for again.
+	// Blocks are listed before the tree is looked at: those that belong to
+	// nothing then never will. What is put afterwards is asked for again.
 	if err := c.list(ctx); err != nil {
 		return nil, err
 	}
-	if err := c.walk(ctx); err != nil {
+	view, err := tree.View(ctx)
+	if err != nil {
 		return nil, err
 	}
-	if err := c.compare(ctx); err != nil {
-		return nil, err
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeMax)
+		defer cancel()
+		_ = view.Close(ctx) // it ends by itself where this fails
+	}()
+	c.tree = view
+	for _, step := range []func(context.Context) error{c.walk, c.compare, c.orphans, c.held} {
+		if err := step(ctx); err != nil {
+			return nil, err
+		}
 	}
-	return c.report, c.orphans(ctx)
+	return c.report, nil
+}
+
+// held fails when the view has ended: blocks may have been deleted since.
+func (c *checker) held(ctx context.Context) error {
+	_, err := c.tree.Query(ctx, &metapb.Query{Op: &metapb.Query_StatFs{StatFs: &metapb.StatFS{}}})
+	return err
 }
 
 func (c *checker) list(ctx context.Context) error {
@@ -135,15 +179,16 @@ func (c *checker) each(ctx context.Context, node sys.NodeID, pg sys.PG, fn func(
 	}
 }
 
-// walks is how often the tree is walked before problems are believed: the
-// collector, which nobody can put to rest, may have worked in between.
-const walks = 4
-
 func (c *checker) walk(ctx context.Context) error {
-	rep, err := c.walkOnce(ctx)
-	for n := 1; n < walks && err == nil && len(rep.Problems) > 0; n++ {
-		rep, err = c.walkOnce(ctx)
-	}
+	n := 0
+	rep, err := meta.Check(ctx, c.tree, meta.CheckOptions{Thorough: c.opts.Thorough, ProblemsMax: problemsMax,
+		Slice: func(_ sys.Ino, _ uint32, s *metapb.Slice) error {
+			if n++; n%1000 == 0 {
+				c.opts.Progress("walking the tree", n, 0)
+			}
+			c.needs(s)
+			return nil
+		}})
 	if err != nil {
 		return err
 	}
@@ -157,19 +202,6 @@ func (c *checker) walk(ctx context.Context) error {
 	return nil
 }
 
-func (c *checker) walkOnce(ctx context.Context) (*meta.CheckReport, error) {
-	clear(c.need)
-	n := 0
-	return meta.Check(ctx, c.tree, meta.CheckOptions{Thorough: c.opts.Thorough, ProblemsMax: problemsMax,
-		Slice: func(_ sys.Ino, _ uint32, s *metapb.Slice) error {
-			if n++; n%1000 == 0 {
-				c.opts.Progress("walking the tree", n, 0)
-			}
-			c.needs(s)
-			return nil
-		}})
-}
-
 // needs notes the blocks that a piece of a slice reads from.
 func (c *checker) needs(s *metapb.Slice) {
 	if s.Slice == 0 || s.Len == 0 {
@@ -179,6 +211,10 @@ func (c *checker) needs(s *metapb.Slice) {
 		c.need[sys.BlockKey{Slice: sys.SliceID(s.Slice), Index: i}] = struct{}{}
 	}
 }
+
+// heldEvery is after how many blocks looked for the view is used, so that it
+// does not end.
+const heldEvery = 256
 
 // compare holds what files need against what nodes have.
 func (c *checker) compare(ctx context.Context) error {
@@ -194,6 +230,11 @@ func (c *checker) compare(ctx context.Context) error {
 	slices.SortFunc(doubtful, order)
 	for i, key := range doubtful {
 		c.opts.Progress("looking again for blocks", i, len(doubtful))
+		if i%heldEvery == 0 {
+			if err := c.held(ctx); err != nil {
+				return err
+			}
+		}
 		n, err := c.count(ctx, key)
 		if err != nil {
 			return err
@@ -253,7 +294,13 @@ func (c *checker) orphans(ctx context.Context) error {
 			orphans[key.Slice]++
 		}
 	}
+	looked := 0
 	for s, n := range orphans {
+		if looked++; looked%heldEvery == 0 {
+			if err := c.held(ctx); err != nil {
+				return err
+			}
+		}
 		still, err := c.count(ctx, sys.BlockKey{Slice: s})
 		if err != nil {
 			return err

@@ -15,6 +15,31 @@ import (
 
 const pgs = 4
 
+// still is a tree that nobody changes: a view of it is the tree itself.
+type still struct{ *meta.Memory }
+
+func (s still) View(context.Context) (meta.View, error) { return s, nil }
+func (still) Close(context.Context) error               { return nil }
+
+// moody loses its view at a query, as often as told.
+type moody struct {
+	still
+	queries, losses int
+}
+
+func (m *moody) View(context.Context) (meta.View, error) {
+	m.queries = 0
+	return m, nil
+}
+
+func (m *moody) Query(ctx context.Context, q *metapb.Query) (*metapb.Answer, error) {
+	if m.queries++; m.queries == 6 && m.losses > 0 {
+		m.losses--
+		return nil, sys.E(sys.Stale, meta.ErrViewGone)
+	}
+	return m.still.Query(ctx, q)
+}
+
 // nodes are stores that each hold every placement group.
 type nodes map[sys.NodeID]block.Store
 
@@ -100,7 +125,7 @@ func TestFsck(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			tree, ns, slice := cluster(t)
 			tc.hurt(t, ns, slice)
-			r, err := fsck.Run(context.Background(), tree, ns, fsck.Options{Thorough: true})
+			r, err := fsck.Run(context.Background(), still{tree}, ns, fsck.Options{Thorough: true})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -121,8 +146,20 @@ func TestReservedSlicesAreNoOrphans(t *testing.T) {
 		t.Fatal(err)
 	}
 	put(t, ns[1], sys.BlockKey{Slice: sys.PlaceSlice(res.FirstSlice, pgs)})
-	r, err := fsck.Run(context.Background(), tree, ns, fsck.Options{})
+	r, err := fsck.Run(context.Background(), still{tree}, ns, fsck.Options{})
 	if err != nil || !r.Sound() {
 		t.Errorf("a block that a writer has not committed yet: %v, %q", err, r.Problems)
+	}
+}
+
+func TestLeaderChanges(t *testing.T) {
+	tree, ns, _ := cluster(t)
+	r, err := fsck.Run(context.Background(), &moody{still: still{tree}, losses: 2}, ns, fsck.Options{})
+	if err != nil || !r.Sound() || r.Blocks != 2 || r.Copies != 6 || r.Tree.Files != 1 {
+		t.Errorf("a check that had to start again: %+v, %v", r, err)
+	}
+	_, err = fsck.Run(context.Background(), &moody{still: still{tree}, losses: 100}, ns, fsck.Options{})
+	if !sys.Is(err, sys.Unavailable) || !strings.Contains(err.Error(), "run it again") {
+		t.Errorf("a leader that never stays: %v", err)
 	}
 }

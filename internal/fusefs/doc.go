@@ -1,3 +1,5 @@
+//go:build linux
+
 // Package fusefs shows a vfs.FS as a mounted file system: FUSE requests become
 // vfs calls, errors become errnos (errno.go). Node IDs are the tree's own inode
 // numbers, so nothing is kept per lookup and a forget has nothing to do.

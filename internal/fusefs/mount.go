@@ -1,3 +1,5 @@
+//go:build linux
+
 package fusefs
 
 import (
@@ -66,7 +68,6 @@ type Server struct {
 	raw    *rawFS
 	fuse   *fuse.Server
 	log    *slog.Logger
-	guard  *guard
 	epoch  *epoch
 	served chan struct{} // closed when the kernel has let go of the mount
 
@@ -86,8 +87,9 @@ func Check(dir string, log *slog.Logger) error {
 // Wait. A process should not use its own mount: it can block all of its
 // threads. The error tells what to do.
 //
-// When the process dies without Unmount, a small guard process that Mount
-// starts takes the dead mount away.
+// When the process dies without Unmount the dead mount stays: whoever uses it
+// gets ENOTCONN, and nothing that is meant for the tree can get into the
+// directory below it. The next Mount there takes it away, and so does umount(8).
 func Mount(dir string, vfs *vfs.FS, opts Options) (*Server, error) {
 	opts.setDefaults()
 	dir, err := prepare(dir, opts.Logger)
@@ -134,7 +136,6 @@ func Mount(dir string, vfs *vfs.FS, opts Options) (*Server, error) {
 	if asRoot {
 		s.widenReadAhead()
 	}
-	s.guard = startGuard(dir, asRoot, opts.Logger)
 	return s, nil
 }
 
@@ -180,9 +181,6 @@ func (s *Server) Serve() { s.Wait() }
 // Wait is Serve.
 func (s *Server) Wait() {
 	<-s.served
-	if err := s.Unmount(); err != nil { // only ends the guard
-		s.log.Warn("after the unmount", "err", err)
-	}
 }
 
 // Unmount takes the mount away. When it is in use, it is detached instead: no
@@ -194,7 +192,6 @@ func (s *Server) Unmount() error {
 }
 
 func (s *Server) unmount() error {
-	defer s.guard.stop()
 	select {
 	case <-s.served:
 		return nil // somebody else has unmounted it

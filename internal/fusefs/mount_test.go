@@ -1,3 +1,5 @@
+//go:build linux
+
 package fusefs_test
 
 import (
@@ -63,9 +65,10 @@ func TestMountPoints(t *testing.T) {
 	}
 }
 
-// TestDeadServerLeavesNoMount: whether by a panic or by SIGKILL, a server that
-// dies does not leave a dead mount, and another can be mounted there.
-func TestDeadServerLeavesNoMount(t *testing.T) {
+// TestDeadMount: when a server dies, by a panic or by SIGKILL, whoever uses the
+// mount gets an error, nothing gets into the directory below it, and the next
+// mount there takes over.
+func TestDeadMount(t *testing.T) {
 	for _, way := range []string{"panic", "kill"} {
 		t.Run(way, func(t *testing.T) {
 			dir := t.TempDir()
@@ -73,46 +76,32 @@ func TestDeadServerLeavesNoMount(t *testing.T) {
 			if line != "ready" {
 				t.Fatal(line)
 			}
+			f, err := os.Create(filepath.Join(dir, "open"))
+			if err != nil {
+				t.Fatal(err)
+			}
 			if way == "panic" {
 				fmt.Fprintln(m.stdin, "panic")
 			} else if err := m.cmd.Process.Kill(); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "the mount is gone", func() bool { return !isMounted(t, dir) })
+			eventually(t, "the mount is dead", func() bool {
+				_, err := os.Stat(dir)
+				return errors.Is(err, unix.ENOTCONN)
+			})
+			if err := os.WriteFile(filepath.Join(dir, "new"), nil, 0o600); !errors.Is(err, unix.ENOTCONN) {
+				t.Errorf("a new file in a dead mount: %v", err)
+			}
+			if _, err := f.Write([]byte("x")); !errors.Is(err, unix.ENOTCONN) {
+				t.Errorf("a write to a file that was open: %v", err)
+			}
+			_ = f.Close() // its mount is gone
 			if _, line := tryServe(t, dir); line != "ready" {
 				t.Fatal(line)
 			}
-			sh(t, dir, "echo x >f; cat f")
+			sh(t, dir, "[ -z \"$(ls)\" ]; echo x >f; cat f")
 		})
 	}
-}
-
-// TestDeadMountIsCleared: a mount whose server and guard were both killed is
-// taken away by the next mount.
-func TestDeadMountIsCleared(t *testing.T) {
-	dir := t.TempDir()
-	m, line := tryServe(t, dir)
-	if line != "ready" {
-		t.Fatal(line)
-	}
-	guards := strings.Fields(sh(t, "/", "ps -o pid=,args= --ppid "+fmt.Sprint(m.cmd.Process.Pid)+
-		" | awk '/koinon-mount-guard/ {print $1}'"))
-	if len(guards) != 1 {
-		t.Fatalf("guards: %v, expected one", guards)
-	}
-	sh(t, "/", "kill -STOP "+guards[0])
-	t.Cleanup(func() { sh(t, "/", "kill -CONT "+guards[0]) })
-	if err := m.cmd.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the mount is dead", func() bool {
-		_, err := os.Stat(dir)
-		return errors.Is(err, unix.ENOTCONN)
-	})
-	if _, line := tryServe(t, dir); line != "ready" {
-		t.Fatal(line)
-	}
-	sh(t, dir, "echo x >f; cat f")
 }
 
 // TestUnmountInUse: a mount that is in use when its server ends is detached,
@@ -225,4 +214,31 @@ func TestKilledWriter(t *testing.T) {
 		t.Fatal("dd was done already")
 	}
 	sh(t, dir, `s=$(stat -c %s f); [ $s -gt 5000000 ]; [ "$(wc -c <f)" = $s ]; [ "$(tr -d '\0' <f | wc -c)" = 0 ]; rm f`)
+}
+
+// TestHolesTakeNoSpace: the blocks of a sparse file are those that hold bytes.
+func TestHolesTakeNoSpace(t *testing.T) {
+	dir := mounted(t)
+	for _, script := range []string{
+		`truncate -s 1G s; [ "$(stat -c %b:%s s)" = 0:1073741824 ]; [ "$(du -k s | cut -f1)" = 0 ]`,
+		`dd if=/dev/urandom of=s bs=4k count=1 seek=1000 conv=notrunc status=none; [ "$(stat -c %b s)" = 8 ]`,
+		`dd if=/dev/urandom of=s bs=1M count=3 seek=100 conv=notrunc status=none; [ "$(stat -c %b s)" = 6152 ]; [ "$(du -k s | cut -f1)" = 3076 ]`,
+		`dd if=/dev/urandom of=s bs=1M count=1 seek=101 conv=notrunc status=none; [ "$(stat -c %b s)" = 6152 ]`,
+		`fallocate -p -o 101M -l 1M s; [ "$(stat -c %b s)" = 4104 ]`,
+		`cp s copy; [ "$(stat -c %b:%s copy)" = 4104:1073741824 ]; cmp s copy`,
+		`exec 5<>w; dd if=/dev/zero bs=4k count=3 status=none >&5; [ "$(stat -c %b w)" = 24 ]; exec 5>&-; [ "$(stat -c %b w)" = 24 ]`,
+		`echo small >f; [ "$(stat -c %b f)" = 1 ]; ln -s f l; [ "$(stat -c %b l)" = 0 ]`,
+	} {
+		sh(t, dir, script)
+	}
+}
+
+// TestAppendsOfManyPrograms: programs on one mount that append to one file do
+// not write over each other's lines, whether they keep it open or not.
+func TestAppendsOfManyPrograms(t *testing.T) {
+	dir := mounted(t)
+	sh(t, dir, `for p in 1 2 3 4; do (exec >>log; for k in $(seq 200); do echo "open $p $k"; done) & done
+		for p in 5 6; do (for k in $(seq 100); do echo "closed $p $k" >>log; done) & done; wait
+		[ "$(wc -l <log)" = 1000 ]; [ "$(sort -u log | grep -cE '^(open|closed) [1-6] [0-9]+$')" = 1000 ]
+		for p in 1 2 3 4; do grep "^open $p " log | cut -d' ' -f3 | sort -nc; done`)
 }

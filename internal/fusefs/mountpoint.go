@@ -1,3 +1,5 @@
+//go:build linux
+
 package fusefs
 
 import (
@@ -49,8 +51,8 @@ func prepare(dir string, log *slog.Logger) (string, error) {
 // clearDead takes away what a Koinon that died has left mounted at dir.
 func clearDead(dir string, log *slog.Logger) error {
 	for range 8 { // dead mounts may lie on top of each other
-		var st unix.Stat_t
-		if err := unix.Stat(dir, &st); !errors.Is(err, unix.ENOTCONN) {
+		var st unix.Statfs_t // which the kernel does not keep, as it does attributes
+		if err := unix.Statfs(dir, &st); !errors.Is(err, unix.ENOTCONN) {
 			return nil
 		}
 		m, err := findMount(dir)

@@ -1,3 +1,5 @@
+//go:build linux
+
 package fusefs
 
 import (
@@ -49,7 +51,7 @@ func (r *rawFS) Forget(nodeid, nlookup uint64) {}
 func attrOut(a *metapb.Attr, out *fuse.Attr) {
 	out.Ino = a.GetIno()
 	out.Size = a.GetSize()
-	out.Blocks = (a.GetSize() + 511) / 512
+	out.Blocks = (a.GetStored() + 511) / 512
 	out.Atime, out.Atimensec = timeOut(a.GetAtimeNs())
 	out.Mtime, out.Mtimensec = timeOut(a.GetMtimeNs())
 	out.Ctime, out.Ctimensec = timeOut(a.GetCtimeNs())

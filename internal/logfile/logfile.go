@@ -1,3 +1,5 @@
+//go:build linux
+
 // Package logfile writes a log to a file of bounded size: when the file is
 // full it becomes FILE.1, which replaces the one before.
 //

@@ -52,9 +52,9 @@ type CheckReport struct {
 //
 // It streams: its memory does not grow with the number of files, but for the
 // depth of the tree, and for the collector's queue up to a million slices.
-// The tree should be at rest: what changes during the check may be reported
-// as a problem. An error means that the check could not be done.
-func Check(ctx context.Context, c Client, opts CheckOptions) (*CheckReport, error) {
+// The tree should be at rest, as a View is: what changes during the check may be
+// reported as a problem. An error means that the check could not be done.
+func Check(ctx context.Context, c Querier, opts CheckOptions) (*CheckReport, error) {
 	if opts.ProblemsMax == 0 {
 		opts.ProblemsMax = 1000
 	}
@@ -73,6 +73,7 @@ func Check(ctx context.Context, c Client, opts CheckOptions) (*CheckReport, erro
 	if err := k.inodes(k.checkInode, k.checkChunk); err != nil {
 		return nil, err
 	}
+	k.checkStored()
 	if err := k.locate(); err != nil {
 		return nil, err
 	}
@@ -90,7 +91,7 @@ const freedKnownMax = 1 << 20
 type checker struct {
 	CheckReport
 	ctx  context.Context
-	c    Client
+	c    Querier
 	opts CheckOptions
 	stat *metapb.Answer
 
@@ -99,6 +100,7 @@ type checker struct {
 	freed   map[uint64]bool
 	ranges  []*metapb.Range // that are pending, ascending
 	at      *metapb.Attr    // the inode whose chunks come now
+	stored  uint64          // bytes of those that came
 }
 
 func (k *checker) problem(ino sys.Ino, format string, args ...any) {
@@ -303,8 +305,16 @@ func links(a *metapb.Attr) uint32 {
 	return max(a.Nlink, 1) // one in the quarantine
 }
 
+// checkStored closes an inode: all of its chunks have come.
+func (k *checker) checkStored() {
+	if a := k.at; a != nil && !hidden(sys.Ino(a.Ino)) && !a.Purging && a.Type != 0 && a.Stored != k.stored {
+		k.problem(sys.Ino(a.Ino), "it stores %d bytes, its attributes say %d", k.stored, a.Stored)
+	}
+}
+
 func (k *checker) checkInode(a *metapb.Attr) {
-	k.at = a
+	k.checkStored()
+	k.at, k.stored = a, 0
 	ino := sys.Ino(a.Ino)
 	if hidden(ino) {
 		return
@@ -353,6 +363,7 @@ func (k *checker) checkChunk(c *metapb.NumberedChunk) error {
 		k.noteFreed(c.Chunk)
 		return nil
 	}
+	k.stored += storedBytes(c.Chunk)
 	start := uint64(c.Number) * sys.ChunkSize
 	row := row{chunk: c.Chunk}
 	switch {

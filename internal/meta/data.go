@@ -1,6 +1,9 @@
 package meta
 
 import (
+	"cmp"
+	"slices"
+
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -21,6 +24,7 @@ type writing struct {
 type row struct {
 	n     uint32
 	chunk *metapb.Chunk
+	had   uint64 // bytes that it stored before the change
 }
 
 func (r *row) empty() bool {
@@ -44,6 +48,7 @@ func (s *step) load(w *writing, n uint32) (*row, error) {
 	if r.chunk == nil {
 		r.chunk = &metapb.Chunk{}
 	}
+	r.had = storedBytes(r.chunk)
 	w.chunks = append(w.chunks, r)
 	return r, nil
 }
@@ -51,6 +56,9 @@ func (s *step) load(w *writing, n uint32) (*row, error) {
 // write carries out a plan.
 func (s *step) write(w *writing) error {
 	ino := sys.Ino(w.attr.Ino)
+	for _, r := range w.chunks {
+		w.attr.Stored += storedBytes(r.chunk) - r.had
+	}
 	if err := s.setRows(ino, w.chunks); err != nil {
 		return err
 	}
@@ -393,4 +401,46 @@ func (w *writing) clip(r *row, at uint64) {
 	r.chunk.Slices = kept
 	r.chunk.Inline = r.chunk.Inline[:min(uint64(len(r.chunk.Inline)), at)]
 	w.freed = append(w.freed, deadSlices(before, kept)...)
+}
+
+// storedBytes counts the bytes of a chunk that are no holes: those that its
+// base or the topmost slice there has.
+func storedBytes(c *metapb.Chunk) uint64 {
+	base := &metapb.Slice{Len: uint32(len(c.Inline)), Slice: 1}
+	if len(c.Slices) == 0 {
+		return uint64(base.Len)
+	}
+	var covered []span // by what is on top, ascending, apart from each other
+	total := uint64(0)
+	for i := len(c.Slices); i >= 0; i-- {
+		sl := base
+		if i > 0 {
+			sl = c.Slices[i-1]
+		}
+		if sl.Len == 0 {
+			continue
+		}
+		fresh := uint64(0)
+		covered, fresh = lay(covered, span{sl.At, sl.At + sl.Len})
+		if sl.Slice != 0 {
+			total += fresh
+		}
+	}
+	return total
+}
+
+// span is the bytes [lo, hi) of a chunk.
+type span struct{ lo, hi uint32 }
+
+// lay adds a span to ascending spans that are apart from each other, and
+// returns how many bytes of it none of them had.
+func lay(spans []span, s span) ([]span, uint64) {
+	first, _ := slices.BinarySearchFunc(spans, s.lo, func(x span, lo uint32) int { return cmp.Compare(x.hi, lo) })
+	fresh, whole, end := uint64(s.hi-s.lo), s, first
+	for ; end < len(spans) && spans[end].lo <= s.hi; end++ {
+		x := spans[end]
+		fresh -= uint64(max(min(x.hi, s.hi), max(x.lo, s.lo)) - max(x.lo, s.lo))
+		whole.lo, whole.hi = min(whole.lo, x.lo), max(whole.hi, x.hi)
+	}
+	return slices.Replace(spans, first, end, whole), fresh
 }

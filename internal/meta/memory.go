@@ -291,7 +291,7 @@ func cloneAttr(a *metapb.Attr) *metapb.Attr {
 		Ino: a.Ino, Type: a.Type, Mode: a.Mode, Uid: a.Uid, Gid: a.Gid, Size: a.Size, Nlink: a.Nlink,
 		AtimeNs: a.AtimeNs, MtimeNs: a.MtimeNs, CtimeNs: a.CtimeNs, Rdev: a.Rdev, Parent: a.Parent,
 		Version: a.Version, NextCookie: a.NextCookie, Target: append([]byte(nil), a.Target...),
-		Xattrs: a.Xattrs, DeadlineNs: a.DeadlineNs, Purging: a.Purging,
+		Xattrs: a.Xattrs, DeadlineNs: a.DeadlineNs, Purging: a.Purging, Stored: a.Stored,
 	}
 }
 

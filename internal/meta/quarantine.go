@@ -61,7 +61,7 @@ func inQuarantine(a *metapb.Attr) bool {
 // keepOpen extends deadlines. It never shortens one.
 func (s *step) keepOpen(c *metapb.KeepOpen) (*metapb.Result, error) {
 	res := &metapb.Result{}
-	until := min(c.UntilNs, math.MaxInt64-1)
+	until := min(max(c.UntilNs, later(s.now, max(c.ForNs, 0))), math.MaxInt64-1)
 	for _, ino := range c.Inos {
 		a, err := s.tx.Inode(sys.Ino(ino))
 		if err != nil {
@@ -232,7 +232,7 @@ func (s *step) purgeInode(e *metapb.Entry, limit uint32) (steps uint32, dead []*
 		}
 	}
 	if steps >= limit {
-		a.Purging = true
+		a.Purging, a.Stored = true, 0 // nobody will ask
 		return limit, dead, s.tx.SetInode(ino, a)
 	}
 	if err := s.tx.SetDentry(sys.QuarantineIno, e.Name, nil); err != nil {

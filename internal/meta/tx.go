@@ -2,6 +2,8 @@ package meta
 
 import (
 	"context"
+	"errors"
+	"time"
 
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/sys"
@@ -95,9 +97,30 @@ func (c Counter) String() string {
 type Client interface {
 	// Do runs a command. The time in it is overwritten by whoever stamps it.
 	Do(ctx context.Context, cmd *metapb.Command) (*metapb.Result, error)
+	Querier
+}
+
+// Querier answers queries, concurrently and as Client does.
+type Querier interface {
 	// Query reads the tree as it is at one point between call and return.
 	Query(ctx context.Context, q *metapb.Query) (*metapb.Answer, error)
 }
+
+// View is the tree as it was at one point, for those who need many queries of
+// it. While it is open no block that the tree had then is deleted. It does not
+// outlive the leadership under which it was opened, nor ViewLife without a
+// query: then every query fails with ErrViewGone.
+type View interface {
+	Querier
+	// Close lets go of the view; that it is gone is fine.
+	Close(ctx context.Context) error
+}
+
+// ViewLife is how long a View stays open without a query.
+const ViewLife = time.Minute
+
+// ErrViewGone says that a View has ended, so that its user must start again.
+var ErrViewGone = errors.New("the view of the tree is gone: the leader has changed, or nothing was asked for a minute")
 
 // Limits of the tree beyond those in package sys. They bound the size of rows,
 // commands and answers.

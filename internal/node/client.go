@@ -14,6 +14,7 @@ import (
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/config"
 	"github.com/koinon/koinon/internal/meta"
+	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/meta/remote"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/vfs"
@@ -41,18 +42,35 @@ func Connect(ctx context.Context, cfg *config.Client, log *slog.Logger) (*Client
 	if err != nil {
 		return nil, errors.Join(err, cc.Close())
 	}
+	keep, err := keepFor(ctx, c.tree)
+	if err != nil {
+		return nil, errors.Join(err, c.tree.Close(context.WithoutCancel(ctx)), cc.Close())
+	}
 	c.store = spread.New(spread.Options{Cluster: cc, Logger: log})
 	c.fs = vfs.New(c.tree, block.Retried(c.store, time.Duration(cfg.Timeout)), vfs.Options{
 		WriteBuffer: int64(cfg.Limits.WriteBuffer), CacheBytes: int64(cfg.Limits.ReadCache),
 		PGs: len(cc.Table().PGs), Copies: cc.Table().Replicas, Session: c.tree.Session(), Timeout: time.Duration(cfg.Timeout),
-		Retention: keepEvery, Logger: log,
+		Retention: keep, Logger: log,
 	})
 	return c, nil
 }
 
-// keepEvery makes a client tell every third of it which files it has open. It
-// must be well below the least retention a node may be configured with.
-const keepEvery = 2 * time.Minute
+// A client asks for its open files to be kept, three times in the time that it
+// asks for: the tree's retention, within these bounds. Retention below the
+// least is refused in the configuration.
+const (
+	keepMost  = 2 * time.Minute
+	keepLeast = time.Second
+)
+
+// keepFor is for how long a client asks for its open files to be kept.
+func keepFor(ctx context.Context, tree meta.Client) (time.Duration, error) {
+	a, err := tree.Query(ctx, &metapb.Query{Op: &metapb.Query_StatFs{StatFs: &metapb.StatFS{}}})
+	if err != nil {
+		return 0, err
+	}
+	return min(max(time.Duration(a.RetentionNs), keepLeast), keepMost), nil
+}
 
 // dial loads the credentials and learns the cluster's map.
 func dial(ctx context.Context, cfg *config.Client, log *slog.Logger) (*cluster.Client, error) {

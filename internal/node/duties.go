@@ -3,9 +3,11 @@ package node
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -16,6 +18,7 @@ import (
 	"github.com/koinon/koinon/internal/collect"
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/sys"
 )
 
 // placementGroups is how many a new cluster has.
@@ -49,9 +52,68 @@ func (s *server) found(ctx context.Context) error {
 	return s.followMap()
 }
 
-// collect runs one round of the collector.
-func (s *server) collect(ctx context.Context) {
-	c := collect.Collector{Tree: s.tree, Blocks: s.spread, Clock: s.clock, Logger: s.log, Grace: blockGrace, PGs: len(s.peers.Table().PGs)}
+// announceEvery is how often a node looks whether the map has its address, and
+// tells it where not.
+const announceEvery = time.Second
+
+// announce sees to it that the map has this node where its configuration says
+// that it is.
+func (s *server) announce(ctx context.Context) {
+	tick := time.NewTicker(announceEvery)
+	defer tick.Stop()
+	for {
+		switch addr := s.peers.Addr(s.cfg.ID); addr {
+		case s.cfg.Advertise:
+			return
+		case "": // no map yet
+		default:
+			err := s.peers.Announce(ctx, s.cfg.Advertise)
+			if err == nil {
+				s.log.Info("the cluster knows the new address", "addr", s.cfg.Advertise, "was", addr)
+				return
+			}
+			if ctx.Err() == nil {
+				s.log.Warn("the cluster could not be told the new address; it is tried again", "addr", s.cfg.Advertise, "err", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// dialer connects to a peer of the log: in turn where the configuration and
+// where the map has it, either of which may be out of date.
+func (s *server) dialer(id sys.NodeID) func(ctx context.Context, addr string) (net.Conn, error) {
+	var tries atomic.Uint32
+	return func(ctx context.Context, addr string) (net.Conn, error) {
+		if at := s.peers.Addr(id); at != "" && tries.Add(1)%2 == 1 {
+			addr = at
+		}
+		var d net.Dialer
+		return d.DialContext(ctx, "tcp", addr)
+	}
+}
+
+// collect runs one round of the collector. led is for how long this node has
+// led: while there was no leader clients could not say which files they have
+// open, so the quarantine is left alone until each could.
+func (s *server) collect(ctx context.Context, led time.Duration) {
+	viewed, err := s.tree.Viewed()
+	if err != nil {
+		s.log.Error("a view of the tree cannot be closed", "err", err)
+	}
+	if viewed {
+		return // somebody checks that every block is there
+	}
+	keep, err := keepFor(ctx, s.tree)
+	if err != nil {
+		s.log.Info("collection goes on later", "err", err)
+		return
+	}
+	c := collect.Collector{Tree: s.tree, Blocks: s.spread, Clock: s.clock, Logger: s.log, Grace: blockGrace, PGs: len(s.peers.Table().PGs), Hold: led < keep}
 	done, err := c.Run(ctx)
 	if err != nil && ctx.Err() == nil {
 		s.log.Info("collection goes on later", "err", err)

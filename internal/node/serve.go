@@ -93,7 +93,7 @@ func (s *server) open() (err error) {
 	s.transport = replica.NewWireTransport(replica.WireConfig{
 		Self: s.cfg.ID, Peers: voters, Server: s.wire, Logger: s.log,
 		Client: func(p replica.Peer) wire.ClientConfig {
-			return wire.ClientConfig{TLS: s.creds.ClientTLSFor(p.ID), Logger: s.log}
+			return wire.ClientConfig{TLS: s.creds.ClientTLSFor(p.ID), Logger: s.log, Dial: s.dialer(p.ID)}
 		},
 	})
 	if err := checkSpace(s.cfg.Dir, int64(s.cfg.Limits.MinFree)/2); err != nil {
@@ -157,6 +157,7 @@ func (s *server) run(ctx context.Context, listener net.Listener) error {
 		}
 	})
 	wg.Go(func() { s.duties(ctx) })
+	wg.Go(func() { s.announce(ctx) })
 	s.log.Info("serving", "node", s.cfg.ID, "cluster", s.cfg.Cluster, "addr", listener.Addr().String(), "version", s.version)
 	select {
 	case <-ctx.Done():
@@ -204,6 +205,7 @@ func (s *server) close(listener net.Listener) error {
 // leader, making a new cluster and collecting what nobody uses.
 func (s *server) duties(ctx context.Context) {
 	collected := s.clock.Boot()
+	led, since := uint64(0), collected // the leadership, and since when it is this node's
 	tick := time.NewTicker(dutyEvery)
 	defer tick.Stop()
 	for {
@@ -214,8 +216,12 @@ func (s *server) duties(ctx context.Context) {
 			if err := s.found(ctx); err != nil && ctx.Err() == nil {
 				s.log.Warn("the cluster is not set up yet", "err", err)
 			}
-			if now := s.clock.Boot(); now-collected >= collectEvery {
-				s.collect(ctx)
+			now := s.clock.Boot()
+			if led != st.BallotRound {
+				led, since = st.BallotRound, now
+			}
+			if now-collected >= collectEvery {
+				s.collect(ctx, now-since)
 				collected = now
 			}
 		}

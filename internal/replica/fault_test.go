@@ -2,9 +2,12 @@ package replica_test
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -183,8 +186,15 @@ func TestWipedReplicaRejoins(t *testing.T) {
 	}
 	rejoin = c.follower()
 	c.close(rejoin)
+	other := 6 - rejoin - c.leader()
+	c.close(other)
 	c.fs[rejoin] = vfs.NewCrashableMem()
 	c.open(rejoin)
+	c.await("the status to say who is waited for", func() bool {
+		d := c.group(rejoin).Status().Damaged
+		return strings.Contains(d, "does not vote") && strings.Contains(d, "waits for "+other.String())
+	})
+	c.open(other)
 	c.await("the replica to return", func() bool {
 		return c.count(rejoin, "x") == 100 && c.group(rejoin).Status().Damaged == ""
 	})
@@ -248,6 +258,59 @@ func TestDirectoryOfAnotherIsRefused(t *testing.T) {
 	if got := number(c.must(add("x"))); got != 2 {
 		t.Fatalf("counter: 2 expected, found %d", got)
 	}
+}
+
+// TestNewerLogIsRefusedFirst: a log of a newer format is refused before
+// anything else in the directory is touched.
+func TestNewerLogIsRefusedFirst(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	c.must(add("x"))
+	c.close(1)
+	fs := c.fs[1]
+	forge := func(version byte) {
+		t.Helper()
+		names, err := fs.List("/data/log")
+		if err != nil || len(names) == 0 {
+			t.Fatal(names, err)
+		}
+		f, err := fs.OpenReadWrite("/data/log/"+slices.Min(names), vfs.WriteCategoryUnspecified)
+		if err != nil {
+			t.Fatal(err)
+		}
+		head := make([]byte, 64)
+		if _, err := f.ReadAt(head, 0); err != nil {
+			t.Fatal(err)
+		}
+		head[12] = version // docs/formats/log.md
+		binary.LittleEndian.PutUint32(head[8:], crc32.Checksum(head[12:], crc32.MakeTable(crc32.Castagnoli)))
+		if _, err := f.WriteAt(head, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	state := func() string {
+		t.Helper()
+		names, err := fs.List("/data/state")
+		if err != nil {
+			t.Fatal(err)
+		}
+		slices.Sort(names)
+		return strings.Join(names, " ")
+	}
+	before := state()
+	forge(2)
+	_, err := replica.Open(c.config(1), machines())
+	if !sys.Is(err, sys.NotSupported) || !strings.Contains(err.Error(), "run the newer koinon") {
+		t.Fatalf("sys.NotSupported with advice expected, found %v", err)
+	}
+	if after := state(); after != before {
+		t.Errorf("the state was opened: before %s, after %s", before, after)
+	}
+	forge(1)
+	c.open(1)
+	c.must(add("x"))
 }
 
 func TestFullDiskRefusesAndGoesOn(t *testing.T) {

@@ -115,6 +115,10 @@ func (h *Host) open() error {
 	if err != nil {
 		return err
 	}
+	// Before the state is opened, which may write to it.
+	if err := wal.CheckFormat(cfg.FS, cfg.FS.PathJoin(cfg.Dir, "log")); err != nil {
+		return sys.E(sys.Op("replica.Open"), sys.Subject(cfg.Dir), err)
+	}
 	if err := h.clearSnapshots(); err != nil {
 		return err
 	}

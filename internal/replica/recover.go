@@ -208,6 +208,7 @@ func (g *Group) regainPromise() {
 		if p.ID == h.cfg.Self {
 			continue
 		}
+		g.waitsFor(p.ID)
 		b, ok := g.askPromise(p.ID)
 		if !ok {
 			return // the host stops
@@ -225,6 +226,15 @@ func (g *Group) regainPromise() {
 		g.begin()
 		h.pass()
 	})
+}
+
+// waitsFor puts into the status that the replica does not vote before another
+// has told its promise. The driver's own status follows when all have.
+func (g *Group) waitsFor(id sys.NodeID) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.published.Damaged = fmt.Sprintf("this replica has lost what it promised, and does not vote until every other node has told what it "+
+		"promised: it waits for %v, start that node if it does not run", id)
 }
 
 // promiseRetry is the pause between two questions.

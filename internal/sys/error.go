@@ -107,7 +107,8 @@ func E(args ...any) error {
 	return e
 }
 
-// Error writes "op subject: kind: cause", leaving out what is empty.
+// Error writes "op subject: kind: cause", leaving out what is empty, and the
+// kind where the cause says it.
 func (e *Error) Error() string {
 	var b strings.Builder
 	b.WriteString(string(e.Op))
@@ -122,7 +123,7 @@ func (e *Error) Error() string {
 			b.WriteString(": ")
 		}
 	}
-	if e.Kind != Other && (e.Err == nil || KindOf(e.Err) != e.Kind) {
+	if e.Kind != Other && (e.Err == nil || KindOf(e.Err) != e.Kind && !strings.Contains(e.Err.Error(), e.Kind.String())) {
 		sep()
 		b.WriteString(e.Kind.String())
 	}

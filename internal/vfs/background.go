@@ -147,9 +147,8 @@ func (fs *FS) tellOpen(ctx context.Context) error {
 	fs.mu.Unlock()
 	for len(inos) > 0 {
 		n := min(len(inos), keepOpenMax)
-		until := fs.opts.Clock.Wall().Add(fs.opts.Retention).UnixNano()
 		if _, err := fs.doAgain(ctx, &metapb.Command{Op: &metapb.Command_KeepOpen{
-			KeepOpen: &metapb.KeepOpen{Inos: inos[:n], UntilNs: until}}}); err != nil {
+			KeepOpen: &metapb.KeepOpen{Inos: inos[:n], ForNs: fs.opts.Retention.Nanoseconds()}}}); err != nil {
 			return sys.E(sys.Op("vfs.KeepOpen"), err)
 		}
 		inos = inos[n:]

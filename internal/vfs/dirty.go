@@ -251,9 +251,14 @@ func (i *inode) dirtyEnd() uint64 {
 	return end
 }
 
-func (i *inode) dirtyBytes() (n uint64) {
+func (i *inode) dirtyBytes() uint64 {
 	i.mu.RLock()
 	defer i.mu.RUnlock()
+	return i.dirtySum()
+}
+
+// dirtySum is how many bytes are dirty. i.mu is held.
+func (i *inode) dirtySum() (n uint64) {
 	for _, exts := range i.dirty {
 		for _, e := range exts {
 			n += uint64(e.hi - e.lo)

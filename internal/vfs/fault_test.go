@@ -4,13 +4,17 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/koinon/koinon/internal/block"
+	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/sys"
@@ -426,9 +430,14 @@ func TestAppendsOfTwoHandlesAndMounts(t *testing.T) {
 	wantBytes(t, f, want)
 }
 
+// late is the clock of a machine whose time of day is a day behind.
+type late struct{ env.System }
+
+func (late) Wall() time.Time { return time.Now().Add(-24 * time.Hour) }
+
 func TestOpenUnlinkedIsKept(t *testing.T) {
 	tree := meta.NewMemory()
-	fs := New(tree, block.NewMemory(), Options{Retention: time.Hour})
+	fs := New(tree, block.NewMemory(), Options{Retention: time.Hour, Clock: late{}})
 	defer fs.Close(context.Background())
 	f := create(t, fs, "f", 0)
 	write(t, f, []byte("here"), 0)
@@ -496,4 +505,45 @@ func TestClosedFS(t *testing.T) {
 		t.Fatalf("read after close: %v, expected an error of ours", err)
 	}
 	f.Release()
+}
+
+// mute is a tree that does not answer commits once it is told to.
+type mute struct {
+	meta.Client
+	on atomic.Bool
+}
+
+func (m *mute) Do(ctx context.Context, cmd *metapb.Command) (*metapb.Result, error) {
+	if cmd.GetCommit() != nil && m.on.Load() {
+		<-ctx.Done()
+		return nil, sys.E(sys.Unavailable, ctx.Err())
+	}
+	return m.Client.Do(ctx, cmd)
+}
+
+// TestCloseWithoutMajority: however many files are dirty, Close gives up after
+// the time of one operation, or with its caller's.
+func TestCloseWithoutMajority(t *testing.T) {
+	for _, c := range []struct{ timeout, deadline time.Duration }{{200 * time.Millisecond, 0}, {time.Hour, 200 * time.Millisecond}} {
+		tree := &mute{Client: meta.NewMemory()}
+		fs := New(tree, block.NewMemory(), Options{Timeout: c.timeout, FlushAfter: time.Hour})
+		for k := range 100 {
+			f := create(t, fs, fmt.Sprint(k), 0)
+			write(t, f, []byte("bytes"), 0)
+		}
+		tree.on.Store(true)
+		ctx, cancel := context.Background(), context.CancelFunc(func() {})
+		if c.deadline > 0 {
+			ctx, cancel = context.WithTimeout(ctx, c.deadline)
+		}
+		began := time.Now()
+		err := fs.Close(ctx)
+		cancel()
+		if took := time.Since(began); took > 10*time.Second/4 {
+			t.Errorf("%v: Close took %v", c, took)
+		}
+		if !sys.Is(err, sys.Unavailable) || !strings.Contains(fmt.Sprint(err), "and 92 more files") {
+			t.Errorf("%v: %v", c, err)
+		}
+	}
 }

@@ -186,6 +186,7 @@ func (i *inode) overlay(attr *metapb.Attr) *metapb.Attr {
 	}
 	attr = proto.CloneOf(attr)
 	attr.Size = max(attr.Size, i.dirtyEnd())
+	attr.Stored = min(attr.Stored+i.dirtySum(), attr.Size) // what is overwritten may count twice until it is flushed
 	attr.MtimeNs = max(attr.MtimeNs, i.wroteNs)
 	attr.CtimeNs = max(attr.CtimeNs, i.wroteNs)
 	return attr

@@ -3,8 +3,10 @@ package vfs
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/koinon/koinon/internal/block"
@@ -36,8 +38,9 @@ type Options struct {
 	Copies int
 	// Session is on whose account slice numbers are reserved.
 	Session sys.SessionID
-	// Retention is how long the tree keeps unlinked inodes. Three times in
-	// this time the FS tells which ones it has open; default one hour.
+	// Retention is for how long the tree is asked to keep the inodes that are
+	// open. Three times in this time the FS asks, so it must not exceed the
+	// time that the tree keeps unlinked inodes by itself; default one hour.
 	Retention time.Duration
 	// FlushAfter is how old dirty bytes get before they are flushed although
 	// nobody asked; default 5 s.
@@ -98,8 +101,9 @@ type FS struct {
 	mu      sync.Mutex
 	inodes  map[sys.Ino]*inode
 	past    history
-	closing bool // no more writes
-	closed  bool // no more tasks
+	closing bool         // no more writes
+	closed  bool         // no more tasks
+	closeBy atomic.Int64 // Boot time in ns by which Close gives up; 0 before
 
 	ctx    context.Context // ends with the FS
 	cancel context.CancelFunc
@@ -130,7 +134,9 @@ func New(mc meta.Client, store block.Store, opts Options) *FS {
 
 // Close flushes every open file and ends the background tasks. Handles that
 // are still open answer BadHandle to writes afterwards. The error joins those
-// of the files that could not be flushed; their dirty bytes are lost.
+// of the files that could not be flushed, or of the first of many; their dirty
+// bytes are lost. Close takes no longer than Options.Timeout, nor much longer
+// than ctx's deadline.
 func (fs *FS) Close(ctx context.Context) error {
 	fs.mu.Lock()
 	if fs.closing {
@@ -143,20 +149,66 @@ func (fs *FS) Close(ctx context.Context) error {
 		open = append(open, i)
 	}
 	fs.mu.Unlock()
-	var errs []error
-	for _, i := range open {
-		if err := i.flush(ctx, wholeFile, false); err != nil {
-			errs = append(errs, err)
-		}
-	}
+	err := fs.flushAll(ctx, open)
 	fs.mu.Lock()
 	fs.closed = true // no task starts from here on
 	fs.mu.Unlock()
 	fs.cancel()
 	fs.budget.fail(errClosed)
 	fs.tasks.Wait()
+	return err
+}
+
+const (
+	closeFlushes = 8 // how many files Close flushes at once
+	closeErrors  = 8 // how many of those that fail it names
+)
+
+// flushAll flushes files until ctx's deadline, at most for the time that one
+// operation may take: when the cluster does not answer, all are lost together.
+func (fs *FS) flushAll(ctx context.Context, open []*inode) error {
+	limit := fs.opts.Timeout
+	if by, ok := ctx.Deadline(); ok {
+		limit = min(limit, max(time.Until(by), 1))
+	}
+	end := fs.opts.Clock.Boot() + limit
+	fs.closeBy.Store(int64(end))
+	defer time.AfterFunc(limit, fs.cancel).Stop() // blocks on their way end then as well
+	var (
+		mu     sync.Mutex
+		errs   []error
+		failed int
+		wg     sync.WaitGroup
+	)
+	turns := make(chan struct{}, closeFlushes)
+	for _, i := range open {
+		turns <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-turns }()
+			err := error(errLate)
+			if fs.opts.Clock.Boot() < end {
+				err = i.flush(ctx, wholeFile, false)
+			} else if i.dirtyBytes() == 0 {
+				return
+			}
+			if err == nil {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if failed++; failed <= closeErrors {
+				errs = append(errs, err)
+			}
+		})
+	}
+	wg.Wait()
+	if failed > closeErrors {
+		errs = append(errs, fmt.Errorf("and %d more files could not be stored", failed-closeErrors))
+	}
 	return errors.Join(errs...)
 }
+
+var errLate = sys.E(sys.Op("vfs.Close"), sys.Unavailable, "there was no time left to store a file")
 
 var errClosed = sys.E(sys.Op("vfs.Close"), sys.BadHandle, "the file system is closed")
 
@@ -173,7 +225,11 @@ func (fs *FS) startTask(fn func()) bool {
 
 // do sends a command and waits for its result, cancelled caller or not.
 func (fs *FS) do(ctx context.Context, cmd *metapb.Command) (*metapb.Result, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), fs.opts.Timeout)
+	timeout := fs.opts.Timeout
+	if by := fs.closeBy.Load(); by != 0 {
+		timeout = min(timeout, time.Duration(by)-fs.opts.Clock.Boot())
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
 	return fs.meta.Do(ctx, cmd)
 }

@@ -3,6 +3,7 @@ package disk
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"log/slog"
 	"math/rand/v2"
@@ -298,6 +299,34 @@ func TestDamagedHintIsIgnored(t *testing.T) {
 	for i := range uint32(5) {
 		mustHave(t, s, blocktest.Key(1, 0, i), 50_000)
 	}
+}
+
+// TestNewerSegmentIsRefused: also when a hint of this format covers it.
+func TestNewerSegmentIsRefused(t *testing.T) {
+	fs := vfs.NewMem()
+	s := mustOpen(t, quiet(fs))
+	mustPut(t, s, blocktest.Key(1, 0, 0), 50_000)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f, err := fs.OpenReadWrite("blocks/"+segmentName(1), vfs.WriteCategoryUnspecified)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head := make([]byte, sectorSize)
+	if _, err := f.ReadAt(head, 0); err != nil {
+		t.Fatal(err)
+	}
+	head[8] = formatMajor + 1
+	binary.LittleEndian.PutUint32(head[atCRC:], block.Checksum(head[:atCRC]))
+	if _, err := f.WriteAt(head, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	_, err = Open(quiet(fs))
+	wantKind(t, "Open", err, sys.NotSupported)
 }
 
 // Bytes that look like records, because a user stored a segment in the tree,

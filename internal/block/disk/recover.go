@@ -107,12 +107,12 @@ func (s *Store) load(id uint32, hinted, last bool) error {
 	l := &loading{g: &segment{id: id, file: f, direct: openDirect(f), inflight: make(map[int64]struct{})}, size: info.Size()}
 	l.g.refs.Store(1)
 	from := s.loadHint(l, hinted)
+	if err := s.checkFormat(l); err != nil {
+		l.g.direct.close()
+		return joinErrors(err, f.Close())
+	}
 	if from == 0 {
-		if from, err = s.loadHead(l); err != nil {
-			l.g.direct.close()
-			return joinErrors(err, f.Close())
-		}
-		if from == 0 {
+		if from = s.loadHead(l); from == 0 {
 			l.g.direct.close()
 			if err := f.Close(); err != nil {
 				return ioError(op, sys.Subject(path), err)
@@ -183,33 +183,45 @@ func (s *Store) readFile(name string) ([]byte, error) {
 	return data, joinErrors(err, f.Close())
 }
 
+// checkFormat refuses a segment of a newer format, also when its hint, which may
+// be an older one's, covers it. A head that cannot be read matters only without
+// a hint.
+func (s *Store) checkFormat(l *loading) error {
+	var head [sectorSize]byte
+	if n, _ := l.g.file.ReadAt(head[:], 0); n < sectorSize {
+		return nil
+	}
+	if _, err := decodeSegmentHead(head[:], l.g.id); sys.Is(err, sys.NotSupported) {
+		return sys.E(sys.Op("disk.Open"), sys.Subject(segmentName(l.g.id)), err)
+	}
+	return nil
+}
+
 // loadHead learns the salt from the segment's first sector or, when that is
 // damaged, from its first record. It returns where the records begin, 0 when
-// neither can be read. A segment of a newer format is an error.
-func (s *Store) loadHead(l *loading) (int64, error) {
+// neither can be read.
+func (s *Store) loadHead(l *loading) int64 {
 	var buf [2 * sectorSize]byte
 	n, _ := l.g.file.ReadAt(buf[:], 0) // how much there is tells enough
 	if n < sectorSize {
-		return 0, nil
+		return 0
 	}
 	salt, err := decodeSegmentHead(buf[:sectorSize], l.g.id)
-	switch {
-	case err == nil:
+	if err == nil {
 		l.g.salt = salt
-		return sectorSize, nil
-	case sys.Is(err, sys.NotSupported):
-		return 0, sys.E(sys.Op("disk.Open"), sys.Subject(segmentName(l.g.id)), err)
-	case n < len(buf):
-		return 0, nil
+		return sectorSize
+	}
+	if n < len(buf) {
+		return 0
 	}
 	var h header
 	salt = saltOf(buf[sectorSize:])
 	if h.decode(buf[sectorSize:], salt, sectorSize) != nil {
-		return 0, nil
+		return 0
 	}
 	l.g.salt = salt
 	s.recovery.DamagedBytes += sectorSize
-	return sectorSize, nil
+	return sectorSize
 }
 
 // loadNothing deals with a segment that says nothing: one that a crash caught

@@ -107,6 +107,7 @@ type Attr struct {
 	Xattrs        uint32                 `protobuf:"varint,16,opt,name=xattrs,proto3" json:"xattrs,omitempty"`                           // how many extended attributes
 	DeadlineNs    int64                  `protobuf:"varint,17,opt,name=deadline_ns,json=deadlineNs,proto3" json:"deadline_ns,omitempty"` // of an inode in quarantine: Purge frees it after this; 0 otherwise
 	Purging       bool                   `protobuf:"varint,18,opt,name=purging,proto3" json:"purging,omitempty"`                         // Purge has freed some of its chunks, so it cannot be opened any more
+	Stored        uint64                 `protobuf:"varint,19,opt,name=stored,proto3" json:"stored,omitempty"`                           // of a regular file: how many of its bytes are no holes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -265,6 +266,13 @@ func (x *Attr) GetPurging() bool {
 		return x.Purging
 	}
 	return false
+}
+
+func (x *Attr) GetStored() uint64 {
+	if x != nil {
+		return x.Stored
+	}
+	return 0
 }
 
 // Slice places a run of bytes in a chunk. Later slices of a chunk cover
@@ -2068,11 +2076,14 @@ func (x *AllocSlices) GetSession() uint64 {
 	return 0
 }
 
-// KeepOpen extends the quarantine of those of the inodes that are in it.
+// KeepOpen extends the quarantine of those of the inodes that are in it: to
+// until_ns, and to for_ns after the command's time, which does not depend on
+// the sender's clock.
 type KeepOpen struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Inos          []uint64               `protobuf:"varint,1,rep,packed,name=inos,proto3" json:"inos,omitempty"`
 	UntilNs       int64                  `protobuf:"varint,2,opt,name=until_ns,json=untilNs,proto3" json:"until_ns,omitempty"`
+	ForNs         int64                  `protobuf:"varint,3,opt,name=for_ns,json=forNs,proto3" json:"for_ns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2117,6 +2128,13 @@ func (x *KeepOpen) GetInos() []uint64 {
 func (x *KeepOpen) GetUntilNs() int64 {
 	if x != nil {
 		return x.UntilNs
+	}
+	return 0
+}
+
+func (x *KeepOpen) GetForNs() int64 {
+	if x != nil {
+		return x.ForNs
 	}
 	return 0
 }
@@ -3772,7 +3790,7 @@ const file_meta_metapb_meta_proto_rawDesc = "" +
 	"\x04Cred\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\rR\x03uid\x12\x10\n" +
 	"\x03gid\x18\x02 \x01(\rR\x03gid\x12\x16\n" +
-	"\x06groups\x18\x03 \x03(\rR\x06groups\"\xb1\x03\n" +
+	"\x06groups\x18\x03 \x03(\rR\x06groups\"\xc9\x03\n" +
 	"\x04Attr\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\rR\x04type\x12\x12\n" +
@@ -3794,7 +3812,8 @@ const file_meta_metapb_meta_proto_rawDesc = "" +
 	"\x06xattrs\x18\x10 \x01(\rR\x06xattrs\x12\x1f\n" +
 	"\vdeadline_ns\x18\x11 \x01(\x03R\n" +
 	"deadlineNs\x12\x18\n" +
-	"\apurging\x18\x12 \x01(\bR\apurging\"n\n" +
+	"\apurging\x18\x12 \x01(\bR\apurging\x12\x16\n" +
+	"\x06stored\x18\x13 \x01(\x04R\x06stored\"n\n" +
 	"\x05Slice\x12\x0e\n" +
 	"\x02at\x18\x01 \x01(\rR\x02at\x12\x10\n" +
 	"\x03len\x18\x02 \x01(\rR\x03len\x12\x14\n" +
@@ -3939,10 +3958,11 @@ const file_meta_metapb_meta_proto_rawDesc = "" +
 	"\x06inline\x18\x05 \x01(\fR\x06inline\"=\n" +
 	"\vAllocSlices\x12\x14\n" +
 	"\x05count\x18\x01 \x01(\rR\x05count\x12\x18\n" +
-	"\asession\x18\x02 \x01(\x04R\asession\"9\n" +
+	"\asession\x18\x02 \x01(\x04R\asession\"P\n" +
 	"\bKeepOpen\x12\x12\n" +
 	"\x04inos\x18\x01 \x03(\x04R\x04inos\x12\x19\n" +
-	"\buntil_ns\x18\x02 \x01(\x03R\auntilNs\"\x1d\n" +
+	"\buntil_ns\x18\x02 \x01(\x03R\auntilNs\x12\x15\n" +
+	"\x06for_ns\x18\x03 \x01(\x03R\x05forNs\"\x1d\n" +
 	"\x05Purge\x12\x14\n" +
 	"\x05limit\x18\x01 \x01(\rR\x05limit\"1\n" +
 	"\tDropFreed\x12\x10\n" +

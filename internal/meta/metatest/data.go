@@ -329,6 +329,41 @@ func testTruncate(x *tree) {
 	equal(x, "length after growth", x.chunk(f, 0).Slices[0].Len, 50)
 }
 
+// What a file stores leaves out its holes, however they came about.
+func testStored(x *tree) {
+	root := x.root()
+	f := x.create(root, "f", 0o644)
+	stored := func(what string, want uint64) {
+		x.tb.Helper()
+		equal(x, what, x.get(f).Stored, want)
+	}
+	x.must(x.commit(&metapb.Commit{Ino: f.Ino, Inline: []byte("bytes")}))
+	stored("inline bytes", 5)
+	x.must(x.truncate(f, 3))
+	stored("after truncation", 3)
+	x.must(x.truncate(f, 10*sys.ChunkSize))
+	stored("with a hole at the end", 3)
+	x.write(f, 100, 1000)
+	stored("a slice behind a hole", 1003)
+	x.write(f, 600, 1000)
+	stored("a slice over part of another", 1503)
+	x.write(f, 0, 200)
+	stored("a slice over base, hole and slice", 1600)
+	x.write(f, 5*sys.ChunkSize+7, 70)
+	stored("another chunk", 1670)
+	x.must(x.fallocate(&metapb.Fallocate{Ino: f.Ino, Off: 150, Len: 50, KeepSize: true, Zero: true}))
+	stored("a hole that was punched", 1620)
+	x.write(f, 160, 10)
+	stored("a write into it", 1630)
+	x.must(x.truncate(f, 1000))
+	stored("cut", 960)
+	x.must(x.fallocate(&metapb.Fallocate{Ino: f.Ino, Off: 0, Len: 5000, Zero: true}))
+	stored("all zeroed", 0)
+	equal(x, "a directory", x.get(root).Stored, 0)
+	g := x.must(x.mknod(&metapb.Mknod{Parent: root.Ino, Name: []byte("g"), Type: uint32(sys.TypeRegular), Body: &metapb.Commit{Inline: []byte("body")}}))
+	equal(x, "a file made with bytes", g.Stored, 4)
+}
+
 func testFallocate(x *tree) {
 	root := x.root()
 	f := x.create(root, "f", 0o644)

@@ -57,6 +57,7 @@ var suite = []struct {
 	{"LargeFile", testLargeFile},
 	{"Truncate", testTruncate},
 	{"Fallocate", testFallocate},
+	{"Stored", testStored},
 	{"Content", testContent},
 	{"Merge", testMerge},
 	{"MergeStale", testMergeStale},

@@ -124,6 +124,17 @@ func testKeepOpen(x *tree) {
 	equal(x, "deadline after a longer one", x.get(&metapb.Attr{Ino: inos[0]}).DeadlineNs, far+1)
 	equal(x, "steps", x.purge(100), 0)
 	equal(x, "kept without inodes", len(x.keepOpen(far)), 0)
+
+	f := x.create(root, "f", 0o644)
+	x.must(x.unlink(root, "f"))
+	before := x.get(f).DeadlineNs
+	for _, span := range []time.Duration{math.MinInt64, time.Hour, time.Minute} {
+		x.must(x.do(&metapb.Command{Op: &metapb.Command_KeepOpen{
+			KeepOpen: &metapb.KeepOpen{Inos: []uint64{f.Ino}, ForNs: span.Nanoseconds()}}}))
+	}
+	if kept := x.get(f).DeadlineNs - before; kept < time.Hour.Nanoseconds() || kept > 2*time.Hour.Nanoseconds() {
+		x.tb.Fatalf("expected the command's time and an hour, found %v more", time.Duration(kept))
+	}
 }
 
 // Purge works in bounded steps, and nobody reads what is half freed.

@@ -242,5 +242,5 @@ func (c *cache) attrOf(ino sys.Ino) *metapb.Attr {
 func cloneAttr(a *metapb.Attr) *metapb.Attr {
 	return &metapb.Attr{Ino: a.Ino, Type: a.Type, Mode: a.Mode, Uid: a.Uid, Gid: a.Gid, Size: a.Size, Nlink: a.Nlink,
 		AtimeNs: a.AtimeNs, MtimeNs: a.MtimeNs, CtimeNs: a.CtimeNs, Rdev: a.Rdev, Parent: a.Parent, Version: a.Version,
-		NextCookie: a.NextCookie, Target: a.Target, Xattrs: a.Xattrs, DeadlineNs: a.DeadlineNs, Purging: a.Purging}
+		NextCookie: a.NextCookie, Target: a.Target, Xattrs: a.Xattrs, DeadlineNs: a.DeadlineNs, Purging: a.Purging, Stored: a.Stored}
 }

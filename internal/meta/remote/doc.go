@@ -30,6 +30,7 @@ const (
 	MethodDo    wire.Method = 200 // DoRequest -> DoReply
 	MethodQuery wire.Method = 201 // QueryRequest -> QueryReply
 	MethodRenew wire.Method = 202 // RenewRequest -> RenewReply
+	MethodView  wire.Method = 203 // ViewRequest -> ViewReply
 )
 
 const (

@@ -26,6 +26,7 @@ const touchedMax = 16
 type Server struct {
 	group  *replica.Group
 	leases *leases
+	views  views
 	log    *slog.Logger
 	stop   func()
 	mu     sync.Mutex // held while a leadership begins
@@ -33,7 +34,7 @@ type Server struct {
 
 // NewServer follows the group's leadership and applies. Close stops it.
 func NewServer(g *replica.Group, clock env.Clock, log *slog.Logger) *Server {
-	s := &Server{group: g, leases: newLeases(clock), log: log}
+	s := &Server{group: g, leases: newLeases(clock), views: newViews(clock), log: log}
 	g.OnApply(replica.NSMeta, s.applied)
 	s.stop = g.Watch(s.watch)
 	return s
@@ -43,6 +44,7 @@ func NewServer(g *replica.Group, clock env.Clock, log *slog.Logger) *Server {
 func (s *Server) Close() {
 	s.stop()
 	s.leases.follow()
+	s.views.follow()
 }
 
 // Register adds the server's methods.
@@ -50,6 +52,7 @@ func (s *Server) Register(srv *wire.Server) {
 	srv.Handle(MethodDo, s.serveDo)
 	srv.Handle(MethodQuery, s.serveQuery)
 	srv.Handle(MethodRenew, s.serveRenew)
+	srv.Handle(MethodView, s.serveView)
 }
 
 // watch follows the leadership, so that the wait for earlier leases begins
@@ -57,6 +60,7 @@ func (s *Server) Register(srv *wire.Server) {
 func (s *Server) watch(st replica.Status) {
 	if st.Role != replica.Leader {
 		s.leases.follow()
+		s.views.follow()
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), Term)
@@ -214,6 +218,9 @@ func (s *Server) serveQuery(ctx context.Context, req *wire.Request) (wire.Respon
 	term, err := s.lead(ctx, op)
 	if err != nil {
 		return cluster.LeaderHint(err)
+	}
+	if r.View != 0 {
+		return s.queryView(r.View, q)
 	}
 	var a *metapb.Answer
 	slot := s.group.Applied() // before the view is taken, so never newer than it

@@ -160,8 +160,7 @@ func (r *replayer) header(s *segment, w *window) (used bool, err error) {
 		return false, nil
 	}
 	if version != formatVersion {
-		return false, sys.E(sys.NotSupported, sys.Subject(segmentName(s.id)), fmt.Sprintf(
-			"the log has format %d and this program knows %d: run the newer koinon", version, formatVersion))
+		return false, otherFormat(s.id, version)
 	}
 	if h.flags&flagDamageKnown != 0 {
 		r.report.Damaged = nil

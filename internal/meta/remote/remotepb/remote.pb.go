@@ -153,6 +153,7 @@ func (x *DoReply) GetGrant() *Grant {
 type QueryRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"` // 0: nothing will be cached
+	View          uint64                 `protobuf:"varint,2,opt,name=view,proto3" json:"view,omitempty"`       // of a ViewReply; 0: the tree as it is now
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -194,6 +195,103 @@ func (x *QueryRequest) GetSession() uint64 {
 	return 0
 }
 
+func (x *QueryRequest) GetView() uint64 {
+	if x != nil {
+		return x.View
+	}
+	return 0
+}
+
+// ViewRequest opens a view, or closes one.
+type ViewRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Close         uint64                 `protobuf:"varint,1,opt,name=close,proto3" json:"close,omitempty"` // 0: open one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ViewRequest) Reset() {
+	*x = ViewRequest{}
+	mi := &file_meta_remote_remotepb_remote_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ViewRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ViewRequest) ProtoMessage() {}
+
+func (x *ViewRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_remote_remotepb_remote_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ViewRequest.ProtoReflect.Descriptor instead.
+func (*ViewRequest) Descriptor() ([]byte, []int) {
+	return file_meta_remote_remotepb_remote_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ViewRequest) GetClose() uint64 {
+	if x != nil {
+		return x.Close
+	}
+	return 0
+}
+
+// ViewReply names the view that was opened.
+type ViewReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	View          uint64                 `protobuf:"varint,1,opt,name=view,proto3" json:"view,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ViewReply) Reset() {
+	*x = ViewReply{}
+	mi := &file_meta_remote_remotepb_remote_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ViewReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ViewReply) ProtoMessage() {}
+
+func (x *ViewReply) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_remote_remotepb_remote_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ViewReply.ProtoReflect.Descriptor instead.
+func (*ViewReply) Descriptor() ([]byte, []int) {
+	return file_meta_remote_remotepb_remote_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ViewReply) GetView() uint64 {
+	if x != nil {
+		return x.View
+	}
+	return 0
+}
+
 // QueryReply's payload is the koinon.meta.v1.Answer.
 type QueryReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -204,7 +302,7 @@ type QueryReply struct {
 
 func (x *QueryReply) Reset() {
 	*x = QueryReply{}
-	mi := &file_meta_remote_remotepb_remote_proto_msgTypes[3]
+	mi := &file_meta_remote_remotepb_remote_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -216,7 +314,7 @@ func (x *QueryReply) String() string {
 func (*QueryReply) ProtoMessage() {}
 
 func (x *QueryReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_remote_remotepb_remote_proto_msgTypes[3]
+	mi := &file_meta_remote_remotepb_remote_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -229,7 +327,7 @@ func (x *QueryReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryReply.ProtoReflect.Descriptor instead.
 func (*QueryReply) Descriptor() ([]byte, []int) {
-	return file_meta_remote_remotepb_remote_proto_rawDescGZIP(), []int{3}
+	return file_meta_remote_remotepb_remote_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *QueryReply) GetGrant() *Grant {
@@ -253,7 +351,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_meta_remote_remotepb_remote_proto_msgTypes[4]
+	mi := &file_meta_remote_remotepb_remote_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -265,7 +363,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_remote_remotepb_remote_proto_msgTypes[4]
+	mi := &file_meta_remote_remotepb_remote_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -278,7 +376,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_meta_remote_remotepb_remote_proto_rawDescGZIP(), []int{4}
+	return file_meta_remote_remotepb_remote_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Grant) GetInos() []uint64 {
@@ -315,7 +413,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_meta_remote_remotepb_remote_proto_msgTypes[5]
+	mi := &file_meta_remote_remotepb_remote_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -327,7 +425,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_remote_remotepb_remote_proto_msgTypes[5]
+	mi := &file_meta_remote_remotepb_remote_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -340,7 +438,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_meta_remote_remotepb_remote_proto_rawDescGZIP(), []int{5}
+	return file_meta_remote_remotepb_remote_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *RenewRequest) GetSession() uint64 {
@@ -377,7 +475,7 @@ type RenewReply struct {
 
 func (x *RenewReply) Reset() {
 	*x = RenewReply{}
-	mi := &file_meta_remote_remotepb_remote_proto_msgTypes[6]
+	mi := &file_meta_remote_remotepb_remote_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -389,7 +487,7 @@ func (x *RenewReply) String() string {
 func (*RenewReply) ProtoMessage() {}
 
 func (x *RenewReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_remote_remotepb_remote_proto_msgTypes[6]
+	mi := &file_meta_remote_remotepb_remote_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -402,7 +500,7 @@ func (x *RenewReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewReply.ProtoReflect.Descriptor instead.
 func (*RenewReply) Descriptor() ([]byte, []int) {
-	return file_meta_remote_remotepb_remote_proto_rawDescGZIP(), []int{6}
+	return file_meta_remote_remotepb_remote_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RenewReply) GetTerm() uint64 {
@@ -445,9 +543,14 @@ const file_meta_remote_remotepb_remote_proto_rawDesc = "" +
 	"\adropped\x18\x04 \x03(\x04R\adropped\"h\n" +
 	"\aDoReply\x12.\n" +
 	"\atouched\x18\x01 \x03(\v2\x14.koinon.meta.v1.AttrR\atouched\x12-\n" +
-	"\x05grant\x18\x02 \x01(\v2\x17.koinon.remote.v1.GrantR\x05grant\"(\n" +
+	"\x05grant\x18\x02 \x01(\v2\x17.koinon.remote.v1.GrantR\x05grant\"<\n" +
 	"\fQueryRequest\x12\x18\n" +
-	"\asession\x18\x01 \x01(\x04R\asession\";\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\x12\x12\n" +
+	"\x04view\x18\x02 \x01(\x04R\x04view\"#\n" +
+	"\vViewRequest\x12\x14\n" +
+	"\x05close\x18\x01 \x01(\x04R\x05close\"\x1f\n" +
+	"\tViewReply\x12\x12\n" +
+	"\x04view\x18\x01 \x01(\x04R\x04view\";\n" +
 	"\n" +
 	"QueryReply\x12-\n" +
 	"\x05grant\x18\x01 \x01(\v2\x17.koinon.remote.v1.GrantR\x05grant\"A\n" +
@@ -478,21 +581,23 @@ func file_meta_remote_remotepb_remote_proto_rawDescGZIP() []byte {
 	return file_meta_remote_remotepb_remote_proto_rawDescData
 }
 
-var file_meta_remote_remotepb_remote_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_meta_remote_remotepb_remote_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_meta_remote_remotepb_remote_proto_goTypes = []any{
 	(*DoRequest)(nil),    // 0: koinon.remote.v1.DoRequest
 	(*DoReply)(nil),      // 1: koinon.remote.v1.DoReply
 	(*QueryRequest)(nil), // 2: koinon.remote.v1.QueryRequest
-	(*QueryReply)(nil),   // 3: koinon.remote.v1.QueryReply
-	(*Grant)(nil),        // 4: koinon.remote.v1.Grant
-	(*RenewRequest)(nil), // 5: koinon.remote.v1.RenewRequest
-	(*RenewReply)(nil),   // 6: koinon.remote.v1.RenewReply
-	(*metapb.Attr)(nil),  // 7: koinon.meta.v1.Attr
+	(*ViewRequest)(nil),  // 3: koinon.remote.v1.ViewRequest
+	(*ViewReply)(nil),    // 4: koinon.remote.v1.ViewReply
+	(*QueryReply)(nil),   // 5: koinon.remote.v1.QueryReply
+	(*Grant)(nil),        // 6: koinon.remote.v1.Grant
+	(*RenewRequest)(nil), // 7: koinon.remote.v1.RenewRequest
+	(*RenewReply)(nil),   // 8: koinon.remote.v1.RenewReply
+	(*metapb.Attr)(nil),  // 9: koinon.meta.v1.Attr
 }
 var file_meta_remote_remotepb_remote_proto_depIdxs = []int32{
-	7, // 0: koinon.remote.v1.DoReply.touched:type_name -> koinon.meta.v1.Attr
-	4, // 1: koinon.remote.v1.DoReply.grant:type_name -> koinon.remote.v1.Grant
-	4, // 2: koinon.remote.v1.QueryReply.grant:type_name -> koinon.remote.v1.Grant
+	9, // 0: koinon.remote.v1.DoReply.touched:type_name -> koinon.meta.v1.Attr
+	6, // 1: koinon.remote.v1.DoReply.grant:type_name -> koinon.remote.v1.Grant
+	6, // 2: koinon.remote.v1.QueryReply.grant:type_name -> koinon.remote.v1.Grant
 	3, // [3:3] is the sub-list for method output_type
 	3, // [3:3] is the sub-list for method input_type
 	3, // [3:3] is the sub-list for extension type_name
@@ -511,7 +616,7 @@ func file_meta_remote_remotepb_remote_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meta_remote_remotepb_remote_proto_rawDesc), len(file_meta_remote_remotepb_remote_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,118 @@
+package main
+
+import (
+	"errors"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/koinon/koinon/internal/sys"
+)
+
+// words writes an error for people: what it was about and what is wrong, in one
+// line where the cause allows it. The names of operations, which are for
+// developers, and kinds that the cause says better, are left out.
+func words(err error) string {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		var lines []string
+		for _, e := range joined.Unwrap() {
+			lines = append(lines, words(e))
+		}
+		return strings.Join(lines, "\n")
+	}
+	e, ok := err.(*sys.Error)
+	if !ok {
+		return err.Error()
+	}
+	var parts []string
+	add := func(s string) {
+		if s != "" && !strings.HasPrefix(strings.Join(parts, ": "), s) {
+			parts = append(parts, s)
+		}
+	}
+	add(string(e.Subject))
+	if e.Err == nil {
+		add(e.Kind.String())
+		return strings.Join(parts, ": ")
+	}
+	cause := words(e.Err)
+	if e.Subject != "" && telling(e.Kind) && !strings.Contains(cause, e.Kind.String()) {
+		add(e.Kind.String())
+	}
+	if strings.HasPrefix(cause, string(e.Subject)) { // it begins with what it was about
+		return cause
+	}
+	add(cause)
+	return strings.Join(parts, ": ")
+}
+
+// telling says that a kind adds something to a cause in words.
+func telling(k sys.Kind) bool {
+	switch k {
+	case sys.Other, sys.Invalid, sys.Unavailable, sys.Busy, sys.NotSupported, sys.Interrupted, sys.NotLeader:
+		return false
+	}
+	return true
+}
+
+// toldError is an error with a text of its own.
+type toldError struct {
+	text string
+	err  error
+}
+
+func (e *toldError) Error() string { return e.text }
+
+func (e *toldError) Unwrap() error { return e.err }
+
+// flagError words what is wrong with a flag.
+func flagError(err error) error {
+	if bad, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
+		want := err
+		if inner := errors.Unwrap(err); inner != nil {
+			want = inner
+		}
+		text := want.Error()
+		if errors.Is(want, strconv.ErrSyntax) || errors.Is(want, strconv.ErrRange) || strings.Contains(text, "strconv.") {
+			text = "give a number"
+		}
+		return &toldError{"--" + bad.GetFlag().Name + " is " + strconv.Quote(bad.GetValue()) + ": " + text, err}
+	}
+	return err
+}
+
+// hinted is a command of this program in a message: `koinon ...`.
+var hinted = regexp.MustCompile("`koinon (dev )?([a-z]+)([^`]*)`")
+
+// hint completes the commands that a message advises with the flags by which
+// the user chose the cluster, so that they can be typed as they stand.
+func (a *app) hint(msg string) string {
+	return hinted.ReplaceAllStringFunc(msg, func(cmd string) string {
+		m := hinted.FindStringSubmatch(cmd)
+		flag := ""
+		switch {
+		case strings.Contains(m[3], " --config ") || strings.Contains(m[3], " --dir ") || m[2] == "serve":
+		case m[1] != "" && a.devDir != "":
+			flag = " --dir " + quoted(a.devDir)
+		case m[1] == "" && a.configPath != "":
+			flag = " --config " + quoted(a.configPath)
+		case m[1] == "" && a.devDir != "":
+			flag = " --config " + quoted(filepath.Join(a.devDir, "client.toml"))
+		}
+		return strings.TrimSuffix(cmd, "`") + flag + "`"
+	})
+}
+
+// plainWord is what a shell takes as it stands.
+var plainWord = regexp.MustCompile(`^[A-Za-z0-9_@%+=:,./~-]+$`)
+
+// quoted writes a word for a shell.
+func quoted(word string) string {
+	if plainWord.MatchString(word) {
+		return word
+	}
+	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
+}
