@@ -82,7 +82,7 @@ func (v *view) revision(rev uint64) (uint64, error) {
 	case rev == 0:
 		return v.state.rev, nil
 	case rev > v.state.rev:
-		return 0, refuse(sys.Range, "revision %d has not come yet, the newest is %d", rev, v.state.rev)
+		return 0, refuse(sys.Invalid, "revision %d has not come yet, the newest is %d", rev, v.state.rev)
 	case rev < v.state.compacted:
 		return 0, compacted(rev, v.state.compacted)
 	}
