@@ -234,7 +234,18 @@ same time, one succeeds. The exit code is 3 when the key is not as expected; it
 is left as it is then.`,
 		Example: "  koinon kv cas /app/leader db-4 --if-value db-3\n  koinon kv cas /app/leader db-1 --if-absent\n" +
 			"  rev=$(koinon kv get /app/n -o json | jq .revision)\n  koinon kv cas /app/n 8 --if-revision $rev",
-		Args: cobra.ExactArgs(2),
+		Args: func(cmd *cobra.Command, args []string) error {
+			given := 0
+			for _, name := range []string{"if-value", "if-revision", "if-absent"} {
+				if cmd.Flags().Changed(name) {
+					given++
+				}
+			}
+			if given != 1 {
+				return errors.New("expected one of --if-value, --if-revision and --if-absent")
+			}
+			return cobra.ExactArgs(2)(cmd, args)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			value, err := k.value(cmd.Context(), args[1])
 			if err != nil {
@@ -259,8 +270,6 @@ is left as it is then.`,
 	cmd.Flags().StringVar(&ifValue, "if-value", "", "if this is its `VALUE`")
 	cmd.Flags().Uint64Var(&ifRevision, "if-revision", 0, "if its last change is that of `REVISION`")
 	cmd.Flags().BoolVar(&ifAbsent, "if-absent", false, "if it is not there")
-	cmd.MarkFlagsOneRequired("if-value", "if-revision", "if-absent")
-	cmd.MarkFlagsMutuallyExclusive("if-value", "if-revision", "if-absent")
 	return cmd
 }
 
