@@ -76,7 +76,11 @@ func (k *kvApp) run(ctx context.Context, do func(ctx context.Context, kv *koinon
 		return err
 	}
 	err = do(ctx, kv)
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	patience := closeTimeout
+	if err != nil {
+		patience = lostTimeout // perhaps nobody is there
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()
 	if cerr := kv.Close(ctx); cerr != nil && err == nil {
 		k.logger().Debug("leaving the cluster", "err", cerr) // what was done is done

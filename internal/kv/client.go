@@ -29,7 +29,13 @@ type Options struct {
 type Client struct {
 	opt     Options
 	session *cluster.Session // numbers the commands that no Session holds
+	polls   chan struct{}    // holds a token for each request that waits
 }
+
+// pollsMax bounds the requests that wait at the leader at once; further ones
+// take turns. It is half of what a node runs of one connection, so that
+// renewals never stand in line behind watches.
+const pollsMax = 128
 
 // pollWait is how long a watch waits at the leader. Its answer tells up to
 // where nothing happened, so that a quiet watch stays near the present.
@@ -43,8 +49,22 @@ func NewClient(opt Options) *Client {
 	if opt.Logger == nil {
 		opt.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Client{opt: opt, session: cluster.NewSession(opt.Cluster, opt.Name, nil)}
+	return &Client{opt: opt, session: cluster.NewSession(opt.Cluster, opt.Name, nil), polls: make(chan struct{}, pollsMax)}
 }
+
+// poll sends a request that waits at the leader.
+func (c *Client) poll(ctx context.Context, m wire.Method, header []byte) (*wire.Reply, error) {
+	select {
+	case c.polls <- struct{}{}:
+		defer func() { <-c.polls }()
+	case <-ctx.Done():
+		return nil, sys.E(sys.Op("kv.poll"), sys.Interrupted, ctx.Err())
+	}
+	return c.opt.Cluster.CallLeader(ctx, m, header, nil)
+}
+
+// pollFor is how long it may wait there.
+func (c *Client) pollFor() int64 { return int64(min(pollWait, c.opt.Cluster.Timeout()/2)) }
 
 // Close ends the client's own session. Sessions are closed by their owners.
 func (c *Client) Close(ctx context.Context) error { return c.session.Close(ctx) }
@@ -164,8 +184,8 @@ func history(err error, oldest uint64) error {
 // Watch asks once for the changes from a revision on, and waits a while when
 // there are none. The answer's revision never falls below from-1.
 func (c *Client) Watch(ctx context.Context, key []byte, prefix bool, from uint64) (*kvpb.WatchReply, error) {
-	req := &kvpb.WatchRequest{Key: key, Prefix: prefix, From: from, WaitNs: int64(min(pollWait, c.opt.Cluster.Timeout()/2))}
-	reply, err := c.opt.Cluster.CallLeader(ctx, MethodWatch, encode(req), nil)
+	req := &kvpb.WatchRequest{Key: key, Prefix: prefix, From: from, WaitNs: c.pollFor()}
+	reply, err := c.poll(ctx, MethodWatch, encode(req))
 	if err != nil {
 		return nil, err
 	}

@@ -216,9 +216,9 @@ func (s *Session) await(ctx context.Context, name []byte) (fence uint64, err err
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(s.life, func() { cancel(s.Err()) })()
-	header := encode(&kvpb.AwaitRequest{Session: uint64(s.id), Name: name, WaitNs: int64(min(pollWait, s.c.opt.Cluster.Timeout()/2))})
+	header := encode(&kvpb.AwaitRequest{Session: uint64(s.id), Name: name, WaitNs: s.c.pollFor()})
 	for {
-		reply, err := s.c.opt.Cluster.CallLeader(ctx, MethodAwait, header, nil)
+		reply, err := s.c.poll(ctx, MethodAwait, header)
 		var r kvpb.AwaitReply
 		if err == nil {
 			err = take(reply, &r)
