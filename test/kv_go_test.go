@@ -87,10 +87,22 @@ func TestKeysFromGo(t *testing.T) {
 	is(t, err, koinon.ErrMismatch)
 	_, err = kv.Get(ctx, "member/a", koinon.ReadOptions{})
 	is(t, err, fs.ErrNotExist)
+	again, err := kv.Lock(ctx, "l", koinon.LockOptions{TTL: 2 * time.Second})
+	if err != nil || again.Fence <= l.Fence {
+		t.Fatalf("token %v after %d: %v", again, l.Fence, err)
+	}
+	if err := again.Unlock(ctx); err != nil {
+		t.Error(err)
+	}
+	watchFromGo(t, kv, first)
+}
 
+// watchFromGo sees a key come and go with its session.
+func watchFromGo(t *testing.T, kv *koinon.KV, first uint64) {
+	t.Helper()
 	w := kv.Watch(koinon.WatchOptions{Key: "member/", Prefix: true, From: first})
 	var seen []string
-	for e, err := range w.Events(ctx) {
+	for e, err := range w.Events(t.Context()) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -102,12 +114,8 @@ func TestKeysFromGo(t *testing.T) {
 	if got := fmt.Sprint(seen); got != "[member/afalsehere member/atrue]" {
 		t.Errorf("the watch saw %s", got)
 	}
-	again, err := kv.Lock(ctx, "l", koinon.LockOptions{TTL: 2 * time.Second})
-	if err != nil || again.Fence <= l.Fence {
-		t.Fatalf("token %v after %d: %v", again, l.Fence, err)
-	}
-	if err := again.Unlock(ctx); err != nil {
-		t.Error(err)
+	if w.Revision() <= first {
+		t.Errorf("the watch has come to %d from %d", w.Revision(), first)
 	}
 }
 

@@ -84,7 +84,7 @@ func (w *world) start(id sys.NodeID, l net.Listener, edit func(*ServerOptions)) 
 	creds := must(w.ca.IssueNode(id, []string{"127.0.0.1"}))
 	n := &node{w: w, id: id, served: make(chan error, 1)}
 	cfg := replica.Config{Dir: "/data", FS: vfs.NewMem(), Clock: env.System{}, Cluster: "test", Self: id,
-		Transport: w.net.Endpoint(id), Seed: uint64(id), SegmentBytes: 32 << 20, ReserveBytes: -1, SessionTTL: time.Minute,
+		Transport: w.net.Endpoint(id), Seed: uint64(id), SegmentBytes: 1 << 20, ReserveBytes: -1, SessionTTL: time.Minute,
 		Tick: 5 * time.Millisecond, Heartbeat: 20 * time.Millisecond, ElectionTimeout: 150 * time.Millisecond, Lease: 120 * time.Millisecond}
 	for v := sys.NodeID(1); v <= 3; v++ {
 		cfg.Voters = append(cfg.Voters, replica.Peer{ID: v})

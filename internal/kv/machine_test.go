@@ -270,7 +270,7 @@ func TestRefusals(t *testing.T) {
 	b.ok(5, openCmd())
 	b.fails(5, sys.Exist, openCmd())
 	for i := range BoundMax {
-		b.ok(5, txn(putEphemeral(fmt.Sprint(i), "")))
+		b.m.apply(b.store, b.stamp(5), encode(txn(putEphemeral(fmt.Sprint(i), ""))))
 	}
 	b.fails(5, sys.Busy, txn(putEphemeral("k", "")))
 	b.fails(5, sys.Busy, acquire("l"))
