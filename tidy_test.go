@@ -40,6 +40,7 @@ var layers = map[string][]string{
 	"internal/meta/metatest":   {"internal/meta"},
 	"internal/meta/embedded":   {"internal/meta", "internal/replica"},
 	"internal/meta/remote":     {"internal/meta", "internal/meta/embedded", "internal/replica", "internal/wire", "internal/cluster"},
+	"internal/kv":              {"internal/replica", "internal/wire", "internal/cluster"},
 	"internal/vfs":             {"internal/meta", "internal/block"},
 	"internal/fusefs":          {"internal/vfs", "internal/meta"},
 	"internal/collect":         {"internal/meta", "internal/block"},
@@ -49,7 +50,7 @@ var layers = map[string][]string{
 	"internal/logfile":         {},
 	"internal/sim":             {"*"},
 	"internal/node":            {"*"},
-	"":                         {"internal/vfs", "internal/node", "internal/config", "internal/meta", "internal/block"},
+	"":                         {"internal/vfs", "internal/node", "internal/config", "internal/meta", "internal/block", "internal/kv"},
 	"cmd/koinon":               {"*"},
 	"test":                     {"*"},
 }

@@ -29,6 +29,7 @@ type app struct {
 const (
 	groupStart   = "start"
 	groupTree    = "tree"
+	groupKeys    = "keys"
 	groupCluster = "cluster"
 	groupTools   = "tools"
 )
@@ -80,12 +81,14 @@ func newRootCommand(a *app) *cobra.Command {
 	root.AddGroup(
 		&cobra.Group{ID: groupStart, Title: "Start here:"},
 		&cobra.Group{ID: groupTree, Title: "The tree, without a mount:"},
+		&cobra.Group{ID: groupKeys, Title: "Keys and locks:"},
 		&cobra.Group{ID: groupCluster, Title: "Nodes and mounts:"},
 		&cobra.Group{ID: groupTools, Title: "Tools:"},
 	)
 	addTo(root, groupStart, newDevCommand(a), newStatusCommand(a))
 	addTo(root, groupCluster, newServeCommand(a), newMountCommand(a), newNodeCommand(a), newFsckCommand(a))
 	addTo(root, groupTree, treeCommands(a, a.openTree)...)
+	addTo(root, groupKeys, newKVCommand(a), newLockCommand(a))
 	addTo(root, groupTools, newBenchCommand(a))
 	root.SetHelpCommandGroupID(groupTools)
 	root.SetCompletionCommandGroupID(groupTools)

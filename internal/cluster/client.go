@@ -89,6 +89,9 @@ func (c *Client) Close() error {
 	return errors.Join(errs...)
 }
 
+// Timeout is how long an operation waits for a leader before it fails.
+func (c *Client) Timeout() time.Duration { return c.cfg.Timeout }
+
 func (c *Client) conn(addr string, bulk bool) *wire.Client {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -212,15 +215,15 @@ func (c *Client) CallLeader(ctx context.Context, m wire.Method, header, payload 
 	return reply, err
 }
 
-// CallLeaderCounted is CallLeader; resent says that an earlier try may have
-// been executed although it was not answered.
-func (c *Client) CallLeaderCounted(ctx context.Context, m wire.Method, header, payload []byte) (reply *wire.Reply, resent bool, err error) {
+// CallLeaderCounted is CallLeader; open says that some try may have been
+// executed although it was not answered: the outcome of an error is open then.
+func (c *Client) CallLeaderCounted(ctx context.Context, m wire.Method, header, payload []byte) (reply *wire.Reply, open bool, err error) {
 	if addr := c.addrOf(sys.NodeID(c.leader.Load())); addr != "" { // the common case costs nothing more
 		reply, err = c.conn(addr, false).Call(ctx, m, header, payload)
+		open = unanswered(err)
 		if err == nil || !transient(err) || ctx.Err() != nil {
-			return reply, false, err
+			return reply, open, err
 		}
-		resent = mayHaveRun(err)
 		c.noteLeader(err)
 	}
 	err = c.retry(ctx, "cluster.CallLeader", func(ctx context.Context, addr string) (sys.NodeID, error) {
@@ -230,17 +233,33 @@ func (c *Client) CallLeaderCounted(ctx context.Context, m wire.Method, header, p
 			c.leader.Store(uint64(c.IDOf(addr)))
 			return 0, nil
 		}
-		if transient(err) {
-			resent = resent || mayHaveRun(err)
-		}
+		open = open || unanswered(err)
 		return c.noteLeader(err), err
 	})
-	return reply, resent, err
+	return reply, open, err
 }
 
-// mayHaveRun says that a failed call may have been executed.
-func mayHaveRun(err error) bool {
-	return !sys.Is(err, sys.NotLeader) && !wire.IsUnsent(err)
+// CallAny sends a request to the nodes, one after the other, until one answers.
+// The caller releases the reply.
+func (c *Client) CallAny(ctx context.Context, m wire.Method, header, payload []byte) (reply *wire.Reply, err error) {
+	err = c.retry(ctx, "cluster.CallAny", func(ctx context.Context, addr string) (_ sys.NodeID, err error) {
+		reply, err = c.conn(addr, false).Call(ctx, m, header, payload)
+		return 0, err
+	})
+	return reply, err
+}
+
+// unanswered says that a call failed without an answer that settles it: it may
+// have been executed.
+func unanswered(err error) bool {
+	if err == nil || wire.IsUnsent(err) {
+		return false
+	}
+	switch sys.KindOf(err) {
+	case sys.Unavailable, sys.Interrupted, sys.Other, sys.Corrupt:
+		return true
+	}
+	return false
 }
 
 // noteLeader remembers the leader that a NotLeader error names, and returns it.

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"sync/atomic"
@@ -13,6 +14,7 @@ import (
 	"github.com/koinon/koinon/internal/block/spread"
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/config"
+	"github.com/koinon/koinon/internal/kv"
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/meta/remote"
@@ -79,6 +81,28 @@ func dial(ctx context.Context, cfg *config.Client, log *slog.Logger) (*cluster.C
 		return nil, err
 	}
 	return cluster.Dial(ctx, cluster.Config{Cluster: cfg.Cluster, Seeds: cfg.Nodes, TLS: creds.ClientTLS(), Timeout: time.Duration(cfg.Timeout), Logger: log})
+}
+
+// Keys is a connection to a cluster for its coordination service alone.
+type Keys struct {
+	*kv.Client
+	cluster *cluster.Client
+}
+
+// ConnectKeys reaches the cluster through any of the configured nodes. Close
+// ends the connection.
+func ConnectKeys(ctx context.Context, cfg *config.Client, log *slog.Logger) (*Keys, error) {
+	cc, err := dial(ctx, cfg, log)
+	if err != nil {
+		return nil, err
+	}
+	name := fmt.Sprintf("%s, process %d", sessionName(), os.Getpid())
+	return &Keys{Client: kv.NewClient(kv.Options{Cluster: cc, Logger: log, Name: name}), cluster: cc}, nil
+}
+
+// Close ends the client's session and the connections.
+func (k *Keys) Close(ctx context.Context) error {
+	return errors.Join(k.Client.Close(ctx), k.cluster.Close())
 }
 
 func sessionName() string {

@@ -19,6 +19,7 @@ import (
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
 	"github.com/koinon/koinon/internal/config"
 	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/kv"
 	"github.com/koinon/koinon/internal/meta/embedded"
 	"github.com/koinon/koinon/internal/meta/remote"
 	"github.com/koinon/koinon/internal/replica"
@@ -42,6 +43,7 @@ type server struct {
 	host      *replica.Host
 	group     *replica.Group
 	tree      *remote.Server
+	kv        *kv.Server
 	spread    *spread.Store // this node's own use of all blocks
 	healer    *spread.Healer
 	scrubber  *spread.Scrubber
@@ -99,11 +101,12 @@ func (s *server) open() (err error) {
 	if err := checkSpace(s.cfg.Dir, int64(s.cfg.Limits.MinFree)/2); err != nil {
 		return err
 	}
+	keys := kv.NewMachine()
 	s.host, err = replica.Open(replica.Config{
 		Dir: filepath.Join(s.cfg.Dir, "replica"), FS: env.Disk, Clock: s.clock, Cluster: s.cfg.Cluster, Self: s.cfg.ID, Voters: voters,
 		Transport: s.transport, Logger: s.log, SessionTTL: remote.SessionLife, Rejoin: s.cfg.Rejoin,
 		BlockCacheBytes: int64(s.cfg.Limits.StateCache), ReserveBytes: int64(s.cfg.Limits.MinFree) / 2,
-	}, map[replica.Namespace]replica.Machine{replica.NSMeta: embedded.Machine{}, replica.NSCluster: cluster.Machine{}})
+	}, map[replica.Namespace]replica.Machine{replica.NSMeta: embedded.Machine{}, replica.NSCluster: cluster.Machine{}, replica.NSKV: keys})
 	if err != nil {
 		return err
 	}
@@ -114,6 +117,8 @@ func (s *server) open() (err error) {
 	s.group = s.host.Group(0)
 	s.tree = remote.NewServer(s.group, s.clock, s.log)
 	s.tree.Register(s.wire)
+	s.kv = kv.NewServer(kv.ServerOptions{Group: s.group, Machine: keys, Clock: s.clock, Logger: s.log})
+	s.kv.Register(s.wire)
 	(&cluster.Service{Group: s.group, Status: s.status}).Register(s.wire)
 	server := spread.NewServer(spread.ServerConfig{Self: s.cfg.ID, Engine: s.blocks, Cluster: s.peers, Logger: s.log})
 	server.Register(s.wire)
@@ -169,6 +174,7 @@ func (s *server) run(ctx context.Context, listener net.Listener) error {
 		err = nil
 	}
 	s.log.Info("stopping", "err", err)
+	s.kv.Close() // before wire, which lets those who wait finish
 	closeErr := s.wire.Close()
 	wg.Wait()
 	return errors.Join(err, closeErr)
@@ -182,6 +188,9 @@ func (s *server) close(listener net.Listener) error {
 	}
 	if s.tree != nil {
 		s.tree.Close()
+	}
+	if s.kv != nil {
+		s.kv.Close()
 	}
 	if s.host != nil {
 		errs = append(errs, s.host.Close())

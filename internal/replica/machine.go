@@ -15,6 +15,7 @@ const (
 	NSSession Namespace = 0 // built in
 	NSMeta    Namespace = 1
 	NSCluster Namespace = 2
+	NSKV      Namespace = 3
 	// nsLocal holds what belongs to this replica and not to the state.
 	nsLocal Namespace = 0xff
 )

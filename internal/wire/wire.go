@@ -7,7 +7,7 @@ import (
 )
 
 // Method is the number of a remote operation. Ranges: 1-99 cluster and node,
-// 100-199 replica, 200-299 meta, 300-399 block.
+// 100-199 replica, 200-299 meta, 300-399 block, 400-499 kv.
 type Method uint16
 
 // The limits of one message, in bytes.

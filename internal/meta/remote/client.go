@@ -32,14 +32,9 @@ type Options struct {
 // Client is the tree at the cluster's leader. Commands take effect exactly
 // once, whatever happens to connections and leaders meanwhile.
 type Client struct {
-	opts  Options
-	cache *cache
-
-	mu      sync.Mutex
-	session sys.SessionID
-	seq     uint64              // last given out
-	open    map[uint64]struct{} // given out and not answered
-	floor   uint64              // everything up to it is answered
+	opts    Options
+	cache   *cache
+	session *cluster.Session
 
 	stop context.CancelFunc
 	done sync.WaitGroup
@@ -55,11 +50,11 @@ func NewClient(ctx context.Context, opts Options) (*Client, error) {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	session, err := opts.Cluster.OpenSession(ctx, opts.Name)
-	if err != nil && !sys.Is(err, sys.NoSpace) {
+	c := &Client{opts: opts, cache: newCache(opts.Clock)}
+	c.session = cluster.NewSession(opts.Cluster, opts.Name, c.cache.lost)
+	if err := c.session.Open(ctx, 0); err != nil && !sys.Is(err, sys.NoSpace) {
 		return nil, err // on full disks one can still read: session is 0 until there is space
 	}
-	c := &Client{opts: opts, cache: newCache(opts.Clock), session: session, open: map[uint64]struct{}{}}
 	c.cache.revoke = opts.OnRevoke
 	loop, stop := context.WithCancel(context.Background())
 	c.stop = stop
@@ -72,18 +67,11 @@ func (c *Client) Close(ctx context.Context) error {
 	c.stop()
 	c.done.Wait()
 	c.cache.lost()
-	if session := c.Session(); session != 0 {
-		return c.opts.Cluster.CloseSession(ctx, session)
-	}
-	return nil
+	return c.session.Close(ctx)
 }
 
 // Session returns the current session.
-func (c *Client) Session() sys.SessionID {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.session
-}
+func (c *Client) Session() sys.SessionID { return c.session.ID() }
 
 // LeaseLeft is how long what was last read may still be taken as true.
 func (c *Client) LeaseLeft() time.Duration { return c.cache.left() }
@@ -135,7 +123,7 @@ func unmarshalBoth(reply *wire.Reply, header, payload proto.Message) error {
 // whether it took effect.
 func (c *Client) Do(ctx context.Context, cmd *metapb.Command) (*metapb.Result, error) {
 	if c.Session() == 0 {
-		if err := c.reopen(ctx, 0); err != nil {
+		if err := c.session.Open(ctx, 0); err != nil {
 			return nil, err
 		}
 	}
@@ -145,7 +133,7 @@ func (c *Client) Do(ctx context.Context, cmd *metapb.Command) (*metapb.Result, e
 		if !retry {
 			return res, err
 		}
-		if err := c.reopen(ctx, session); err != nil {
+		if err := c.session.Open(ctx, session); err != nil {
 			return nil, err
 		}
 	}
@@ -154,31 +142,29 @@ func (c *Client) Do(ctx context.Context, cmd *metapb.Command) (*metapb.Result, e
 // try runs a command in the current session. retry says that the session was
 // gone and that the command certainly had no effect.
 func (c *Client) try(ctx context.Context, cmd *metapb.Command) (_ *metapb.Result, retry bool, _ error) {
-	session, seq, ack := c.begin()
+	t := c.session.Begin()
+	defer c.session.End(t)
 	if op, ok := cmd.Op.(*metapb.Command_AllocSlices); ok {
-		op.AllocSlices.Session = uint64(session)
+		op.AllocSlices.Session = uint64(t.Session)
 	}
 	raw, err := proto.Marshal(cmd)
 	if err != nil {
-		c.end(session, seq)
 		return nil, false, sys.E(sys.Op("meta.Do"), sys.Invalid, err)
 	}
 	e := c.cache.begin(cmd)
-	req := &remotepb.DoRequest{Session: uint64(session), Seq: seq, Ack: ack}
+	req := &remotepb.DoRequest{Session: uint64(t.Session), Seq: t.Seq, Ack: t.Ack}
 	for _, ino := range e.inos {
 		req.Dropped = append(req.Dropped, uint64(ino))
 	}
 	header, err := proto.Marshal(req)
 	if err != nil {
-		c.end(session, seq)
 		c.cache.end(e, nil, nil, nil, 0, 0)
 		return nil, false, sys.E(sys.Op("meta.Do"), sys.Invalid, err)
 	}
-	reply, resent, err := c.opts.Cluster.CallLeaderCounted(ctx, MethodDo, header, raw)
-	c.end(session, seq)
+	reply, open, err := c.opts.Cluster.CallLeaderCounted(ctx, MethodDo, header, raw)
 	if err != nil {
 		c.cache.end(e, nil, nil, nil, 0, 0)
-		return nil, sys.Is(err, sys.SessionGone) && !resent, err
+		return nil, sys.Is(err, sys.SessionGone) && !open, err
 	}
 	defer reply.Release()
 	var r remotepb.DoReply
@@ -194,57 +180,13 @@ func (c *Client) try(ctx context.Context, cmd *metapb.Command) (_ *metapb.Result
 	return res, false, nil
 }
 
-// begin gives out a sequence number, and the number up to which all have been
-// answered.
-func (c *Client) begin() (sys.SessionID, uint64, uint64) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.seq++
-	c.open[c.seq] = struct{}{}
-	return c.session, c.seq, c.floor
-}
-
-func (c *Client) end(session sys.SessionID, seq uint64) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if session != c.session {
-		return
-	}
-	delete(c.open, seq)
-	for c.floor < c.seq {
-		if _, open := c.open[c.floor+1]; open {
-			break
-		}
-		c.floor++
-	}
-}
-
-// reopen replaces a session that is gone, once for all who found it gone.
-func (c *Client) reopen(ctx context.Context, gone sys.SessionID) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.session != gone {
-		return nil
-	}
-	if gone != 0 {
-		c.opts.Logger.Warn("the session expired: opening another", "session", uint64(gone))
-	}
-	session, err := c.opts.Cluster.OpenSession(ctx, c.opts.Name)
-	if err != nil {
-		return err
-	}
-	c.session, c.seq, c.floor, c.open = session, 0, 0, map[uint64]struct{}{}
-	c.cache.lost()
-	return nil
-}
-
 // renew keeps the lease until ctx is done.
 func (c *Client) renew(ctx context.Context) {
 	var term, acked uint64
 	for ctx.Err() == nil {
 		session := c.Session()
 		if session == 0 {
-			if c.reopen(ctx, 0) != nil {
+			if c.session.Open(ctx, 0) != nil {
 				c.pause(ctx, noSessionPause)
 			}
 			continue
@@ -264,7 +206,7 @@ func (c *Client) renew(ctx context.Context) {
 			term, acked = c.cache.renewed(sent, r.Term, r.Seq, r.Inos, r.Reset_)
 		case err == nil || sys.Is(err, sys.SessionGone):
 			term, acked = 0, 0
-			if err != nil && c.reopen(ctx, session) != nil && ctx.Err() == nil {
+			if err != nil && c.session.Open(ctx, session) != nil && ctx.Err() == nil {
 				c.pause(ctx, renewPause)
 			}
 		case ctx.Err() == nil:
