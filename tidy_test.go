@@ -21,6 +21,7 @@ const module = "github.com/koinon/koinon"
 // that matches a package decides.
 var layers = map[string][]string{
 	"paxos":                    {},
+	"commit":                   {},
 	"internal/sys":             {},
 	"internal/env":             {},
 	"internal/placement":       {},
@@ -54,7 +55,7 @@ var layers = map[string][]string{
 }
 
 // pure packages have no goroutine, clock, I/O or global randomness.
-var pure = []string{"paxos", "internal/placement"}
+var pure = []string{"paxos", "commit", "internal/placement"}
 
 // impure are the imports that a pure package may not have.
 var impure = []string{"time", "os", "net", "io", "sync", "context", "log", "log/slog"}
