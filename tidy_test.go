@@ -47,6 +47,7 @@ var layers = map[string][]string{
 	"internal/devcluster":      {"internal/auth", "internal/config", "internal/daemon"},
 	"internal/daemon":          {},
 	"internal/logfile":         {},
+	"internal/proc/sched":      {},
 	"internal/sim":             {"*"},
 	"internal/node":            {"*"},
 	"":                         {"internal/vfs", "internal/node", "internal/config", "internal/meta", "internal/block"},
@@ -55,7 +56,7 @@ var layers = map[string][]string{
 }
 
 // pure packages have no goroutine, clock, I/O or global randomness.
-var pure = []string{"paxos", "commit", "internal/placement"}
+var pure = []string{"paxos", "commit", "internal/placement", "internal/proc/sched"}
 
 // impure are the imports that a pure package may not have.
 var impure = []string{"time", "os", "net", "io", "sync", "context", "log", "log/slog"}
