@@ -7,36 +7,49 @@ import (
 	"slices"
 )
 
-// explore searches every state that can be reached and returns how many there are, and the first trouble or nothing. A
-// party that stops itself counts.
+// explorer searches every state that can be reached.
+type explorer struct {
+	bugs Bug
+	seen map[[16]byte]bool
+	// idle are messages that change nothing, by what they meet. Most do, because they stay deliverable for ever.
+	idle map[[16]byte]bool
+}
+
+// explore returns how many states there are, and the first trouble or nothing. A party that stops itself counts.
 func explore(bugs Bug, crashes int) (states int, trouble string) {
-	seen := map[[16]byte]bool{}
+	x := &explorer{bugs: bugs, seen: map[[16]byte]bool{}, idle: map[[16]byte]bool{}}
 	defer func() {
 		if p := recover(); p != nil {
-			states, trouble = len(seen), fmt.Sprint(p)
+			states, trouble = len(x.seen), fmt.Sprint(p)
 		}
 	}()
 	layer := []*universe{newUniverse(bugs, crashes)}
 	for len(layer) > 0 {
 		var next []*universe
 		for _, u := range layer {
-			for _, v := range u.next(bugs) {
+			for _, v := range x.next(u) {
 				if v.trouble != "" {
-					return len(seen), v.trouble
+					return len(x.seen), v.trouble
 				}
-				if k := v.key(); !seen[k] {
-					seen[k] = true
+				if k := hash(v.key()); !x.seen[k] {
+					x.seen[k] = true
 					next = append(next, v)
 				}
 			}
 		}
 		layer = next
 	}
-	return len(seen), ""
+	return len(x.seen), ""
+}
+
+func hash(b []byte) [16]byte {
+	h := fnv.New128a()
+	h.Write(b)
+	return [16]byte(h.Sum(nil))
 }
 
 // next returns every state that one event leads to.
-func (u *universe) next(bugs Bug) []*universe {
+func (x *explorer) next(u *universe) []*universe {
 	var out []*universe
 	for i := range u.coords {
 		u.nextOfCoordinator(i, func(do func(v *universe)) {
@@ -46,7 +59,8 @@ func (u *universe) next(bugs Bug) []*universe {
 		})
 	}
 	for i := range u.parties {
-		u.nextOfParty(i, bugs, func(do func(v *universe)) {
+		out = x.deliver(out, u, i)
+		u.nextOfParty(i, x.bugs, func(do func(v *universe)) {
 			v := u.own(-1, i)
 			do(v)
 			out = append(out, v)
@@ -61,9 +75,56 @@ func (u *universe) next(bugs Bug) []*universe {
 	if u.coords[1].c == nil {
 		v := u.own(-1, -1)
 		v.table.Apply(Record{Kind: RecordOpen})
-		v.coords[1].c = NewCoordinator(Config{bugs: bugs}, v.table.Epoch, slices.Clone(v.table.Commits), 0)
+		v.coords[1].c = NewCoordinator(Config{bugs: x.bugs}, v.table.Epoch, slices.Clone(v.table.Commits), 0)
 		v.drainCoordinator(1)
 		out = append(out, v)
+	}
+	return out
+}
+
+// deliver adds the states to which the messages of one participant lead, those to it and those from it.
+func (x *explorer) deliver(out []*universe, u *universe, i int) []*universe {
+	const pendingMax = 2 // a participant that waits for its disk takes nothing in
+	party := u.keyOfParty(i)
+	if len(u.parties[i].pending) < pendingMax {
+		for _, m := range u.parties[i].to {
+			k := hash(append(slices.Clip(party), byte(m), byte(m>>8)))
+			if x.idle[k] {
+				continue
+			}
+			v := u.own(-1, i)
+			if err := v.parties[i].p.Step(0, decode(m, Party(i+1))); err != nil {
+				v.fail("%v", err)
+			}
+			v.drainParty(i)
+			if v.trouble == "" && bytes.Equal(v.keyOfParty(i), party) {
+				x.idle[k] = true
+				continue
+			}
+			out = append(out, v)
+		}
+	}
+	for c := range u.coords {
+		if u.coords[c].c == nil {
+			continue
+		}
+		coord := u.keyOfCoordinator(c)
+		for _, m := range u.parties[i].from {
+			k := hash(slices.Concat(coord, party, []byte{byte(m), byte(m >> 8), byte(c)}))
+			if x.idle[k] {
+				continue
+			}
+			v := u.own(c, -1)
+			if err := v.coords[c].c.Step(0, decode(m, Party(i+1))); err != nil {
+				v.fail("%v", err)
+			}
+			v.drainCoordinator(c)
+			if v.trouble == "" && bytes.Equal(v.keyOfCoordinator(c), coord) && bytes.Equal(v.keyOfParty(i), party) {
+				x.idle[k] = true
+				continue
+			}
+			out = append(out, v)
+		}
 	}
 	return out
 }
@@ -89,32 +150,10 @@ func (u *universe) nextOfCoordinator(i int, step func(func(*universe))) {
 			v.drainCoordinator(i)
 		})
 	}
-	for n := range u.parties {
-		for _, m := range u.parties[n].from {
-			step(func(v *universe) {
-				if err := v.coords[i].c.Step(0, decode(m, Party(n+1))); err != nil {
-					v.fail("%v", err)
-				}
-				v.drainCoordinator(i)
-			})
-		}
-	}
 }
 
 func (u *universe) nextOfParty(i int, bugs Bug, step func(func(*universe))) {
 	p := &u.parties[i]
-	const pendingMax = 2 // a participant that waits for its disk takes nothing in
-	for _, m := range p.to {
-		if len(p.pending) >= pendingMax {
-			break
-		}
-		step(func(v *universe) {
-			if err := v.parties[i].p.Step(0, decode(m, Party(i+1))); err != nil {
-				v.fail("%v", err)
-			}
-			v.drainParty(i)
-		})
-	}
 	if r := p.p.records[exploreTx]; r != nil && r.state == 0 {
 		for vote := Yes; vote <= ReadOnly; vote++ {
 			step(func(v *universe) {
@@ -206,7 +245,7 @@ func (u *universe) persist(i int) {
 }
 
 // key tells states apart by what the future depends on. Participants are alike, so their order does not matter.
-func (u *universe) key() [16]byte {
+func (u *universe) key() []byte {
 	var parts [exploreParties][]byte
 	for i := range u.parties {
 		parts[i] = u.keyOfParty(i)
@@ -216,28 +255,36 @@ func (u *universe) key() [16]byte {
 	b = append(b, 253, byte(u.crashes), byte(u.table.Epoch), byte(len(u.table.Commits)))
 	b = fmt.Append(b, u.committed)
 	for i := range u.coords {
-		k := &u.coords[i]
-		b = append(b, '|')
-		b = append(b, k.told...)
-		for _, pr := range k.untold {
-			b = fmt.Append(b, pr.record.Kind, pr.took)
-		}
-		if k.c == nil {
-			continue
-		}
-		b = fmt.Append(b, k.c.deposed)
-		if t := k.c.txs[exploreTx]; t != nil {
-			b = append(b, byte(t.phase), byte(t.waiting))
-		}
+		b = append(append(b, '|'), u.keyOfCoordinator(i)...)
 	}
 	proposals := make([]byte, 0, 4)
 	for _, pr := range u.proposals {
 		proposals = append(proposals, byte(pr.by)<<4|byte(pr.record.Kind))
 	}
 	slices.Sort(proposals)
-	h := fnv.New128a()
-	h.Write(append(b, proposals...))
-	return [16]byte(h.Sum(nil))
+	return append(b, proposals...)
+}
+
+// keyOfCoordinator is without what it knows about single participants.
+func (u *universe) keyOfCoordinator(i int) []byte {
+	k := &u.coords[i]
+	b := []byte(k.told)
+	for _, pr := range k.untold {
+		b = append(b, 'u', byte(pr.record.Kind))
+		if pr.took {
+			b = append(b, 't')
+		}
+	}
+	if k.c == nil {
+		return b
+	}
+	if b = append(b, '.'); k.c.deposed {
+		b = append(b, 'd')
+	}
+	if t := k.c.txs[exploreTx]; t != nil {
+		b = append(b, 't', byte(t.phase), byte(t.waiting))
+	}
+	return b
 }
 
 func (u *universe) keyOfParty(i int) []byte {
