@@ -15,7 +15,7 @@ SEEDS ?= 1000
 MINUTES ?= 30
 DIR ?= .
 
-.PHONY: build dev test unit system race lint cross generate bench clean crash scale failover sim deps-test deps-generate
+.PHONY: build dev test unit system race lint cross generate bench clean crash scale failover sim mutations deps-test deps-generate
 
 build: ## the one binary
 	$(GO) build -ldflags '$(LDFLAGS)' -o bin/koinon ./cmd/koinon
@@ -70,6 +70,9 @@ failover: build ## how long writes stop when the leader is killed, 20 times
 
 sim: ## the consensus simulation at length: make sim SEEDS=1000
 	KOINON_SEEDS=$(SEEDS) $(GO) test -timeout 0 -count=1 -v ./internal/sim/...
+
+mutations: ## plant known mistakes; the simulations must find each
+	$(GO) test ./commit -count=1 -run Mutation -v
 
 clean:
 	rm -rf bin

@@ -21,6 +21,7 @@ const module = "github.com/koinon/koinon"
 // that matches a package decides.
 var layers = map[string][]string{
 	"paxos":                    {},
+	"commit":                   {},
 	"internal/sys":             {},
 	"internal/env":             {},
 	"internal/placement":       {},
@@ -48,6 +49,7 @@ var layers = map[string][]string{
 	"internal/devcluster":      {"internal/auth", "internal/config", "internal/daemon"},
 	"internal/daemon":          {},
 	"internal/logfile":         {},
+	"internal/proc/sched":      {},
 	"internal/sim":             {"*"},
 	"internal/node":            {"*"},
 	"":                         {"internal/vfs", "internal/node", "internal/config", "internal/meta", "internal/block", "internal/kv"},
@@ -56,7 +58,7 @@ var layers = map[string][]string{
 }
 
 // pure packages have no goroutine, clock, I/O or global randomness.
-var pure = []string{"paxos", "internal/placement", "internal/electorate"}
+var pure = []string{"paxos", "commit", "internal/placement", "internal/electorate", "internal/proc/sched"}
 
 // impure are the imports that a pure package may not have.
 var impure = []string{"time", "os", "net", "io", "sync", "context", "log", "log/slog"}
