@@ -267,7 +267,7 @@ func TestErrorCodec(t *testing.T) {
 		{"kind only", sys.E(sys.Stale), "stale file handle", sys.Stale},
 		{"subject", sys.E(sys.Op("a.B"), sys.Exist, sys.Subject("/x")), "a.B /x: file exists", sys.Exist},
 		{"chain", sys.E(sys.Op("a.B"), sys.E(sys.Op("c.D"), sys.NoSpace, plain)), "a.B: c.D: no space left: disk on fire", sys.NoSpace},
-		{"wrapped", fmt.Errorf("while: %w", sys.E(sys.Op("c.D"), sys.NoSpace)), "no space left: while: c.D: no space left", sys.NoSpace},
+		{"wrapped", fmt.Errorf("while: %w", sys.E(sys.Op("c.D"), sys.NoSpace)), "while: c.D: no space left", sys.NoSpace},
 		{"deadline", context.DeadlineExceeded, "unavailable: context deadline exceeded", sys.Unavailable},
 		{"canceled", context.Canceled, "interrupted: context canceled", sys.Interrupted},
 		{"no UTF-8", errors.New("name \xff"), "name ?", sys.Other},

@@ -2,6 +2,7 @@ package spread
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -84,7 +85,7 @@ func (p *putting) run(ctx context.Context) error {
 	detached := len(p.data) <= smallBlock && p.detach()
 	cctx, cancel := ctx, context.CancelFunc(func() {})
 	if !detached {
-		cctx, cancel = context.WithCancel(ctx)
+		cctx, cancel = context.WithTimeout(ctx, p.s.opt.SendMax)
 		defer cancel()
 		for _, id := range p.asked {
 			go p.send(cctx, id) // collect waits for every answer
@@ -130,6 +131,9 @@ func (p *putting) send(ctx context.Context, id sys.NodeID) {
 	n, err := p.s.node(id)
 	if err == nil {
 		err = n.put(ctx, p.t.Epoch, p.key, p.data, p.sums)
+	}
+	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		err = sys.E(p.op, sys.Unavailable, nodeSubject(id), "it did not take the block in time")
 	}
 	p.s.peers.note(id, err)
 	p.answers <- answer{id, err}

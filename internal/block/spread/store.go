@@ -30,6 +30,9 @@ type Options struct {
 	// StragglerWait is how long a Put that has its quorum waits for the other
 	// replicas (default 100 ms).
 	StragglerWait time.Duration
+	// SendMax is how long a node may take to take a block (default 30 s): a
+	// Put that needs one that hangs fails then, and can be tried again.
+	SendMax time.Duration
 	// DetachedBytes bounds the copies of small blocks that go on to slow
 	// replicas after Put has returned (default 32 MiB).
 	DetachedBytes int64
@@ -68,6 +71,9 @@ func New(opt Options) *Store {
 	}
 	if opt.StragglerWait == 0 {
 		opt.StragglerWait = 100 * time.Millisecond
+	}
+	if opt.SendMax == 0 {
+		opt.SendMax = detachedFor
 	}
 	if opt.DetachedBytes == 0 {
 		opt.DetachedBytes = 32 << 20
