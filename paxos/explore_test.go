@@ -60,7 +60,7 @@ func (u *universe) clone() *universe {
 	for i, n := range u.nodes {
 		m := *n
 		m.window.ring = append(make([]slotState, 0, len(n.window.ring)), n.window.ring...)
-		m.peers = slices.Clone(n.peers)
+		m.peers, m.configs, m.tentative = slices.Clone(n.peers), slices.Clone(n.configs), slices.Clone(n.tentative)
 		m.found.entries = slices.Clone(n.found.entries)
 		v.nodes[i] = &m
 	}
