@@ -102,7 +102,7 @@ func (n *Node) onPreVoteReply(i int, m *Message) {
 	if n.role != PreCandidate || m.Ballot != n.ballot {
 		return
 	}
-	if m.Next > n.configs[len(n.configs)-1].From {
+	if last := &n.configs[len(n.configs)-1]; m.Next > last.From || m.Next == last.From && last.voters&(1<<self) == 0 {
 		n.becomeFollower(0)
 		n.left = true
 		return

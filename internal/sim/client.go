@@ -64,6 +64,10 @@ func (c *client) next() {
 		}
 	})
 	r := w.replicas[c.at]
+	if w.now < w.lullUntil {
+		c.think()
+		return
+	}
 	if !r.up || w.now < r.pausedUntil || w.now < r.fullUntil {
 		c.refused()
 		return

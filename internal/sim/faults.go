@@ -32,6 +32,7 @@ func (w *world) scheduleFaults() {
 	if w.shape.changeEvery > 0 {
 		w.every(w.shape.changeEvery, w.changeMembers)
 		w.every(w.shape.reformatEvery, w.reformat)
+		w.every(w.shape.coupEvery, w.coup)
 	}
 }
 
@@ -73,6 +74,7 @@ func (w *world) transfer() {
 		if r.up && r.role == paxos.Leader && w.now >= r.pausedUntil {
 			if err := r.node.Transfer(r.clock(), to); err == nil && to != r.id {
 				w.stats.Transfers++
+				r.lent = 0
 			}
 			r.drain()
 			return
@@ -161,7 +163,7 @@ func (w *world) heal() {
 func (w *world) checkProgress() {
 	h := &w.history
 	before := h.finished
-	w.runUntil(w.now + 2*second)
+	w.runUntil(w.now + 4*second) // an election may take many small pages
 	middle := h.finished
 	w.runUntil(w.now + second)
 	if middle <= before || h.finished <= middle {

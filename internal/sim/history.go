@@ -146,13 +146,17 @@ func (h *history) noteFinished(w *world, s paxos.Slot) {
 	}
 }
 
-// checkLeases checks that a lease read that began now would see everything finished, at whichever replica.
+// checkLeases checks that a read that began now would see everything finished, at whichever replica, with the lease that
+// it has now or with one that was looked up earlier.
 func (w *world) checkLeases() {
 	for _, r := range w.replicas {
 		if !r.up || w.now < r.pausedUntil {
 			continue
 		}
 		until, slot := r.node.LeaseRead()
+		if until == 0 && r.clock() < r.lent {
+			until, slot = r.lent, r.node.Status().Chosen
+		}
 		if r.clock() < until && max(slot, r.state.applied) < w.history.finished {
 			w.fail("node %d holds a lease for reads at %d, but slot %d was seen", r.id, slot, w.history.finished)
 		}

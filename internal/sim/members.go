@@ -42,9 +42,13 @@ func (w *world) changeMembers() {
 		return
 	}
 	status := r.node.Status()
-	c := w.otherMembers(status.Configs[len(status.Configs)-1].Configuration, r.id)
+	w.proposeMembers(r, w.otherMembers(status.Configs[len(status.Configs)-1].Configuration, r.id))
+}
+
+// proposeMembers reports whether a leader took a configuration on.
+func (w *world) proposeMembers(r *replica, c paxos.Configuration) bool {
 	if !w.bears(&c, nil) {
-		return // who proposes that has only himself to blame
+		return false // who proposes that has only himself to blame
 	}
 	slot, err := r.node.ProposeConfig(r.clock(), c)
 	w.trace("node %d: members %v: slot %d, %v", r.id, c, slot, err)
@@ -59,6 +63,64 @@ func (w *world) changeMembers() {
 		w.fail("node %d: members %v: %v", r.id, c, err)
 	}
 	r.drain()
+	return err == nil
+}
+
+// coup attacks the lease of a leader that hands the majority over to learners: they have not heard of it for so long
+// that no lease binds them, and learn from others that they decide now.
+func (w *world) coup() {
+	l := w.leader()
+	if l == nil {
+		return
+	}
+	c := l.node.Configs()[0].Configuration
+	if len(c.Voters) < 3 {
+		return
+	}
+	if len(c.Learners) < 2 {
+		c.Learners = slices.Clone(c.Learners)
+		for len(c.Learners) < 2 {
+			id := w.candidateMember(&c)
+			if id == 0 {
+				return
+			}
+			c.Learners = append(c.Learners, id)
+		}
+		w.proposeMembers(l, c)
+		return
+	}
+	next := paxos.Configuration{Voters: append([]paxos.NodeID{l.id}, c.Learners[:2]...)}
+	w.net.join()
+	for _, id := range c.Learners[:2] {
+		w.net.cutPair(l.id, id)
+	}
+	w.net.joinAfter(2 * w.shape.electionTimeout)
+	w.lullUntil = w.now + w.shape.electionTimeout*3/4 // or else the learners would lag too far
+	w.after(w.shape.electionTimeout*3/4, func() {
+		if l != w.leader() || w.healed || !w.bears(&next, nil) {
+			return
+		}
+		if !w.proposeMembers(l, next) {
+			return
+		}
+		w.stats.Coups++
+		for _, id := range next.Voters[1:] {
+			for k := range 4 { // what was asked long ago comes now
+				w.after(w.pick(millisecond, w.shape.electionTimeout/8)+instant(k)*w.shape.electionTimeout/8, func() { w.lateCatchUp(id, c.Voters) })
+			}
+		}
+	})
+}
+
+// lateCatchUp lets a question that a node has asked before arrive at others.
+func (w *world) lateCatchUp(id paxos.NodeID, at []paxos.NodeID) {
+	r := w.replicas[id-1]
+	if !r.up || w.healed {
+		return
+	}
+	for _, to := range at {
+		w.net.carry(paxos.Message{Kind: paxos.MsgCatchUp, From: id, To: to, Slot: r.state.applied + 1})
+	}
 }
 
 // otherMembers changes a configuration a little, or a lot.

@@ -32,6 +32,7 @@ type replica struct {
 	reads    []*pendingRead
 	waiting  []*op // writes proposed here, by slot ascending
 	role     paxos.Role
+	lent     paxos.Time // until when readers were told that there is no other leader
 
 	slowUntil   instant // the disk takes long for everything
 	fullUntil   instant // no space on the disk: commands are refused
@@ -114,7 +115,7 @@ func (r *replica) crash() {
 	for _, o := range r.waiting {
 		o.finish(outcomeUnknown, 0)
 	}
-	r.waiting, r.inbox, r.pausedUntil, r.fullUntil = nil, nil, 0, 0
+	r.waiting, r.inbox, r.pausedUntil, r.fullUntil, r.lent = nil, nil, 0, 0, 0
 	r.life++
 	if w.chance(w.shape.damage) {
 		r.damage()
@@ -207,6 +208,18 @@ func (r *replica) tick(life int) {
 func (r *replica) drain() {
 	for r.up && r.node.HasReady() {
 		r.handle(r.node.Ready())
+	}
+	if r.up && r.role == paxos.Leader {
+		r.noteLease()
+	}
+}
+
+// noteLease remembers until when readers may go by a lease. One that is given up, for a transfer or by a leader that
+// has left the group, is out of use at once; any other one has to hold.
+func (r *replica) noteLease() {
+	until, _ := r.node.LeaseRead()
+	if r.lent = max(r.lent, until); until == 0 && !r.node.Status().Voter {
+		r.lent = 0
 	}
 }
 

@@ -45,6 +45,7 @@ type Stats struct {
 	Transfers                                int
 	Changes, ChangesRefused, Configurations  int // of members: proposed, refused for a reason, applied
 	Reformats, Torn, SlowDisks, FullDisks    int
+	Coups                                    int
 }
 
 // Add adds up two counts.
@@ -73,6 +74,7 @@ func (s *Stats) Add(o Stats) {
 	s.Torn += o.Torn
 	s.SlowDisks += o.SlowDisks
 	s.FullDisks += o.FullDisks
+	s.Coups += o.Coups
 }
 
 // violation is how a check ends a run.
@@ -88,13 +90,14 @@ type world struct {
 	hash     uint64
 	stats    Stats
 
-	shape    shape
-	replicas []*replica
-	net      network
-	history  history
-	clients  []*client
-	healed   bool // no more faults
-	quiet    bool // no more operations
+	shape     shape
+	replicas  []*replica
+	net       network
+	history   history
+	clients   []*client
+	healed    bool    // no more faults
+	lullUntil instant // clients wait
+	quiet     bool    // no more operations
 }
 
 // shape is the configuration that a seed chooses for its run.
@@ -108,6 +111,7 @@ type shape struct {
 	transferEvery                    instant
 	clockEvery, diskEvery            instant
 	changeEvery, reformatEvery       instant // 0: never
+	coupEvery                        instant
 	syncSlow                         float64 // chance that a sync takes long
 	readError                        float64 // chance that the log cannot be read
 	damage                           float64 // chance that a crash damages the log
@@ -194,6 +198,12 @@ func (w *world) build() {
 	if w.chance(0.7) && !w.opt.Fixed {
 		w.shape.changeEvery = w.pick(50*millisecond, 800*millisecond)
 		w.shape.reformatEvery = w.pick(500*millisecond, 5*second)
+		w.shape.coupEvery = w.pick(500*millisecond, 3*second)
+		if w.chance(0.4) { // little else happens, so that much can be changed
+			w.shape.crashEvery, w.shape.pauseEvery = w.pick(2*second, 10*second), w.pick(2*second, 10*second)
+			w.shape.cutEvery, w.shape.diskEvery = w.pick(2*second, 10*second), w.pick(2*second, 10*second)
+			w.shape.transferEvery, w.shape.damage = w.pick(2*second, 10*second), 0
+		}
 	}
 	w.net = newNetwork(w, n)
 	for id := 1; id <= n; id++ {
