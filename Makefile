@@ -65,7 +65,7 @@ sim: ## the consensus simulation: make sim SEEDS=1000, or one run again: make si
 	$(if $(filter command environment,$(firstword $(origin SEED))),KOINON_SEED=$(SEED) KOINON_TRACE=1,KOINON_SEEDS=$(SEEDS)) $(GO) test -timeout 0 -count=1 -v -run TestSeeds ./internal/sim
 
 mutations: ## which seed finds each of the planted mistakes
-	KOINON_MUTATIONS=1 $(GO) test -timeout 0 -count=1 -v -run TestMutations ./internal/sim | grep -v '^ *---\|^=== '
+	KOINON_MUTATIONS=1 $(GO) test -timeout 0 -count=1 -v -run TestMutations ./internal/sim
 
 explore: ## the consensus core through every order of events, in larger groups
 	KOINON_EXPLORE=1 $(GO) test -timeout 0 -count=1 -v -run TestExplore ./paxos

@@ -8,9 +8,9 @@
 // every step. Then everything is healed, and the group has to make progress and to agree. The same Options give the
 // same run, event by event, which Result.Hash attests.
 //
-// What is checked: every value applied had been accepted at one ballot on the disks of a quorum of the configuration that governs
-// its slot, and was proposed with promises of such a quorum; no slot is ever applied with two values; every replica applies a contiguous prefix of one history,
-// compared through a rolling digest; promises, acceptances and votes leave a node only when its disk holds them; what a
+// What is checked: every value applied had been accepted at one ballot on the disks of a quorum of the configuration
+// that governs its slot, and was proposed with promises of such a quorum; no slot is ever applied with two values; every
+// replica applies a contiguous prefix of one history, compared through a rolling digest; promises, acceptances and votes leave a node only when its disk holds them; what a
 // disk has promised never falls; a read, by lease or by read index, sees everything that was finished before it
 // began, and a write comes after everything that was finished before it began, which together is linearizability, for
 // slots order all operations; a lease that was handed out holds until it ends; and an acknowledged write is still there in the end.
