@@ -90,6 +90,7 @@ func (n *Node) follow(m *Message, reply MessageKind) bool {
 	if n.role != Follower || n.leader != m.From {
 		n.becomeFollower(m.From)
 	}
+	n.left = false
 	n.postponeElection()
 	n.barrier = max(n.barrier, n.now+n.cfg.Lease)
 	return true
@@ -152,12 +153,12 @@ func (n *Node) entryBallot(st *slotState) Ballot {
 // learnChosen takes in that the leader of ballot b knows everything up to upTo to be chosen. This node's own entries
 // are those values only where it accepted them at b; for others the values themselves have to be fetched.
 func (n *Node) learnChosen(b Ballot, upTo Slot) {
-	for n.chosen < upTo {
+	for n.chosen < upTo && len(n.configs) > 0 {
 		st := n.window.at(n.chosen + 1)
 		if !st.held() || st.entry.Ballot != b && !n.cfg.bugs.has(BugOldBallot) {
 			break
 		}
-		n.chosen++
+		n.choose(&st.entry)
 	}
 	if n.chosen < upTo {
 		n.wantCatchUp(b.Node, upTo)

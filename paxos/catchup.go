@@ -28,7 +28,11 @@ func (n *Node) sendCatchUp() {
 		return
 	}
 	n.catchUp.sentAt = max(n.now, 1)
-	n.send(Message{Kind: MsgCatchUp, To: n.catchUp.from, Ballot: n.promised, Slot: n.chosen + 1})
+	first := n.chosen + 1
+	if len(n.configs) == 0 {
+		first = 0 // who decides the first slot is not in the log
+	}
+	n.send(Message{Kind: MsgCatchUp, To: n.catchUp.from, Ballot: n.promised, Slot: first})
 }
 
 // resumeStalled goes on with what waited for room in memory.
@@ -65,18 +69,18 @@ func (n *Node) tickCatchUp() {
 }
 
 // onCatchUp answers from memory or from the log, or has the driver send a snapshot where the log was cut.
-func (n *Node) onCatchUp(i int, m *Message) {
-	if m.Slot == 0 || m.Slot > n.chosen {
+func (n *Node) onCatchUp(m *Message) {
+	if m.Slot > n.chosen {
 		return
 	}
 	if m.Slot <= n.truncated {
-		n.wantSnapshot(i, n.truncated)
+		n.wantSnapshot(m.From, max(n.truncated, min(n.applied, 1)))
 		return
 	}
 	var entries []Entry
 	if m.Slot < n.window.lo {
 		if entries = n.readLog(m.Slot); len(entries) == 0 {
-			n.wantSnapshot(i, m.Slot)
+			n.wantSnapshot(m.From, m.Slot)
 			return
 		}
 	} else {
@@ -85,13 +89,14 @@ func (n *Node) onCatchUp(i int, m *Message) {
 	n.send(Message{Kind: MsgLearn, To: m.From, Ballot: n.promised, Slot: m.Slot, Chosen: n.chosen, Entries: entries})
 }
 
-// wantSnapshot has the driver send voter i a snapshot that includes slot after, unless it is doing so.
-func (n *Node) wantSnapshot(i int, after Slot) {
-	if n.peers[i].snapshot {
+// wantSnapshot has the driver send a member a snapshot that includes slot after, unless it is doing so.
+func (n *Node) wantSnapshot(to NodeID, after Slot) {
+	i := n.index(to)
+	if i < 0 || after == 0 || n.peers[i].snapshot {
 		return
 	}
 	n.peers[i].snapshot = true
-	n.out.snapshots = append(n.out.snapshots, SnapshotRequest{To: n.cfg.Voters[i], After: after})
+	n.out.snapshots = append(n.out.snapshots, SnapshotRequest{To: to, After: after})
 }
 
 // onLearn takes in chosen entries, and asks for more where there are more.
@@ -129,7 +134,7 @@ func (n *Node) learn(e *Entry) bool {
 		}
 		return true
 	}
-	if e.Slot != n.chosen+1 || e.Slot > n.slotLimit() || n.full() {
+	if e.Slot != n.chosen+1 || e.Slot > n.slotLimit() || n.full() || len(n.configs) == 0 {
 		return false
 	}
 	if st.held() && !st.entry.Ballot.Less(e.Ballot) {
@@ -141,14 +146,14 @@ func (n *Node) learn(e *Entry) bool {
 		n.store(*e)
 		n.out.accept = append(n.out.accept, *e)
 	}
-	n.chosen = e.Slot
+	n.choose(e)
 	return true
 }
 
 // repair is how a damaged replica finds out what it may have voted for. It knows its promise P, so that its lost votes
 // are all at ballots up to P. It asks a leader of a ballot B >= P for the last slot L that B has proposed or found. Lost
 // votes above L are below B, and nothing can be chosen by them any more, for B's quorum has promised B and did not report
-// it. So the replica may vote again once it holds the chosen value of every slot up to L.
+// it, where its promises are complete. So the replica may vote again once it holds the chosen value of every slot up to L.
 type repair struct {
 	damaged bool
 	known   bool
@@ -167,8 +172,8 @@ func (n *Node) askRepair(leader NodeID) {
 }
 
 func (n *Node) onRepair(m *Message) {
-	if n.role != Leader || n.ballot.Less(m.Ballot) {
-		return
+	if n.role != Leader || n.ballot.Less(m.Ballot) || n.unpromised() != nil {
+		return // with promises still to come the last slot is not known
 	}
 	n.send(Message{Kind: MsgRepairReply, To: m.From, Ballot: n.ballot, Seq: m.Seq, Slot: max(n.lead.next-1, n.lead.suffixEnd)})
 }

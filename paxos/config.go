@@ -15,7 +15,7 @@ const (
 	defaultLease           = Time(400e6)
 	defaultMaxDriftPPM     = 1000
 
-	votersMax = 64
+	alphaMax = 1 << 20
 )
 
 // withDefaults returns the configuration with its zero fields filled in.
@@ -41,7 +41,6 @@ func (c Config) withDefaults() Config {
 	if c.MaxDriftPPM == 0 {
 		c.MaxDriftPPM = defaultMaxDriftPPM
 	}
-	c.Voters = slices.Clone(c.Voters)
 	return c
 }
 
@@ -51,12 +50,10 @@ func (c Config) Validate() error {
 	switch {
 	case c.ID == 0:
 		return fmt.Errorf("paxos: Config.ID must not be 0")
-	case len(c.Voters) == 0 || len(c.Voters) > votersMax:
-		return fmt.Errorf("paxos: Config.Voters must name 1 to %d nodes, found %d", votersMax, len(c.Voters))
-	case !slices.Contains(c.Voters, c.ID):
-		return fmt.Errorf("paxos: Config.Voters %v must include this node, %d", c.Voters, c.ID)
-	case c.Alpha < 1:
-		return fmt.Errorf("paxos: Config.Alpha must be at least 1, found %d", c.Alpha)
+	case len(c.Voters) > 0 && !slices.Contains(c.Voters, c.ID):
+		return fmt.Errorf("paxos: Config.Voters %v must include this node, %d, or be empty when it joins a group", c.Voters, c.ID)
+	case c.Alpha < 2 || c.Alpha > alphaMax:
+		return fmt.Errorf("paxos: Config.Alpha must be between 2 and %d, found %d", alphaMax, c.Alpha)
 	case c.MaxMessageBytes < 1 || c.CacheBytes < 1:
 		return fmt.Errorf("paxos: Config.MaxMessageBytes and CacheBytes must be positive, found %d and %d", c.MaxMessageBytes, c.CacheBytes)
 	case c.Heartbeat < 1 || c.Heartbeat*2 > c.ElectionTimeout:
@@ -70,12 +67,11 @@ func (c Config) Validate() error {
 	case c.Log == nil:
 		return fmt.Errorf("paxos: Config.Log is required")
 	}
-	seen := make([]NodeID, 0, len(c.Voters))
-	for _, id := range c.Voters {
-		if id == 0 || slices.Contains(seen, id) {
-			return fmt.Errorf("paxos: Config.Voters must be distinct and not 0, found %v", c.Voters)
-		}
-		seen = append(seen, id)
+	if len(c.Voters) == 0 {
+		return nil
+	}
+	if err := (Configuration{Voters: c.Voters}).Validate(); err != nil {
+		return fmt.Errorf("paxos: Config.Voters: %w", err)
 	}
 	return nil
 }

@@ -7,8 +7,14 @@ import (
 
 // String is "slot@ballot kind" and the beginning of the data.
 func (e Entry) String() string {
-	if e.Kind == Noop {
+	switch e.Kind {
+	case Noop:
 		return fmt.Sprintf("%d@%v noop", e.Slot, e.Ballot)
+	case Configure:
+		c, _, err := decodeConfigure(e.Data)
+		if err == nil {
+			return fmt.Sprintf("%d@%v configure %v", e.Slot, e.Ballot, c)
+		}
 	}
 	const shown = 16
 	if len(e.Data) > shown {

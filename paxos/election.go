@@ -45,24 +45,48 @@ func (n *Node) startPreVote() {
 	if n.repair.damaged {
 		return
 	}
+	if !n.mayLead() || n.left {
+		n.askAround()
+		return
+	}
 	n.role = PreCandidate
 	n.ballot = Ballot{Round: n.roundMax + 1, Node: n.cfg.ID}
-	n.votes = 1 << n.self
-	if n.isQuorum(n.chosen+1, n.votes) {
+	n.votes = 1 << self
+	if n.everyQuorum(n.votes) {
 		n.campaign(Ballot{})
 		return
 	}
 	n.askAgain()
 }
 
+// askAround is what a learner does that hears of no leader: the last thing chosen may be that it votes now, and those
+// who had it chosen may be gone.
+func (n *Node) askAround() {
+	if n.left || !n.member(n.cfg.ID) {
+		return
+	}
+	voters := n.electorate()
+	for i := range n.peers {
+		if voters&(1<<i) != 0 {
+			n.send(Message{Kind: MsgCatchUp, To: n.peers[i].id, Ballot: n.promised, Slot: n.chosen + 1})
+		}
+	}
+}
+
 // askAgain sends the candidate's question to every peer that has not answered it.
 func (n *Node) askAgain() {
 	n.retryAt = n.now + n.cfg.Heartbeat
-	for i, id := range n.cfg.Voters {
+	voters := n.electorate()
+	for i := range n.peers {
 		switch {
-		case n.votes&(1<<i) != 0 || i == n.self:
+		case voters&(1<<i) == 0 || i == self:
+		case n.votes&(1<<i) != 0 && n.role == Candidate:
+			// It has told everything. It is asked for nothing more, so that it does not campaign while others still tell.
+			last := max(n.chosen, n.window.last(), n.found.last())
+			n.send(Message{Kind: MsgPrepare, To: n.peers[i].id, Ballot: n.ballot, Released: n.released, Slot: last + 1})
+		case n.votes&(1<<i) != 0:
 		case n.role == PreCandidate:
-			n.send(Message{Kind: MsgPreVote, To: id, Ballot: n.ballot, Chosen: n.chosen})
+			n.send(Message{Kind: MsgPreVote, To: n.peers[i].id, Ballot: n.ballot, Chosen: n.chosen})
 		case n.role == Candidate:
 			n.askPromise(i)
 		}
@@ -70,13 +94,22 @@ func (n *Node) askAgain() {
 }
 
 // onPreVote answers whether a Prepare would be promised, without promising.
-func (n *Node) onPreVote(_ int, m *Message) {
-	reject := n.repair.damaged || !n.promised.Less(m.Ballot) || n.holdsOff(m.From, Ballot{})
-	n.send(Message{Kind: MsgPreVoteReply, To: m.From, Ballot: m.Ballot, Promised: n.promised, Reject: reject, Chosen: n.chosen, Truncated: n.truncated})
+func (n *Node) onPreVote(m *Message) {
+	reply := Message{Kind: MsgPreVoteReply, To: m.From, Ballot: m.Ballot, Promised: n.promised, Chosen: n.chosen, Truncated: n.truncated}
+	if len(n.configs) > 0 && m.Chosen+1 < n.configs[0].From && !n.member(m.From) {
+		reply.Next = n.configs[0].From // it has left without noticing
+	}
+	reply.Reject = reply.Next != 0 || n.repair.damaged || !n.promised.Less(m.Ballot) || n.holdsOff(m.From, Ballot{})
+	n.send(reply)
 }
 
 func (n *Node) onPreVoteReply(i int, m *Message) {
 	if n.role != PreCandidate || m.Ballot != n.ballot {
+		return
+	}
+	if last := &n.configs[len(n.configs)-1]; m.Next > last.From || m.Next == last.From && last.voters&(1<<self) == 0 {
+		n.becomeFollower(0)
+		n.left = true
 		return
 	}
 	if m.Truncated > n.chosen {
@@ -87,7 +120,7 @@ func (n *Node) onPreVoteReply(i int, m *Message) {
 		return
 	}
 	n.votes |= 1 << i
-	if n.isQuorum(n.chosen+1, n.votes) {
+	if n.everyQuorum(n.votes) {
 		n.campaign(Ballot{})
 	}
 }
@@ -103,28 +136,44 @@ func (n *Node) fetchFirst(m *Message) {
 func (n *Node) campaign(released Ballot) {
 	n.becomeFollower(0)
 	n.resetElection(n.now)
+	if !n.mayLead() {
+		return
+	}
 	n.role = Candidate
 	n.ballot = Ballot{Round: n.roundMax + 1, Node: n.cfg.ID}
 	n.released = released
 	n.votes = 0
 	n.found = found{base: n.chosen + 1}
 	for i := range n.peers {
-		n.peers[i].page = n.chosen + 1
+		n.peers[i].page = 0
 	}
 	n.raise(n.ballot)
 	n.retryAt = n.now + n.cfg.Heartbeat
-	for i := range n.cfg.Voters {
-		if i != n.self {
+	n.askEveryone()
+}
+
+// askEveryone asks the voters of every configuration that the candidate has come to know for their promises, and
+// reports false when they are too many.
+func (n *Node) askEveryone() bool {
+	if !n.seekChanges() {
+		n.becomeFollower(0) // it lags by many changes: others go first
+		return false
+	}
+	voters := n.electorate()
+	for i := range n.peers {
+		if p := &n.peers[i]; voters&^n.votes&(1<<i) != 0 && p.page == 0 && i != self {
+			p.page = n.chosen + 1
 			n.askPromise(i)
 		}
 	}
+	return true
 }
 
 // askPromise asks a peer for its promise, or for the next page of it. The ballot must be durable before anybody sees it:
 // a node that forgot it could use it again for other values.
 func (n *Node) askPromise(i int) {
 	n.peers[i].stalled = false
-	m := Message{Kind: MsgPrepare, To: n.cfg.Voters[i], Ballot: n.ballot, Released: n.released, Slot: n.peers[i].page}
+	m := Message{Kind: MsgPrepare, To: n.peers[i].id, Ballot: n.ballot, Released: n.released, Slot: n.peers[i].page}
 	if n.promisedSeq > n.out.durable && !n.cfg.bugs.has(BugReuseBallot) {
 		n.sendAfter(m)
 	} else {
@@ -135,17 +184,19 @@ func (n *Node) askPromise(i int) {
 // ownPromise counts this node's promise, once it is durable.
 func (n *Node) ownPromise() {
 	if n.promisedSeq <= n.out.durable {
-		n.votes |= 1 << n.self
+		n.votes |= 1 << self
 		n.checkElected()
 	}
 }
 
 func (n *Node) onPromise(i int, m *Message) {
-	if n.role != Candidate || m.Ballot != n.ballot {
+	if n.role != Candidate && n.role != Leader || m.Ballot != n.ballot {
 		return
 	}
 	if m.Reject {
-		if n.ballot.Less(m.Promised) {
+		if n.role == Leader {
+			n.onRejected(m)
+		} else if n.ballot.Less(m.Promised) {
 			n.becomeFollower(0)
 		}
 		return
@@ -163,25 +214,39 @@ func (n *Node) onPromise(i int, m *Message) {
 		n.askPromise(i)
 		return
 	}
-	before := n.chosen
-	taken := n.takeReported(m)
-	if taken || n.chosen > before {
-		n.postponeElection()
-	}
-	if !taken {
-		p.page, p.stalled = n.chosen+1, true // asked for again when there is room, or by and by
+	if n.role == Leader {
+		n.takeNewcomer(m)
+	} else if !n.takePage(m) {
 		return
 	}
-	if n.role != Candidate {
-		return // a newer ballot was among what was learned
+	if i = n.index(m.From); i < 0 || n.role == Follower {
+		return // what was learned is that it has left, or more members than one node can ask
 	}
+	p = &n.peers[i]
 	p.page = m.Next
 	if m.Next != 0 {
 		n.askPromise(i)
 		return
 	}
 	n.votes |= 1 << i
-	n.checkElected()
+	if n.role == Leader {
+		n.proposeOwed()
+	} else {
+		n.checkElected()
+	}
+}
+
+// takePage takes in a page of a promise. It reports false when the candidate cannot go on with the next one.
+func (n *Node) takePage(m *Message) bool {
+	before := n.chosen
+	taken := n.takeReported(m)
+	if taken || n.chosen > before {
+		n.postponeElection()
+	}
+	if i := n.index(m.From); !taken && i >= 0 {
+		n.peers[i].page, n.peers[i].stalled = n.chosen+1, true // asked for again when there is room, or by and by
+	}
+	return taken && n.role == Candidate // else a newer ballot was among what was learned
 }
 
 // takeReported takes in a page of a promise: values that the acceptor knows to be chosen are learned, others are
@@ -208,28 +273,38 @@ func (n *Node) takeReported(m *Message) bool {
 
 // checkElected turns the candidate into the leader when a quorum has promised.
 func (n *Node) checkElected() {
-	if !n.isQuorum(n.chosen+1, n.votes) || n.votes&(1<<n.self) == 0 {
+	if !n.askEveryone() || n.votes&(1<<self) == 0 || !n.mayLead() {
+		return
+	}
+	if elected := n.everyQuorum(n.votes) || n.cfg.bugs.has(BugOneConfigPhase1) && n.isQuorum(&n.configs[0], n.votes); !elected {
 		return
 	}
 	n.role, n.leader = Leader, n.cfg.ID
-	n.lead = lead{next: n.chosen + 1, ownNext: n.chosen + 1, suffixEnd: max(n.chosen, n.window.last(), n.found.last()), wantRound: true}
+	n.lead = lead{first: n.chosen + 1, next: n.chosen + 1, ownNext: n.chosen + 1,
+		suffixEnd: max(n.chosen, n.window.last(), n.found.last()), wantRound: true}
 	for i := range n.peers {
-		n.peers[i] = peer{heardAt: n.now, snapshot: n.peers[i].snapshot}
+		n.peers[i] = peer{id: n.peers[i].id, heardAt: n.now, snapshot: n.peers[i].snapshot}
 	}
 	if n.cfg.bugs.has(BugForgetSuffix) {
 		n.lead.suffixEnd = n.chosen
 	}
-	n.proposeSuffix()
+	n.proposeOwed()
+}
+
+// reported returns the newest entry of a slot that this node has accepted or been told of, or nil.
+func (n *Node) reported(s Slot) *Entry {
+	e := n.found.at(s)
+	if st := n.window.at(s); st.held() && (e == nil || e.Ballot.Less(st.entry.Ballot) || n.cfg.bugs.has(BugAnyReported)) {
+		return &st.entry
+	}
+	return e
 }
 
 // proposeSuffix proposes again, at the own ballot, what may have been chosen before, and no-ops between. It goes on
 // when slots have been chosen, for no more than Alpha may be in flight.
 func (n *Node) proposeSuffix() {
-	for n.lead.next <= n.lead.suffixEnd && n.lead.next <= n.chosen+Slot(n.cfg.Alpha) {
-		reported := n.found.at(n.lead.next)
-		if st := n.window.at(n.lead.next); st.held() && (reported == nil || reported.Ballot.Less(st.entry.Ballot) || n.cfg.bugs.has(BugAnyReported)) {
-			reported = &st.entry
-		}
+	for n.lead.next <= n.lead.suffixEnd && n.lead.next <= n.chosen+Slot(n.cfg.Alpha) && n.proposable(n.lead.next) {
+		reported := n.reported(n.lead.next)
 		switch {
 		case reported != nil:
 			n.propose(reported.Kind, reported.Data)
@@ -246,7 +321,7 @@ func (n *Node) proposeSuffix() {
 
 // onTimeoutNow campaigns at once: the leader has chosen this node to follow it.
 func (n *Node) onTimeoutNow(m *Message) {
-	if m.Ballot == n.promised && !n.repair.damaged && !n.reluctant && (n.role == Follower || n.role == PreCandidate) {
+	if m.Ballot == n.promised && !n.repair.damaged && !n.reluctant && n.mayLead() && (n.role == Follower || n.role == PreCandidate) {
 		n.campaign(m.Ballot)
 	}
 }
@@ -260,9 +335,9 @@ func (n *Node) Transfer(now Time, to NodeID) error {
 	switch {
 	case n.role != Leader:
 		return ErrNotLeader
-	case i < 0:
+	case i < 0 || n.newest().voters&(1<<i) == 0:
 		return ErrUnknownPeer
-	case i == n.self:
+	case i == self:
 		return nil
 	case n.lead.transferTo != 0:
 		return ErrBusy

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -14,7 +15,7 @@ import (
 // The scripts under testdata tell the protocol's stories. Time stands still unless a script lets it pass, the network
 // keeps what is not delivered, and a disk keeps what is not synced. The commands:
 //
-//	new nodes=3 [alpha=n] [page=bytes] [cache=bytes]
+//	new nodes=3 [alpha=n] [page=bytes] [cache=bytes] [joining=n]
 //	wait ms=n                           time passes for everybody, no node does anything
 //	tick [id...]                        the nodes (default all) notice the time
 //	timeout id                          the node's election timeout is over
@@ -30,7 +31,8 @@ import (
 //	snapshot from= to=                  carry a snapshot over
 //	transfer from= to=
 //	read id n=
-//	status [id...] / lease id / log id
+//	members id voters=(..) [learners=(..)]
+//	status [id...] / lease id / log id / group [id...]
 func TestGolden(t *testing.T) {
 	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
 		g := &golden{}
@@ -65,6 +67,8 @@ type goldenNode struct {
 	log     map[Slot]Entry
 	apply   []Entry
 	applied Slot
+	configs History // belongs to applied
+	joining bool
 }
 
 const ms = Time(1e6)
@@ -134,7 +138,7 @@ func (g *golden) nodeCommand(t *testing.T, d *datadriven.TestData) {
 		g.start(b, d.HasArg("damaged"))
 	case "checkpoint":
 		b := g.named(t, d)[0]
-		b.disk.Applied = b.applied
+		b.disk.Applied, b.disk.Configs = b.applied, b.configs
 	case "truncate":
 		b := g.named(t, d)[0]
 		b.disk.Truncated = Slot(argInt(t, d, "slot", 0))
@@ -142,7 +146,8 @@ func (g *golden) nodeCommand(t *testing.T, d *datadriven.TestData) {
 	case "snapshot":
 		from, to := g.boxes[argInt(t, d, "from", 0)-1], g.boxes[argInt(t, d, "to", 0)-1]
 		to.applied, to.disk.Applied, to.disk.Truncated = from.applied, from.applied, from.applied
-		to.node.InstalledSnapshot(from.applied)
+		to.configs, to.disk.Configs = from.configs, from.configs
+		to.node.InstalledSnapshot(from.applied, from.configs)
 		from.node.SnapshotDone(to.id, from.applied, true)
 		g.printf("node %d has the state of node %d up to slot %d", to.id, from.id, from.applied)
 		g.drain(to)
@@ -164,6 +169,20 @@ func (g *golden) nodeCommand(t *testing.T, d *datadriven.TestData) {
 		}
 	case "lease":
 		g.lease(g.named(t, d)[0])
+	case "members":
+		b := g.named(t, d)[0]
+		var c Configuration
+		c.Voters, c.Learners = argIDs(t, d, "voters"), argIDs(t, d, "learners")
+		if slot, err := b.node.ProposeConfig(g.now, c); err != nil {
+			g.printf("%v", err)
+		} else {
+			g.printf("slot %d", slot)
+		}
+		g.drain(b)
+	case "group":
+		for _, b := range g.named(t, d) {
+			g.group(b)
+		}
 	case "log":
 		b := g.named(t, d)[0]
 		for s := b.disk.Truncated + 1; ; s++ {
@@ -176,6 +195,19 @@ func (g *golden) nodeCommand(t *testing.T, d *datadriven.TestData) {
 	default:
 		d.Fatalf(t, "unknown command %s", d.Cmd)
 	}
+}
+
+func argIDs(t *testing.T, d *datadriven.TestData, name string) (ids []NodeID) {
+	t.Helper()
+	a, _ := d.Arg(name)
+	for _, v := range a.Vals {
+		id, err := strconv.Atoi(v)
+		if err != nil {
+			d.Fatalf(t, "%s: %v", name, err)
+		}
+		ids = append(ids, NodeID(id))
+	}
+	return ids
 }
 
 func argInt(t *testing.T, d *datadriven.TestData, name string, otherwise int) int {
@@ -207,6 +239,9 @@ func (g *golden) create(t *testing.T, d *datadriven.TestData) {
 	for id := 1; id <= argInt(t, d, "nodes", 3); id++ {
 		g.boxes = append(g.boxes, &goldenNode{id: NodeID(id), log: map[Slot]Entry{}})
 	}
+	for id := 1; id <= argInt(t, d, "joining", 0); id++ {
+		g.boxes = append(g.boxes, &goldenNode{id: NodeID(len(g.boxes) + 1), log: map[Slot]Entry{}, joining: true})
+	}
 	for _, b := range g.boxes {
 		g.start(b, false)
 	}
@@ -216,7 +251,9 @@ func (g *golden) start(b *goldenNode, damaged bool) {
 	cfg := Config{ID: b.id, Alpha: g.alpha, MaxMessageBytes: g.page, CacheBytes: g.cache, ElectionTimeout: 500 * ms, Heartbeat: 50 * ms,
 		Lease: 400 * ms, MaxDriftPPM: 10_000, Rand: rand.New(rand.NewPCG(7, uint64(b.id))), Log: b}
 	for _, o := range g.boxes {
-		cfg.Voters = append(cfg.Voters, o.id)
+		if !b.joining && !o.joining {
+			cfg.Voters = append(cfg.Voters, o.id)
+		}
 	}
 	rec := b.disk
 	rec.Damaged = damaged
@@ -228,6 +265,9 @@ func (g *golden) start(b *goldenNode, damaged bool) {
 	}
 	b.applied = rec.Applied
 	b.node = New(cfg, rec, g.now)
+	if b.configs = rec.Configs; len(b.configs) == 0 && !b.joining {
+		b.configs = Initial(cfg.Voters)
+	}
 }
 
 // Entries is Log.
@@ -390,7 +430,9 @@ func (g *golden) settle() {
 				g.sync(b)
 			}
 			for _, e := range b.apply {
-				b.applied = max(b.applied, e.Slot)
+				if e.Slot > b.applied {
+					b.applied, b.configs = e.Slot, b.configs.Apply(&e)
+				}
 			}
 			if len(b.apply) > 0 {
 				b.apply = nil
@@ -445,6 +487,31 @@ func (g *golden) status(b *goldenNode) {
 		damaged = " damaged"
 	}
 	g.printf("%d: %v leader=%d promised=%v last=%d chosen=%d applied=%d truncated=%d%s", b.id, s.Role, s.Leader, s.Promised, s.Last, s.Chosen, s.Applied, s.Truncated, damaged)
+}
+
+// group prints what a node knows of who is in the group.
+func (g *golden) group(b *goldenNode) {
+	if b.node == nil {
+		g.printf("%d: down", b.id)
+		return
+	}
+	s := b.node.Status()
+	var out strings.Builder
+	fmt.Fprintf(&out, "%d:", b.id)
+	for _, c := range s.Configs {
+		fmt.Fprintf(&out, " from %d %v", c.From, c.Configuration)
+	}
+	if s.Changing != nil {
+		fmt.Fprintf(&out, " changing to %v", *s.Changing)
+	}
+	for _, p := range s.Peers {
+		role := "learner"
+		if p.Voter {
+			role = "voter"
+		}
+		fmt.Fprintf(&out, "\n  %d %s lag=%d", p.ID, role, p.Lag)
+	}
+	g.printf("%s", out.String())
 }
 
 func (g *golden) lease(b *goldenNode) {

@@ -7,6 +7,7 @@ const readsMax = 1 << 16
 
 // lead is a leader's own state. It starts anew with every election.
 type lead struct {
+	first     Slot // the first slot proposed at this ballot
 	next      Slot // the next slot to propose
 	ownNext   Slot // own votes are counted below it
 	suffixEnd Slot // last slot that promises reported: reads wait for it to be applied, proposals for it to be proposed
@@ -16,6 +17,7 @@ type lead struct {
 	wantRound  bool // send a round with the next Ready
 	announced  Slot // what followers have been told is chosen
 	leaseUntil Time
+	leaseLent  Time          // until when a lease was counted with fewer configurations than now
 	reads      []pendingRead // ascending rounds
 
 	transferTo NodeID
@@ -39,15 +41,18 @@ func (n *Node) Propose(now Time, data []byte) (Slot, Ballot, error) {
 		return 0, Ballot{}, ErrNotLeader
 	}
 	l := &n.lead
-	alpha := Slot(n.cfg.Alpha)
-	switch {
-	case l.next <= l.suffixEnd, l.transferTo != 0, l.next > n.chosen+alpha, l.next > n.applied+3*alpha:
-		return 0, Ballot{}, ErrBusy
-	case n.window.bytes > 2*n.cfg.CacheBytes && l.next-1 > n.applied:
+	if l.transferTo != 0 || !n.roomFor(l.next) {
 		return 0, Ballot{}, ErrBusy
 	}
 	n.propose(Command, data)
 	return l.next - 1, n.ballot, nil
+}
+
+// roomFor reports whether something new may be proposed in the next slot s.
+func (n *Node) roomFor(s Slot) bool {
+	alpha := Slot(n.cfg.Alpha)
+	return s > n.lead.suffixEnd && s <= n.chosen+alpha && s <= n.applied+3*alpha && n.proposable(s) &&
+		(n.window.bytes <= 2*n.cfg.CacheBytes || s-1 <= n.applied)
 }
 
 func (n *Node) propose(kind EntryKind, data []byte) {
@@ -65,7 +70,7 @@ func (n *Node) propose(kind EntryKind, data []byte) {
 	n.out.proposals = append(n.out.proposals, e)
 	n.lead.next++
 	if n.cfg.bugs.has(BugVoteBeforeSync) {
-		n.window.at(e.Slot).votes |= 1 << n.self
+		n.window.at(e.Slot).votes |= 1 << self
 		n.window.at(e.Slot).seq = 0
 	}
 }
@@ -81,7 +86,7 @@ func (n *Node) ownVotes() {
 		if st.seq > n.out.durable {
 			break
 		}
-		st.votes |= 1 << n.self
+		st.votes |= 1 << self
 	}
 	n.advanceChosen()
 }
@@ -102,14 +107,25 @@ func (n *Node) advanceChosen() {
 	before := n.chosen
 	for n.chosen+1 < n.lead.next {
 		st := n.window.at(n.chosen + 1)
-		if !st.held() || st.entry.Ballot != n.ballot || !n.isQuorum(n.chosen+1, st.votes) {
+		if !st.held() || st.entry.Ballot != n.ballot || !n.isQuorum(n.choosing(), st.votes) {
 			break
 		}
-		n.chosen++
+		n.choose(&st.entry)
 	}
-	if n.chosen > before && n.lead.next <= n.lead.suffixEnd {
-		n.proposeSuffix()
+	if n.chosen > before && (n.lead.next <= n.lead.suffixEnd || n.changing()) {
+		n.proposeOwed()
 	}
+}
+
+// choosing is the configuration whose votes choose the next slot.
+func (n *Node) choosing() *config {
+	switch {
+	case n.cfg.bugs.has(BugActivateNow):
+		return n.newest()
+	case n.cfg.bugs.has(BugWrongQuorum):
+		return &n.configs[len(n.configs)-1]
+	}
+	return &n.configs[0]
 }
 
 func (n *Node) onAccepted(i int, m *Message) {
@@ -130,13 +146,13 @@ func (n *Node) onRejected(m *Message) {
 	if !n.ballot.Less(m.Promised) {
 		return
 	}
-	mask := uint64(1) << n.self
+	mask := uint64(1) << self
 	for i := range n.peers {
 		if p := &n.peers[i]; p.ackSeq > 0 && n.now-p.grantAt < n.cfg.Lease {
 			mask |= 1 << i
 		}
 	}
-	if n.isQuorum(n.chosen+1, mask) {
+	if n.everyQuorum(mask) {
 		n.campaign(Ballot{})
 	} else {
 		n.becomeFollower(0)
@@ -166,9 +182,13 @@ func (n *Node) onHeartbeatReply(i int, m *Message) {
 		n.answerReads()
 	}
 	n.countVotes(i, n.chosen+1, m.Next)
-	if m.Slot != 0 {
+	if m.Slot != 0 && n.peers[i].id == m.From {
 		n.resend(i, m.Slot)
 	}
+	if n.changing() {
+		n.proposeOwed() // the lease or the peer's slot may be what it waited for
+	}
+	n.maybeRetire()
 }
 
 // resend sends a peer again what it lacks, from slot first on.
@@ -185,12 +205,12 @@ func (n *Node) resend(i int, first Slot) {
 		return
 	}
 	p.resentAt = n.now
-	n.send(Message{Kind: MsgAccept, To: n.cfg.Voters[i], Ballot: n.ballot, Chosen: n.chosen, Entries: entries})
+	n.send(Message{Kind: MsgAccept, To: n.peers[i].id, Ballot: n.ballot, Chosen: n.chosen, Entries: entries})
 }
 
 // reachable reports whether a peer has answered within an election timeout.
 func (n *Node) reachable(i int) bool {
-	return i == n.self || n.now-n.peers[i].heardAt < n.cfg.ElectionTimeout
+	return i == self || n.now-n.peers[i].heardAt < n.cfg.ElectionTimeout
 }
 
 func (n *Node) tickLeader() {
@@ -206,9 +226,15 @@ func (n *Node) tickLeader() {
 			mask |= 1 << i
 		}
 	}
-	if !n.isQuorum(n.chosen+1, mask) {
+	if !n.isQuorum(&n.configs[0], mask) {
 		n.becomeFollower(0)
 		return
+	}
+	if n.changing() || n.unpromised() != nil {
+		if n.now >= n.retryAt {
+			n.askNewcomers()
+		}
+		n.proposeOwed()
 	}
 	if n.now-l.roundAt >= n.cfg.Heartbeat || n.chosen > l.announced {
 		l.wantRound = true
@@ -222,12 +248,12 @@ func (n *Node) sendRound() {
 	l.round++
 	l.roundAt = n.now
 	l.announced = n.chosen
-	for i, id := range n.cfg.Voters {
-		if i != n.self {
+	for i := range n.peers {
+		if id := n.peers[i].id; i != self && id != 0 {
 			n.send(Message{Kind: MsgHeartbeat, To: id, Ballot: n.ballot, Slot: l.next - 1, Chosen: n.chosen, Seq: l.round, At: n.now})
 		}
 	}
-	p := &n.peers[n.self]
+	p := &n.peers[self]
 	p.ackSeq, p.grantAt = l.round, n.now
 	n.updateLease()
 	n.answerReads()
@@ -247,7 +273,7 @@ func (n *Node) updateLease() {
 				mask |= 1 << k
 			}
 		}
-		if n.isQuorum(n.chosen+1, mask) {
+		if n.everyQuorum(mask) || n.cfg.bugs.has(BugLeaseOldConfig) && n.isQuorum(&n.configs[0], mask) {
 			start, held = at, true
 		}
 	}
@@ -275,6 +301,8 @@ func (n *Node) LeaseRead() (until Time, slot Slot) {
 		return 0, 0
 	case n.lead.transferTo != 0 && !n.cfg.bugs.has(BugTransferKeeps):
 		return 0, 0
+	case !n.mayLead():
+		return 0, 0 // about to hand over
 	case n.cfg.bugs.has(BugEarlyRead):
 		return n.lead.leaseUntil, n.chosen
 	case n.applied < n.lead.suffixEnd:
@@ -326,7 +354,7 @@ func (n *Node) confirmed(round uint64) bool {
 			mask |= 1 << i
 		}
 	}
-	return n.isQuorum(n.chosen+1, mask)
+	return n.everyQuorum(mask)
 }
 
 // failReads tells those who wait for a read index that there will be none.

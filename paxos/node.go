@@ -1,17 +1,22 @@
 package paxos
 
 import (
+	"cmp"
 	"fmt"
-	"math/bits"
 	"slices"
 )
 
 // Node is one replica's part of the protocol: proposer, acceptor and learner in one. It is driven from outside and
 // not safe for concurrent use. See the package comment for how to drive it.
 type Node struct {
-	cfg  Config
-	self int  // this node's index in cfg.Voters
-	now  Time // the latest time this node was told
+	cfg Config
+	now Time // the latest time this node was told
+
+	// The members. configs are chosen, the first one governs the slot after chosen. tentative are a candidate's or
+	// leader's: those of Configure entries above chosen that it has found or proposed. peers begin with the node itself.
+	configs, tentative []config
+	peers              []peer
+	left               bool // told that a later configuration is without us
 
 	// The acceptor. promised is durable when number promisedSeq is.
 	promised    Ballot
@@ -35,25 +40,12 @@ type Node struct {
 	ballot   Ballot // owned; meaningful unless Follower
 	roundMax uint64 // the highest round seen anywhere
 	retryAt  Time   // repeat questions to peers that have not answered
-	votes    uint64 // pre-votes or promises received, one bit each in the order of cfg.Voters
+	votes    uint64 // pre-votes or promises received, one bit for each of peers
 	released Ballot // the leader's ballot that was given up for this campaign
 	found    found
-	peers    []peer // in the order of cfg.Voters
 	lead     lead
 
 	out outbox
-}
-
-// peer is what a node keeps about another voter, for as long as its role lasts.
-type peer struct {
-	heardAt  Time   // when it last answered at our ballot
-	grantAt  Time   // our clock when we sent the newest heartbeat that it has answered: its lease counts from here
-	ackSeq   uint64 // the newest heartbeat round that it has answered
-	chosen   Slot
-	resentAt Time
-	page     Slot // next page of promises wanted; zero when complete
-	stalled  bool // there was no room for the last page
-	snapshot bool // the driver is sending it a snapshot
 }
 
 // view is what every Ready says of the node.
@@ -75,7 +67,8 @@ type outbox struct {
 	after     []Message
 	reads     []Read
 	snapshots []SnapshotRequest
-	sizeHint  int // how many proposals the last Ready held
+	configs   bool // they have changed
+	sizeHint  int  // how many proposals the last Ready held
 }
 
 // New returns a node that continues from what was recovered. It panics when Config.Validate complains, or when rec
@@ -90,7 +83,6 @@ func New(cfg Config, rec Recovered, now Time) *Node {
 	}
 	n := &Node{
 		cfg:       cfg,
-		self:      slices.Index(cfg.Voters, cfg.ID),
 		now:       now,
 		promised:  rec.Promised,
 		truncated: rec.Truncated,
@@ -98,7 +90,15 @@ func New(cfg Config, rec Recovered, now Time) *Node {
 		emitted:   rec.Applied,
 		chosen:    rec.Applied,
 		roundMax:  rec.Promised.Round,
-		peers:     make([]peer, len(cfg.Voters)),
+		peers:     []peer{{id: cfg.ID}},
+	}
+	switch {
+	case len(rec.Configs) > 0 && rec.Configs[0].From > rec.Applied+1:
+		broken("recovered: a configuration of slot %d expected, found those from %d on", rec.Applied+1, rec.Configs[0].From)
+	case len(rec.Configs) > 0 && !cfg.bugs.has(BugRecoverOldConfig):
+		n.setConfigs(rec.Configs)
+	case len(cfg.Voters) > 0:
+		n.setConfigs(Initial(cfg.Voters))
 	}
 	n.repair.damaged = rec.Damaged && !cfg.bugs.has(BugDamagedVotes)
 	n.out.viewed.damaged = rec.Damaged
@@ -107,7 +107,7 @@ func New(cfg Config, rec Recovered, now Time) *Node {
 		n.barrier = now + cfg.Lease // the leader of Promised may hold a lease granted before the restart
 	}
 	n.resetElection(now)
-	if len(cfg.Voters) == 1 && !rec.Damaged {
+	if len(n.configs) == 1 && n.configs[0].voters == 1<<self && !rec.Damaged {
 		n.electionAt = now
 	}
 	return n
@@ -123,16 +123,16 @@ func (n *Node) recoverEntries(rec Recovered) {
 		if e.Slot < n.window.lo {
 			continue
 		}
-		if e.Kind != Command && e.Kind != Noop {
-			broken("recovered: a known kind expected at slot %d, found %v", e.Slot, e.Kind)
+		if err := n.checkEntry(&e); err != nil {
+			broken("recovered: slot %d: %v", e.Slot, err)
 		}
 		if rec.Promised.Less(e.Ballot) {
 			broken("recovered: accepted <= promised %v expected at slot %d, found %v", rec.Promised, e.Slot, e.Ballot)
 		}
 		n.window.put(e, 0)
 	}
-	for n.chosen < rec.Chosen && n.window.at(n.chosen+1).held() {
-		n.chosen++
+	for n.chosen < rec.Chosen && n.window.at(n.chosen+1).held() && len(n.configs) > 0 {
+		n.choose(&n.window.at(n.chosen + 1).entry)
 	}
 	n.evict()
 }
@@ -152,12 +152,16 @@ func firstKept(rec Recovered) Slot {
 // sense; it was ignored and the node goes on.
 func (n *Node) Step(now Time, m Message) error {
 	n.advance(now)
-	i := n.index(m.From)
-	if i < 0 || i == n.self || m.To != n.cfg.ID {
+	if m.From == 0 || m.From == n.cfg.ID || m.To != n.cfg.ID {
 		return ErrUnknownPeer
 	}
-	if !wellFormed(&m) {
-		return ErrBadMessage
+	if err := n.checkMessage(&m); err != nil {
+		return err
+	}
+	// Whoever proposes is heard: a node that lags may not know yet that it is a member. Answers are the members'.
+	i := n.index(m.From)
+	if i < 0 && isAnswer(m.Kind) {
+		return ErrUnknownPeer
 	}
 	if m.Kind != MsgPreVote && m.Kind != MsgPreVoteReply {
 		n.sawRound(m.Ballot.Round) // a pre-vote only talks of its ballot, nobody has used it
@@ -165,7 +169,7 @@ func (n *Node) Step(now Time, m Message) error {
 	n.sawRound(m.Promised.Round)
 	switch m.Kind {
 	case MsgPreVote:
-		n.onPreVote(i, &m)
+		n.onPreVote(&m)
 	case MsgPreVoteReply:
 		n.onPreVoteReply(i, &m)
 	case MsgPrepare:
@@ -181,7 +185,7 @@ func (n *Node) Step(now Time, m Message) error {
 	case MsgHeartbeatReply:
 		n.onHeartbeatReply(i, &m)
 	case MsgCatchUp:
-		n.onCatchUp(i, &m)
+		n.onCatchUp(&m)
 	case MsgLearn:
 		n.onLearn(&m)
 	case MsgTimeoutNow:
@@ -192,41 +196,6 @@ func (n *Node) Step(now Time, m Message) error {
 		n.onRepairReply(&m)
 	}
 	return nil
-}
-
-// wellFormed checks what every later step relies on.
-func wellFormed(m *Message) bool {
-	if m.Kind == 0 || m.Kind > MsgRepairReply {
-		return false
-	}
-	owner := NodeID(0) // whose ballot the message must carry
-	switch m.Kind {
-	case MsgPreVote, MsgPrepare, MsgAccept, MsgHeartbeat, MsgTimeoutNow, MsgRepairReply:
-		owner = m.From
-	case MsgPreVoteReply, MsgPromise, MsgAccepted, MsgHeartbeatReply:
-		owner = m.To
-	}
-	if owner != 0 && m.Ballot.Node != owner {
-		return false
-	}
-	if (m.Kind == MsgPromise || m.Kind == MsgAccepted) && m.Next != 0 && m.Next <= m.Slot {
-		return false
-	}
-	dense := m.Kind == MsgAccept || m.Kind == MsgLearn
-	for i := range m.Entries {
-		e := &m.Entries[i]
-		switch {
-		case e.Slot == 0, e.Kind != Command && e.Kind != Noop, e.Ballot.IsZero():
-			return false
-		case i > 0 && (e.Slot <= m.Entries[i-1].Slot || dense && e.Slot != m.Entries[i-1].Slot+1):
-			return false
-		case m.Kind == MsgAccept && e.Ballot != m.Ballot:
-			return false
-		case m.Kind == MsgPromise && (e.Slot < m.Slot || m.Next != 0 && e.Slot >= m.Next || m.Ballot.Less(e.Ballot)):
-			return false
-		}
-	}
-	return true
 }
 
 // Tick lets time pass. Call it every few milliseconds.
@@ -302,23 +271,30 @@ func (n *Node) Truncate(upTo Slot) {
 // InstalledSnapshot says that the state machine's durable state now includes everything up to slot, and that the log
 // starts after it. The driver must have kept the log's entries after slot, and the promise: they are votes. A snapshot
 // of nothing new is ignored. Entries up to slot that were given out in Ready.Apply need not be applied any more.
-func (n *Node) InstalledSnapshot(slot Slot) {
+// configs is the history that came with the snapshot and belongs to slot.
+func (n *Node) InstalledSnapshot(slot Slot, configs History) {
+	if len(configs) == 0 || configs[0].From > slot+1 {
+		broken("installed: the configurations of a state at slot %d expected, found %v", slot, configs)
+	}
 	if slot <= n.applied {
 		return
 	}
-	if n.role == Leader && slot >= n.lead.next {
+	if n.role == Leader && slot > n.chosen {
 		n.becomeFollower(0) // others have gone on without us
 	}
+	news := len(n.configs) == 0 || slot > n.chosen && !n.cfg.bugs.has(BugSnapshotOldConfig)
 	n.applied, n.truncated = slot, slot
 	n.emitted = max(n.emitted, slot)
 	n.chosen = max(n.chosen, slot)
 	n.window.dropTo(slot)
+	if news {
+		before := n.history()
+		n.setConfigs(configs)
+		n.out.configs = n.out.configs || !before.Equal(n.history())
+	}
 	n.catchUp.sentAt = 0
 	n.dropChosenAccepts()
 	n.checkRepaired()
-	if n.role == Leader {
-		n.advanceChosen()
-	}
 }
 
 // dropChosenAccepts takes entries that a snapshot has made superfluous out of the next Ready.
@@ -344,21 +320,30 @@ func (n *Node) SnapshotDone(to NodeID, slot Slot, ok bool) {
 // Status returns a view of the node.
 func (n *Node) Status() Status {
 	s := Status{ID: n.cfg.ID, Role: n.role, Leader: n.leader, Promised: n.promised, Last: max(n.window.last(), n.chosen),
-		Chosen: n.chosen, Applied: n.applied, Truncated: n.truncated, Damaged: n.repair.damaged, LeaseUntil: n.LeaseUntil()}
+		Chosen: n.chosen, Applied: n.applied, Truncated: n.truncated, Damaged: n.repair.damaged, LeaseUntil: n.LeaseUntil(),
+		Configs: n.history(), Voter: n.mayLead()}
 	if n.role == Candidate || n.role == Leader {
 		s.Ballot = n.ballot
 	}
 	if n.role != Leader {
 		return s
 	}
-	for i, id := range n.cfg.Voters {
-		p := &n.peers[i]
-		ps := PeerStatus{ID: id, Chosen: p.chosen, HeardAt: p.heardAt, Snapshot: p.snapshot, Reachable: n.reachable(i)}
-		if i == n.self {
-			ps.Chosen, ps.HeardAt = n.chosen, n.now
-		}
-		s.Peers = append(s.Peers, ps)
+	if k := len(n.tentative); k > 0 {
+		s.Changing = &n.tentative[k-1].Configuration
 	}
+	voters := n.electorate()
+	for i := range n.peers {
+		p := n.peers[i]
+		switch {
+		case p.id == 0:
+			continue
+		case i == self:
+			p.chosen, p.heardAt = n.chosen, n.now
+		}
+		s.Peers = append(s.Peers, PeerStatus{ID: p.id, Voter: voters&(1<<i) != 0, Chosen: p.chosen, Lag: n.chosen - min(p.chosen, n.chosen),
+			HeardAt: p.heardAt, Snapshot: p.snapshot, Reachable: n.reachable(i)})
+	}
+	slices.SortFunc(s.Peers, func(a, b PeerStatus) int { return cmp.Compare(a.ID, b.ID) })
 	return s
 }
 
@@ -367,20 +352,8 @@ func (n *Node) advance(now Time) { n.now = max(n.now, now) }
 
 func (n *Node) sawRound(r uint64) { n.roundMax = max(n.roundMax, r) }
 
-// index returns a voter's index, or -1.
-func (n *Node) index(id NodeID) int { return slices.Index(n.cfg.Voters, id) }
-
 // nextSeq is the number under which what is stored from now on becomes durable.
 func (n *Node) nextSeq() uint64 { return n.out.seq + 1 }
-
-// isQuorum reports whether the voters of mask are a quorum for a slot. Every decision about quorums is taken here.
-func (n *Node) isQuorum(_ Slot, mask uint64) bool {
-	count := bits.OnesCount64(mask)
-	if n.cfg.bugs.has(BugMinorityQuorum) {
-		return count >= len(n.cfg.Voters)/2
-	}
-	return count > len(n.cfg.Voters)/2
-}
 
 // resetElection puts the next campaign off by an election timeout or up to two.
 func (n *Node) resetElection(now Time) {
@@ -403,6 +376,10 @@ func (n *Node) becomeFollower(leader NodeID) {
 		n.found = found{}
 		n.released = Ballot{}
 		n.resetElection(n.now)
+		if len(n.tentative) > 0 {
+			n.tentative = nil
+			n.configsChanged()
+		}
 	}
 	n.leader = leader
 }

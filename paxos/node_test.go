@@ -24,10 +24,10 @@ func TestConfigValidate(t *testing.T) {
 	}{
 		{"defaults", func(*Config) {}, ""},
 		{"no id", func(c *Config) { c.ID = 0 }, "ID must not be 0"},
-		{"no voters", func(c *Config) { c.Voters = nil }, "1 to 64"},
+		{"no voters", func(c *Config) { c.Voters = nil }, ""},
 		{"not a voter", func(c *Config) { c.ID = 9 }, "must include this node"},
 		{"twice", func(c *Config) { c.Voters = []NodeID{1, 2, 2} }, "distinct"},
-		{"alpha", func(c *Config) { c.Alpha = -1 }, "Alpha"},
+		{"alpha", func(c *Config) { c.Alpha = 1 }, "Alpha"},
 		{"cache", func(c *Config) { c.CacheBytes = -1 }, "CacheBytes"},
 		{"heartbeat", func(c *Config) { c.Heartbeat = 400e6 }, "Heartbeat"},
 		{"lease", func(c *Config) { c.Lease = 501e6 }, "Lease"},
@@ -72,7 +72,12 @@ func TestStepRefusesNonsense(t *testing.T) {
 		m    Message
 		want error
 	}{
-		{"from nobody", Message{Kind: MsgHeartbeat, From: 7, To: 1, Ballot: Ballot{3, 7}}, ErrUnknownPeer},
+		{"from nobody", Message{Kind: MsgHeartbeat, To: 1, Ballot: Ballot{3, 0}}, ErrUnknownPeer},
+		{"answer of a stranger", Message{Kind: MsgAccepted, From: 7, To: 1, Ballot: Ballot{3, 1}}, ErrUnknownPeer},
+		{"round without a next one", Message{Kind: MsgHeartbeat, From: 2, To: 1, Ballot: Ballot{1 << 62, 2}}, ErrBadMessage},
+		{"no configuration", Message{Kind: MsgAccept, From: 2, To: 1, Ballot: b, Entries: []Entry{{Slot: 1, Ballot: b, Kind: Configure, Data: []byte{1}}}}, ErrBadMessage},
+		{"another alpha", Message{Kind: MsgAccept, From: 2, To: 1, Ballot: b,
+			Entries: []Entry{{Slot: 1, Ballot: b, Kind: Configure, Data: encodeConfigure(Configuration{Voters: []NodeID{1}}, 77)}}}, ErrAlpha},
 		{"from itself", Message{Kind: MsgHeartbeat, From: 1, To: 1, Ballot: Ballot{3, 1}}, ErrUnknownPeer},
 		{"to another", Message{Kind: MsgHeartbeat, From: 2, To: 3, Ballot: b}, ErrUnknownPeer},
 		{"no kind", Message{From: 2, To: 1, Ballot: b}, ErrBadMessage},

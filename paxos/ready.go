@@ -6,7 +6,7 @@ package paxos
 func (n *Node) HasReady() bool {
 	o := &n.out
 	return o.hard || len(o.accept) > 0 || len(o.proposals) > 0 || len(o.send) > 0 || len(o.after) > 0 ||
-		len(o.reads) > 0 || len(o.snapshots) > 0 || n.role == Leader && n.lead.wantRound || n.mayApply() ||
+		len(o.reads) > 0 || len(o.snapshots) > 0 || o.configs || n.role == Leader && n.lead.wantRound || n.mayApply() ||
 		o.viewed != n.view()
 }
 
@@ -40,6 +40,9 @@ func (n *Node) Ready() Ready {
 		o.sizeHint = min(len(o.proposals), n.cfg.Alpha)
 	}
 	r.Apply = n.takeApply()
+	if o.configs {
+		r.Configs, o.configs = n.history(), false
+	}
 	o.viewed = n.view()
 	r.Leader, r.Role, r.Damaged, r.Chosen = n.leader, n.role, n.repair.damaged, n.chosen
 	o.hard, o.accept, o.proposals, o.send, o.after, o.reads, o.snapshots = false, nil, nil, nil, nil, nil, nil
@@ -56,7 +59,7 @@ func (n *Node) sendProposals() {
 		broken("proposals of a leader expected, found those of a %v", n.role)
 	}
 	if n.out.send == nil {
-		n.out.send = make([]Message, 0, 2*len(n.cfg.Voters))
+		n.out.send = make([]Message, 0, 2*len(n.peers))
 	}
 	for len(entries) > 0 {
 		count, size := 0, 0
@@ -67,8 +70,8 @@ func (n *Node) sendProposals() {
 			}
 			count++
 		}
-		for i, id := range n.cfg.Voters {
-			if i != n.self && n.reachable(i) && !n.peers[i].snapshot {
+		for i := range n.peers {
+			if id := n.peers[i].id; i != self && id != 0 && n.reachable(i) && !n.peers[i].snapshot {
 				n.send(Message{Kind: MsgAccept, To: id, Ballot: n.ballot, Chosen: n.chosen, Entries: entries[:count:count]})
 			}
 		}

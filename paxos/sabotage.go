@@ -23,6 +23,15 @@ const (
 	BugMinorityQuorum                   // half of the voters pass for a majority
 	BugTransferKeeps                    // a leader keeps its lease while it transfers leadership
 	BugDamagedVotes                     // a damaged replica votes
+
+	BugActivateNow       // a new configuration decides as soon as it is proposed
+	BugWrongQuorum       // a new configuration decides as soon as it is chosen, before its first slot
+	BugOneConfigPhase1   // an election asks only the configuration in force
+	BugNoNewPrepare      // a leader proposes under a new configuration without promises from there
+	BugLearnerVotes      // learners count like voters
+	BugLeaseOldConfig    // a lease counts only the configuration in force while another is on its way
+	BugSnapshotOldConfig // the configuration that comes with a snapshot is ignored
+	BugRecoverOldConfig  // a restarted node starts with the group's first configuration
 )
 
 // Sabotage plants bugs in a node that will be made from this configuration. It panics outside of go test.

@@ -39,8 +39,9 @@ type EntryKind uint8
 
 // The kinds of entry. The zero kind is no entry at all.
 const (
-	Command EntryKind = iota + 1 // bytes given to Propose
-	Noop                         // fills a hole after an election; Data is empty
+	Command   EntryKind = iota + 1 // bytes given to Propose
+	Noop                           // fills a hole after an election, or the way to a configuration; Data is empty
+	Configure                      // who is in the group Alpha slots later; see ProposeConfig
 )
 
 // String names the kind.
@@ -50,6 +51,8 @@ func (k EntryKind) String() string {
 		return "command"
 	case Noop:
 		return "noop"
+	case Configure:
+		return "configure"
 	}
 	return fmt.Sprintf("EntryKind(%d)", uint8(k))
 }
@@ -71,7 +74,8 @@ type MessageKind uint8
 const (
 	// MsgPreVote asks whether a Prepare at Ballot would be answered. Chosen is the candidate's.
 	MsgPreVote MessageKind = iota + 1
-	// MsgPreVoteReply answers it: Ballot as asked, Promised the answerer's own, Reject, Chosen, Truncated.
+	// MsgPreVoteReply answers it: Ballot as asked, Promised the answerer's own, Reject, Chosen, Truncated. Next is the
+	// first slot of a configuration that the candidate is not in and has not heard of, or zero.
 	MsgPreVoteReply
 	// MsgPrepare asks for a promise that covers every slot from Slot on. Released is the ballot of a
 	// leader that has given its lease up in favour of the candidate, or zero.
@@ -90,7 +94,7 @@ const (
 	// MsgHeartbeatReply answers with Seq and At as they came, Chosen the follower's own, Slot the first slot
 	// it misses (zero: none), Next the first slot not known accepted at Ballot and durable. Reject: Promised is why.
 	MsgHeartbeatReply
-	// MsgCatchUp asks for chosen entries from Slot on.
+	// MsgCatchUp asks for chosen entries from Slot on, with Slot zero for a snapshot.
 	MsgCatchUp
 	// MsgLearn gives them: Entries contiguous from Slot, every one chosen; Chosen is the sender's.
 	MsgLearn
@@ -169,10 +173,14 @@ type Log interface {
 
 // Config is the shape of a node. Times are durations in nanoseconds.
 type Config struct {
-	ID     NodeID
-	Voters []NodeID // all voting members, this node among them; at most 64; the same on every node
+	ID NodeID
+	// Voters are the voters of a group that begins, this node among them. It counts only where Recovered has no
+	// configuration. Without either the node waits until the leader of a group that it was added to speaks to it.
+	Voters []NodeID
 
-	Alpha           int // slots that may be proposed beyond the last one known chosen; default 1024
+	// Alpha is how many slots may be proposed beyond the last one known chosen, and how many slots after its own
+	// a Configure takes effect: at least 2, the same on every node and for all time; default 1024.
+	Alpha           int
 	MaxMessageBytes int // entry data in one message, exceeded only by a single larger entry; default 1 MiB
 	CacheBytes      int // entry data kept in memory for followers that lag; default 16 MiB
 
@@ -194,6 +202,8 @@ type Recovered struct {
 	// Truncated is the last slot cut from the log, Applied the last slot that the state machine's own durable
 	// state includes. Truncated <= Applied.
 	Truncated, Applied Slot
+	// Configs is the history that belongs to the state at Applied. None: Config.Voters.
+	Configs History
 	// Entries are the accepted entries above Applied, the newest of each slot, in ascending order, with gaps
 	// where nothing was accepted. Older entries may be given too; they save reads of the log.
 	Entries []Entry
@@ -224,6 +234,10 @@ type Ready struct {
 	Reads []Read
 	// SnapshotTo are peers that need the state. The driver must call SnapshotDone for each, sooner or later.
 	SnapshotTo []SnapshotRequest
+
+	// Configs, when not nil, says that the configurations that this node knows to be chosen have changed, for whoever
+	// connects the members. What has to be stored with the state is History.Apply of the entries in Apply.
+	Configs History
 
 	Leader  NodeID // zero when none is known
 	Role    Role
@@ -256,13 +270,18 @@ type Status struct {
 	Truncated  Slot
 	Damaged    bool
 	LeaseUntil Time
-	Peers      []PeerStatus // in the order of Config.Voters; a leader's only
+	Configs    History        // in force for the next slot, then those known to be chosen for later ones
+	Changing   *Configuration // proposed by this leader and not known to be chosen yet, or nil
+	Voter      bool           // this node is a voter of one of Configs
+	Peers      []PeerStatus   // in the order of IDs, with this node; a leader's only
 }
 
-// PeerStatus is what a leader knows about a voter.
+// PeerStatus is what a leader knows about a member.
 type PeerStatus struct {
 	ID        NodeID
+	Voter     bool // of one of the configurations known, and not just a learner
 	Chosen    Slot // known chosen by the peer; for the leader itself its own
+	Lag       Slot // slots that it may lack; a learner can be promoted when it is below Alpha
 	HeardAt   Time // leader's clock when the peer last answered; zero when never
 	Snapshot  bool // a snapshot for it is under way
 	Reachable bool // answered within an election timeout
@@ -272,7 +291,17 @@ type PeerStatus struct {
 var (
 	ErrNotLeader   = errors.New("paxos: this node does not lead")
 	ErrBusy        = errors.New("paxos: too much is in flight; try again when entries have been applied")
-	ErrUnknownPeer = errors.New("paxos: message of or for a node that is not a voter here")
+	ErrUnknownPeer = errors.New("paxos: message of or for a node that is not a member here")
 	ErrBadMessage  = errors.New("paxos: malformed message")
+	ErrAlpha       = errors.New("paxos: the group counts with another Config.Alpha than this node")
 	ErrUnreachable = errors.New("paxos: the peer has not answered lately or lags too far behind")
+)
+
+// Errors of ProposeConfig, beside ErrNotLeader, ErrBusy and what Configuration.Validate says.
+var (
+	ErrChangeInFlight = errors.New("paxos: another change of members is not in force yet; try again when it is")
+	ErrNoChange       = errors.New("paxos: these are the members already")
+	ErrUnconfirmed    = errors.New("paxos: this leader has nothing chosen yet, so that a change of its predecessor may be on its way; try again soon")
+	ErrLagging        = errors.New("paxos: a new voter must have been a learner, answer, and lag by less than Alpha slots; try again when it has caught up")
+	ErrNoQuorum       = errors.New("paxos: no majority of the new voters answers, so that the group would stop; bring them up first")
 )

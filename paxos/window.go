@@ -6,7 +6,7 @@ import "bytes"
 type slotState struct {
 	entry Entry
 	seq   uint64 // the entry is durable when this number is
-	votes uint64 // voters known to have accepted entry, one bit each in the order of Config.Voters; kept by the leader
+	votes uint64 // voters known to have accepted entry, one bit for each of peers; kept by the leader
 }
 
 // held reports whether the slot has an entry.

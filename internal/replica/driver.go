@@ -413,7 +413,7 @@ func (g *Group) reportApplied() {
 	g.mu.Unlock()
 	if installed != 0 {
 		// The state is durable up to here, so the log may begin after it.
-		g.d.node.InstalledSnapshot(paxos.Slot(installed))
+		g.d.node.InstalledSnapshot(paxos.Slot(installed), g.d.node.Configs())
 		g.cut(paxos.Slot(installed))
 	}
 	g.d.node.Applied(paxos.Slot(applied))

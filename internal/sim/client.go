@@ -64,7 +64,11 @@ func (c *client) next() {
 		}
 	})
 	r := w.replicas[c.at]
-	if !r.up || w.now < r.pausedUntil {
+	if w.now < w.lullUntil {
+		c.think()
+		return
+	}
+	if !r.up || w.now < r.pausedUntil || w.now < r.fullUntil {
 		c.refused()
 		return
 	}
@@ -139,9 +143,6 @@ func (o *op) finish(how outcome, slot paxos.Slot) {
 		w.fail("client %d: write %q got slot %d, but slot %d was seen before it began", o.c.id, o.data, slot, o.floor)
 	}
 	w.history.noteFinished(w, slot)
-	if w.history.written == nil {
-		w.history.written = map[string]paxos.Slot{}
-	}
 	w.history.written[string(o.data)] = slot
 	o.c.think()
 }

@@ -95,7 +95,7 @@ func (d *disk) read(lo, hi paxos.Slot, maxBytes int) ([]paxos.Entry, error) {
 
 // recovered is what a node starts from.
 func (d *disk) recovered() paxos.Recovered {
-	rec := paxos.Recovered{Promised: d.promised, Chosen: d.chosen, Truncated: d.truncated, Applied: d.state.applied, Damaged: d.damaged}
+	rec := paxos.Recovered{Promised: d.promised, Chosen: d.chosen, Truncated: d.truncated, Applied: d.state.applied, Configs: d.state.configs, Damaged: d.damaged}
 	for i := range d.entries {
 		if e := d.entries[i]; e.Kind != 0 {
 			rec.Entries = append(rec.Entries, e)
@@ -108,4 +108,5 @@ func (d *disk) recovered() paxos.Recovered {
 type state struct {
 	applied paxos.Slot
 	digest  uint64
+	configs paxos.History
 }

@@ -27,6 +27,32 @@ func (w *world) scheduleFaults() {
 	}
 	w.every(w.shape.transferEvery, w.transfer)
 	w.every(2*w.shape.transferEvery, w.ambush)
+	w.every(w.shape.clockEvery, func() { w.someReplica().skewClock() })
+	w.every(w.shape.diskEvery, w.troubleDisk)
+	if w.shape.changeEvery > 0 {
+		w.every(w.shape.changeEvery, w.changeMembers)
+		w.every(w.shape.reformatEvery, w.reformat)
+		w.every(w.shape.coupEvery, w.coup)
+	}
+}
+
+// troubleDisk makes a disk slow for a while, or full: then commands are refused until there is space, or a write fails
+// and the process stops.
+func (w *world) troubleDisk() {
+	r := w.someReplica()
+	until := w.now + w.pick(50*millisecond, 800*millisecond)
+	switch w.rng.IntN(3) {
+	case 0:
+		w.stats.SlowDisks++
+		r.slowUntil = until
+	case 1:
+		w.stats.FullDisks++
+		r.fullUntil = until
+	case 2:
+		w.stats.FullDisks++
+		r.crash()
+		w.restartAfter(r, until-w.now)
+	}
 }
 
 // someReplica is any one, the leader more often than others.
@@ -43,11 +69,12 @@ func (w *world) someReplica() *replica {
 
 // transfer asks a leader, if there is one, to hand over.
 func (w *world) transfer() {
-	to := paxos.NodeID(1 + w.rng.IntN(len(w.replicas)))
+	to := w.replicas[w.rng.IntN(len(w.replicas))].id
 	for _, r := range w.replicas {
 		if r.up && r.role == paxos.Leader && w.now >= r.pausedUntil {
 			if err := r.node.Transfer(r.clock(), to); err == nil && to != r.id {
 				w.stats.Transfers++
+				r.lent = 0
 			}
 			r.drain()
 			return
@@ -58,13 +85,12 @@ func (w *world) transfer() {
 // ambush attacks a lease where it hurts: those who do not grant it have long lost the leader, and then those who do are
 // cut off and restarted while it still runs.
 func (w *world) ambush() {
-	var leader *replica
-	for _, r := range w.replicas {
-		if r.up && r.role == paxos.Leader {
-			leader = r
-		}
+	leader := w.leader()
+	if leader == nil {
+		return
 	}
-	if leader == nil || len(w.replicas) < 3 {
+	voters := len(leader.node.Status().Configs[0].Voters)
+	if voters < 3 {
 		return
 	}
 	var granting []*replica
@@ -72,7 +98,7 @@ func (w *world) ambush() {
 	for _, r := range w.replicas {
 		switch {
 		case r == leader:
-		case len(granting) < len(w.replicas)/2:
+		case len(granting) < voters/2 && slices.Contains(leader.node.Status().Configs[0].Voters, r.id):
 			granting = append(granting, r)
 		default:
 			w.net.cutPair(leader.id, r.id)
@@ -97,7 +123,7 @@ func (w *world) ambush() {
 func (w *world) restartAfter(r *replica, d instant) {
 	life := r.life
 	w.after(d, func() {
-		if r.life == life && !r.up {
+		if r.life == life && !r.up && !r.dead {
 			r.start()
 		}
 	})
@@ -119,7 +145,8 @@ func (w *world) heal() {
 	w.net.heal()
 	w.shape.syncSlow = 0
 	for _, r := range w.replicas {
-		if !r.up {
+		r.slowUntil, r.fullUntil = 0, 0
+		if !r.up && !r.dead {
 			r.start()
 		}
 		if w.now < r.pausedUntil {
@@ -136,7 +163,7 @@ func (w *world) heal() {
 func (w *world) checkProgress() {
 	h := &w.history
 	before := h.finished
-	w.runUntil(w.now + 2*second)
+	w.runUntil(w.now + 4*second) // an election may take many small pages
 	middle := h.finished
 	w.runUntil(w.now + second)
 	if middle <= before || h.finished <= middle {
@@ -156,9 +183,12 @@ func (w *world) checkProgress() {
 	}
 }
 
-// agreed reports whether every replica is whole and has applied everything.
+// agreed reports whether every member is whole and has applied everything.
 func (w *world) agreed() bool {
 	for _, r := range w.replicas {
+		if r.dead || !w.history.newest().Member(r.id) {
+			continue
+		}
 		if int(r.state.applied) != len(w.history.digests) || r.disk.damaged || r.node.Status().Chosen != r.state.applied {
 			return false
 		}
@@ -170,7 +200,7 @@ func (w *world) agreed() bool {
 func (w *world) describe() string {
 	var out []byte
 	for _, r := range w.replicas {
-		out = fmt.Appendf(out, "\n  node %d up=%v paused=%v state=%d disk=%d/%d", r.id, r.up, w.now < r.pausedUntil, r.state.applied, r.disk.truncated, r.disk.state.applied)
+		out = fmt.Appendf(out, "\n  node %d up=%v dead=%v paused=%v state=%d disk=%d/%d", r.id, r.up, r.dead, w.now < r.pausedUntil, r.state.applied, r.disk.truncated, r.disk.state.applied)
 		if r.up {
 			out = fmt.Appendf(out, " %+v", r.node.Status())
 		}

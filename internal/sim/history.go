@@ -4,28 +4,112 @@ import "github.com/koinon/koinon/paxos"
 
 // history is the truth, as far as anybody has seen it.
 type history struct {
-	digests  []uint64               // digest after slot i+1
-	accepted map[acceptedKey]string // what any disk has held for a slot at a ballot
-	finished paxos.Slot             // the highest slot whose effect a client has seen
-	written  map[string]paxos.Slot  // acknowledged writes
-	applied  map[string]paxos.Slot  // all writes applied, the first slot of each
+	digests  []uint64                      // digest after slot i+1
+	ballots  map[slotBallot]*proposal      // what has been accepted and proposed, by slot and ballot
+	bySlot   map[paxos.Slot][]paxos.Ballot // the ballots of a slot not applied yet, in the order in which they came
+	promised map[paxos.Ballot]uint64       // who has promised a ballot and reported all it had to, one bit for each identity
+	changes  paxos.History                 // all configurations ever proposed
+	configs  paxos.History                 // all that have been applied
+	finished paxos.Slot                    // the highest slot whose effect a client has seen
+	written  map[string]paxos.Slot         // acknowledged writes
+	applied  map[string]paxos.Slot         // all writes applied, the first slot of each
 }
 
-type acceptedKey struct {
+type slotBallot struct {
 	slot   paxos.Slot
 	ballot paxos.Ballot
 }
 
-// noteAccepted checks that a slot never has two values at one ballot, on any disk.
-func (h *history) noteAccepted(w *world, id paxos.NodeID, e *paxos.Entry) {
-	if h.accepted == nil {
-		h.accepted = map[acceptedKey]string{}
+// proposal is what is known of a slot at a ballot. Masks have one bit for each identity.
+type proposal struct {
+	value    string
+	kind     paxos.EntryKind
+	accepted uint64 // whose disks have held it
+	sent     bool
+	promised uint64 // who had promised the ballot when the proposal was first sent
+}
+
+func newHistory(voters []paxos.NodeID) history {
+	return history{
+		ballots:  map[slotBallot]*proposal{},
+		bySlot:   map[paxos.Slot][]paxos.Ballot{},
+		promised: map[paxos.Ballot]uint64{},
+		configs:  paxos.Initial(voters),
+		written:  map[string]paxos.Slot{},
+		applied:  map[string]paxos.Slot{},
 	}
-	key, value := acceptedKey{e.Slot, e.Ballot}, string(e.Data)
-	if old, ok := h.accepted[key]; ok && old != value {
+}
+
+// newest returns the last configuration applied.
+func (h *history) newest() *paxos.Configuration { return &h.configs[len(h.configs)-1].Configuration }
+
+// governing returns the configuration of a slot, which is known when everything before the slot has been applied.
+func (h *history) governing(s paxos.Slot) *paxos.Configuration {
+	for i := len(h.configs) - 1; i > 0; i-- {
+		if h.configs[i].From <= s {
+			return &h.configs[i].Configuration
+		}
+	}
+	return &h.configs[0].Configuration
+}
+
+// proposal returns what is known of an entry's slot at its ballot, and checks that there is one value only.
+func (h *history) proposal(w *world, id paxos.NodeID, e *paxos.Entry) *proposal {
+	key := slotBallot{e.Slot, e.Ballot}
+	p := h.ballots[key]
+	if p == nil {
+		p = &proposal{value: string(e.Data), kind: e.Kind}
+		h.ballots[key] = p
+		if int(e.Slot) > len(h.digests) {
+			h.bySlot[e.Slot] = append(h.bySlot[e.Slot], e.Ballot)
+		}
+		if e.Kind == paxos.Configure {
+			h.changes = append(h.changes, paxos.History{}.Apply(e)...)
+		}
+	}
+	if p.value != string(e.Data) || p.kind != e.Kind {
 		w.fail("node %d: slot %d has two values at ballot %v", id, e.Slot, e.Ballot)
 	}
-	h.accepted[key] = value
+	return p
+}
+
+// noteAccepted records that a disk holds an entry.
+func (h *history) noteAccepted(w *world, id paxos.NodeID, e *paxos.Entry) {
+	h.proposal(w, id, e).accepted |= 1 << id
+}
+
+// noteProposed records that a leader has sent an entry.
+func (h *history) noteProposed(w *world, id paxos.NodeID, e *paxos.Entry) {
+	p := h.proposal(w, id, e)
+	if p.sent {
+		return
+	}
+	p.sent, p.promised = true, h.promised[e.Ballot]|1<<id
+	if int(e.Slot) <= len(h.digests) {
+		h.checkProposed(w, e.Slot, e.Ballot, p)
+	}
+}
+
+// checkProposed checks that phase 1 was over when a slot was proposed: with a quorum of the configuration that governs it.
+func (h *history) checkProposed(w *world, s paxos.Slot, b paxos.Ballot, p *proposal) {
+	if c := h.governing(s); p.sent && !isQuorum(c, p.promised) {
+		w.fail("slot %d was proposed at %v without promises of a quorum of %v (%b)", s, b, *c, p.promised)
+	}
+}
+
+// checkChosen checks, when a slot is applied for the first time, that its value had been accepted at some ballot by a
+// quorum of the configuration that governs it, on their disks.
+func (h *history) checkChosen(w *world, id paxos.NodeID, e *paxos.Entry) {
+	chosen := false
+	for _, b := range h.bySlot[e.Slot] {
+		p := h.ballots[slotBallot{e.Slot, b}]
+		h.checkProposed(w, e.Slot, b, p)
+		chosen = chosen || p.value == string(e.Data) && p.kind == e.Kind && isQuorum(h.governing(e.Slot), p.accepted)
+	}
+	delete(h.bySlot, e.Slot)
+	if !chosen {
+		w.fail("node %d: slot %d applied, but no quorum of %v has accepted it", id, e.Slot, *h.governing(e.Slot))
+	}
 }
 
 // noteApplied checks that every replica applies the same history.
@@ -36,15 +120,18 @@ func (h *history) noteApplied(w *world, id paxos.NodeID, e *paxos.Entry, digest 
 			w.fail("node %d: the history up to slot %d differs from what another replica has applied", id, e.Slot)
 		}
 	case k == len(h.digests):
+		h.checkChosen(w, id, e)
 		h.digests = append(h.digests, digest)
 		w.stats.Slots++
 		w.mark('a', uint64(e.Slot), digest)
-		w.trace("slot %d: %v %q of %v at %d", e.Slot, e.Kind, e.Data, e.Ballot, id)
-		if e.Kind == paxos.Command {
-			if h.applied == nil {
-				h.applied = map[string]paxos.Slot{}
-			}
+		w.trace("slot %d: %v of %v at %d", e.Slot, e, e.Ballot, id)
+		switch e.Kind {
+		case paxos.Command:
 			h.applied[string(e.Data)] = e.Slot
+		case paxos.Configure:
+			w.stats.Configurations++
+			after := h.configs.Apply(e)
+			h.configs = append(h.configs, after[len(after)-1])
 		}
 	default:
 		w.fail("node %d: slot %d applied, but nobody has applied slot %d", id, e.Slot, len(h.digests)+1)
@@ -59,13 +146,17 @@ func (h *history) noteFinished(w *world, s paxos.Slot) {
 	}
 }
 
-// checkLeases checks that a lease read that began now would see everything finished, at whichever replica.
+// checkLeases checks that a read that began now would see everything finished, at whichever replica, with the lease that
+// it has now or with one that was looked up earlier.
 func (w *world) checkLeases() {
 	for _, r := range w.replicas {
 		if !r.up || w.now < r.pausedUntil {
 			continue
 		}
 		until, slot := r.node.LeaseRead()
+		if until == 0 && r.clock() < r.lent {
+			until, slot = r.lent, r.node.Status().Chosen
+		}
 		if r.clock() < until && max(slot, r.state.applied) < w.history.finished {
 			w.fail("node %d holds a lease for reads at %d, but slot %d was seen", r.id, slot, w.history.finished)
 		}

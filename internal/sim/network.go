@@ -29,6 +29,14 @@ func newNetwork(w *world, n int) network {
 	return net
 }
 
+// grow makes room for one more replica, whose links are whole.
+func (net *network) grow() {
+	for i := range net.cut {
+		net.cut[i] = append(net.cut[i], false)
+	}
+	net.cut = append(net.cut, make([]bool, len(net.cut)+1))
+}
+
 // send starts a message on its way.
 func (net *network) send(m paxos.Message) {
 	w := net.w

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"errors"
 	"math/rand/v2"
 
 	"github.com/koinon/koinon/paxos"
@@ -12,10 +13,12 @@ type replica struct {
 	id     paxos.NodeID
 	voters []paxos.NodeID
 
-	clockOffset paxos.Time
-	clockRate   float64
+	clockBase paxos.Time // reading at clockFrom
+	clockFrom instant
+	clockRate float64
 
 	disk disk
+	dead bool // its disk is lost, and its identity with it
 
 	// What a crash takes away.
 	life     int // which life this is; what was started in another one is ignored
@@ -29,7 +32,10 @@ type replica struct {
 	reads    []*pendingRead
 	waiting  []*op // writes proposed here, by slot ascending
 	role     paxos.Role
+	lent     paxos.Time // until when readers were told that there is no other leader
 
+	slowUntil   instant // the disk takes long for everything
+	fullUntil   instant // no space on the disk: commands are refused
 	pausedUntil instant
 	inbox       []func() // what came during the pause
 }
@@ -39,17 +45,26 @@ func newReplica(w *world, id paxos.NodeID, n int) *replica {
 	for v := 1; v <= n; v++ {
 		r.voters = append(r.voters, paxos.NodeID(v))
 	}
-	r.disk.noteChosen = w.chance(0.5)
-	r.clockOffset = paxos.Time(w.pick(0, 1000*second))
-	if d := w.shape.driftPPM; d > 0 {
-		r.clockRate = 1 + float64(w.rng.IntN(2*d+1)-d)/1e6
+	if n > 0 {
+		r.disk.state.configs = paxos.Initial(r.voters)
 	}
+	r.disk.noteChosen = w.chance(0.5)
+	r.clockBase = paxos.Time(w.pick(0, 1000*second))
+	r.skewClock()
 	return r
 }
 
 // clock reads the replica's own clock.
 func (r *replica) clock() paxos.Time {
-	return r.clockOffset + paxos.Time(float64(r.w.now)*r.clockRate)
+	return r.clockBase + paxos.Time(float64(r.w.now-r.clockFrom)*r.clockRate)
+}
+
+// skewClock lets the clock go on at another rate, as wrong as is allowed.
+func (r *replica) skewClock() {
+	r.clockBase, r.clockFrom = r.clock(), r.w.now
+	if d := r.w.shape.driftPPM; d > 0 {
+		r.clockRate = 1 + float64(r.w.rng.IntN(2*d+1)-d)/1e6
+	}
 }
 
 func (r *replica) start() {
@@ -57,6 +72,9 @@ func (r *replica) start() {
 	r.life++
 	r.up = true
 	r.state = r.disk.state
+	if w.chance(0.2) { // the machine was started anew, and counts from anywhere
+		r.clockBase, r.clockFrom = paxos.Time(w.pick(0, 1000*second)), w.now
+	}
 	cfg := paxos.Config{
 		ID: r.id, Voters: r.voters,
 		Alpha: w.shape.alpha, MaxMessageBytes: w.shape.messageBytes, CacheBytes: w.shape.cacheBytes,
@@ -84,13 +102,20 @@ func (r *replica) crash() {
 	for _, wr := range r.writes[:survivors] {
 		r.commit(wr)
 	}
+	if survivors < len(r.writes) && w.chance(0.5) {
+		// The next one is torn: what is behind the tear is cut when the log is opened.
+		w.stats.Torn++
+		wr := *r.writes[survivors]
+		wr.accept = wr.accept[:w.rng.IntN(len(wr.accept)+1)]
+		r.commit(&wr)
+	}
 	w.mark('-', uint64(r.id), uint64(survivors))
 	r.up, r.node, r.writes, r.syncing = false, nil, nil, false
 	r.toApply, r.applying, r.reads = nil, false, nil
 	for _, o := range r.waiting {
 		o.finish(outcomeUnknown, 0)
 	}
-	r.waiting, r.inbox, r.pausedUntil = nil, nil, 0
+	r.waiting, r.inbox, r.pausedUntil, r.fullUntil, r.lent = nil, nil, 0, 0, 0
 	r.life++
 	if w.chance(w.shape.damage) {
 		r.damage()
@@ -99,12 +124,7 @@ func (r *replica) crash() {
 
 // damage loses entries of the log above the checkpoint, unless that would leave too few replicas to know everything.
 func (r *replica) damage() {
-	for _, o := range r.w.replicas {
-		if o.disk.damaged && o != r {
-			return
-		}
-	}
-	if len(r.w.replicas) < 3 || len(r.disk.entries) == 0 {
+	if len(r.disk.entries) == 0 || !r.w.expendable(r) {
 		return
 	}
 	r.w.stats.Damages++
@@ -163,7 +183,8 @@ func (r *replica) pause(d instant) {
 
 func (r *replica) receive(m paxos.Message) {
 	r.run(func() {
-		if err := r.node.Step(r.clock(), m); err != nil {
+		// Answers of those who have left meanwhile, or are not known yet, are refused.
+		if err := r.node.Step(r.clock(), m); err != nil && !errors.Is(err, paxos.ErrUnknownPeer) {
 			r.w.fail("node %d refused %v from %d: %v", r.id, m.Kind, m.From, err)
 		}
 	})
@@ -174,6 +195,7 @@ func (r *replica) tick(life int) {
 		return
 	}
 	if r.w.now >= r.pausedUntil {
+		r.node.SetReluctant(r.w.now < r.fullUntil)
 		r.node.Tick(r.clock())
 		r.drain()
 		r.w.checkLeases()
@@ -186,6 +208,18 @@ func (r *replica) tick(life int) {
 func (r *replica) drain() {
 	for r.up && r.node.HasReady() {
 		r.handle(r.node.Ready())
+	}
+	if r.up && r.role == paxos.Leader {
+		r.noteLease()
+	}
+}
+
+// noteLease remembers until when readers may go by a lease. One that is given up, for a transfer or by a leader that
+// has left the group, is out of use at once; any other one has to hold.
+func (r *replica) noteLease() {
+	until, _ := r.node.LeaseRead()
+	if r.lent = max(r.lent, until); until == 0 && !r.node.Status().Voter {
+		r.lent = 0
 	}
 }
 
@@ -230,7 +264,7 @@ func (r *replica) sync() {
 	r.syncing = true
 	batch := len(r.writes)
 	d := r.w.pick(100*microsecond, 3*millisecond)
-	if r.w.chance(r.w.shape.syncSlow) {
+	if r.w.chance(r.w.shape.syncSlow) || r.w.now < r.slowUntil {
 		d = r.w.pick(10*millisecond, 300*millisecond)
 	}
 	r.later(d, func() {
@@ -267,6 +301,14 @@ func (r *replica) emit(m paxos.Message) {
 	bound := m.Kind == paxos.MsgPromise || m.Kind == paxos.MsgAccepted || m.Kind == paxos.MsgHeartbeatReply || m.Kind == paxos.MsgPrepare
 	if bound && !m.Reject && d.promised.Less(m.Ballot) {
 		r.w.fail("node %d: %v at %v leaves before the promise is durable (%v is)", r.id, m.Kind, m.Ballot, d.promised)
+	}
+	switch {
+	case m.Kind == paxos.MsgPromise && !m.Reject && m.Next == 0:
+		r.w.history.promised[m.Ballot] |= 1 << r.id
+	case m.Kind == paxos.MsgAccept:
+		for i := range m.Entries {
+			r.w.history.noteProposed(r.w, r.id, &m.Entries[i])
+		}
 	}
 	if m.Kind == paxos.MsgAccepted && !m.Reject {
 		chosen := r.node.Status().Chosen
@@ -312,7 +354,7 @@ func (r *replica) apply(e *paxos.Entry) {
 	if e.Slot != r.state.applied+1 {
 		r.w.fail("node %d: slot %d to apply expected, found %d", r.id, r.state.applied+1, e.Slot)
 	}
-	r.state = state{applied: e.Slot, digest: digestOf(r.state.digest, e)}
+	r.state = state{applied: e.Slot, digest: digestOf(r.state.digest, e), configs: r.state.configs.Apply(e)}
 	r.w.history.noteApplied(r.w, r.id, e, r.state.digest)
 	for len(r.waiting) > 0 && r.waiting[0].slot <= e.Slot {
 		o := r.waiting[0]
@@ -333,7 +375,10 @@ func (r *replica) maybeTruncate() {
 	if !r.up || !r.w.chance(0.02) {
 		return
 	}
-	upTo := int(r.disk.state.applied) - r.w.shape.keep
+	r.truncate(int(r.disk.state.applied) - r.w.shape.keep)
+}
+
+func (r *replica) truncate(upTo int) {
 	if upTo <= int(r.disk.truncated) {
 		return
 	}
@@ -356,6 +401,10 @@ func (r *replica) sendSnapshot(sr paxos.SnapshotRequest) {
 			w.replicas[sr.To-1].install(snap)
 		}
 	})
+	if w.chance(0.3) { // the log is cut while the snapshot is on its way
+		r.checkpoint()
+		r.truncate(int(r.disk.state.applied))
+	}
 	ok := !w.chance(0.1)
 	r.later(w.pick(100*millisecond, 200*millisecond), func() { r.node.SnapshotDone(sr.To, snap.applied, ok) })
 }
@@ -374,7 +423,7 @@ func (r *replica) install(snap state) {
 			r.waiting[0].finish(outcomeUnknown, 0)
 			r.waiting = r.waiting[1:]
 		}
-		r.node.InstalledSnapshot(snap.applied)
+		r.node.InstalledSnapshot(snap.applied, snap.configs)
 		r.serveReads()
 	})
 }

@@ -24,6 +24,7 @@ const (
 type Options struct {
 	Seed  uint64
 	Nodes int       // 0: 1, 3 or 5, mostly 3
+	Fixed bool      // nobody joins or leaves
 	Bugs  paxos.Bug // mistakes to plant in every node
 	Trace func(line string)
 }
@@ -42,6 +43,9 @@ type Stats struct {
 	Writes, LeaseReads, IndexReads, Unknown  int
 	Elections, Snapshots, Truncations, Slots int
 	Transfers                                int
+	Changes, ChangesRefused, Configurations  int // of members: proposed, refused for a reason, applied
+	Reformats, Torn, SlowDisks, FullDisks    int
+	Coups                                    int
 }
 
 // Add adds up two counts.
@@ -63,6 +67,14 @@ func (s *Stats) Add(o Stats) {
 	s.Truncations += o.Truncations
 	s.Slots += o.Slots
 	s.Transfers += o.Transfers
+	s.Changes += o.Changes
+	s.ChangesRefused += o.ChangesRefused
+	s.Configurations += o.Configurations
+	s.Reformats += o.Reformats
+	s.Torn += o.Torn
+	s.SlowDisks += o.SlowDisks
+	s.FullDisks += o.FullDisks
+	s.Coups += o.Coups
 }
 
 // violation is how a check ends a run.
@@ -78,13 +90,14 @@ type world struct {
 	hash     uint64
 	stats    Stats
 
-	shape    shape
-	replicas []*replica
-	net      network
-	history  history
-	clients  []*client
-	healed   bool // no more faults
-	quiet    bool // no more operations
+	shape     shape
+	replicas  []*replica
+	net       network
+	history   history
+	clients   []*client
+	healed    bool    // no more faults
+	lullUntil instant // clients wait
+	quiet     bool    // no more operations
 }
 
 // shape is the configuration that a seed chooses for its run.
@@ -96,6 +109,9 @@ type shape struct {
 	faultPhase                       instant
 	crashEvery, pauseEvery, cutEvery instant
 	transferEvery                    instant
+	clockEvery, diskEvery            instant
+	changeEvery, reformatEvery       instant // 0: never
+	coupEvery                        instant
 	syncSlow                         float64 // chance that a sync takes long
 	readError                        float64 // chance that the log cannot be read
 	damage                           float64 // chance that a crash damages the log
@@ -155,7 +171,7 @@ func (w *world) build() {
 		n = []int{3, 3, 3, 3, 5, 5, 1}[w.rng.IntN(7)]
 	}
 	w.shape = shape{
-		alpha:           []int{1, 2, 4, 16, 64}[w.rng.IntN(5)],
+		alpha:           []int{2, 3, 4, 16, 64}[w.rng.IntN(5)],
 		messageBytes:    []int{1, 300, 4096, 1 << 20}[w.rng.IntN(4)],
 		cacheBytes:      []int{1, 4096, 1 << 20}[w.rng.IntN(3)],
 		electionTimeout: 200 * millisecond,
@@ -167,6 +183,8 @@ func (w *world) build() {
 		pauseEvery:      w.pick(300*millisecond, 3*second),
 		cutEvery:        w.pick(200*millisecond, 2*second),
 		transferEvery:   w.pick(500*millisecond, 5*second),
+		clockEvery:      w.pick(200*millisecond, 2*second),
+		diskEvery:       w.pick(300*millisecond, 4*second),
 		syncSlow:        []float64{0, 0.02, 0.1}[w.rng.IntN(3)],
 		readError:       []float64{0, 0, 0.1}[w.rng.IntN(3)],
 		damage:          []float64{0, 0, 0.5}[w.rng.IntN(3)],
@@ -177,10 +195,21 @@ func (w *world) build() {
 		w.shape.cutEvery = w.pick(150*millisecond, 500*millisecond)
 		w.shape.transferEvery = w.pick(100*millisecond, 500*millisecond)
 	}
+	if w.chance(0.7) && !w.opt.Fixed {
+		w.shape.changeEvery = w.pick(50*millisecond, 800*millisecond)
+		w.shape.reformatEvery = w.pick(500*millisecond, 5*second)
+		w.shape.coupEvery = w.pick(500*millisecond, 3*second)
+		if w.chance(0.4) { // little else happens, so that much can be changed
+			w.shape.crashEvery, w.shape.pauseEvery = w.pick(2*second, 10*second), w.pick(2*second, 10*second)
+			w.shape.cutEvery, w.shape.diskEvery = w.pick(2*second, 10*second), w.pick(2*second, 10*second)
+			w.shape.transferEvery, w.shape.damage = w.pick(2*second, 10*second), 0
+		}
+	}
 	w.net = newNetwork(w, n)
 	for id := 1; id <= n; id++ {
 		w.replicas = append(w.replicas, newReplica(w, paxos.NodeID(id), n))
 	}
+	w.history = newHistory(w.replicas[0].voters)
 	for _, r := range w.replicas {
 		r.start()
 	}
