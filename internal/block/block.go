@@ -23,6 +23,9 @@ type Store interface {
 	// such block, Corrupt when no copy matches its checksums. After an error
 	// the content of dst is undefined.
 	Get(ctx context.Context, key sys.BlockKey, off int, dst []byte) error
+	// Read is Get of n bytes into memory of the store, which the caller gives
+	// back by Release: bytes that come over a network need not be copied.
+	Read(ctx context.Context, key sys.BlockKey, off, n int) (Buffer, error)
 	// Delete removes blocks for ever. Keys that do not exist are fine. An
 	// error may come after some keys are gone: repeat the call.
 	Delete(ctx context.Context, keys []sys.BlockKey) error

@@ -76,6 +76,11 @@ func (m *Memory) Get(_ context.Context, key sys.BlockKey, off int, dst []byte) e
 	return nil
 }
 
+// Read implements Store.
+func (m *Memory) Read(ctx context.Context, key sys.BlockKey, off, n int) (Buffer, error) {
+	return ReadFresh(ctx, m, key, off, n)
+}
+
 // Delete implements Store.
 func (m *Memory) Delete(ctx context.Context, keys []sys.BlockKey) error {
 	m.mu.Lock()

@@ -56,6 +56,14 @@ func (r *retried) Get(ctx context.Context, key sys.BlockKey, off int, dst []byte
 	return r.try(ctx, func() error { return r.store.Get(ctx, key, off, dst) })
 }
 
+func (r *retried) Read(ctx context.Context, key sys.BlockKey, off, n int) (b Buffer, err error) {
+	err = r.try(ctx, func() (err error) {
+		b, err = r.store.Read(ctx, key, off, n)
+		return err
+	})
+	return b, err
+}
+
 func (r *retried) Delete(ctx context.Context, keys []sys.BlockKey) error {
 	return r.try(ctx, func() error { return r.store.Delete(ctx, keys) })
 }

@@ -4,8 +4,6 @@ package fusefs
 
 import (
 	"context"
-	"errors"
-	"io"
 	"os"
 	"sync"
 	"syscall"
@@ -134,12 +132,34 @@ func (r *rawFS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.
 	if f == nil {
 		return nil, fuse.EBADF
 	}
-	n, err := f.ReadAt(ctx, buf[:min(len(buf), int(in.Size))], int64(in.Offset))
-	if err != nil && !errors.Is(err, io.EOF) {
+	data, release, err := f.View(ctx, buf[:min(len(buf), int(in.Size))], int64(in.Offset))
+	if err != nil {
 		return nil, r.status(err)
 	}
-	return fuse.ReadResultData(buf[:n]), fuse.OK
+	if release == nil {
+		return fuse.ReadResultData(data), fuse.OK
+	}
+	return &lentResult{pieces: [1][]byte{data}, release: release}, fuse.OK
 }
+
+// lentResult answers a read from where the bytes are. It is a fuse.ReadResult
+// whose Slices are written to the kernel in place, before Done.
+type lentResult struct {
+	pieces  [1][]byte
+	release func()
+}
+
+// Bytes is of fuse.ReadResult.
+func (l *lentResult) Bytes([]byte) ([]byte, fuse.Status) { return l.pieces[0], fuse.OK }
+
+// Size is of fuse.ReadResult.
+func (l *lentResult) Size() int { return len(l.pieces[0]) }
+
+// Slices is what fuse.ReadResultVector has, too.
+func (l *lentResult) Slices() ([][]byte, fuse.Status) { return l.pieces[:], fuse.OK }
+
+// Done is of fuse.ReadResult.
+func (l *lentResult) Done() { l.release() }
 
 // Write is of fuse.RawFileSystem.
 func (r *rawFS) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"sync"
 
+	"github.com/koinon/koinon/internal/block"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -30,7 +31,7 @@ type spanCache struct {
 	mu    sync.Mutex
 	spans map[spanKey]*span
 	order list.List // of *span, the latest first
-	used  int64     // bytes of buffers
+	used  int64     // bytes of memory that spans have, or will have at least
 	loads int       // reads from the store that are under way
 }
 
@@ -40,15 +41,17 @@ type spanKey struct {
 	large bool
 }
 
-// A span is bytes of a block. Its buffer may be used by who holds it.
+// A span is bytes of a block, in the memory in which the store read them. It
+// may be used by who holds it.
 type span struct {
-	key  spanKey
-	buf  []byte
-	n    int
-	refs int
-	at   *list.Element // nil once it left the cache
-	done chan struct{} // closed when buf or err is there
-	err  error
+	key    spanKey
+	n      int
+	memory int // counted in used: n, once buf is there what it takes
+	refs   int
+	at     *list.Element // nil once it left the cache
+	done   chan struct{} // closed when buf or err is there
+	buf    block.Buffer
+	err    error
 }
 
 func newSpanCache(fs *FS, limit int64) *spanCache {
@@ -80,7 +83,7 @@ func (c *spanCache) fill(ctx context.Context, parts []part, large bool) error {
 		for _, u := range uses[:n] {
 			if err == nil {
 				if err = u.s.wait(ctx); err == nil {
-					copy(u.dst, u.s.buf[u.from:])
+					copy(u.dst, u.s.buf.Data[u.from:])
 				}
 			}
 			c.drop(u.s)
@@ -90,6 +93,20 @@ func (c *spanCache) fill(ctx context.Context, parts []part, large bool) error {
 		}
 	}
 	return nil
+}
+
+// lend gets the bytes of p in place, when one span has them all.
+func (c *spanCache) lend(ctx context.Context, p *part, large bool) (b block.Buffer, ok bool, err error) {
+	key, from, size := spanAt(p, large)
+	if p.n > size-from {
+		return b, false, nil
+	}
+	s := c.hold(key, size, true)
+	if err := s.wait(ctx); err != nil {
+		c.drop(s)
+		return b, false, err
+	}
+	return block.Buffer{Data: s.buf.Data[from : from+p.n : from+p.n], Memory: s.memory, Free: func() { c.drop(s) }}, true, nil
 }
 
 // prefetch starts to read the spans of parts that are not cached, as far as
@@ -138,11 +155,10 @@ func (c *spanCache) hold(key spanKey, size int, must bool) *span {
 	if !must && c.loads >= prefetchMax {
 		return nil
 	}
-	class := classOf(size)
-	s := &span{key: key, buf: c.fs.pool.take(class), n: size, refs: 2, done: make(chan struct{})}
+	s := &span{key: key, n: size, memory: size, refs: 2, done: make(chan struct{})}
 	s.at = c.order.PushFront(s)
 	c.spans[key] = s
-	c.used += int64(len(s.buf))
+	c.used += int64(size)
 	c.loads++
 	c.evict()
 	if !c.fs.startTask(func() { c.load(s) }) {
@@ -155,10 +171,15 @@ func (c *spanCache) hold(key spanKey, size int, must bool) *span {
 
 // load reads a span from the store.
 func (c *spanCache) load(s *span) {
-	s.err = c.fs.store.Get(c.fs.ctx, s.key.block, int(s.key.off), s.buf[:s.n])
-	close(s.done)
+	buf, err := c.fs.store.Read(c.fs.ctx, s.key.block, int(s.key.off), s.n)
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if s.buf, s.err = buf, err; err == nil {
+		c.used += int64(buf.Memory - s.memory)
+		s.memory = buf.Memory
+		c.evict()
+	}
+	close(s.done)
 	c.loaded(s)
 }
 
@@ -212,9 +233,8 @@ func (c *spanCache) remove(s *span) {
 }
 
 func (c *spanCache) free(s *span) {
-	c.used -= int64(len(s.buf))
-	c.fs.pool.give(s.buf)
-	s.buf = nil
+	c.used -= int64(s.memory)
+	s.buf.Release()
 }
 
 // evict makes room: the spans go that were not used for longest, but for those

@@ -48,11 +48,11 @@ func (s *faultyStore) Put(ctx context.Context, key sys.BlockKey, data []byte) er
 	return s.Store.Put(ctx, key, data)
 }
 
-func (s *faultyStore) Get(ctx context.Context, key sys.BlockKey, off int, dst []byte) error {
+func (s *faultyStore) Read(ctx context.Context, key sys.BlockKey, off, n int) (block.Buffer, error) {
 	s.mu.Lock()
 	s.gets++
 	s.mu.Unlock()
-	return s.Store.Get(ctx, key, off, dst)
+	return s.Store.Read(ctx, key, off, n)
 }
 
 func (s *faultyStore) Sync(ctx context.Context, ids []sys.SliceID) error {

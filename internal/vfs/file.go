@@ -6,6 +6,7 @@ import (
 	"os"
 	"sync/atomic"
 
+	"github.com/koinon/koinon/internal/block"
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/sys"
@@ -254,20 +255,34 @@ func (f *File) Truncate(ctx context.Context, size int64) error {
 // ReadAt reads from off on. It returns io.EOF with fewer bytes than p has room
 // for at the end of the file, as io.ReaderAt.
 func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	n, err := f.read(ctx, p, off, nil)
+	if err == nil && n < len(p) {
+		return n, io.EOF
+	}
+	return n, err
+}
+
+// View is ReadAt that does not copy what the cache has in one piece. It returns
+// the bytes, fewer than p has room for at the end of the file: in p, or with a
+// release in memory of the cache, where they may be read until release is
+// called, which must happen.
+func (f *File) View(ctx context.Context, p []byte, off int64) (data []byte, release func(), err error) {
+	var b block.Buffer
+	n, err := f.read(ctx, p, off, &b)
+	if b.Free != nil {
+		return b.Data, b.Free, nil
+	}
+	return p[:n], nil, err
+}
+
+func (f *File) read(ctx context.Context, p []byte, off int64, lent *block.Buffer) (int, error) {
 	if f.flags&os.O_WRONLY != 0 || f.released.Load() {
 		return 0, sys.E(sys.Op("vfs.ReadAt"), sys.BadHandle, inoSubject(f.i.ino))
 	}
 	if off < 0 {
 		return 0, sys.E(sys.Op("vfs.ReadAt"), sys.Invalid, inoSubject(f.i.ino), "negative offset")
 	}
-	n, err := f.i.read(ctx, p, uint64(off), f)
-	if err != nil {
-		return 0, err
-	}
-	if n < len(p) {
-		return n, io.EOF
-	}
-	return n, nil
+	return f.i.read(ctx, p, uint64(off), f, lent)
 }
 
 // Release ends the use of f. What could not be flushed by the last File of an

@@ -3,6 +3,7 @@ package vfs
 import (
 	"context"
 
+	"github.com/koinon/koinon/internal/block"
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/sys"
@@ -21,11 +22,12 @@ type part struct {
 	sliceLen uint32
 }
 
-// read fills p from off on, up to the end of the file.
-func (i *inode) read(ctx context.Context, p []byte, off uint64, f *File) (int, error) {
+// read fills p from off on, up to the end of the file. The bytes are lent
+// instead when lent is not nil and they are in one piece.
+func (i *inode) read(ctx context.Context, p []byte, off uint64, f *File, lent *block.Buffer) (int, error) {
 	large, from, to := f.ahead.note(off, uint64(len(p)), uint64(i.fs.opts.ReadAhead))
 	for attempt := 1; ; attempt++ {
-		n, err := i.readOnce(ctx, p, off, large)
+		n, err := i.readOnce(ctx, p, off, large, lent)
 		if err == nil {
 			if n == len(p) && to > from {
 				i.prefetch(from, to)
@@ -41,7 +43,7 @@ func (i *inode) read(ctx context.Context, p []byte, off uint64, f *File) (int, e
 	}
 }
 
-func (i *inode) readOnce(ctx context.Context, p []byte, off uint64, large bool) (int, error) {
+func (i *inode) readOnce(ctx context.Context, p []byte, off uint64, large bool, lent *block.Buffer) (int, error) {
 	for {
 		i.mu.RLock()
 		size := i.size()
@@ -62,6 +64,13 @@ func (i *inode) readOnce(ctx context.Context, p []byte, off uint64, large bool) 
 		var some [8]part
 		parts := i.plan(some[:0], dst, off, uint64(len(dst)))
 		i.mu.RUnlock()
+		if lent != nil && len(parts) == 1 && parts[0].n == len(dst) {
+			b, ok, err := i.fs.cache.lend(ctx, &parts[0], large)
+			if ok || err != nil {
+				*lent = b
+				return len(dst), err
+			}
+		}
 		return len(dst), i.fs.cache.fill(ctx, parts, large)
 	}
 }

@@ -2,11 +2,12 @@ package wire
 
 import "sync"
 
-// slack makes the large classes hold a full header besides a round payload.
-const slack = MaxHeader
+// slack makes the large classes hold a header of the usual size beside a round
+// payload.
+const slack = 4 << 10
 
 // classSizes are the sizes that buffers come in, in bytes.
-var classSizes = [...]int{512, 4 << 10, 32 << 10, segmentSize + slack, 1<<20 + slack, 4<<20 + slack, MaxFrame}
+var classSizes = [...]int{512, 4 << 10, 32 << 10, 128<<10 + slack, segmentSize + slack, 1<<20 + slack, 4<<20 + slack, MaxFrame}
 
 // buffer is memory from a pool. It has one owner, who releases it once.
 type buffer struct {

@@ -136,6 +136,7 @@ func (c *Client) handshake(ctx context.Context, raw net.Conn) (*clientConn, erro
 		maxBytes: max(MaxFrame+frameSize, min(c.cfg.MaxInFlightBytes, int(theirs.maxBytes)))}
 	conn.w = newWriter(t, cork, conn.kill)
 	conn.dec = newDecoder(t, &c.pool)
+	conn.dec.first = MaxFrame // it answers what we asked
 	return conn, nil
 }
 

@@ -33,11 +33,15 @@ func (m *message) payload() []byte {
 }
 
 // decoder turns a stream of bytes into messages. It holds at most one message
-// that has not fully arrived, and never more memory for it than one segment or
-// growthFactor times what has arrived.
+// that has not fully arrived, and never more memory for it than first bytes, its
+// first segment, or growthFactor times what has arrived.
 type decoder struct {
 	r    io.Reader
 	pool *bufferPool
+	// first is how much memory a message may get when its first segment
+	// arrives: no more than a segment from peers who may send a great many,
+	// the whole message where it saves moving it.
+	first int
 	// admit is asked when a message begins; the bytes of a refused one are
 	// skipped.
 	admit func(f frame) bool
@@ -58,6 +62,7 @@ func newDecoder(r io.Reader, pool *bufferPool) *decoder {
 	return &decoder{
 		r:     r,
 		pool:  pool,
+		first: segmentSize + slack,
 		admit: func(frame) bool { return true },
 		idle:  func() {},
 		in:    make([]byte, 16<<10), // one TLS record
@@ -106,7 +111,7 @@ func (d *decoder) body(f frame) (m message, whole bool, err error) {
 			return m, false, err
 		}
 	} else {
-		m.buf = d.pool.get(min(int(f.headerLen+f.total), segmentSize+slack))
+		m.buf = d.pool.get(max(n, min(int(f.headerLen+f.total), d.first)))
 		if n > 0 {
 			if err := d.fill(m.buf.b[:n]); err != nil {
 				m.buf.release()

@@ -82,6 +82,14 @@ func (r *Reply) Release() {
 	r.buf, r.Header, r.Payload = nil, nil, nil
 }
 
+// Memory returns how many bytes of memory the reply holds until Release.
+func (r *Reply) Memory() int {
+	if r.buf == nil {
+		return 0
+	}
+	return len(r.buf.b)
+}
+
 // Caller is the calling half of Client, for code that wants to be tested
 // without a network.
 type Caller interface {

@@ -67,6 +67,17 @@ func (d *directFile) writeRecord(h *header, payload []byte) (bool, error) {
 	return true, err
 }
 
+// isCached reports whether the page cache has all of the n bytes from off on. A
+// read that may not wait (RWF_NOWAIT) would tell as well, but it makes the
+// kernel read ahead what it does not have: from the disk, a second time. A
+// kernel without cachestat(2) knows of nothing.
+func isCached(f vfs.File, off int64, n int) bool {
+	var st unix.Cachestat_t
+	err := unix.Cachestat(uint(f.Fd()), &unix.CachestatRange{Off: uint64(off), Len: uint64(n)}, &st, 0)
+	page := int64(os.Getpagesize())
+	return err == nil && int64(st.Cache) > (off+int64(n)-1)/page-off/page
+}
+
 // readAt fills dst, which is whole pages of a payload or its end, from off. It
 // is false when the bytes should be read through the page cache: they are
 // there already, or the memory or the file is not fit for direct transfers.
@@ -75,8 +86,8 @@ func (d *directFile) readAt(cached vfs.File, dst []byte, off int64) (bool, error
 	if d == nil || off%sectorSize != 0 || n > cap(dst) || uintptr(unsafe.Pointer(unsafe.SliceData(dst)))%sectorSize != 0 {
 		return false, nil
 	}
-	if got, err := unix.Preadv2(int(cached.Fd()), [][]byte{dst}, off, unix.RWF_NOWAIT); err == nil && got == len(dst) {
-		return true, nil
+	if isCached(cached, off, len(dst)) {
+		return false, nil
 	}
 	got, err := d.f.ReadAt(dst[:n], off)
 	if got >= len(dst) {

@@ -383,9 +383,9 @@ func (e *slow) PutSums(ctx context.Context, key sys.BlockKey, data []byte, sums 
 	return e.Store.PutSums(ctx, key, data, sums)
 }
 
-func (e *slow) GetProof(ctx context.Context, key sys.BlockKey, off int, dst []byte, p *block.Proof) (int, error) {
+func (e *slow) GetUnchecked(ctx context.Context, key sys.BlockKey, off int, dst []byte, p *block.Proof) (int, error) {
 	e.hang(ctx)
-	return e.Store.GetProof(ctx, key, off, dst, p)
+	return e.Store.GetUnchecked(ctx, key, off, dst, p)
 }
 
 func TestSlowNodeDoesNotHoldUp(t *testing.T) {

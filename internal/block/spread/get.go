@@ -13,21 +13,26 @@ import (
 
 // Get implements block.Store.
 func (s *Store) Get(ctx context.Context, key sys.BlockKey, off int, dst []byte) error {
-	n, err := s.get(ctx, "spread.Get", key, off, dst)
-	if err == nil && n < len(dst) {
-		return block.CheckRange("spread.Get", key, off+n, off, len(dst))
+	b, err := s.Read(ctx, key, off, len(dst))
+	if err != nil {
+		return err
 	}
-	return err
+	defer b.Release()
+	copy(dst, b.Data)
+	return nil
 }
 
-func (s *Store) get(ctx context.Context, op sys.Op, key sys.BlockKey, off int, dst []byte) (int, error) {
-	if off < 0 || off > sys.BlockSize || len(dst) > sys.BlockSize {
-		return 0, block.CheckRange(op, key, sys.BlockSize, off, len(dst))
+// Read implements block.Store. The memory is that in which the answer came.
+func (s *Store) Read(ctx context.Context, key sys.BlockKey, off, n int) (block.Buffer, error) {
+	const op = sys.Op("spread.Get")
+	if err := block.CheckRange(op, key, sys.BlockSize, off, n); err != nil {
+		return block.Buffer{}, err
 	}
-	n, epoch := 0, uint64(0)
+	var b block.Buffer
+	epoch := uint64(0)
 	read := func(t *placement.Table) (err error) {
 		epoch = t.Epoch
-		n, err = s.getAt(ctx, op, t, key, off, dst)
+		b, err = s.getAt(ctx, op, t, key, off, n)
 		return err
 	}
 	err := s.withTable(ctx, op, read)
@@ -37,7 +42,11 @@ func (s *Store) get(ctx context.Context, op sys.Op, key sys.BlockKey, off int, d
 			err = read(t)
 		}
 	}
-	return n, err
+	if err == nil && len(b.Data) < n {
+		err = block.CheckRange(op, key, off+len(b.Data), off, n)
+		b.Release()
+	}
+	return b, err
 }
 
 // order returns the nodes that may have a block in the order in which they are
@@ -81,17 +90,16 @@ type found struct {
 
 // getAt reads from the first node that has the block and sends the right
 // bytes. When a node takes long, the next is asked as well.
-func (s *Store) getAt(ctx context.Context, op sys.Op, t *placement.Table, key sys.BlockKey, off int, dst []byte) (int, error) {
+func (s *Store) getAt(ctx context.Context, op sys.Op, t *placement.Table, key sys.BlockKey, off, n int) (block.Buffer, error) {
 	ids := s.order(t, key)
 	if len(ids) == 0 {
-		return 0, sys.E(op, sys.NotExist, block.Subject(key), "the cluster has no such placement group")
+		return block.Buffer{}, sys.E(op, sys.NotExist, block.Subject(key), "the cluster has no such placement group")
 	}
-	g := &getting{s: s, key: key, off: off, n: len(dst), answers: make(chan found, len(ids))}
+	g := &getting{s: s, key: key, off: off, n: n, answers: make(chan found, len(ids))}
 	if s.opt.Local != nil && ids[0] == s.opt.Prefer {
-		var p block.Proof
-		n, err := s.opt.Local.engine.GetProof(ctx, key, off, dst, &p)
+		b, err := s.opt.Local.read(ctx, key, off, n)
 		if err == nil || sys.Is(err, sys.Invalid) {
-			return n, err
+			return b, err
 		}
 		g.failed = append(g.failed, answer{ids[0], err})
 		ids = ids[1:]
@@ -100,15 +108,13 @@ func (s *Store) getAt(ctx context.Context, op sys.Op, t *placement.Table, key sy
 	defer cancel()
 	r, err := g.race(ctx, ids)
 	if err != nil {
-		return 0, err
+		return block.Buffer{}, err
 	}
 	if r.reply != nil {
-		n := copy(dst, r.reply.Payload)
-		r.reply.Release()
 		g.tellOwed(t)
-		return n, nil
+		return block.Buffer{Data: r.reply.Payload, Memory: r.reply.Memory(), Free: r.reply.Release}, nil
 	}
-	return 0, g.verdict(op)
+	return block.Buffer{}, g.verdict(op)
 }
 
 // race asks the nodes one after the other, the next one when the last has

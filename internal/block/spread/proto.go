@@ -44,6 +44,7 @@ type Engine interface {
 	PutSums(ctx context.Context, key sys.BlockKey, data []byte, sums block.Sums) error
 	Replace(ctx context.Context, key sys.BlockKey, data []byte, sums block.Sums) error
 	GetProof(ctx context.Context, key sys.BlockKey, off int, dst []byte, p *block.Proof) (int, error)
+	GetUnchecked(ctx context.Context, key sys.BlockKey, off int, dst []byte, p *block.Proof) (int, error)
 	Size(key sys.BlockKey) (int, error)
 	Delete(ctx context.Context, keys []sys.BlockKey) error
 	Sync(ctx context.Context, slices []sys.SliceID) error
