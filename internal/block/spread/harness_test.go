@@ -50,18 +50,20 @@ type worldOptions struct {
 
 // testNode is one node of a world.
 type testNode struct {
-	w      *world
-	id     sys.NodeID
-	fs     env.FS
-	dir    string
-	addr   string
-	view   *view
-	disk   *disk.Store
-	engine Engine
-	wire   *wire.Server
-	served chan error
-	server *Server
-	healer *Healer
+	w    *world
+	id   sys.NodeID
+	fs   env.FS
+	dir  string
+	addr string
+	// listener is the node's own until its first start.
+	listener net.Listener
+	view     *view
+	disk     *disk.Store
+	engine   Engine
+	wire     *wire.Server
+	served   chan error
+	server   *Server
+	healer   *Healer
 }
 
 // view is the cluster as one member sees it. It follows the world's table only
@@ -146,10 +148,8 @@ func (w *world) addNode(i int) *testNode {
 		n.fs, n.dir = w.opt.fs(i)
 	}
 	l := must[net.Listener](w.t)(net.Listen("tcp", "127.0.0.1:0"))
-	n.addr = l.Addr().String()
-	if err := l.Close(); err != nil {
-		w.t.Fatal(err)
-	}
+	// Kept until the node starts, so that nobody else gets the port.
+	n.addr, n.listener = l.Addr().String(), l
 	w.nodes = append(w.nodes, n)
 	w.t.Cleanup(n.stop)
 	return n
@@ -165,6 +165,10 @@ func (w *world) view(creds *auth.Credentials) *view {
 func (n *testNode) start() {
 	t := n.w.t
 	t.Helper()
+	l := n.listener
+	if n.listener = nil; l == nil {
+		l = must[net.Listener](t)(net.Listen("tcp", n.addr))
+	}
 	creds := must[*auth.Credentials](t)(n.w.ca.IssueNode(n.id, []string{"127.0.0.1"}))
 	n.view = n.w.view(creds)
 	n.disk = must[*disk.Store](t)(disk.Open(disk.Options{Dir: n.dir, FS: n.fs, Logger: quiet, SegmentBytes: n.w.opt.segment, ReserveBytes: 1 << 20}))
@@ -179,7 +183,6 @@ func (n *testNode) start() {
 			return wire.Identity(id), err
 		}})
 	n.server.Register(n.wire)
-	l := must[net.Listener](t)(net.Listen("tcp", n.addr))
 	n.served = make(chan error, 1)
 	go func() { n.served <- n.wire.Serve(l) }()
 	if !n.w.opt.noHeal {
@@ -190,11 +193,17 @@ func (n *testNode) start() {
 
 // stop ends a node, as after SIGTERM. It may be started again.
 func (n *testNode) stop() {
+	t := n.w.t
+	t.Helper()
+	if n.listener != nil { // never started
+		if err := n.listener.Close(); err != nil {
+			t.Error(err)
+		}
+		n.listener = nil
+	}
 	if n.disk == nil {
 		return
 	}
-	t := n.w.t
-	t.Helper()
 	if n.healer != nil {
 		if err := n.healer.Close(); err != nil {
 			t.Error(err)
