@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/koinon/koinon/internal/block"
+	"github.com/koinon/koinon/internal/block/blocktest"
 	"github.com/koinon/koinon/internal/fusefs"
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/vfs"
@@ -39,7 +40,7 @@ func TestMain(m *testing.M) {
 // serve mounts dirs until standard input ends. A line "panic" makes it panic.
 func serve(dirs []string) int {
 	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	tree, store := meta.NewMemory(meta.WithRetention(time.Hour)), block.NewMemory()
+	tree, store := meta.NewMemory(meta.WithRetention(time.Hour)), blocktest.Poison(block.NewMemory())
 	var servers []*fusefs.Server
 	var trees []*vfs.FS
 	for _, dir := range dirs {

@@ -29,7 +29,8 @@
 // ReadAt overlays, from the top: dirty bytes, slices in commit order, the
 // inline base, zeroes (layout.go, read.go). Slices are read in spans of 128
 // KiB, or 1 MiB when reading is sequential, through one bounded cache
-// (cache.go), with read-ahead (ahead.go).
+// (cache.go), with read-ahead (ahead.go). A span is memory that the block store
+// has lent; View lends it on.
 //
 // # Appends
 //

@@ -11,6 +11,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/koinon/koinon/internal/block"
+	"github.com/koinon/koinon/internal/block/blocktest"
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/sys"
@@ -153,7 +154,7 @@ func (m *modelFile) check(t *rapid.T, f *File, p []byte, off int) {
 // compares all that can be seen with an array of bytes.
 func TestFileIsItsBytes(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		tree, store := meta.NewMemory(), block.NewMemory()
+		tree, store := meta.NewMemory(), blocktest.Poison(block.NewMemory())
 		m := &modelFile{fs: New(tree, store, Options{PGs: 4, CacheBytes: 16 << 20}), other: New(tree, store, Options{})}
 		_, f, err := m.fs.Create(context.Background(), Root(), sys.RootIno, []byte("f"), 0o644, os.O_RDWR)
 		if err != nil {
@@ -185,7 +186,7 @@ func TestFileIsItsBytes(t *testing.T) {
 func TestDirtyIsItsBytes(t *testing.T) {
 	const size = 3000
 	rapid.Check(t, func(t *rapid.T) {
-		fs := New(meta.NewMemory(), block.NewMemory(), Options{})
+		fs := New(meta.NewMemory(), blocktest.Poison(block.NewMemory()), Options{})
 		defer fs.Close(context.Background())
 		_, f, err := fs.Create(context.Background(), Root(), sys.RootIno, []byte("f"), 0o644, os.O_RDWR)
 		if err != nil {

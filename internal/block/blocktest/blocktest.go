@@ -100,6 +100,22 @@ func check(t *testing.T, s block.Store, key sys.BlockKey, want []byte, off, n in
 	if !bytes.Equal(dst, want[off:off+n]) {
 		t.Fatalf("Get(%v, %d+%d) returned other bytes", key, off, n)
 	}
+	b, err := s.Read(testContext(t), key, off, n)
+	if err != nil || !bytes.Equal(b.Data, want[off:off+n]) || b.Memory < n {
+		t.Fatalf("Read(%v, %d+%d) returned %d other bytes in %d of memory, %v", key, off, n, len(b.Data), b.Memory, err)
+	}
+	b.Release()
+}
+
+// refused demands that Get and Read of n bytes from off on fail with kind.
+func refused(t *testing.T, what string, s block.Store, key sys.BlockKey, off, n int, kind sys.Kind) {
+	t.Helper()
+	if err := s.Get(testContext(t), key, off, make([]byte, max(n, 0))); !sys.Is(err, kind) {
+		t.Fatalf("Get of %s: error %v, want kind %q", what, err, kind)
+	}
+	if b, err := s.Read(testContext(t), key, off, n); !sys.Is(err, kind) || b.Data != nil || b.Free != nil {
+		t.Fatalf("Read of %s: %d bytes, error %v, want kind %q", what, len(b.Data), err, kind)
+	}
 }
 
 func wantKind(t *testing.T, what string, err error, kind sys.Kind) {
@@ -149,16 +165,18 @@ func testBadArguments(t *testing.T, s block.Store, _ Options) {
 	key := Key(2, 0, 0)
 	put(t, s, key, 100)
 	for _, c := range []struct{ off, n int }{{0, 101}, {100, 1}, {101, 0}, {-1, 1}, {sys.BlockSize, 1}} {
-		wantKind(t, fmt.Sprintf("Get of %d+%d", c.off, c.n), s.Get(ctx, key, c.off, make([]byte, c.n)), sys.Invalid)
+		refused(t, fmt.Sprintf("%d+%d", c.off, c.n), s, key, c.off, c.n, sys.Invalid)
+	}
+	if b, err := s.Read(ctx, key, 0, -1); !sys.Is(err, sys.Invalid) || b.Data != nil {
+		t.Fatalf("Read of less than nothing: %v", err)
 	}
 }
 
 func testMissing(t *testing.T, s block.Store, _ Options) {
-	ctx := testContext(t)
 	put(t, s, Key(1, 0, 0), 10)
-	wantKind(t, "other slice", s.Get(ctx, Key(2, 0, 0), 0, make([]byte, 1)), sys.NotExist)
-	wantKind(t, "other index", s.Get(ctx, Key(1, 0, 1), 0, make([]byte, 1)), sys.NotExist)
-	wantKind(t, "other group", s.Get(ctx, Key(1, 1, 0), 0, make([]byte, 1)), sys.NotExist)
+	refused(t, "another slice", s, Key(2, 0, 0), 0, 1, sys.NotExist)
+	refused(t, "another index", s, Key(1, 0, 1), 0, 1, sys.NotExist)
+	refused(t, "another group", s, Key(1, 1, 0), 0, 1, sys.NotExist)
 }
 
 func testImmutable(t *testing.T, s block.Store, _ Options) {
@@ -337,12 +355,11 @@ func testDamage(t *testing.T, s block.Store, opt Options) {
 	if opt.Damage == nil {
 		return
 	}
-	ctx := testContext(t)
 	key := Key(7, 2, 0)
 	want := put(t, s, key, 4*sys.PageSize)
 	opt.Damage(t, s, key, sys.PageSize+100)
-	wantKind(t, "Get of a damaged block", s.Get(ctx, key, 0, make([]byte, len(want))), sys.Corrupt)
-	wantKind(t, "Get of another byte of the damaged page", s.Get(ctx, key, sys.PageSize, make([]byte, 1)), sys.Corrupt)
+	refused(t, "a damaged block", s, key, 0, len(want), sys.Corrupt)
+	refused(t, "another byte of the damaged page", s, key, sys.PageSize, 1, sys.Corrupt)
 	check(t, s, key, want, 0, sys.PageSize)
 	check(t, s, key, want, 2*sys.PageSize, 2*sys.PageSize)
 }

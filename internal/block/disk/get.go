@@ -60,11 +60,11 @@ func (s *Store) open(op sys.Op, key sys.BlockKey) (*record, error) {
 
 // Get implements block.Store.
 func (s *Store) Get(ctx context.Context, key sys.BlockKey, off int, dst []byte) error {
-	var p block.Proof
 	r, err := s.open("disk.Get", key)
 	if err != nil {
 		return err
 	}
+	var p block.Proof
 	_, err = r.read("disk.Get", off, dst, true, &p)
 	return err
 }
@@ -78,21 +78,21 @@ func (s *Store) Read(ctx context.Context, key sys.BlockKey, off, n int) (block.B
 // were; it also fills in what a reader elsewhere needs to check
 // the bytes against the writer's sums. p.Sums is appended to.
 func (s *Store) GetProof(ctx context.Context, key sys.BlockKey, off int, dst []byte, p *block.Proof) (int, error) {
-	r, err := s.open("disk.Get", key)
-	if err != nil {
-		return 0, err
-	}
-	return r.read("disk.Get", off, dst, false, p)
+	return s.prove(key, off, dst, false, p)
 }
 
 // GetUnchecked is GetProof for a reader who checks the bytes by p himself: they
 // may be damaged.
 func (s *Store) GetUnchecked(ctx context.Context, key sys.BlockKey, off int, dst []byte, p *block.Proof) (int, error) {
+	return s.prove(key, off, dst, true, p)
+}
+
+func (s *Store) prove(key sys.BlockKey, off int, dst []byte, unchecked bool, p *block.Proof) (int, error) {
 	r, err := s.open("disk.Get", key)
 	if err != nil {
 		return 0, err
 	}
-	r.unchecked = true
+	r.unchecked = unchecked
 	return r.read("disk.Get", off, dst, false, p)
 }
 

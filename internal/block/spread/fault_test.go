@@ -156,6 +156,46 @@ func TestRottenReplicaIsReadElsewhereAndRepaired(t *testing.T) {
 	}
 }
 
+// TestRotInUnsentPartOfPageIsFound: a node sends what it read without a check;
+// a reader of a few bytes still finds that their page is damaged elsewhere.
+func TestRotInUnsentPartOfPageIsFound(t *testing.T) {
+	w := newWorld(t, worldOptions{nodes: 3, noHeal: true})
+	key := blocktest.Key(1, 3, 0)
+	s := w.client(func(o *Options) { o.Prefer = 2 })
+	want := blocktest.Bytes(key, 200_000)
+	mustPut(t, s, key, len(want))
+	waitFor(t, "block on all nodes", func() bool { return len(w.has(key)) == 3 })
+	rot(t, w.nodes[1], key)
+	b, err := s.Read(ctx, key, 5000, 300)
+	if err != nil || string(b.Data) != string(want[5000:5300]) {
+		t.Fatalf("Read: %d bytes, %v", len(b.Data), err)
+	}
+	b.Release()
+	waitFor(t, "repair", func() bool { return w.nodes[1].disk.Get(ctx, key, 0, make([]byte, 200_000)) == nil })
+}
+
+func TestPatienceFollowsTheNodes(t *testing.T) {
+	const least = 75 * time.Millisecond
+	var p pace
+	for _, step := range []struct {
+		name   string
+		answer time.Duration
+		want   time.Duration
+	}{
+		{"nodes that are quick", time.Millisecond, least},
+		{"all nodes are busy", 100 * time.Millisecond, 300 * time.Millisecond},
+		{"nodes that hardly answer", time.Minute, 8 * least},
+		{"quick again", time.Millisecond, least},
+	} {
+		for range 200 {
+			p.note(step.answer)
+		}
+		if got := p.patience(least).Round(time.Millisecond); got != step.want {
+			t.Errorf("%s: patience %v, want %v", step.name, got, step.want)
+		}
+	}
+}
+
 func TestMissingReplicaIsRepairedByReading(t *testing.T) {
 	w := newWorld(t, worldOptions{nodes: 3, noHeal: true})
 	key := blocktest.Key(1, 3, 0)

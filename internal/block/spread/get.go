@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/koinon/koinon/internal/block"
@@ -133,7 +134,8 @@ func (g *getting) race(ctx context.Context, ids []sys.NodeID) (read, error) {
 		}
 	}
 	ask()
-	hedge := time.NewTimer(g.s.opt.HedgeAfter)
+	patience := g.s.pace.patience(g.s.opt.HedgeAfter)
+	hedge := time.NewTimer(patience)
 	defer hedge.Stop()
 	for running > 0 {
 		select {
@@ -151,10 +153,34 @@ func (g *getting) race(ctx context.Context, ids []sys.NodeID) (read, error) {
 			}
 		case <-hedge.C:
 			ask()
-			hedge.Reset(g.s.opt.HedgeAfter)
+			hedge.Reset(patience)
 		}
 	}
 	return read{}, nil
+}
+
+// pace remembers how long nodes take to answer reads. When all are busy, asking
+// a second one makes them busier and brings nothing; only one that is slow
+// beside the others is worth a second request.
+type pace struct{ typical atomic.Int64 } // in ns, a moving average
+
+// slowFactor is how many times the typical time a node may take, patienceMax
+// how many times the least patience that is at most.
+const (
+	slowFactor  = 3
+	patienceMax = 8
+)
+
+// note takes note of an answer that took d. One that is lost between two notes
+// at once does no harm.
+func (p *pace) note(d time.Duration) {
+	old := p.typical.Load()
+	p.typical.Store(old + (int64(d)-old)/8)
+}
+
+// patience returns how long to wait for a node, at least least.
+func (p *pace) patience(least time.Duration) time.Duration {
+	return min(max(least, slowFactor*time.Duration(p.typical.Load())), patienceMax*least)
 }
 
 // ask reads from one node. Whether the answer is still wanted is not known
@@ -163,7 +189,10 @@ func (g *getting) ask(ctx context.Context, id sys.NodeID) {
 	n, err := remoteTo(g.s.cluster, id)
 	var r read
 	if err == nil {
-		r, err = n.get(ctx, g.key, g.off, g.n)
+		began := time.Now()
+		if r, err = n.get(ctx, g.key, g.off, g.n); err == nil {
+			g.s.pace.note(time.Since(began))
+		}
 	}
 	if err == nil || ctx.Err() == nil {
 		g.s.peers.note(id, err)

@@ -25,7 +25,8 @@ type Options struct {
 	// engine is read and written without the network.
 	Local *Server
 	// HedgeAfter is how long a read waits for a node before it asks another
-	// one too (default 75 ms).
+	// one too (default 75 ms), at least: up to eight times as long while nodes
+	// in general take longer.
 	HedgeAfter time.Duration
 	// StragglerWait is how long a Put that has its quorum waits for the other
 	// replicas (default 100 ms).
@@ -52,6 +53,7 @@ type Store struct {
 	written written
 	owed    owed
 	copies  copies
+	pace    pace
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
