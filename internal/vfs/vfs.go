@@ -202,10 +202,13 @@ func (fs *FS) flushAll(ctx context.Context, open []*inode) error {
 		})
 	}
 	wg.Wait()
+	if failed == 0 {
+		return nil
+	}
 	if failed > closeErrors {
 		errs = append(errs, fmt.Errorf("and %d more files could not be stored", failed-closeErrors))
 	}
-	return errors.Join(errs...)
+	return fmt.Errorf("what programs had written and not closed is lost (%d files); what they had closed is stored: %w", failed, errors.Join(errs...))
 }
 
 var errLate = sys.E(sys.Op("vfs.Close"), sys.Unavailable, "there was no time left to store a file")
