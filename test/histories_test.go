@@ -26,7 +26,7 @@ const (
 )
 
 const (
-	historyTime   = 3500 * time.Millisecond // of faults, in each
+	historyTime   = 4000 * time.Millisecond // of faults, in each
 	historyKeys   = 3
 	workersEach   = 2 // of each client process
 	healedWithin  = 30 * time.Second
@@ -62,7 +62,7 @@ func TestHistories(t *testing.T) {
 		t.Logf("seed %d: %v", s, h.tally)
 	}
 	t.Logf("%d histories, all linearizable: %v", count, all)
-	if all.kills == 0 || all.pauses == 0 || all.cuts == 0 || all.leaders == 0 || all.unknown == 0 {
+	if all.kills == 0 || all.pauses == 0 || all.cuts == 0 || all.leaders == 0 || all.elections == 0 || all.unknown == 0 {
 		t.Errorf("faults of all kinds, of leaders too, and unknown outcomes expected, found %v", all)
 	}
 	n.staleReadsAreSeen()
@@ -73,21 +73,22 @@ type tally struct {
 	operations, unknown           int
 	kills, pauses, cuts, leaders  int // leaders: of those, how many hit the leader
 	clientKills, clientPauses     int
+	elections                     int // after which another node led
 	failed, absent, mismatch, got int
 }
 
 func (a *tally) add(b tally) {
 	a.operations, a.unknown = a.operations+b.operations, a.unknown+b.unknown
 	a.kills, a.pauses, a.cuts, a.leaders = a.kills+b.kills, a.pauses+b.pauses, a.cuts+b.cuts, a.leaders+b.leaders
-	a.clientKills, a.clientPauses = a.clientKills+b.clientKills, a.clientPauses+b.clientPauses
+	a.clientKills, a.clientPauses, a.elections = a.clientKills+b.clientKills, a.clientPauses+b.clientPauses, a.elections+b.elections
 	a.failed, a.absent, a.mismatch, a.got = a.failed+b.failed, a.absent+b.absent, a.mismatch+b.mismatch, a.got+b.got
 }
 
 // String is one line of a report.
 func (a tally) String() string {
 	return fmt.Sprintf("%d operations, %d of them of unknown outcome, %d reads, %d conditions that did not hold, %d keys not there, %d more had no effect; "+
-		"%d kills, %d pauses, %d cuts of nodes, %d of these of the leader; %d kills and %d pauses of clients",
-		a.operations, a.unknown, a.got, a.mismatch, a.absent, a.failed, a.kills, a.pauses, a.cuts, a.leaders, a.clientKills, a.clientPauses)
+		"%d kills, %d pauses, %d cuts of nodes, %d of these of the leader, %d other leaders; %d kills and %d pauses of clients",
+		a.operations, a.unknown, a.got, a.mismatch, a.absent, a.failed, a.kills, a.pauses, a.cuts, a.leaders, a.elections, a.clientKills, a.clientPauses)
 }
 
 // history is one in the taking.
@@ -242,15 +243,15 @@ func (h *history) take() {
 		} else if f, ok := h.strike(faults); ok {
 			faults = append(faults, f)
 		}
-		time.Sleep(time.Duration(100+h.rng.IntN(900)) * time.Millisecond)
+		time.Sleep(time.Duration(50+h.rng.IntN(750)) * time.Millisecond)
 		if len(faults) == 0 {
-			h.leader = h.n.leads(0)
+			h.lookUp()
 		}
 	}
 	for _, f := range faults {
 		f.heal()
 	}
-	h.n.leads(0)
+	h.lookUp()
 	var records []record
 	for _, c := range h.clients {
 		if !c.dead {
@@ -269,6 +270,15 @@ func (h *history) take() {
 	}
 	if h.operations-h.unknown-h.failed < 100 {
 		t.Errorf("seed %d: %v: these few prove nothing", h.seed, h.tally)
+	}
+}
+
+// lookUp asks who leads, when nothing is wrong.
+func (h *history) lookUp() {
+	h.n.t.Helper()
+	if l := h.n.leads(0); l != h.leader {
+		h.leader = l
+		h.elections++
 	}
 }
 
