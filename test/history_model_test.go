@@ -299,14 +299,15 @@ func outOfOrder(ops []porcupine.Operation) string {
 const checkTime = 30 * time.Second
 
 // check looks for an order of the records that explains them. When there is
-// none, the error names the files in dir that show the history.
-func check(records []record, dir, name string) error {
+// none, the error names the files in dir that show the history, with notes.
+func check(records []record, dir, name string, notes ...porcupine.Annotation) error {
 	ops := operations(records)
 	res, info := porcupine.CheckOperationsVerbose(keyModel, ops, checkTime)
 	wrong := outOfOrder(ops)
 	if res == porcupine.Ok && wrong == "" {
 		return nil
 	}
+	info.AddAnnotations(notes)
 	picture, raw := filepath.Join(dir, name+".html"), filepath.Join(dir, name+".jsonl")
 	if err := porcupine.VisualizePath(keyModel, info, picture); err != nil {
 		return err

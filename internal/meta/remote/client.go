@@ -120,8 +120,7 @@ func unmarshalBoth(reply *wire.Reply, header, payload proto.Message) error {
 }
 
 // Do runs a command. An error of kind Unavailable, Interrupted or SessionGone
-// leaves open
-// whether it took effect.
+// leaves open whether it took effect.
 func (c *Client) Do(ctx context.Context, cmd *metapb.Command) (*metapb.Result, error) {
 	if c.Session() == 0 {
 		if err := c.session.Open(ctx, 0); err != nil {
