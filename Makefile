@@ -12,10 +12,11 @@ TOOL := $(GO) tool -modfile=tools/go.mod
 # How long and from which seed the crash loop and the simulation run.
 SEED ?= 1
 SEEDS ?= 1000
+COUNT ?= 50
 MINUTES ?= 30
 DIR ?= .
 
-.PHONY: build dev test unit system race lint cross generate bench clean crash scale failover sim mutations explore fuzz deps-test deps-generate
+.PHONY: build dev test unit system race lint cross generate bench clean crash scale failover sim mutations explore fuzz histories deps-test deps-generate
 
 build: ## the one binary
 	$(GO) build -ldflags '$(LDFLAGS)' -o bin/koinon ./cmd/koinon
@@ -80,6 +81,11 @@ explore: ## the consensus core through every order of events, in larger groups
 
 fuzz: ## the consensus core with arbitrary messages: make fuzz MINUTES=30
 	$(GO) test -run '^$$' -fuzz FuzzStep -fuzztime $(MINUTES)m ./paxos
+histories: build ## what clients saw under kills, pauses and cuts is linearizable: make histories COUNT=50 SEED=7
+	KOINON_HISTORIES=$(COUNT) KOINON_HISTORY_SEED=$(SEED) $(GO) test -timeout 0 -count=1 -v -run 'TestHistor(ies|yChecker)$$' ./test/...
+
+mutations: ## plant known mistakes; the simulations must find each
+	$(GO) test ./commit -count=1 -run Mutation -v
 
 clean:
 	rm -rf bin

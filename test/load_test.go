@@ -64,10 +64,18 @@ type loadResult struct {
 // loadEnv makes the test binary a load process: "DIR SEED WORKERS".
 const loadEnv = "KOINON_TEST_LOAD"
 
-// TestMain runs the tests, or a load. A load is a process of its own because a
-// process that has files of the mount open waits, when it starts another, for
-// the mount to flush them; whoever restarts the nodes must not.
+// TestMain runs the tests, a load, or a client of a history. A load is a process
+// of its own because a process that has files of the mount open waits, when it
+// starts another, for the mount to flush them; whoever restarts the nodes must
+// not.
 func TestMain(m *testing.M) {
+	if spec := os.Getenv(clientEnv); spec != "" {
+		if err := clientMain(spec); err != nil {
+			fmt.Fprintln(os.Stderr, "client:", err)
+			os.Exit(2)
+		}
+		os.Exit(0)
+	}
 	spec := os.Getenv(loadEnv)
 	if spec == "" {
 		os.Exit(m.Run())

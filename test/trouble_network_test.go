@@ -19,6 +19,9 @@ import (
 type network struct {
 	*dev
 	prefix string // of the names of the namespaces
+	served [4]*run
+	// blocked counts who keeps a node from sending to another one.
+	blocked [4][4]int
 }
 
 func (n *network) name(number int) string { return n.prefix + itoa(number) }
@@ -43,6 +46,30 @@ const hub = 0
 // fourth.
 func overNetwork(t *testing.T) *network {
 	t.Helper()
+	n := inNamespaces(t, "20s")
+	m := n.wrapped(n.inside(hub), "mount", n.mount)
+	t.Cleanup(func() { n.ends(m) })
+	m.await(20*time.Second, "mounted on")
+	return n
+}
+
+// serve starts a node. It is stopped in order when the test ends, unless it was
+// started again since.
+func (n *network) serve(number int) {
+	n.t.Helper()
+	r := n.wrapped(n.inside(number), "serve", "--config", n.at("n"+itoa(number), "node.toml"))
+	n.served[number] = r
+	n.t.Cleanup(func() {
+		if n.served[number] == r {
+			n.ends(r)
+		}
+	})
+}
+
+// inNamespaces brings up three nodes in three namespaces. Clients wait for a
+// majority for as long as timeout says.
+func inNamespaces(t *testing.T, timeout string) *network {
+	t.Helper()
 	n := &network{dev: up(t, 3, "-q"), prefix: fmt.Sprintf("kt%d-", os.Getpid())}
 	nodes := n.status().Nodes
 	n.stop()
@@ -54,7 +81,7 @@ func overNetwork(t *testing.T) *network {
 		return s
 	}
 	edit(t, n.at("client.toml"), move)
-	n.timeout("20s")
+	n.timeout(timeout)
 	t.Cleanup(func() {
 		for i := range 4 {
 			if out, err := exec.Command("ip", "netns", "del", n.name(i)).CombinedOutput(); err != nil {
@@ -80,12 +107,8 @@ func overNetwork(t *testing.T) *network {
 		n.ip("-n", n.name(i), "addr", "add", address(i)+"/24", "dev", "eth0")
 		n.ip("-n", n.name(i), "link", "set", "dev", "eth0", "up")
 		edit(t, n.at("n"+itoa(i), "node.toml"), move)
-		r := n.wrapped(n.inside(i), "serve", "--config", n.at("n"+itoa(i), "node.toml"))
-		t.Cleanup(func() { n.ends(r) })
+		n.serve(i)
 	}
-	m := n.wrapped(n.inside(hub), "mount", n.mount)
-	t.Cleanup(func() { n.ends(m) })
-	m.await(20*time.Second, "mounted on")
 	return n
 }
 
@@ -211,7 +234,13 @@ func (n *network) routes(verb string, number int) {
 	n.t.Helper()
 	for i := 1; i <= 3; i++ {
 		if i != number {
-			n.ip("-n", n.name(number), "route", verb, "blackhole", address(i)+"/32")
+			n.route(verb, number, i)
 		}
 	}
+}
+
+// route makes one node unable to send to another one.
+func (n *network) route(verb string, from, to int) {
+	n.t.Helper()
+	n.ip("-n", n.name(from), "route", verb, "blackhole", address(to)+"/32")
 }

@@ -262,13 +262,13 @@ func unanswered(err error) bool {
 	return false
 }
 
-// noteLeader remembers the leader that a NotLeader error names, and returns it.
+// noteLeader remembers the leader that an error names, and returns it.
 func (c *Client) noteLeader(err error) sys.NodeID {
 	if err == nil {
 		return 0
 	}
 	var id sys.NodeID
-	if detail, ok := wire.DetailOf(err); ok && sys.Is(err, sys.NotLeader) {
+	if detail, ok := wire.DetailOf(err); ok && transient(err) {
 		id = decodeLeader(detail)
 	}
 	c.leader.Store(uint64(id))

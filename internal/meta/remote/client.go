@@ -119,8 +119,8 @@ func unmarshalBoth(reply *wire.Reply, header, payload proto.Message) error {
 	return nil
 }
 
-// Do runs a command. An error of kind Unavailable or Interrupted leaves open
-// whether it took effect.
+// Do runs a command. An error of kind Unavailable, Interrupted or SessionGone
+// leaves open whether it took effect.
 func (c *Client) Do(ctx context.Context, cmd *metapb.Command) (*metapb.Result, error) {
 	if c.Session() == 0 {
 		if err := c.session.Open(ctx, 0); err != nil {

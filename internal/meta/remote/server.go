@@ -151,26 +151,38 @@ func (s *Server) serveDo(ctx context.Context, req *wire.Request) (wire.Response,
 	if err != nil {
 		return cluster.LeaderHint(err)
 	}
-	if err := s.still(term, op); err != nil {
-		return cluster.LeaderHint(err)
-	}
-	if err := s.leases.settle(ctx, term); err != nil {
-		return cluster.LeaderHint(err)
-	}
 	reply := &remotepb.DoReply{}
-	o, ok := local.(*embedded.Outcome)
-	if !ok { // a retry of what had been applied: it may have touched anything
-		err = s.leases.barrier(ctx, term)
-	} else if len(o.Inos) > 0 {
-		if err = s.leases.barrier(ctx, term, o.Inos...); err == nil && len(o.Attrs) <= touchedMax {
-			reply.Touched = o.Attrs
-			reply.Grant = s.grant(term, session, seenAt{change: o.Order}, o.Inos)
+	if err := s.release(ctx, term, &r, local, reply); err != nil {
+		if sys.Is(err, sys.NotLeader) { // which would say that the command had no effect
+			err = sys.E(op, sys.Unavailable, err)
 		}
-	}
-	if err != nil {
 		return cluster.LeaderHint(err)
 	}
 	return respond(reply, result), nil
+}
+
+// release waits until nobody can see anything older than what a command has
+// changed, and completes the reply.
+func (s *Server) release(ctx context.Context, term uint64, r *remotepb.DoRequest, local any, reply *remotepb.DoReply) error {
+	if err := s.still(term, "meta.Do"); err != nil {
+		return err
+	}
+	if err := s.leases.settle(ctx, term); err != nil {
+		return err
+	}
+	o, ok := local.(*embedded.Outcome)
+	if !ok { // a retry of what had been applied: it may have touched anything
+		return s.leases.barrier(ctx, term)
+	}
+	if len(o.Inos) == 0 {
+		return nil
+	}
+	err := s.leases.barrier(ctx, term, o.Inos...)
+	if err == nil && len(o.Attrs) <= touchedMax {
+		reply.Touched = o.Attrs
+		reply.Grant = s.grant(term, sys.SessionID(r.Session), seenAt{change: o.Order}, o.Inos)
+	}
+	return err
 }
 
 // checkCommand refuses what cannot be a command, or only the leader itself may

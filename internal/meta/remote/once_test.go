@@ -1,0 +1,122 @@
+package remote
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/koinon/koinon/internal/auth"
+	"github.com/koinon/koinon/internal/cluster"
+	"github.com/koinon/koinon/internal/cluster/clusterpb"
+	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/meta/embedded"
+	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/replica/replicatest"
+	"github.com/koinon/koinon/internal/sys"
+	"github.com/koinon/koinon/internal/wire"
+)
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+// oneVoter starts a group of one replica on a disk in memory, with an empty tree
+// and a map that has the node at addr, and waits until it leads.
+func oneVoter(t *testing.T, addr string) *replica.Group {
+	t.Helper()
+	network := replicatest.NewNetwork(1)
+	host := must(replica.Open(replica.Config{
+		Dir: "state", FS: vfs.NewMem(), Clock: env.System{}, Cluster: "test", Self: 1,
+		Voters: []replica.Peer{{ID: 1}}, Transport: network.Endpoint(1), ReserveBytes: -1,
+		Tick: time.Millisecond, Heartbeat: 5 * time.Millisecond, ElectionTimeout: 20 * time.Millisecond, Lease: 15 * time.Millisecond,
+	}, map[replica.Namespace]replica.Machine{replica.NSMeta: embedded.Machine{}, replica.NSCluster: cluster.Machine{}}))
+	t.Cleanup(func() {
+		if err := host.Close(); err != nil {
+			t.Error(err)
+		}
+		network.Close()
+	})
+	group := host.Group(0)
+	leads := make(chan struct{})
+	var once atomic.Bool
+	stop := group.Watch(func(st replica.Status) {
+		if st.Role == replica.Leader && st.Ready && once.CompareAndSwap(false, true) {
+			close(leads)
+		}
+	})
+	<-leads
+	stop()
+	first := must(cluster.First("test", []*clusterpb.Member{{Id: 1, Addr: addr, Weight: 1}}, 16, 1))
+	for ns, cmd := range map[replica.Namespace]proto.Message{
+		replica.NSCluster: &clusterpb.Command{Map: first},
+		replica.NSMeta:    &metapb.Command{Op: &metapb.Command_Format{Format: &metapb.Format{}}},
+	} {
+		if _, _, err := group.Propose(t.Context(), replica.Command{NS: ns, Body: must(proto.Marshal(cmd))}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return group
+}
+
+// TestACommandIsNotRunAgainInAnotherSession has a leader lose its place when it
+// has just applied a command, and the session end before the client asks again.
+// The client must not take the command as one that had no effect: in its next
+// session it would run a second time.
+func TestACommandIsNotRunAgainInAnotherSession(t *testing.T) {
+	l := must(net.Listen("tcp", "127.0.0.1:0"))
+	group := oneVoter(t, l.Addr().String())
+	s := NewServer(group, env.System{}, slog.New(slog.DiscardHandler))
+	t.Cleanup(s.Close)
+	var applied atomic.Int32
+	group.OnApply(replica.NSMeta, func(st replica.Stamp, _ any) {
+		if st.Session != 0 && applied.Add(1) == 1 {
+			s.leases.follow() // as when leadership is lost
+		}
+	})
+	ca := must(auth.NewCA("test"))
+	srv := wire.NewServer(wire.ServerConfig{TLS: must(ca.IssueNode(1, []string{"127.0.0.1"})).ServerTLS(), CloseGrace: -1,
+		Identify: func(cs tls.ConnectionState) (wire.Identity, error) {
+			id, err := auth.PeerIdentity(cs)
+			return wire.Identity(id), err
+		}})
+	(&cluster.Service{Group: group, Status: func() *clusterpb.StatusReply { return &clusterpb.StatusReply{Node: 1} }}).Register(srv)
+	srv.Handle(MethodRenew, s.serveRenew)
+	var session atomic.Uint64
+	srv.Handle(MethodDo, func(ctx context.Context, req *wire.Request) (wire.Response, error) {
+		resp, err := s.serveDo(ctx, req)
+		return resp, errors.Join(err, group.EndSession(ctx, sys.SessionID(session.Load())))
+	})
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(l) }()
+	t.Cleanup(func() {
+		if err := errors.Join(srv.Close(), <-served); err != nil {
+			t.Error(err)
+		}
+	})
+
+	cc := must(cluster.Dial(t.Context(), cluster.Config{Cluster: "test", Seeds: []string{l.Addr().String()}, TLS: must(ca.IssueClient("test")).ClientTLS()}))
+	c := must(NewClient(t.Context(), Options{Cluster: cc, Name: "test"}))
+	session.Store(uint64(c.Session()))
+	_, err := c.Do(t.Context(), &metapb.Command{Op: &metapb.Command_Mknod{Mknod: &metapb.Mknod{Parent: uint64(sys.RootIno), Name: []byte("once"), Type: uint32(sys.TypeRegular)}}})
+	if !sys.Is(err, sys.SessionGone) {
+		t.Errorf("expected to be told that the session is gone, found %v", err)
+	}
+	if n := applied.Load(); n != 1 {
+		t.Errorf("the command was applied %d times", n)
+	}
+	if err := errors.Join(c.Close(context.Background()), cc.Close()); err != nil {
+		t.Error(err)
+	}
+}
