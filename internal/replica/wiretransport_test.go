@@ -42,8 +42,9 @@ func newWiresOf(t testing.TB, ca *auth.CA, nodes, peers []replica.Peer, listener
 				id, err := auth.PeerIdentity(cs)
 				return wire.Identity{Cluster: id.Cluster, Node: id.Node, Name: id.Name}, err
 			}})
-		w.transports[p.ID] = replica.NewWireTransport(replica.WireConfig{Self: p.ID, Peers: peers, Server: s,
+		w.transports[p.ID] = replica.NewWireTransport(replica.WireConfig{Self: p.ID, Server: s,
 			Client: func(to replica.Peer) wire.ClientConfig { return wire.ClientConfig{TLS: creds.ClientTLSFor(to.ID)} }})
+		w.transports[p.ID].SetPeers(peers)
 		done := make(chan error, 1)
 		go func() { done <- s.Serve(listeners[i]) }()
 		w.servers = append(w.servers, s)
@@ -82,7 +83,7 @@ func newWireCluster(t testing.TB, cfg func(*replica.Config)) *cluster {
 	w := newWires(t, peers, listeners)
 	t.Cleanup(func() { w.close(t) })
 	return newCluster(t, 3, func(c *replica.Config) {
-		c.Transport = w.transports[c.Self]
+		c.Transport, c.Peers = w.transports[c.Self], peers
 		if cfg != nil {
 			cfg(c)
 		}
