@@ -15,7 +15,7 @@ SEEDS ?= 1000
 MINUTES ?= 30
 DIR ?= .
 
-.PHONY: build dev test unit system race lint generate bench clean crash scale failover sim deps-test deps-generate
+.PHONY: build dev test unit system race lint generate bench clean crash scale failover sim mutations explore fuzz deps-test deps-generate
 
 build: ## the one binary
 	$(GO) build -ldflags '$(LDFLAGS)' -o bin/koinon ./cmd/koinon
@@ -61,8 +61,17 @@ scale: build ## 200,000 files: memory of the nodes and time to restart
 failover: build ## how long writes stop when the leader is killed, 20 times
 	KOINON_FAILOVERS=20 $(GO) test -timeout 0 -count=1 -v -run TestFailover ./test/...
 
-sim: ## the consensus simulation at length: make sim SEEDS=1000
-	KOINON_SEEDS=$(SEEDS) $(GO) test -timeout 0 -count=1 -v ./internal/sim/...
+sim: ## the consensus simulation: make sim SEEDS=1000, or one run again: make sim SEED=7
+	$(if $(filter command environment,$(firstword $(origin SEED))),KOINON_SEED=$(SEED) KOINON_TRACE=1,KOINON_SEEDS=$(SEEDS)) $(GO) test -timeout 0 -count=1 -v -run TestSeeds ./internal/sim
+
+mutations: ## which seed finds each of the planted mistakes
+	KOINON_MUTATIONS=1 $(GO) test -timeout 0 -count=1 -v -run TestMutations ./internal/sim
+
+explore: ## the consensus core through every order of events, in larger groups
+	KOINON_EXPLORE=1 $(GO) test -timeout 0 -count=1 -v -run TestExplore ./paxos
+
+fuzz: ## the consensus core with arbitrary messages: make fuzz MINUTES=30
+	$(GO) test -run '^$$' -fuzz FuzzStep -fuzztime $(MINUTES)m ./paxos
 
 clean:
 	rm -rf bin

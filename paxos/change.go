@@ -44,14 +44,18 @@ func (n *Node) ProposeConfig(now Time, c Configuration) (Slot, error) {
 	if err := n.fit(c); err != nil {
 		return 0, err
 	}
-	slot := l.next
-	next := config{ConfigAt: ConfigAt{From: slot + Slot(n.cfg.Alpha), Configuration: c}}
-	n.tentative = append(n.tentative, next)
+	return n.startChange(c), nil
+}
+
+// startChange proposes a configuration in the next slot, and the no-ops that lead to it as far as they may go.
+func (n *Node) startChange(c Configuration) Slot {
+	slot := n.lead.next
+	n.tentative = append(n.tentative, config{ConfigAt: ConfigAt{From: slot + Slot(n.cfg.Alpha), Configuration: c}})
 	n.configsChanged()
 	n.membersChanged()
 	n.propose(Configure, encodeConfigure(c, n.cfg.Alpha))
 	n.proposeOwed()
-	return slot, nil
+	return slot
 }
 
 // fit checks that a new configuration could go on at once.
@@ -91,7 +95,7 @@ func (n *Node) membersChanged() {
 // proposable reports whether the configuration of a slot lets this leader propose in it.
 func (n *Node) proposable(s Slot) bool {
 	c := n.governing(s)
-	if !n.isQuorum(c, n.votes) && !n.cfg.bugs.has(BugNoNewPrepare) {
+	if !n.isQuorum(c, n.votes) && !n.cfg.bugs.has(BugNoNewPrepare|BugOneConfigPhase1) {
 		return false // phase 1 is not over there
 	}
 	if (c.voters|n.newest().voters)&(1<<self) == 0 {

@@ -16,6 +16,18 @@
 // log, or by a snapshot; leader leases for reads that ask nobody (LeaseRead), and read indexes, which need no clock
 // (ReadIndex).
 //
+// # Members
+//
+// Who is in the group is decided by the group (ProposeConfig): an entry of kind Configure, chosen at slot s, governs from
+// slot s+Alpha on. Since nobody proposes more than Alpha slots beyond what is chosen, whoever proposes in a slot knows
+// which configuration governs it, and so do all others: every slot is an instance of Paxos of its own with one set of
+// voters. A leader has promises from a quorum of every configuration in whose slots it proposes; a candidate learns
+// of configurations on their way from the promises that it gets, and asks their voters too. Learners receive everything and
+// never vote. See Lamport, Malkhi, Zhou, "Reconfiguring a State Machine", and docs/consensus.md.
+//
+// A node that is added starts with no Voters and an empty history, and waits to be spoken to. Its first question to
+// the leader is for a snapshot, which carries the history. A node that has been removed keeps quiet once it knows.
+//
 // # Driving a node
 //
 // A node belongs to one goroutine, or to a lock. The driver's loop is
@@ -48,17 +60,21 @@
 //     Readies may share one sync; only the last number need be reported. After a failed sync nothing that follows can
 //     be trusted: stop the process.
 //  3. Hands r.Apply to the state machine, in order, and calls Applied when that is done. Entries come here only when they
-//     are chosen and durable in this node's own log. A Noop is applied as nothing.
+//     are chosen and durable in this node's own log. A Noop is applied as nothing, and so is a Configure; but the
+//     state's History becomes History.Apply of every entry, and is stored with the state's slot, atomically.
 //  4. Answers each of r.Reads when the state machine has applied its slot.
 //  5. For each of r.SnapshotTo streams its state to that peer in the background, then calls SnapshotDone. The peer's
-//     driver installs the state atomically, together with its slot, keeps its promise and its log entries above that
-//     slot, and calls InstalledSnapshot.
+//     driver installs the state atomically, together with its slot and its History, keeps its promise and its log entries
+//     above that slot, and calls InstalledSnapshot.
+//  6. When r.Configs is not nil, connects to the members that it names. Messages of nodes that are not among them have to
+//     be delivered all the same: this node may be the one that has not heard yet.
 //
 // Once the state machine's own durable state includes a slot, the log may be cut up to it, when the driver likes
 // (Truncate). The other way round needs no care: applied state never gets ahead of the durable log.
 //
 // After a restart the driver passes to New what its log and its state machine hold; see Recovered. A replica that has
-// lost its disk must come back under a new identity: under the old one it would break its promises.
+// lost its disk must come back under a new identity: under the old one it would break its promises. The example is a
+// complete driver, except that it forgets everything when it ends.
 //
 // # Reads
 //
@@ -71,6 +87,6 @@
 // # Assertions
 //
 // Rules whose violation would lose data are checked in production as well: promises never fall, accepted ballots never
-// exceed them, one value per slot and ballot, a chosen value never changes, applied is contiguous and at most chosen,
-// truncated at most applied. A broken one panics: a replica that has broken a rule must not go on.
+// exceed them, one value per slot and ballot, a chosen value never changes, proposed is at most chosen+Alpha, applied is
+// contiguous and at most chosen, truncated at most applied. A broken one panics: a replica that has broken a rule must not go on.
 package paxos

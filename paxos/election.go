@@ -79,7 +79,12 @@ func (n *Node) askAgain() {
 	voters := n.electorate()
 	for i := range n.peers {
 		switch {
-		case voters&^n.votes&(1<<i) == 0 || i == self:
+		case voters&(1<<i) == 0 || i == self:
+		case n.votes&(1<<i) != 0 && n.role == Candidate:
+			// It has told everything. It is asked for nothing more, so that it does not campaign while others still tell.
+			last := max(n.chosen, n.window.last(), n.found.last())
+			n.send(Message{Kind: MsgPrepare, To: n.peers[i].id, Ballot: n.ballot, Released: n.released, Slot: last + 1})
+		case n.votes&(1<<i) != 0:
 		case n.role == PreCandidate:
 			n.send(Message{Kind: MsgPreVote, To: n.peers[i].id, Ballot: n.ballot, Chosen: n.chosen})
 		case n.role == Candidate:

@@ -2,138 +2,309 @@ package paxos
 
 import (
 	"fmt"
+	"hash/fnv"
 	"math/rand/v2"
+	"os"
 	"slices"
+	"strings"
 	"testing"
 )
 
-// TestExplore goes through every order of events, and every loss, of a small group: three nodes, two of which campaign
-// once each and propose one command when elected, and tell what was chosen. In no state may two nodes disagree about
-// a slot. The same search has to find the mistakes that it is able to find.
+// size is how much happens in an exploration: who campaigns, how often, how many commands each leader proposes and each
+// leader tells what is chosen, how many restarts there are, and whether the leader of the first ballot changes the members.
+type size struct {
+	voters    []NodeID
+	nodes     int // voters and others
+	campaigns []int
+	commands  int
+	tells     int
+	crashes   []int    // restarts of each node
+	change    []NodeID // the voters of the change; none: no change
+	prelude   bool     // begin when node 1 has been elected, everything it has sent has arrived, and no command was proposed
+}
+
+// sizes returns those of make test: three nodes and two ballots, told what is chosen or with a restart; a change to voters
+// whose majority is none of the old ones; and a change, already proposed, from one node to three, with a restart.
+func sizes() (told, crashed, shrink, grow size) {
+	all := []NodeID{1, 2, 3}
+	told = size{voters: all, nodes: 3, campaigns: []int{1, 1, 0}, commands: 1, tells: 1, crashes: []int{0, 0, 0}}
+	crashed = size{voters: all, nodes: 3, campaigns: []int{1, 1, 0}, commands: 1, crashes: []int{1, 1, 1}}
+	shrink = size{voters: all, nodes: 3, campaigns: []int{1, 0, 1}, commands: 1, tells: 1, crashes: []int{0, 0, 0}, change: []NodeID{3}}
+	grow = size{voters: []NodeID{1}, nodes: 3, campaigns: []int{2, 0, 1}, commands: 1, crashes: []int{1, 0, 0}, change: all, prelude: true}
+	return told, crashed, shrink, grow
+}
+
+// TestExplore goes through every order of events, and every loss, of a small group. In no state may two nodes disagree
+// about a slot, nor a node with what was chosen before it restarted. The same search has to find the mistakes that it is
+// able to find. KOINON_EXPLORE=1 searches larger groups; see docs/consensus.md.
 func TestExplore(t *testing.T) {
+	if os.Getenv("KOINON_EXPLORE") != "" {
+		exploreLarge(t)
+		return
+	}
+	told, crashed, shrink, grow := sizes()
 	for _, c := range []struct {
 		name  string
+		size  size
 		bug   Bug
 		found bool
 	}{
-		{"sound", 0, false},
-		{"old-ballot value taken as chosen", BugOldBallot, true},
-		{"suffix not proposed again", BugForgetSuffix, true},
-		{"acceptance below the promise", BugAcceptOld, true},
-		{"promise without accepted entries", BugPromiseForgets, true},
-		{"half is a majority", BugMinorityQuorum, true},
+		{"sound", told, 0, false},
+		{"sound with a crash", crashed, 0, false},
+		{"old-ballot value taken as chosen", told, BugOldBallot, true},
+		{"suffix not proposed again", told, BugForgetSuffix, true},
+		{"acceptance below the promise", told, BugAcceptOld, true},
+		{"promise without accepted entries", told, BugPromiseForgets, true},
+		{"half is a majority", told, BugMinorityQuorum, true},
+		{"sound change to one", shrink, 0, false},
+		{"sound change to three with a crash", grow, 0, false},
+		{"configuration in force when proposed", shrink, BugActivateNow, true},
+		{"election by one configuration", grow, BugOneConfigPhase1, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			x := &explorer{seen: map[string]bool{}}
-			trouble := x.run(newUniverse(c.bug))
-			t.Logf("%d states, %s", len(x.seen), trouble)
-			if c.found != (trouble != "") {
-				t.Fatalf("trouble expected: %v, found: %q", c.found, trouble)
-			}
+			explore(t, c.size, c.bug, c.found)
 		})
 	}
 }
 
-// universe is one state of the whole group. Disks are instant: what a node stores is durable before it says so.
-type universe struct {
-	nodes     [3]*Node
-	flight    []Message
-	campaigns [3]bool
-	proposed  [3]int // commands proposed by each node
-	told      [3]bool
+func exploreLarge(t *testing.T) {
+	told, crashed, shrink, grow := sizes()
+	both, three, two, swap := told, told, told, shrink
+	both.crashes = []int{1, 1, 1}
+	three.campaigns, three.tells = []int{1, 1, 1}, 0
+	two.commands, two.tells = 2, 0
+	swap.campaigns, swap.prelude, swap.crashes = []int{1, 1, 1}, true, []int{1, 1, 1}
+	crashed.commands = 2
+	grow.crashes = []int{1, 0, 1}
+	for _, c := range []struct {
+		name string
+		size size
+	}{
+		{"told and crashed", both}, {"three ballots", three}, {"two commands", two}, {"two commands and a crash", crashed},
+		{"change to one, three ballots and a crash", swap}, {"change to three and crashes", grow},
+	} {
+		t.Run(c.name, func(t *testing.T) { explore(t, c.size, 0, false) })
+	}
 }
 
-func newUniverse(bug Bug) *universe {
-	u := &universe{}
-	for i := range u.nodes {
-		cfg := Config{ID: NodeID(i + 1), Voters: []NodeID{1, 2, 3}, Rand: rand.New(rand.NewPCG(1, 1)), Log: noLog{}}
-		cfg.Sabotage(bug | BugIgnoreBarrier) // time stands still, so that leases would never end
-		u.nodes[i] = New(cfg, Recovered{}, 1)
+func explore(t *testing.T, s size, bug Bug, found bool) {
+	t.Helper()
+	x := &explorer{size: s, bug: bug, seen: map[[16]byte]struct{}{}}
+	trouble := x.run()
+	t.Logf("%d states %s", len(x.seen), trouble)
+	if found != (trouble != "") {
+		t.Fatalf("trouble expected: %v, found: %q", found, trouble)
+	}
+}
+
+// universe is one state of the whole group. Disks are instant: what a node stores is durable before it says so. Nodes
+// are shared between universes and copied before they change.
+type universe struct {
+	boxes   []box
+	flight  []flying // ascending keys
+	decided []string // what some node has known to be chosen, by slot
+	changed bool
+}
+
+// box is a node with what it may still do.
+type box struct {
+	node                       *Node
+	key                        string
+	campaigns, commands, tells int
+	crashes                    int
+}
+
+type flying struct {
+	m   Message
+	key string
+}
+
+type explorer struct {
+	size size
+	bug  Bug
+	seen map[[16]byte]struct{}
+}
+
+func (x *explorer) config(id NodeID) Config {
+	cfg := Config{ID: id, Alpha: 2, Rand: rand.New(rand.NewPCG(1, 1)), Log: noLog{}}
+	if slices.Contains(x.size.voters, id) {
+		cfg.Voters = x.size.voters
+	}
+	cfg.Sabotage(x.bug | BugIgnoreBarrier) // time stands still, so that leases would never end
+	return cfg
+}
+
+func (x *explorer) first() *universe {
+	u := &universe{changed: len(x.size.change) == 0}
+	for id := NodeID(1); id <= NodeID(x.size.nodes); id++ {
+		rec := Recovered{}
+		if !slices.Contains(x.size.voters, id) {
+			rec.Configs = Initial(x.size.voters) // knows the group without being in it
+		}
+		b := box{node: New(x.config(id), rec, 1), campaigns: x.size.campaigns[id-1], crashes: x.size.crashes[id-1]}
+		b.key = nodeKey(b.node)
+		u.boxes = append(u.boxes, b)
+	}
+	if x.size.prelude {
+		u.boxes[0].campaigns--
+		u.boxes[0].node.campaign(Ballot{})
+		for x.settle(u, 0); len(u.flight) > 0; {
+			x.arrive(u, 0)
+		}
+	}
+	for i := range u.boxes {
+		u.boxes[i].commands, u.boxes[i].tells = x.size.commands, x.size.tells
 	}
 	return u
 }
 
-func (u *universe) clone() *universe {
-	v := *u
-	v.flight = slices.Clone(u.flight)
-	for i, n := range u.nodes {
-		m := *n
-		m.window.ring = append(make([]slotState, 0, len(n.window.ring)), n.window.ring...)
-		m.peers, m.configs, m.tentative = slices.Clone(n.peers), slices.Clone(n.configs), slices.Clone(n.tentative)
-		m.found.entries = slices.Clone(n.found.entries)
-		v.nodes[i] = &m
+// arrive delivers the k-th message in flight.
+func (x *explorer) arrive(u *universe, k int) {
+	m := u.flight[k].m
+	u.flight = slices.Delete(u.flight, k, k+1)
+	if err := u.boxes[m.To-1].node.Step(1, m); err != nil && err != ErrUnknownPeer {
+		panic(err)
 	}
-	return &v
+	x.settle(u, int(m.To-1))
 }
 
-// settle does what node i wants done. Heartbeats that tell nothing, and refusals, are as good as lost.
-func (u *universe) settle(i int) {
-	n := u.nodes[i]
-	for n.HasReady() {
-		r := n.Ready()
-		n.Persisted(r.Seq)
-		if n.role == Leader && u.proposed[i] == 0 {
-			u.proposed[i]++
-			if _, _, err := n.Propose(1, fmt.Appendf(nil, "c%d", n.cfg.ID)); err != nil {
-				panic(err)
-			}
+// run searches from the beginning and returns the first trouble, or nothing. A node that stops itself counts.
+func (x *explorer) run() (trouble string) {
+	defer func() {
+		if p := recover(); p != nil {
+			trouble = fmt.Sprint(p)
 		}
-		for _, m := range append(r.Send, r.SendAfter...) {
-			silent := m.Kind == MsgHeartbeat && m.Chosen == 0 || m.Kind == MsgHeartbeatReply || m.Reject
-			if !silent {
-				u.flight = append(u.flight, m)
+	}()
+	stack := []*universe{x.first()}
+	for len(stack) > 0 {
+		u := stack[len(stack)-1]
+		stack = stack[:len(stack)-1]
+		for _, v := range x.next(u) {
+			if s := v.disagreement(); s != "" {
+				return s
 			}
-		}
-		for _, e := range r.Apply {
-			n.Applied(e.Slot)
+			v.prune()
+			if k := v.key(); !x.visited(k) {
+				stack = append(stack, v)
+			}
 		}
 	}
+	return ""
+}
+
+func (x *explorer) visited(k [16]byte) bool {
+	_, ok := x.seen[k]
+	x.seen[k] = struct{}{}
+	return ok
 }
 
 // next returns every state that one event leads to.
-func (u *universe) next() []*universe {
-	var out []*universe
+func (x *explorer) next(u *universe) (out []*universe) {
 	for k := range u.flight {
-		v := u.clone()
-		m := v.flight[k]
-		v.flight = slices.Delete(v.flight, k, k+1)
-		if err := v.nodes[m.To-1].Step(1, m); err != nil {
-			panic(err)
+		if k > 0 && u.flight[k].key == u.flight[k-1].key {
+			continue
 		}
-		v.settle(int(m.To - 1))
+		v := u.clone(int(u.flight[k].m.To - 1))
+		x.arrive(v, k)
 		out = append(out, v)
 	}
-	for i, n := range u.nodes[:2] {
-		if !u.campaigns[i] {
-			v := u.clone()
-			v.campaigns[i] = true
-			v.nodes[i].campaign(Ballot{})
-			v.settle(i)
+	for i := range u.boxes {
+		b := &u.boxes[i]
+		if b.campaigns > 0 && b.node.mayLead() {
+			v := u.clone(i)
+			v.boxes[i].campaigns--
+			v.boxes[i].node.campaign(Ballot{})
+			x.settle(v, i)
 			out = append(out, v)
 		}
-		if n.role == Leader && n.chosen > 0 && !u.told[i] {
-			v := u.clone()
-			v.told[i] = true
-			v.nodes[i].lead.wantRound = true
-			v.settle(i)
+		if b.tells > 0 && b.node.role == Leader && b.node.chosen > 0 {
+			v := u.clone(i)
+			v.boxes[i].tells--
+			v.boxes[i].node.lead.wantRound = true
+			x.settle(v, i)
+			out = append(out, v)
+		}
+		if b.crashes > 0 && (b.node.role != Follower || b.node.chosen > 0) { // a follower loses nothing else
+			v := u.clone(i)
+			v.boxes[i].crashes--
+			v.boxes[i].node = x.restart(b.node)
+			x.settle(v, i)
 			out = append(out, v)
 		}
 	}
 	return out
 }
 
+// restart returns a node that starts from what another one has stored. What was known to be chosen is not.
+func (x *explorer) restart(n *Node) *Node {
+	rec := Recovered{Promised: n.promised}
+	for s := n.window.lo; s < n.window.hi; s++ {
+		if st := n.window.at(s); st.held() {
+			rec.Entries = append(rec.Entries, st.entry)
+		}
+	}
+	if len(n.cfg.Voters) == 0 {
+		rec.Configs = Initial(x.size.voters)
+	}
+	return New(x.config(n.cfg.ID), rec, 1)
+}
+
+// clone returns a copy in which node i may be changed.
+func (u *universe) clone(i int) *universe {
+	v := *u
+	v.flight, v.boxes, v.decided = slices.Clone(u.flight), slices.Clone(u.boxes), slices.Clone(u.decided)
+	n := u.boxes[i].node
+	m := *n
+	m.window.ring = slices.Clone(n.window.ring)
+	m.peers, m.configs, m.tentative = slices.Clone(n.peers), slices.Clone(n.configs), slices.Clone(n.tentative)
+	m.found.entries = slices.Clone(n.found.entries)
+	v.boxes[i].node = &m
+	return &v
+}
+
+// settle does what node i wants done. Heartbeats that tell nothing, and refusals, are as good as lost.
+func (x *explorer) settle(u *universe, i int) {
+	b := &u.boxes[i]
+	n := b.node
+	for n.HasReady() {
+		r := n.Ready()
+		n.Persisted(r.Seq)
+		if n.role == Leader && !u.changed && n.lead.next > n.lead.suffixEnd {
+			u.changed = true
+			n.startChange(Configuration{Voters: x.size.change})
+		}
+		if n.role == Leader && b.commands > 0 {
+			if _, _, err := n.Propose(1, fmt.Appendf(nil, "%d.%d", n.cfg.ID, b.commands)); err == nil {
+				b.commands--
+			}
+		}
+		for _, m := range append(r.Send, r.SendAfter...) {
+			silent := m.Kind == MsgHeartbeat && m.Chosen == 0 || m.Kind == MsgHeartbeatReply || m.Reject
+			if !silent {
+				u.flight = append(u.flight, flying{m, messageKey(&m)})
+			}
+		}
+		for _, e := range r.Apply {
+			n.Applied(e.Slot)
+		}
+	}
+	b.key = nodeKey(n)
+	slices.SortFunc(u.flight, func(a, b flying) int { return strings.Compare(a.key, b.key) })
+}
+
 // prune forgets messages that can change nothing any more. What is lost is as good as never delivered.
 func (u *universe) prune() {
-	u.flight = slices.DeleteFunc(u.flight, func(m Message) bool {
-		n := u.nodes[m.To-1]
+	u.flight = slices.DeleteFunc(u.flight, func(f flying) bool {
+		m := &f.m
+		n := u.boxes[m.To-1].node
 		switch m.Kind {
 		case MsgPrepare, MsgHeartbeat:
 			return m.Ballot.Less(n.promised)
 		case MsgAccept:
 			return m.Ballot.Less(n.promised) && !n.cfg.bugs.has(BugAcceptOld)
 		case MsgPromise:
-			return n.role != Candidate || n.ballot != m.Ballot
+			return n.role != Candidate && n.role != Leader || n.ballot != m.Ballot
 		case MsgAccepted:
 			return n.role != Leader || n.ballot != m.Ballot || m.Next <= n.chosen+1
 		case MsgLearn:
@@ -143,99 +314,90 @@ func (u *universe) prune() {
 	})
 }
 
+// disagreement compares what the nodes take to be chosen with each other and with what was.
+func (u *universe) disagreement() string {
+	for i := range u.boxes {
+		n := u.boxes[i].node
+		for s := n.window.lo; s <= n.chosen; s++ {
+			e := &n.window.at(s).entry
+			value := fmt.Sprintf("%v %q", e.Kind, e.Data)
+			for len(u.decided) < int(s) {
+				u.decided = append(u.decided, "")
+			}
+			if was := u.decided[s-1]; was != "" && was != value {
+				return fmt.Sprintf("slot %d was %s, node %d has %s", s, was, n.cfg.ID, value)
+			}
+			u.decided[s-1] = value
+		}
+	}
+	return ""
+}
+
 // key tells states apart by what the future depends on.
-func (u *universe) key() string {
-	b := make([]byte, 0, 512)
-	num := func(v ...uint64) {
-		for _, x := range v {
-			b = append(b, byte(x))
+func (u *universe) key() (k [16]byte) {
+	h := fnv.New128a()
+	for i := range u.boxes {
+		b := &u.boxes[i]
+		h.Write([]byte{byte(b.campaigns), byte(b.commands), byte(b.tells), byte(b.crashes)})
+		h.Write([]byte(b.key))
+	}
+	h.Write([]byte{byte(len(u.decided))})
+	for _, d := range u.decided {
+		h.Write([]byte(d))
+		h.Write([]byte{0})
+	}
+	for _, f := range u.flight {
+		h.Write([]byte(f.key))
+		h.Write([]byte{0xff})
+	}
+	if u.changed {
+		h.Write([]byte{1})
+	}
+	h.Sum(k[:0])
+	return k
+}
+
+func appendBallot(b []byte, x Ballot) []byte { return append(b, byte(x.Round), byte(x.Node)) }
+
+func appendEntry(b []byte, e *Entry) []byte {
+	b = appendBallot(b, e.Ballot)
+	b = append(b, byte(e.Slot), byte(e.Kind), byte(len(e.Data)))
+	return append(b, e.Data...)
+}
+
+func nodeKey(n *Node) string {
+	b := []byte{byte(n.role), byte(n.chosen), byte(n.roundMax), byte(len(n.peers))}
+	b = appendBallot(b, n.promised)
+	if n.role == Candidate || n.role == Leader {
+		b = append(b, byte(n.votes), byte(n.found.base))
+		for i := range n.peers {
+			b = append(b, byte(n.peers[i].id), byte(n.peers[i].page))
+		}
+		for k := range n.found.entries {
+			b = appendEntry(b, &n.found.entries[k])
 		}
 	}
-	ballot := func(x Ballot) { num(x.Round, uint64(x.Node)) }
-	entry := func(e *Entry) {
-		ballot(e.Ballot)
-		num(uint64(e.Slot), uint64(e.Kind), uint64(len(e.Data)))
-		b = append(b, e.Data...)
+	if n.role == Leader {
+		b = append(b, byte(n.lead.next), byte(n.lead.suffixEnd))
 	}
-	for i, n := range u.nodes {
-		num(uint64(n.role), uint64(n.chosen), uint64(u.proposed[i]), uint64(n.roundMax))
-		b = fmt.Append(b, u.campaigns[i], u.told[i])
-		ballot(n.promised)
-		if n.role == Candidate {
-			num(n.votes)
-			for k := range n.found.entries {
-				entry(&n.found.entries[k])
-			}
-		}
-		if n.role == Leader {
-			num(uint64(n.lead.next))
-		}
-		for s := n.window.lo; s < n.window.hi; s++ {
-			st := n.window.at(s)
-			entry(&st.entry)
-			if n.role == Leader && s > n.chosen {
-				num(st.votes)
-			}
-		}
-		b = append(b, '|')
+	for i := range n.configs {
+		b = append(b, byte(n.configs[i].From))
 	}
-	flight := make([]string, 0, len(u.flight))
-	for _, m := range u.flight {
-		mark := len(b)
-		num(uint64(m.Kind), uint64(m.From), uint64(m.To), uint64(m.Slot), uint64(m.Next), uint64(m.Chosen))
-		ballot(m.Ballot)
-		for k := range m.Entries {
-			entry(&m.Entries[k])
+	for s := n.window.lo; s < n.window.hi; s++ {
+		st := n.window.at(s)
+		b = appendEntry(b, &st.entry)
+		if n.role == Leader && s > n.chosen {
+			b = append(b, byte(st.votes))
 		}
-		flight = append(flight, string(b[mark:]))
-		b = b[:mark]
-	}
-	slices.Sort(flight)
-	for _, f := range flight {
-		b = append(append(b, f...), ';')
 	}
 	return string(b)
 }
 
-// disagreement compares what the nodes take to be chosen.
-func (u *universe) disagreement() string {
-	for s := Slot(1); s <= 2; s++ {
-		var first *Entry
-		for _, n := range u.nodes {
-			if st := n.window.at(s); s <= n.chosen && st.held() {
-				if first != nil && !sameValue(first, &st.entry) {
-					return fmt.Sprintf("slot %d is %v and %v", s, first, st.entry)
-				}
-				first = &st.entry
-			}
-		}
+func messageKey(m *Message) string {
+	b := []byte{byte(m.Kind), byte(m.From), byte(m.To), byte(m.Slot), byte(m.Next), byte(m.Chosen)}
+	b = appendBallot(b, m.Ballot)
+	for k := range m.Entries {
+		b = appendEntry(b, &m.Entries[k])
 	}
-	return ""
-}
-
-type explorer struct{ seen map[string]bool }
-
-// run searches from a state and returns the first trouble, or nothing. A node that stops itself counts.
-func (x *explorer) run(first *universe) (trouble string) {
-	defer func() {
-		if p := recover(); p != nil {
-			trouble = fmt.Sprint(p)
-		}
-	}()
-	stack := []*universe{first}
-	for len(stack) > 0 {
-		u := stack[len(stack)-1]
-		stack = stack[:len(stack)-1]
-		if s := u.disagreement(); s != "" {
-			return s
-		}
-		for _, v := range u.next() {
-			v.prune()
-			if k := v.key(); !x.seen[k] {
-				x.seen[k] = true
-				stack = append(stack, v)
-			}
-		}
-	}
-	return ""
+	return string(b)
 }

@@ -74,7 +74,7 @@ func (w *world) coup() {
 		return
 	}
 	c := l.node.Configs()[0].Configuration
-	if len(c.Voters) < 3 {
+	if len(c.Voters) < 3 || !slices.Contains(c.Voters, l.id) {
 		return
 	}
 	if len(c.Learners) < 2 {

@@ -67,6 +67,9 @@ type ConfigAt struct {
 	Configuration
 }
 
+// String names the first slot and the members.
+func (c ConfigAt) String() string { return fmt.Sprintf("{%d %v}", c.From, c.Configuration) }
+
 // History are the configurations that a state at some slot knows: the one that governs the next slot, and after it those
 // that have been chosen but govern only later ones. The driver keeps it with the state that its entries were applied
 // to, durably and atomically; snapshots carry it. The zero value belongs to a node that knows nothing of its group.
