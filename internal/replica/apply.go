@@ -1,7 +1,6 @@
 package replica
 
 import (
-	"encoding/binary"
 	"fmt"
 	"hash/crc32"
 	"slices"
@@ -380,14 +379,4 @@ func (a *applier) execute(c *Command, st Stamp) (outcome, error) {
 		fn(st, local)
 	}
 	return outcome{result: result, local: local}, nil
-}
-
-// checksumRow continues the checksum of a snapshot's chunk.
-func checksumRow(crc uint32, key, value []byte) uint32 {
-	var n [8]byte
-	binary.LittleEndian.PutUint32(n[:], uint32(len(key)))
-	binary.LittleEndian.PutUint32(n[4:], uint32(len(value)))
-	crc = crc32.Update(crc, castagnoli, n[:])
-	crc = crc32.Update(crc, castagnoli, key)
-	return crc32.Update(crc, castagnoli, value)
 }

@@ -90,17 +90,23 @@ func newCluster(t testing.TB, n int, cfg func(*replica.Config)) *cluster {
 		c.open(id)
 	}
 	t.Cleanup(func() {
-		for _, h := range c.hosts {
-			if h == nil {
-				continue
-			}
-			if err := h.Close(); err != nil && h.Err() == nil {
-				t.Errorf("close: %v", err)
-			}
-		}
+		c.closeAll()
 		c.net.Close()
 	})
 	return c
+}
+
+// closeAll closes the hosts that run.
+func (c *cluster) closeAll() {
+	for id, h := range c.hosts {
+		if h == nil {
+			continue
+		}
+		if err := h.Close(); err != nil && h.Err() == nil {
+			c.t.Errorf("close: %v", err)
+		}
+		c.setHost(id, nil)
+	}
 }
 
 // config is small, so that segments, memtables and snapshots turn over.
@@ -194,7 +200,7 @@ func (c *cluster) await(what string, ok func() bool) {
 		if time.Now().After(deadline) {
 			for id := sys.NodeID(1); id <= sys.NodeID(c.n); id++ {
 				if h := c.host(id); h != nil {
-					c.t.Logf("%v: %+v", id, h.Group(0).Status())
+					c.t.Logf("%v: %v, %+v", id, h.Err(), h.Group(0).Status())
 				}
 			}
 			c.t.Fatalf("waited in vain for: %s", what)

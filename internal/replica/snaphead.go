@@ -34,6 +34,31 @@ func checksumOffer(o *replicapb.SnapshotOffer) uint32 {
 	return crc32.Checksum(append(b, o.Members...), castagnoli)
 }
 
+// checksumRow continues the checksum of a chunk: the lengths of key and value, 4
+// bytes little endian each, the key, the value.
+func checksumRow(crc uint32, key, value []byte) uint32 {
+	var n [8]byte
+	binary.LittleEndian.PutUint32(n[:], uint32(len(key)))
+	binary.LittleEndian.PutUint32(n[4:], uint32(len(value)))
+	crc = crc32.Update(crc, castagnoli, n[:])
+	crc = crc32.Update(crc, castagnoli, key)
+	return crc32.Update(crc, castagnoli, value)
+}
+
+// checksumChunk ends the checksum of a chunk: behind the rows come stream,
+// number and total, 8 bytes little endian each, and a byte that is 1 in the last
+// chunk.
+func checksumChunk(crc uint32, c *replicapb.SnapshotChunk) uint32 {
+	var b [25]byte
+	binary.LittleEndian.PutUint64(b[:], c.Stream)
+	binary.LittleEndian.PutUint64(b[8:], c.Number)
+	binary.LittleEndian.PutUint64(b[16:], c.Total)
+	if c.Last {
+		b[24] = 1
+	}
+	return crc32.Update(crc, castagnoli, b[:])
+}
+
 // readOffer checks and decodes a head.
 func readOffer(o *replicapb.SnapshotOffer) (s snapHead, err error) {
 	const op = sys.Op("replica.Snapshot")

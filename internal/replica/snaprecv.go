@@ -215,7 +215,7 @@ func (in *incoming) check(c *replicapb.SnapshotChunk) error {
 	for _, r := range c.Rows {
 		crc = checksumRow(crc, r.Key, r.Value)
 	}
-	if crc != c.Crc {
+	if crc = checksumChunk(crc, c); crc != c.Crc {
 		return fmt.Errorf("chunk %d: checksum %08x expected, found %08x", c.Number, c.Crc, crc)
 	}
 	for _, r := range c.Rows {
@@ -223,9 +223,6 @@ func (in *incoming) check(c *replicapb.SnapshotChunk) error {
 			return fmt.Errorf("chunk %d: a key is out of order or out of place", c.Number)
 		}
 		last = r.Key
-	}
-	if n := in.total + uint64(len(c.Rows)); c.Last && n != c.Total {
-		return fmt.Errorf("%d rows expected, found %d", c.Total, n)
 	}
 	return nil
 }
@@ -249,6 +246,9 @@ func (in *incoming) take(c *replicapb.SnapshotChunk) error {
 			return err
 		}
 		return in.save()
+	}
+	if in.total != c.Total {
+		return fmt.Errorf("%d rows expected, found %d", c.Total, in.total)
 	}
 	members := membersRow{history: in.history, joined: in.g.joined.Load() || named(in.history, in.h.cfg.Self)}
 	if err := in.write(appliedKey(in.g.id), in.applied.encode()); err != nil {

@@ -235,7 +235,7 @@ func (s *sender) add(key, value []byte) {
 
 // flush sends one chunk and waits until the receiver has it.
 func (s *sender) flush(last bool) error {
-	chunk := &replicapb.SnapshotChunk{Stream: s.out.stream, Number: s.number, Rows: s.rows, Last: last, Crc: s.crc}
+	chunk := &replicapb.SnapshotChunk{Stream: s.out.stream, Number: s.number, Rows: s.rows, Last: last}
 	timeout := chunkTimeout
 	if last {
 		chunk.Total = s.total
@@ -243,6 +243,7 @@ func (s *sender) flush(last bool) error {
 	} else {
 		s.noteEnd()
 	}
+	chunk.Crc = checksumChunk(s.crc, chunk)
 	reply, err := s.ask(&replicapb.Request{Op: &replicapb.Request_Chunk{Chunk: chunk}}, timeout)
 	if err != nil {
 		return err

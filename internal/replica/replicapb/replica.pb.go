@@ -1243,7 +1243,7 @@ type SnapshotChunk struct {
 	Number        uint64                 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`  // from 0
 	Rows          []*Row                 `protobuf:"bytes,4,rep,name=rows,proto3" json:"rows,omitempty"`
 	Last          bool                   `protobuf:"varint,5,opt,name=last,proto3" json:"last,omitempty"`
-	Crc           uint32                 `protobuf:"fixed32,6,opt,name=crc,proto3" json:"crc,omitempty"`    // CRC-32C over the rows' keys and values with their lengths
+	Crc           uint32                 `protobuf:"fixed32,6,opt,name=crc,proto3" json:"crc,omitempty"`    // CRC-32C over rows and the other fields, as internal/replica/snaphead.go says
 	Total         uint64                 `protobuf:"varint,7,opt,name=total,proto3" json:"total,omitempty"` // in the last chunk: rows of all chunks
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -21,6 +21,7 @@ type Network struct {
 	cut       map[[2]sys.NodeID]bool
 	loss      float64
 	repeat    float64
+	calls     func(from, to sys.NodeID, req []byte) ([]byte, error)
 	wg        sync.WaitGroup
 }
 
@@ -36,6 +37,14 @@ func (n *Network) SetFaults(loss, repeat float64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.loss, n.repeat = loss, repeat
+}
+
+// SetCalls has fn see every request of Call before its receiver does: it may
+// hold it up, change it, or lose it with an error. nil ends that.
+func (n *Network) SetCalls(fn func(from, to sys.NodeID, req []byte) ([]byte, error)) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.calls = fn
 }
 
 // Cut stops, or restores, what goes from one node to another.
@@ -174,6 +183,15 @@ func (e *Endpoint) Call(ctx context.Context, to sys.NodeID, req []byte) ([]byte,
 	}
 	if !dst.knows(e.id) {
 		return nil, sys.E(op, sys.Permission, "not a peer of that node")
+	}
+	e.net.mu.Lock()
+	see := e.net.calls
+	e.net.mu.Unlock()
+	if see != nil {
+		var err error
+		if req, err = see(e.id, to, req); err != nil {
+			return nil, err
+		}
 	}
 	dst.mu.Lock()
 	h := dst.handler
