@@ -81,11 +81,9 @@ explore: ## the consensus core through every order of events, in larger groups
 
 fuzz: ## the consensus core with arbitrary messages: make fuzz MINUTES=30
 	$(GO) test -run '^$$' -fuzz FuzzStep -fuzztime $(MINUTES)m ./paxos
+
 histories: build ## what clients saw under kills, pauses and cuts is linearizable: make histories COUNT=50 SEED=7
 	KOINON_HISTORIES=$(COUNT) KOINON_HISTORY_SEED=$(SEED) $(GO) test -timeout 0 -count=1 -v -run 'TestHistor(ies|yChecker)$$' ./test/...
-
-mutations: ## plant known mistakes; the simulations must find each
-	$(GO) test ./commit -count=1 -run Mutation -v
 
 clean:
 	rm -rf bin

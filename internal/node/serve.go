@@ -93,7 +93,7 @@ func (s *server) open() (err error) {
 	s.peers = cluster.New(cluster.Config{Cluster: s.cfg.Cluster, Seeds: seeds, TLS: s.creds.ClientTLS(), Logger: s.log})
 	s.wire = wire.NewServer(wire.ServerConfig{TLS: s.creds.ServerTLS(), Logger: s.log, Identify: identify})
 	s.transport = replica.NewWireTransport(replica.WireConfig{
-		Self: s.cfg.ID, Peers: voters, Server: s.wire, Logger: s.log,
+		Self: s.cfg.ID, Server: s.wire, Logger: s.log,
 		Client: func(p replica.Peer) wire.ClientConfig {
 			return wire.ClientConfig{TLS: s.creds.ClientTLSFor(p.ID), Logger: s.log, Dial: s.dialer(p.ID)}
 		},

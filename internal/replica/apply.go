@@ -1,7 +1,6 @@
 package replica
 
 import (
-	"encoding/binary"
 	"fmt"
 	"hash/crc32"
 	"slices"
@@ -37,14 +36,18 @@ type applier struct {
 	wake       chan struct{}
 
 	// Only the goroutine uses these.
-	over     *overlay
-	txs      [256]*Tx
-	batch    entryBatch
-	now      time.Duration // env.Clock.Boot when the current entries began
-	at       appliedRow
-	settled  []settlement
-	digests  []digestAt
-	localKey []byte
+	over    *overlay
+	txs     [256]*Tx
+	batch   entryBatch
+	now     time.Duration // env.Clock.Boot when the current entries began
+	at      appliedRow
+	members membersRow // of the state at at
+	// membersNew says that members has to be written with the next batch.
+	membersNew bool
+	settled    []settlement
+	digests    []digestAt
+	localKey   []byte // of the Applied row
+	membersKey []byte
 }
 
 // appliedRow is replicapb.Applied: what the state contains.
@@ -92,7 +95,7 @@ const (
 
 func newApplier(g *Group, db *pebble.DB, machines map[Namespace]Machine) *applier {
 	a := &applier{g: g, db: db, machines: machines, sessions: &g.sessions, over: newOverlay(db),
-		wake: make(chan struct{}, 1), localKey: appliedKey(g.id)}
+		wake: make(chan struct{}, 1), localKey: appliedKey(g.id), membersKey: membersKey(g.id)}
 	for ns := range machines {
 		a.order = append(a.order, ns)
 	}
@@ -107,6 +110,10 @@ func (a *applier) load() error {
 		return err
 	}
 	a.at = at
+	if err := a.loadMembers(); err != nil {
+		return err
+	}
+	a.g.joined.Store(a.members.joined)
 	return a.sessions.load(a.db, a.g.id, a.g.host.cfg.Clock.Boot())
 }
 
@@ -237,6 +244,13 @@ func (a *applier) apply(entries []paxos.Entry) (int, error) {
 	if err := b.Set(a.localKey, a.at.encode(), nil); err != nil {
 		return n, err
 	}
+	if a.membersNew {
+		if err := b.Set(a.membersKey, a.members.encode(), nil); err != nil {
+			return n, err
+		}
+		a.membersNew = false
+		a.g.joined.Store(a.members.joined)
+	}
 	if err := b.Commit(pebble.NoSync); err != nil {
 		return n, sys.E(sys.Op("replica.apply"), err)
 	}
@@ -287,6 +301,7 @@ func (a *applier) entry(e *paxos.Entry) error {
 		}
 		a.g.host.applies.Add(uint64(len(a.batch.commands)))
 	}
+	a.applyMembers(e)
 	a.at.slot = uint64(e.Slot)
 	a.at.digest = mixDigest(a.at.digest, uint64(e.Slot), sum)
 	if a.at.slot%a.g.host.cfg.DigestEvery == 0 {
@@ -364,14 +379,4 @@ func (a *applier) execute(c *Command, st Stamp) (outcome, error) {
 		fn(st, local)
 	}
 	return outcome{result: result, local: local}, nil
-}
-
-// checksumRow continues the checksum of a snapshot's chunk.
-func checksumRow(crc uint32, key, value []byte) uint32 {
-	var n [8]byte
-	binary.LittleEndian.PutUint32(n[:], uint32(len(key)))
-	binary.LittleEndian.PutUint32(n[4:], uint32(len(value)))
-	crc = crc32.Update(crc, castagnoli, n[:])
-	crc = crc32.Update(crc, castagnoli, key)
-	return crc32.Update(crc, castagnoli, value)
 }

@@ -36,7 +36,7 @@ func benchCluster(b *testing.B, overTLS bool) *cluster {
 		}
 		dirs = append(dirs, dir)
 		*cfg = replica.Config{Dir: dir, FS: env.Disk, Clock: env.System{}, Cluster: "bench",
-			Self: cfg.Self, Voters: cfg.Voters, Transport: cfg.Transport}
+			Self: cfg.Self, Voters: cfg.Voters, Peers: cfg.Peers, Transport: cfg.Transport}
 	}
 	var c *cluster
 	if overTLS {

@@ -69,14 +69,19 @@ type cluster struct {
 
 	fs  map[sys.NodeID]vfs.FS
 	cfg func(*replica.Config)
-	n   int
-	rng *rand.Rand
+	n   int // nodes, from 1 on
+	// voters are those of the beginning, the first ones. Later nodes join.
+	voters int
+	rng    *rand.Rand
 }
+
+// nodesMax is how many nodes a test may have.
+const nodesMax = 9
 
 func newCluster(t testing.TB, n int, cfg func(*replica.Config)) *cluster {
 	t.Helper()
 	c := &cluster{t: t, net: replicatest.NewNetwork(1), hosts: map[sys.NodeID]*replica.Host{},
-		fs: map[sys.NodeID]vfs.FS{}, cfg: cfg, n: n, rng: rand.New(rand.NewPCG(1, 2))}
+		fs: map[sys.NodeID]vfs.FS{}, cfg: cfg, n: n, voters: n, rng: rand.New(rand.NewPCG(1, 2))}
 	for id := sys.NodeID(1); id <= sys.NodeID(n); id++ {
 		c.fs[id] = vfs.NewCrashableMem()
 		c.net.Endpoint(id)
@@ -85,17 +90,23 @@ func newCluster(t testing.TB, n int, cfg func(*replica.Config)) *cluster {
 		c.open(id)
 	}
 	t.Cleanup(func() {
-		for _, h := range c.hosts {
-			if h == nil {
-				continue
-			}
-			if err := h.Close(); err != nil && h.Err() == nil {
-				t.Errorf("close: %v", err)
-			}
-		}
+		c.closeAll()
 		c.net.Close()
 	})
 	return c
+}
+
+// closeAll closes the hosts that run.
+func (c *cluster) closeAll() {
+	for id, h := range c.hosts {
+		if h == nil {
+			continue
+		}
+		if err := h.Close(); err != nil && h.Err() == nil {
+			c.t.Errorf("close: %v", err)
+		}
+		c.setHost(id, nil)
+	}
 }
 
 // config is small, so that segments, memtables and snapshots turn over.
@@ -111,8 +122,11 @@ func (c *cluster) config(id sys.NodeID) replica.Config {
 	if os.Getenv("KOINON_TEST_LOG") != "" {
 		cfg.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo})).With("self", id)
 	}
-	for v := sys.NodeID(1); v <= sys.NodeID(c.n); v++ {
-		cfg.Voters = append(cfg.Voters, replica.Peer{ID: v})
+	for v := sys.NodeID(1); v <= nodesMax; v++ {
+		if int(v) <= c.voters && int(id) <= c.voters {
+			cfg.Voters = append(cfg.Voters, replica.Peer{ID: v})
+		}
+		cfg.Peers = append(cfg.Peers, replica.Peer{ID: v})
 	}
 	if c.cfg != nil {
 		c.cfg(&cfg)
@@ -186,7 +200,7 @@ func (c *cluster) await(what string, ok func() bool) {
 		if time.Now().After(deadline) {
 			for id := sys.NodeID(1); id <= sys.NodeID(c.n); id++ {
 				if h := c.host(id); h != nil {
-					c.t.Logf("%v: %+v", id, h.Group(0).Status())
+					c.t.Logf("%v: %v, %+v", id, h.Err(), h.Group(0).Status())
 				}
 			}
 			c.t.Fatalf("waited in vain for: %s", what)

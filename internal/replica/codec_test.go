@@ -29,7 +29,7 @@ func randomMessage(rng *rand.Rand) groupMessage {
 	}}
 	for range rng.IntN(4) {
 		g.msg.Entries = append(g.msg.Entries, paxos.Entry{Slot: paxos.Slot(u()), Ballot: ballot(),
-			Kind: paxos.EntryKind(rng.IntN(3)), Data: bytes.Repeat([]byte{7}, 1+rng.IntN(300))})
+			Kind: paxos.EntryKind(rng.IntN(4)), Data: bytes.Repeat([]byte{7}, 1+rng.IntN(300))})
 	}
 	if rng.IntN(4) == 0 {
 		g.digest = digestAt{slot: 1 + u(), sum: u()}
@@ -130,6 +130,54 @@ func TestSmallRowsAreTheProtobuf(t *testing.T) {
 	}
 }
 
+// someHistory is one in which a change is not in force yet.
+func someHistory() paxos.History {
+	h := paxos.Initial([]paxos.NodeID{1, 2, 3})
+	return append(h, paxos.ConfigAt{From: 100, Configuration: paxos.Configuration{Voters: []paxos.NodeID{2, 3, 300}, Learners: []paxos.NodeID{7}}})
+}
+
+func TestMembersAreTheProtobuf(t *testing.T) {
+	for _, row := range []membersRow{{}, {history: someHistory()}, {history: someHistory(), joined: true}} {
+		var pb replicapb.Members
+		if err := proto.Unmarshal(row.encode(), &pb); err != nil || !bytes.Equal(pb.History, row.history.Encode()) || pb.Joined != row.joined {
+			t.Fatalf("found %v, %v", &pb, err)
+		}
+		back, err := decodeMembers(row.encode())
+		if err != nil || back.joined != row.joined || !back.history.Equal(row.history) {
+			t.Fatalf("expected %v, found %v, %v", row, back, err)
+		}
+	}
+	if _, err := decodeMembers(appendBytes(nil, 1, []byte{1, 200})); err == nil {
+		t.Fatal("a history that is none: an error expected, found none")
+	}
+}
+
+// TestSnapshotHeadIsChecked changes every bit of a head: none is taken for
+// another one.
+func TestSnapshotHeadIsChecked(t *testing.T) {
+	head := snapHead{stream: 77, applied: appliedRow{slot: 50, timeNs: 60, digest: 70}, history: someHistory()}
+	good, err := proto.Marshal(head.offer())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for bit := range 8 * len(good) {
+		b := bytes.Clone(good)
+		b[bit/8] ^= 1 << (bit % 8)
+		var o replicapb.SnapshotOffer
+		if proto.Unmarshal(b, &o) != nil {
+			continue
+		}
+		if found, err := readOffer(&o); err == nil && !reflect.DeepEqual(found, head) {
+			t.Fatalf("bit %d: the head or an error expected, found %+v", bit, found)
+		}
+	}
+	late := head
+	late.applied.slot, late.history = 50, late.history[1:]
+	if _, err := readOffer(late.offer()); err == nil {
+		t.Fatal("members of later slots only: an error expected, found none")
+	}
+}
+
 // FuzzDecode feeds the decoders of what comes from outside.
 func FuzzDecode(f *testing.F) {
 	rng := rand.New(rand.NewPCG(2, 2))
@@ -138,6 +186,7 @@ func FuzzDecode(f *testing.F) {
 		b, _ := appendMessage(nil, &g, nil)
 		f.Add(b)
 	}
+	f.Add(membersRow{history: someHistory(), joined: true}.encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		// Errors are fine; panics are not. What decodes must encode again.
 		err := decodeFrame(b, func(g groupMessage) {
@@ -151,6 +200,12 @@ func FuzzDecode(f *testing.F) {
 				t.Error(err)
 			}
 		})
+		if m, merr := decodeMembers(b); merr == nil {
+			again, err := decodeMembers(m.encode())
+			if err != nil || again.joined != m.joined || !again.history.Equal(m.history) {
+				t.Errorf("members: expected %+v, found %+v, %v", m, again, err)
+			}
+		}
 		var e entryBatch
 		if derr := e.decode(b); derr == nil && err == nil && len(e.commands) > len(b) {
 			t.Error("more commands than bytes")

@@ -8,14 +8,8 @@ import (
 	"github.com/koinon/koinon/internal/sys"
 )
 
-// Peer is one replica of the groups: a node and where it is reached.
-type Peer struct {
-	ID   sys.NodeID
-	Addr string
-}
-
-// Config says how a Host runs. Dir, FS, Clock, Self, Voters and Transport are
-// required; every other field has the default that its comment gives.
+// Config says how a Host runs. Dir, FS, Clock, Self and Transport are required;
+// every other field has the default that its comment gives.
 type Config struct {
 	// Dir is the host's own directory. It is made when it does not exist.
 	Dir   string
@@ -23,10 +17,16 @@ type Config struct {
 	Clock env.Clock
 	// Cluster is the cluster's ID. A directory of another cluster is refused.
 	Cluster string
-	// Self is this node; it must be one of Voters.
+	// Self is this node.
 	Self sys.NodeID
-	// Voters are the replicas of every group, this node among them.
+	// Voters are the voters of groups that begin, this node among them. It
+	// counts only when the directory is made, for from then on the groups' own
+	// state says who is in them (see Group.Reconfigure). None: this node joins
+	// groups that there are; it waits until a leader that has added it speaks
+	// to it.
 	Voters []Peer
+	// Peers are the nodes that may be members, see Host.SetPeers. Default: Voters.
+	Peers []Peer
 	// Groups are the groups that this host serves. Default: group 0.
 	Groups    []sys.GroupID
 	Transport Transport
@@ -51,9 +51,6 @@ type Config struct {
 	// SessionTTL is how long a session lives without a sign of life. Default 30 s.
 	SessionTTL time.Duration
 
-	// Alpha is how many entries of a group may be proposed beyond the last one
-	// known chosen. Default 64.
-	Alpha int
 	// Pipeline is how many entries a leader has in flight before it lets
 	// commands gather for the next one. Default 8.
 	Pipeline int
@@ -101,7 +98,6 @@ func (c Config) withDefaults() Config {
 	def(&c.ElectionTimeout, 300*time.Millisecond)
 	def(&c.Lease, 250*time.Millisecond)
 	def(&c.SessionTTL, 30*time.Second)
-	orInt(&c.Alpha, 64)
 	orInt(&c.Pipeline, 8)
 	orInt(&c.BatchBytes, 1<<20)
 	orInt(&c.BatchCommands, 2048)
@@ -113,6 +109,9 @@ func (c Config) withDefaults() Config {
 	orInt(&c.BlockCacheBytes, 32<<20)
 	orInt(&c.MemTableBytes, 16<<20)
 	orInt(&c.DigestEvery, 1024)
+	if c.Peers == nil {
+		c.Peers = c.Voters
+	}
 	if len(c.Groups) == 0 {
 		c.Groups = []sys.GroupID{0}
 	}
@@ -150,8 +149,8 @@ func (c Config) check() error {
 		}
 		seen[p.ID] = true
 	}
-	if !seen[c.Self] {
-		return sys.E(op, sys.Invalid, sys.Subject(c.Self.String()), "Self is not among Voters")
+	if len(seen) > 0 && !seen[c.Self] {
+		return sys.E(op, sys.Invalid, sys.Subject(c.Self.String()), "Self is not among Voters: leave Voters empty for a node that joins")
 	}
 	groups := map[sys.GroupID]bool{}
 	for _, g := range c.Groups {

@@ -16,6 +16,9 @@
 // One goroutine, the driver, steps all groups and does nothing slow. The log
 // writer, one applier per group, and the snapshot streams run beside it.
 //
+// Who is in a group is part of its state and changes by its log: see
+// [Group.Reconfigure]. Where the nodes are comes from outside: [Host.SetPeers].
+//
 // A [Machine] is one namespace of a group's state. It is deterministic: what
 // it does may depend on the command, its [Stamp] and the state, on nothing
 // else. Namespace 0 is built in and holds sessions, which make commands

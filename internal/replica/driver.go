@@ -22,7 +22,8 @@ type driver struct {
 	// Only the driver's goroutine uses these.
 	outstanding int // passes handed to the log and not yet taken back
 	current     *pass
-	outgoing    map[sys.NodeID]*[lanes][]byte
+	peers       *[]sys.NodeID // that outgoing is for
+	outgoing    []*outgoing   // ascending
 	scratch     []byte
 	bodies      []byte // entry heads of the current pass
 	lastLoop    time.Duration
@@ -33,23 +34,26 @@ type driver struct {
 
 // groupDriver is what the driver keeps of one group.
 type groupDriver struct {
-	node       *paxos.Node // nil until the replica may take part
-	reads      map[uint64][]*readWaiter
-	readNext   uint64
-	truncated  paxos.Slot
-	damaged    bool
-	lost       bool // the promise is not known: node is nil
-	recovered  paxos.Recovered
-	reported   paxos.Slot   // applied, as the core knows it
-	cutAt      paxos.Time   // when truncate last looked
-	handedAt   paxos.Time   // when leadership was last handed over, 0: never
-	stateDirty bool         // LogState has to be written with the next pass
-	promised   paxos.Ballot // to be logged
-	chosen     paxos.Slot   // to be logged
-	role       paxos.Role
-	leader     paxos.NodeID
-	ballot     paxos.Ballot
-	appended   bool // the current pass has entries of the group
+	node      *paxos.Node // nil until the replica may take part
+	changes   []*changeWaiter
+	reads     map[uint64][]*readWaiter
+	readNext  uint64
+	truncated paxos.Slot
+	damaged   bool
+	lost      bool // the promise is not known: node is nil
+	recovered paxos.Recovered
+	reported  paxos.Slot // applied, as the core knows it
+	cutAt     paxos.Time // when truncate last looked
+	handedAt  paxos.Time // when leadership was last handed over, 0: never
+	// outsideSince is since when the node seems to be no member any more, 0: it is one.
+	outsideSince paxos.Time
+	stateDirty   bool         // LogState has to be written with the next pass
+	promised     paxos.Ballot // to be logged
+	chosen       paxos.Slot   // to be logged
+	role         paxos.Role
+	leader       paxos.NodeID
+	ballot       paxos.Ballot
+	appended     bool // the current pass has entries of the group
 }
 
 // pass is what one turn of the driver hands to the log: what is to be told to
@@ -124,6 +128,7 @@ func (h *Host) drive() {
 // turn takes in all that happened and sets going all that follows from it.
 func (h *Host) turn(now paxos.Time, tick bool) {
 	d := &h.drv
+	d.followPeers(h.peers.Load())
 	h.takeDurable()
 	d.inbox.drain(func(from sys.NodeID, m *groupMessage) { h.step(now, from, m) })
 	for _, g := range h.groups {
@@ -282,6 +287,9 @@ func (p *pass) addState(g *Group) {
 func (g *Group) handle(rd paxos.Ready) {
 	h := g.host
 	g.d.promised, g.d.chosen = rd.Promised, rd.Chosen
+	if rd.Configs != nil {
+		g.takeConfigs(rd.Configs) // before a leader that has removed itself steps down
+	}
 	// First of all, so that who waits for what a lost leadership promised is
 	// answered before the state goes on with what the next leader brings.
 	g.setRole(rd)
@@ -348,43 +356,40 @@ func laneOf(size int) Lane {
 // queueMessage encodes a message for the peer's next frame.
 func (h *Host) queueMessage(g *Group, m *paxos.Message) {
 	d := &h.drv
-	to := sys.NodeID(m.To)
-	out := d.outgoing[to]
+	out := d.outgoingTo(sys.NodeID(m.To))
 	if out == nil {
-		return // not a voter
+		return // not a peer, or not any more
 	}
 	size := 0
 	for i := range m.Entries {
 		size += len(m.Entries[i].Data)
 	}
 	lane := laneOf(size)
-	out[lane] = slices.Grow(out[lane], size+64*(len(m.Entries)+2))
-	out[lane], d.scratch = appendMessage(out[lane], &groupMessage{group: g.id, msg: *m, full: d.full.self}, d.scratch)
-	if len(out[lane]) >= frameBytes {
-		h.sendOutgoing(to, lane, out)
+	f := &out.frames[lane]
+	*f = slices.Grow(*f, size+64*(len(m.Entries)+2))
+	*f, d.scratch = appendMessage(*f, &groupMessage{group: g.id, msg: *m, full: d.full.self}, d.scratch)
+	if len(*f) >= frameBytes {
+		h.sendOutgoing(out, lane)
 	}
 }
 
 // flushOutgoing sends what was queued, one frame per peer and lane.
 func (h *Host) flushOutgoing() {
-	for _, p := range h.cfg.Voters {
-		out := h.drv.outgoing[p.ID]
-		if out == nil {
-			continue
-		}
+	for _, out := range h.drv.outgoing {
 		for lane := range lanes {
-			if len(out[lane]) > 0 {
-				h.sendOutgoing(p.ID, lane, out)
+			if len(out.frames[lane]) > 0 {
+				h.sendOutgoing(out, lane)
 			}
 		}
 	}
 }
 
-func (h *Host) sendOutgoing(to sys.NodeID, lane Lane, out *[lanes][]byte) {
-	h.cfg.Transport.Send(to, lane, out[lane])
-	out[lane] = out[lane][:0]
-	if cap(out[lane]) > 2*frameBytes {
-		out[lane] = nil
+func (h *Host) sendOutgoing(out *outgoing, lane Lane) {
+	f := &out.frames[lane]
+	h.cfg.Transport.Send(out.to, lane, *f)
+	*f = (*f)[:0]
+	if cap(*f) > 2*frameBytes {
+		*f = nil
 	}
 }
 
@@ -409,12 +414,12 @@ func (g *Group) takeCalls(now paxos.Time) {
 func (g *Group) reportApplied() {
 	g.mu.Lock()
 	applied, installed := g.applied.Load(), g.installed
-	g.installed = 0
+	g.installed = installedSnapshot{}
 	g.mu.Unlock()
-	if installed != 0 {
+	if installed.slot != 0 {
 		// The state is durable up to here, so the log may begin after it.
-		g.d.node.InstalledSnapshot(paxos.Slot(installed), g.d.node.Configs())
-		g.cut(paxos.Slot(installed))
+		g.d.node.InstalledSnapshot(installed.slot, installed.configs)
+		g.cut(installed.slot)
 	}
 	g.d.node.Applied(paxos.Slot(applied))
 	g.d.reported = paxos.Slot(applied)
@@ -474,6 +479,7 @@ func (g *Group) propose(now paxos.Time) {
 		switch _, _, err := g.d.node.Propose(now, data); err {
 		case nil:
 			h.entries.Add(1)
+			g.batches.add(uint64(len(p.waiters)))
 		case paxos.ErrBusy:
 			g.putBack(p)
 			return
@@ -511,6 +517,7 @@ func (g *Group) setRole(rd paxos.Ready) {
 	if was == paxos.Leader && ballot != wasBallot {
 		g.failProposals(sys.NodeID(leader), nil)
 		g.failApplyWait(notLeader("replica.Read", sys.NodeID(leader)))
+		g.failChanges(sys.NodeID(leader))
 	}
 	// A follower has promised its leader's ballot, so the round is that of the
 	// leadership for every role.
@@ -543,40 +550,15 @@ func roleOf(r paxos.Role) Role {
 	return Follower
 }
 
-func (g *Group) publishStatus() {
-	h := g.host
-	st := g.d.node.Status()
-	s := Status{BallotRound: st.Promised.Round, BallotNode: sys.NodeID(st.Promised.Node),
-		Chosen: uint64(st.Chosen), Truncated: uint64(g.d.truncated)}
-	if g.d.damaged {
-		s.Damaged = h.repairAdvice()
-	}
-	now := paxos.Time(h.cfg.Clock.Boot())
-	for _, p := range st.Peers {
-		if sys.NodeID(p.ID) == h.cfg.Self {
-			continue
-		}
-		ps := PeerStatus{ID: sys.NodeID(p.ID), Match: uint64(p.Chosen), LastSeen: -1}
-		ps.Lag = uint64(st.Chosen - min(p.Chosen, st.Chosen))
-		if p.HeardAt != 0 {
-			ps.LastSeen = time.Duration(now - p.HeardAt)
-		}
-		s.Peers = append(s.Peers, ps)
-	}
-	slices.SortFunc(s.Peers, func(a, b PeerStatus) int { return int(a.ID) - int(b.ID) })
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.published = s
-}
-
 // broadcastDigest sends an own digest to the followers.
 func (h *Host) broadcastDigest(g *Group, dg digestAt) {
 	if g.d.role != paxos.Leader {
 		return
 	}
-	for _, p := range h.cfg.Voters {
-		if out := h.drv.outgoing[p.ID]; out != nil {
-			out[LaneUrgent], h.drv.scratch = appendMessage(out[LaneUrgent],
+	c := g.inForce()
+	for _, out := range h.drv.outgoing {
+		if c.Member(paxos.NodeID(out.to)) {
+			out.frames[LaneUrgent], h.drv.scratch = appendMessage(out.frames[LaneUrgent],
 				&groupMessage{group: g.id, digest: dg}, h.drv.scratch)
 		}
 	}

@@ -22,7 +22,7 @@ type fullDisks struct {
 	self  bool
 	since paxos.Time // when self became true
 	peers map[sys.NodeID]bool
-	next  int // of Config.Voters: who is tried next
+	next  int // of the voters: who is tried next
 }
 
 // heard notes what a peer says of its disk.
@@ -41,11 +41,12 @@ func (f *fullDisks) heard(from sys.NodeID, full bool) {
 const patience = 3 * time.Second
 
 // admit refuses a command for which there is no space.
-func (h *Host) admit(op sys.Op, cmd *Command) error {
+// others says that the group has other voters.
+func (h *Host) admit(op sys.Op, cmd *Command, others bool) error {
 	if !h.noSpace.Load() || (cmd.Reserve || cmd.NS == NSSession) && !h.noReserve.Load() {
 		return nil
 	}
-	if len(h.cfg.Voters) > 1 && h.cfg.Clock.Boot()-time.Duration(h.fullSince.Load()) < patience {
+	if others && h.cfg.Clock.Boot()-time.Duration(h.fullSince.Load()) < patience {
 		return sys.E(op, sys.Unavailable, sys.Subject(h.cfg.Dir), "the disk of the leader is full: another leader is looked for")
 	}
 	return sys.E(op, sys.NoSpace, sys.Subject(h.cfg.Dir),
@@ -75,8 +76,9 @@ func (h *Host) handOver(g *Group, now paxos.Time) {
 		g.d.handedAt != 0 && now-g.d.handedAt < handOverEvery {
 		return
 	}
-	for range h.cfg.Voters {
-		to := h.cfg.Voters[f.next%len(h.cfg.Voters)].ID
+	voters := g.inForce().Voters
+	for range voters {
+		to := sys.NodeID(voters[f.next%len(voters)])
 		f.next++
 		if to == h.cfg.Self || f.peers[to] {
 			continue

@@ -28,6 +28,11 @@ type Group struct {
 	// that the slot is chosen.
 	leaseSlot atomic.Uint64
 
+	// configs are the configurations known, never nil; joined says that one of
+	// them, or of those before, names this node.
+	configs atomic.Pointer[paxos.History]
+	joined  atomic.Bool
+
 	hooks atomic.Pointer[hookTable]
 
 	mu            sync.Mutex
@@ -39,7 +44,7 @@ type Group struct {
 	calls         []func(now paxos.Time)
 	readers       []*readWaiter // wait for the driver to ask for a read index
 	appliedWait   []*readWaiter // wait for the state to reach their slot
-	installed     uint64        // a snapshot put in place that the core does not know of
+	installed     installedSnapshot
 	published     Status
 	watchers      map[int]func(Status)
 	watcherNext   int
@@ -50,8 +55,17 @@ type Group struct {
 	flushed atomic.Uint64 // durably applied
 
 	incoming incoming // a snapshot that arrives
+	outSnap  keeper   // the snapshot that is sent
+	batches  meter    // commands per entry proposed
 
 	d groupDriver
+}
+
+// installedSnapshot is a snapshot put in place that the core does not know of
+// yet; slot 0: none.
+type installedSnapshot struct {
+	slot    paxos.Slot
+	configs paxos.History
 }
 
 // leaderView is what callers need to know of the leadership.
@@ -69,6 +83,7 @@ func newGroup(h *Host, id sys.GroupID) *Group {
 	g := &Group{host: h, id: id, inflight: map[uint64]*proposals{}, watchers: map[int]func(Status){}}
 	g.view.Store(&leaderView{})
 	g.hooks.Store(&hookTable{})
+	g.setConfigs(nil)
 	g.applier = newApplier(g, h.db, h.machines)
 	return g
 }
@@ -140,6 +155,7 @@ func (g *Group) Status() Status {
 	g.mu.Lock()
 	s := g.published
 	s.Peers = slices.Clone(s.Peers)
+	s.Dropped = h.droppedFrames.Load()
 	s.QueueCommands, s.QueueBytes, s.InFlight = g.queueCommands, g.queueBytes, len(g.inflight)
 	g.mu.Unlock()
 	s.Group, s.Self = g.id, h.cfg.Self
@@ -156,6 +172,7 @@ func (g *Group) Status() Status {
 	s.Reads, s.ReadIndex, s.Elections = h.reads.Load(), h.readIndexes.Load(), h.elections.Load()
 	s.Snapshots, s.Installs = h.snapshotsSent.Load(), h.installs.Load()
 	ls := h.log.Stats()
+	s.Batch, s.SyncTime = g.batches.spread(), h.syncTimes.spread()
 	s.LogSyncs, s.LogBytes, s.LogRecords = ls.Syncs, ls.Bytes, ls.Records
 	s.Sessions = g.sessions.count()
 	return s

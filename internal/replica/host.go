@@ -38,7 +38,10 @@ type Host struct {
 	// stateFullAt is when the state last found no space, env.Clock.Boot; 0: never.
 	stateFullAt atomic.Int64
 	snapshots   chan struct{} // tokens for snapshots being sent
-	snapshotNo  atomic.Uint64
+
+	only    atomic.Bool                  // there is no other voter to be repaired from
+	peersMu sync.Mutex                   // held while peers change
+	peers   atomic.Pointer[[]sys.NodeID] // without this node, ascending; never nil
 
 	stop     chan struct{} // closed when the host stops, by itself or by Close
 	stopOnce sync.Once
@@ -90,12 +93,8 @@ func Open(cfg Config, machines map[Namespace]Machine) (*Host, error) {
 	}
 	h.rand = rand.New(rand.NewPCG(seed, uint64(cfg.Self)))
 	h.drv.wake = make(chan struct{}, 1)
-	h.drv.outgoing = map[sys.NodeID]*[lanes][]byte{}
-	for _, p := range cfg.Voters {
-		if p.ID != cfg.Self {
-			h.drv.outgoing[p.ID] = &[lanes][]byte{}
-		}
-	}
+	h.only.Store(len(cfg.Voters) == 1)
+	h.peers.Store(&[]sys.NodeID{})
 	if err := h.open(); err != nil {
 		h.cancel()
 		return nil, errors.Join(err, h.closeFiles())
@@ -119,17 +118,18 @@ func (h *Host) open() error {
 	if err := wal.CheckFormat(cfg.FS, cfg.FS.PathJoin(cfg.Dir, "log")); err != nil {
 		return sys.E(sys.Op("replica.Open"), sys.Subject(cfg.Dir), err)
 	}
-	if err := h.clearSnapshots(); err != nil {
-		return err
-	}
 	if h.db, err = h.openState(); err != nil {
 		return err
 	}
-	return h.recover(exists)
+	if err := h.recover(exists); err != nil {
+		return err
+	}
+	return h.clearSnapshots()
 }
 
 // start sets the goroutines going. Only then do others hear of this host.
 func (h *Host) start() {
+	h.SetPeers(h.cfg.Peers)
 	h.spawn(h.drive)
 	for _, g := range h.groups {
 		h.spawn(func() { g.applier.run(h.stop) })
@@ -259,10 +259,12 @@ func (h *Host) shut() error {
 			failReaders(ws, h.stopped("replica.Read"))
 		}
 		g.failAllReaders(h.stopped("replica.Read"))
-		g.incoming.drop()
 	}
 	h.awaitUsers()
 	var err error
+	for _, g := range h.groups {
+		err = errors.Join(err, g.incoming.close(h.Err() == nil), g.outSnap.close())
+	}
 	if h.Err() == nil && h.db != nil {
 		err = h.flushState()
 	}

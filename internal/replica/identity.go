@@ -107,13 +107,21 @@ func checkIdentity(cfg *Config) (exists bool, err error) {
 // writeIdentity makes the directory this node's, durably.
 func writeIdentity(cfg *Config) error {
 	fs := cfg.FS
-	name := fs.PathJoin(cfg.Dir, versionFile)
+	err := writeFile(fs, fs.PathJoin(cfg.Dir, versionFile), identity{format, cfg.Cluster, cfg.Self}.encode())
+	if err != nil {
+		return err
+	}
+	return syncDir(fs, fs.PathDir(cfg.Dir))
+}
+
+// writeFile puts a small file in the place of a former one, durably.
+func writeFile(fs env.FS, name string, b []byte) error {
 	tmp := name + ".tmp"
 	f, err := fs.Create(tmp, diskCategory)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(identity{format, cfg.Cluster, cfg.Self}.encode())
+	_, err = f.Write(b)
 	if err == nil {
 		err = f.Sync()
 	}
@@ -123,7 +131,7 @@ func writeIdentity(cfg *Config) error {
 	if err := fs.Rename(tmp, name); err != nil {
 		return err
 	}
-	return errors.Join(syncDir(fs, cfg.Dir), syncDir(fs, fs.PathDir(cfg.Dir)))
+	return syncDir(fs, fs.PathDir(name))
 }
 
 func syncDir(fs env.FS, dir string) error {
@@ -146,6 +154,6 @@ func readFile(fs env.FS, name string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := io.ReadAll(io.LimitReader(f, 64<<10))
+	b, err := io.ReadAll(io.LimitReader(f, 1<<20))
 	return b, errors.Join(err, f.Close())
 }

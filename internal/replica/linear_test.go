@@ -3,6 +3,7 @@ package replica_test
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -76,6 +77,60 @@ func (c *cluster) read(key string) uint64 {
 func TestHistoriesAreLinearizable(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	c.leader()
+	c.linear(func() {
+		rng := rand.New(rand.NewPCG(5, 5))
+		for range 6 {
+			l := c.leader()
+			if rng.IntN(2) == 0 {
+				c.net.Isolate(l, true)
+				time.Sleep(time.Duration(200+rng.IntN(100)) * time.Millisecond)
+				c.net.Isolate(l, false)
+			} else {
+				c.crash(l)
+				c.open(l)
+			}
+		}
+	})
+}
+
+// TestHistoriesAreLinearizableWhileMembersChange does the same while a window
+// of three voters moves around five nodes.
+func TestHistoriesAreLinearizableWhileMembersChange(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	all := ids(1, 2, 3, c.join(), c.join())
+	c.change(all[:3], all[3:])
+	c.linear(func() {
+		rng := rand.New(rand.NewPCG(6, 6))
+		for round := range 6 {
+			var voters []sys.NodeID
+			for i := range 3 {
+				voters = append(voters, all[(round+1+i)%5])
+			}
+			slices.Sort(voters)
+			learners := slices.DeleteFunc(slices.Clone(all), func(id sys.NodeID) bool { return slices.Contains(voters, id) })
+			done := make(chan error, 1)
+			ctx := c.ctx()
+			go func() { done <- c.tryChange(ctx, voters, learners) }()
+			if l := c.leader(); rng.IntN(2) == 0 {
+				c.net.Isolate(l, true)
+				time.Sleep(time.Duration(200+rng.IntN(100)) * time.Millisecond)
+				c.net.Isolate(l, false)
+			} else {
+				c.crash(l)
+				c.open(l)
+			}
+			if err := <-done; err != nil {
+				t.Errorf("change to %v: %v", voters, err)
+				return
+			}
+		}
+	})
+}
+
+// linear runs callers while trouble runs, and checks what they saw.
+func (c *cluster) linear(trouble func()) {
+	t := c.t
+	t.Helper()
 	h := &history{start: time.Now()}
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
@@ -102,18 +157,7 @@ func TestHistoriesAreLinearizable(t *testing.T) {
 			}
 		})
 	}
-	rng := rand.New(rand.NewPCG(5, 5))
-	for range 6 {
-		l := c.leader()
-		if rng.IntN(2) == 0 {
-			c.net.Isolate(l, true)
-			time.Sleep(time.Duration(200+rng.IntN(100)) * time.Millisecond)
-			c.net.Isolate(l, false)
-		} else {
-			c.crash(l)
-			c.open(l)
-		}
-	}
+	trouble()
 	close(stop)
 	wg.Wait()
 	if res := porcupine.CheckOperationsTimeout(counter, h.ops, 20*time.Second); res != porcupine.Ok {

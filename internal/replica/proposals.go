@@ -85,7 +85,7 @@ func (g *Group) enqueue(cmd *Command, w *waiter) error {
 	if v := g.view.Load(); v.role != Leader {
 		return notLeader(op, v.leader)
 	}
-	if err := h.admit(op, cmd); err != nil {
+	if err := h.admit(op, cmd, !h.alone(*g.configs.Load())); err != nil {
 		return err
 	}
 	size := sizeCommand(cmd)
@@ -212,4 +212,5 @@ type counters struct {
 	proposed, entries, applies, deduped    atomic.Uint64
 	reads, readIndexes, elections          atomic.Uint64
 	snapshotsSent, installs, droppedFrames atomic.Uint64
+	syncTimes                              meter // ns
 }

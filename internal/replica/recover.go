@@ -39,6 +39,7 @@ func (h *Host) recover(exists bool) error {
 	var report wal.Report
 	h.log, report, err = wal.Open(wal.Options{FS: h.cfg.FS, Dir: h.cfg.FS.PathJoin(h.cfg.Dir, "log"),
 		SegmentBytes: h.cfg.SegmentBytes, Logger: h.cfg.Logger, Exists: exists,
+		Synced: func(took time.Duration) { h.syncTimes.add(uint64(took)) },
 	}, func(r wal.Record) (err error) {
 		switch r.Type {
 		case wal.State:
@@ -59,18 +60,14 @@ func (h *Host) recover(exists bool) error {
 		h.cfg.Logger.Info("the end of an unfinished log write was cut", "bytes", report.TornBytes)
 	}
 	if report.Damaged != nil {
-		h.cfg.Logger.Error("the log is damaged", "err", report.Damaged, "advice", h.repairAdvice())
-		if len(h.cfg.Voters) == 1 {
-			return sys.E(sys.Op("replica.Open"), sys.Corrupt, sys.Subject(h.cfg.Dir),
-				fmt.Errorf("%w; %s", report.Damaged, h.wipeAdvice()))
-		}
+		h.cfg.Logger.Error("the log is damaged", "err", report.Damaged)
 	}
 	for _, id := range h.cfg.Groups {
 		r := found[uint64(id)]
 		if !exists && h.cfg.Rejoin {
 			r.unsure = true
 		}
-		if err := h.recoverGroup(id, r, report.Damaged != nil); err != nil {
+		if err := h.recoverGroup(id, r, report.Damaged); err != nil {
 			return err
 		}
 	}
@@ -84,22 +81,32 @@ func (h *Host) recover(exists bool) error {
 }
 
 // recoverGroup makes a group, and its node unless the promise is not known.
-func (h *Host) recoverGroup(id sys.GroupID, r *replayed, damaged bool) error {
+func (h *Host) recoverGroup(id sys.GroupID, r *replayed, damaged error) error {
 	g := newGroup(h, id)
 	h.groups = append(h.groups, g)
 	g.d.reads = map[uint64][]*readWaiter{}
 	if err := g.applier.load(); err != nil {
 		return err
 	}
+	configs := g.applier.members.history
+	g.setConfigs(configs)
+	alone := h.alone(configs)
+	if damaged != nil && alone {
+		return sys.E(sys.Op("replica.Open"), sys.Corrupt, sys.Subject(h.cfg.Dir), fmt.Errorf("%w; %s", damaged, h.wipeAdvice()))
+	}
 	applied := g.applier.at.slot
+	if err := g.incoming.resume(h, g); err != nil {
+		return err
+	}
 	g.applied.Store(applied)
 	g.flushed.Store(applied)
 	g.d.reported = paxos.Slot(applied)
 	rec := &g.d.recovered
+	rec.Configs = configs
 	rec.Promised = r.state.promised
 	rec.Applied = paxos.Slot(applied)
 	rec.Truncated = paxos.Slot(r.state.truncated)
-	rec.Damaged = damaged || r.unsure || r.state.damaged || r.state.lost
+	rec.Damaged = damaged != nil || r.unsure || r.state.damaged || r.state.lost
 	switch {
 	case rec.Truncated > rec.Applied:
 		h.cfg.Logger.Error("the state is older than the log allows: it is fetched from the others", "group", id,
@@ -130,7 +137,7 @@ func (h *Host) recoverGroup(id sys.GroupID, r *replayed, damaged bool) error {
 		return err
 	}
 	g.d.damaged, g.d.lost = rec.Damaged, r.unsure || r.state.lost
-	if len(h.cfg.Voters) == 1 {
+	if alone {
 		g.d.damaged, g.d.lost, rec.Damaged = false, false, false
 	}
 	g.d.promised, g.d.chosen = rec.Promised, rec.Chosen
@@ -144,14 +151,11 @@ func (h *Host) recoverGroup(id sys.GroupID, r *replayed, damaged bool) error {
 func (g *Group) begin() {
 	h := g.host
 	cfg := paxos.Config{
-		ID: paxos.NodeID(h.cfg.Self), Alpha: h.cfg.Alpha, MaxMessageBytes: 1 << 20, CacheBytes: 16 << 20,
+		ID: paxos.NodeID(h.cfg.Self), Alpha: alpha, MaxMessageBytes: 1 << 20, CacheBytes: 16 << 20,
 		ElectionTimeout: paxos.Time(h.cfg.ElectionTimeout), Heartbeat: paxos.Time(h.cfg.Heartbeat),
 		Lease: paxos.Time(h.cfg.Lease),
 		Rand:  rand.New(rand.NewPCG(h.rand.Uint64(), uint64(g.id))),
 		Log:   groupLog{h.log, uint64(g.id)},
-	}
-	for _, p := range h.cfg.Voters {
-		cfg.Voters = append(cfg.Voters, paxos.NodeID(p.ID))
 	}
 	g.d.node = paxos.New(cfg, g.d.recovered, paxos.Time(h.cfg.Clock.Boot()))
 	g.d.recovered = paxos.Recovered{}
@@ -197,71 +201,6 @@ func (l groupLog) Entries(lo, hi paxos.Slot, maxBytes int) ([]paxos.Entry, error
 	return out, errors.Join(err, bad)
 }
 
-// regainPromise asks every other replica for its promise, when this one has
-// lost its own. A ballot that this replica promised was promised by its owner
-// first, so the highest answer is at least that. All have to answer.
-func (g *Group) regainPromise() {
-	h := g.host
-	h.cfg.Logger.Warn("this replica lost its promise: it asks all others for theirs", "group", g.id)
-	var highest paxos.Ballot
-	for _, p := range h.cfg.Voters {
-		if p.ID == h.cfg.Self {
-			continue
-		}
-		g.waitsFor(p.ID)
-		b, ok := g.askPromise(p.ID)
-		if !ok {
-			return // the host stops
-		}
-		if highest.Less(b) {
-			highest = b
-		}
-	}
-	g.call(func(paxos.Time) {
-		if g.d.recovered.Promised.Less(highest) {
-			g.d.recovered.Promised = highest
-		}
-		g.d.promised = g.d.recovered.Promised
-		g.d.lost, g.d.stateDirty = false, true
-		g.begin()
-		h.pass()
-	})
-}
-
-// waitsFor puts into the status that the replica does not vote before another
-// has told its promise. The driver's own status follows when all have.
-func (g *Group) waitsFor(id sys.NodeID) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.published.Damaged = fmt.Sprintf("this replica has lost what it promised, and does not vote until every other node has told what it "+
-		"promised: it waits for %v, start that node if it does not run", id)
-}
-
-// promiseRetry is the pause between two questions.
-const promiseRetry = 100 * time.Millisecond
-
-// askPromise asks one replica until it answers; false when the host stops.
-func (g *Group) askPromise(to sys.NodeID) (paxos.Ballot, bool) {
-	h := g.host
-	req, err := proto.Marshal(&replicapb.Request{Group: uint64(g.id),
-		Op: &replicapb.Request_Promise{Promise: &replicapb.PromiseQuery{}}})
-	for err == nil {
-		ctx, cancel := context.WithTimeout(h.ctx, time.Second)
-		reply, callErr := h.call(ctx, to, req)
-		cancel()
-		if callErr == nil && !reply.Refused {
-			return paxos.Ballot{Round: reply.Promised.GetRound(), Node: paxos.NodeID(reply.Promised.GetNode())}, true
-		}
-		select {
-		case <-time.After(promiseRetry):
-		case <-h.stop:
-			return paxos.Ballot{}, false
-		}
-	}
-	h.fail(sys.E(sys.Op("replica.askPromise"), err))
-	return paxos.Ballot{}, false
-}
-
 // call sends a request and decodes its reply.
 func (h *Host) call(ctx context.Context, to sys.NodeID, req []byte) (*replicapb.Reply, error) {
 	b, err := h.cfg.Transport.Call(ctx, to, req)
@@ -291,6 +230,8 @@ func (h *Host) Call(ctx context.Context, from sys.NodeID, req []byte) ([]byte, e
 	switch {
 	case r.GetChunk() != nil:
 		reply, err = g.receiveChunk(ctx, from, r.GetChunk())
+	case r.GetOffer() != nil:
+		reply, err = g.receiveOffer(from, r.GetOffer())
 	case r.GetPromise() != nil:
 		reply, err = g.tellPromise(ctx)
 	default:
@@ -300,25 +241,4 @@ func (h *Host) Call(ctx context.Context, from sys.NodeID, req []byte) ([]byte, e
 		return nil, err
 	}
 	return proto.Marshal(reply)
-}
-
-// tellPromise answers a replica that lost its promise.
-func (g *Group) tellPromise(ctx context.Context) (*replicapb.Reply, error) {
-	answer := make(chan *replicapb.Reply, 1)
-	g.call(func(paxos.Time) {
-		if g.d.node == nil {
-			answer <- &replicapb.Reply{Refused: true, Reason: "the promise is not known here either"}
-			return
-		}
-		p := g.d.node.Status().Promised
-		answer <- &replicapb.Reply{Promised: &replicapb.Ballot{Round: p.Round, Node: uint64(p.Node)}}
-	})
-	select {
-	case r := <-answer:
-		return r, nil
-	case <-ctx.Done():
-		return nil, sys.E(sys.Op("replica.Promise"), sys.Interrupted, ctx.Err())
-	case <-g.host.stop:
-		return nil, g.host.stopped("replica.Promise")
-	}
 }

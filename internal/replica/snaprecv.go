@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -13,13 +14,16 @@ import (
 	"github.com/cockroachdb/pebble/v2/sstable"
 	"github.com/koinon/koinon/internal/replica/replicapb"
 	"github.com/koinon/koinon/internal/sys"
+	"github.com/koinon/koinon/paxos"
+	"google.golang.org/protobuf/proto"
 )
 
 const (
-	// tableBytes is about the size of the tables a snapshot is written to.
-	tableBytes = 32 << 20
+	// tableBytes is about the size of the tables a snapshot is written to. What
+	// has arrived survives a restart up to the last whole table.
+	tableBytes = 8 << 20
 	// streamIdle is after which silence a snapshot that arrives may be given
-	// up in favour of another one.
+	// up in favour of another sender's.
 	streamIdle = 15 * time.Second
 	// rowMax bounds a key of a snapshot.
 	rowMax = 64 << 10
@@ -29,34 +33,143 @@ const (
 // tables beside the state, and into the state in one step at the end, so that
 // a snapshot that breaks off has changed nothing.
 type incoming struct {
-	mu      sync.Mutex
-	stream  uint64 // 0: none
-	next    uint64
-	done    bool // all of it is in place
+	mu sync.Mutex
+	h  *Host
+	g  *Group
+	snapHead
 	from    sys.NodeID
+	next    uint64        // the chunk wanted next
+	done    bool          // all of it is in place
 	at      time.Duration // of the last chunk
-	applied appliedRow
-	total   uint64
+	total   uint64        // rows
 	lastKey []byte
-	files   []string
+	files   []string // within snapshotDir
 	writer  *sstable.Writer
-	size    int
-	remove  func(name string) error
-}
-
-// clearSnapshots removes what earlier runs left.
-func (h *Host) clearSnapshots() error {
-	dir := h.snapshotDir()
-	if err := h.cfg.FS.RemoveAll(dir); err != nil && !isNotExist(err) {
-		return err
-	}
-	return h.cfg.FS.MkdirAll(dir, 0o700)
+	size    int // of the current table
 }
 
 func (h *Host) snapshotDir() string { return h.cfg.FS.PathJoin(h.cfg.Dir, "incoming") }
 
+// progressName is the file that says how much of a group's snapshot is there.
+func (in *incoming) progressName() string { return fmt.Sprintf("%d.progress", in.g.id) }
+
+func tableName(g sys.GroupID, stream uint64, n int) string {
+	return fmt.Sprintf("%d-%016x-%d.sst", g, stream, n)
+}
+
+func (in *incoming) path(name string) string { return in.h.cfg.FS.PathJoin(in.h.snapshotDir(), name) }
+
+// clearSnapshots removes what no snapshot that goes on needs.
+func (h *Host) clearSnapshots() error {
+	fs, dir := h.cfg.FS, h.snapshotDir()
+	names, err := fs.List(dir)
+	if err != nil {
+		return err
+	}
+	kept := map[string]bool{}
+	for _, g := range h.groups {
+		if g.incoming.stream != 0 {
+			kept[g.incoming.progressName()] = true
+		}
+		for _, name := range g.incoming.files {
+			kept[name] = true
+		}
+	}
+	for _, name := range names {
+		if !kept[name] {
+			err = errors.Join(err, fs.RemoveAll(fs.PathJoin(dir, name)))
+		}
+	}
+	return err
+}
+
+// resume finds what has arrived of a snapshot before the process was started.
+// What cannot be used is not an error: it is sent again.
+func (in *incoming) resume(h *Host, g *Group) error {
+	in.h, in.g = h, g
+	if err := h.cfg.FS.MkdirAll(h.snapshotDir(), 0o700); err != nil {
+		return err
+	}
+	b, err := readFile(h.cfg.FS, in.path(in.progressName()))
+	if err != nil || b == nil {
+		return err
+	}
+	var p replicapb.SnapshotProgress
+	err = proto.Unmarshal(b, &p)
+	if err == nil && p.Offer == nil {
+		err = errors.New("it is empty")
+	}
+	var head snapHead
+	if err == nil {
+		head, err = readOffer(p.Offer)
+	}
+	var files []string
+	for i := range p.Tables {
+		files = append(files, tableName(g.id, head.stream, int(i)))
+		if _, serr := h.cfg.FS.Stat(in.path(files[i])); err == nil && serr != nil {
+			err = serr
+		}
+		if err != nil {
+			break
+		}
+	}
+	if err != nil {
+		h.cfg.Logger.Warn("a part of a snapshot cannot be used; all of it is fetched again", "group", g.id, "err", err)
+		return nil
+	}
+	if head.applied.slot > g.applier.at.slot {
+		in.snapHead, in.from = head, sys.NodeID(p.From)
+		in.next, in.total, in.lastKey, in.files = p.Next, p.Total, p.LastKey, files
+		in.at = -streamIdle // another sender's is as good
+	}
+	return nil
+}
+
+// save makes durable how much has arrived, at the end of a table.
+func (in *incoming) save() error {
+	fs := in.h.cfg.FS
+	b, err := proto.Marshal(&replicapb.SnapshotProgress{Offer: in.offer(), From: uint64(in.from), Next: in.next,
+		Total: in.total, LastKey: in.lastKey, Tables: uint64(len(in.files))})
+	if err != nil {
+		return err
+	}
+	return writeFile(fs, in.path(in.progressName()), b)
+}
+
 func refuse(reason string) (*replicapb.Reply, error) {
 	return &replicapb.Reply{Refused: true, Reason: reason}, nil
+}
+
+// receiveOffer answers whether a snapshot is wanted, and from which chunk on.
+func (g *Group) receiveOffer(from sys.NodeID, o *replicapb.SnapshotOffer) (*replicapb.Reply, error) {
+	h := g.host
+	if !h.use() {
+		return nil, h.stopped("replica.Snapshot")
+	}
+	defer h.unuse()
+	head, err := readOffer(o)
+	if err != nil {
+		return refuse(err.Error())
+	}
+	in := &g.incoming
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	now := h.cfg.Clock.Boot()
+	switch {
+	case head.applied.slot <= g.applied.Load():
+		return refuse("the state is not older here")
+	case head.stream == in.stream && from == in.from && !in.done:
+		if in.next > 0 {
+			h.cfg.Logger.Info("a snapshot goes on", "group", g.id, "from", from, "chunk", in.next)
+		}
+	case in.stream != 0 && !in.done && from != in.from && now-in.at < streamIdle:
+		return refuse(fmt.Sprintf("a snapshot from %v is under way", in.from))
+	default:
+		in.reset()
+		in.snapHead, in.from = head, from
+	}
+	in.at = now
+	return &replicapb.Reply{Next: in.next}, nil
 }
 
 // receiveChunk takes one chunk in.
@@ -69,28 +182,20 @@ func (g *Group) receiveChunk(ctx context.Context, from sys.NodeID, c *replicapb.
 	in := &g.incoming
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	now := h.cfg.Clock.Boot()
-	if c.Number == 0 && c.Stream != in.stream {
-		if in.stream != 0 && !in.done && now-in.at < streamIdle {
-			return refuse(fmt.Sprintf("a snapshot from %v is under way", in.from))
-		}
-		in.reset()
-		if c.Applied == nil || c.Applied.Slot <= g.applied.Load() {
-			return refuse("the state is not older here")
-		}
-		in.begin(h, from, c)
-	}
 	switch {
-	case c.Stream != in.stream || from != in.from:
+	case c.Stream == 0 || c.Stream != in.stream || from != in.from:
 		return refuse("an unknown stream")
 	case c.Number+1 == in.next && (!c.Last || in.done):
-		in.at = now
+		in.at = h.cfg.Clock.Boot()
 		return &replicapb.Reply{Next: in.next}, nil // a repeated chunk
-	case c.Number != in.next:
+	case c.Number != in.next || in.done:
 		return refuse(fmt.Sprintf("chunk %d expected, found %d", in.next, c.Number))
 	}
-	in.at = now
-	if err := in.take(h, g, c); err != nil {
+	in.at = h.cfg.Clock.Boot()
+	if err := in.check(c); err != nil {
+		return refuse(err.Error()) // nothing is lost: the sender goes on from here
+	}
+	if err := in.take(c); err != nil {
 		in.reset()
 		return refuse(err.Error())
 	}
@@ -101,86 +206,71 @@ func (g *Group) receiveChunk(ctx context.Context, from sys.NodeID, c *replicapb.
 		}
 		in.done = true
 	}
-	in.next++
 	return &replicapb.Reply{Next: in.next}, nil
 }
 
-func (in *incoming) begin(h *Host, from sys.NodeID, c *replicapb.SnapshotChunk) {
-	in.stream, in.next, in.from, in.done = c.Stream, 0, from, false
-	in.applied = appliedRow{c.Applied.Slot, c.Applied.TimeNs, c.Applied.Digest}
-	in.remove = h.cfg.FS.Remove
-}
-
-// reset gives up what has arrived. The files that are in place already are not
-// there any more.
-func (in *incoming) reset() {
-	if in.writer != nil {
-		// What it says about a file that is removed next does not matter.
-		_ = in.writer.Close()
-	}
-	for _, name := range in.files {
-		// What cannot be removed now is removed by the next Open.
-		_ = in.remove(name)
-	}
-	in.stream, in.next, in.total, in.size, in.done = 0, 0, 0, 0, false
-	in.files, in.writer, in.lastKey = nil, nil, nil
-}
-
-// drop is reset for Close.
-func (in *incoming) drop() {
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	in.reset()
-}
-
-// take checks a chunk and writes its rows.
-func (in *incoming) take(h *Host, g *Group, c *replicapb.SnapshotChunk) error {
-	crc := uint32(0)
+// check refuses a chunk that has been changed on the way.
+func (in *incoming) check(c *replicapb.SnapshotChunk) error {
+	crc, last := uint32(0), in.lastKey
 	for _, r := range c.Rows {
 		crc = checksumRow(crc, r.Key, r.Value)
 	}
-	if crc != c.Crc {
+	if crc = checksumChunk(crc, c); crc != c.Crc {
 		return fmt.Errorf("chunk %d: checksum %08x expected, found %08x", c.Number, c.Crc, crc)
 	}
-	prefix := groupPrefix(g.id)
 	for _, r := range c.Rows {
-		if len(r.Key) == 0 || len(r.Key) > rowMax || Namespace(r.Key[0]) == nsLocal || bytes.Compare(r.Key, in.lastKey) <= 0 {
+		if len(r.Key) == 0 || len(r.Key) > rowMax || Namespace(r.Key[0]) == nsLocal || bytes.Compare(r.Key, last) <= 0 {
 			return fmt.Errorf("chunk %d: a key is out of order or out of place", c.Number)
 		}
+		last = r.Key
+	}
+	return nil
+}
+
+// take writes a chunk's rows.
+func (in *incoming) take(c *replicapb.SnapshotChunk) error {
+	prefix := groupPrefix(in.g.id)
+	for _, r := range c.Rows {
 		in.lastKey = r.Key
-		if err := in.write(h, append(prefix[:len(prefix):len(prefix)], r.Key...), r.Value); err != nil {
+		if err := in.write(append(prefix[:len(prefix):len(prefix)], r.Key...), r.Value); err != nil {
 			return err
 		}
 		in.total++
 	}
+	in.next++
 	if !c.Last {
-		return nil
+		if in.size < tableBytes {
+			return nil
+		}
+		if err := in.finishTable(); err != nil {
+			return err
+		}
+		return in.save()
 	}
 	if in.total != c.Total {
 		return fmt.Errorf("%d rows expected, found %d", c.Total, in.total)
 	}
-	if err := in.write(h, appliedKey(g.id), in.applied.encode()); err != nil {
+	members := membersRow{history: in.history, joined: in.g.joined.Load() || named(in.history, in.h.cfg.Self)}
+	if err := in.write(appliedKey(in.g.id), in.applied.encode()); err != nil {
+		return err
+	}
+	if err := in.write(membersKey(in.g.id), members.encode()); err != nil {
 		return err
 	}
 	return in.finishTable()
 }
 
 // write adds a row to the current table, or begins one.
-func (in *incoming) write(h *Host, key, value []byte) error {
-	if in.size >= tableBytes {
-		if err := in.finishTable(); err != nil {
-			return err
-		}
-	}
+func (in *incoming) write(key, value []byte) error {
 	if in.writer == nil {
-		name := h.cfg.FS.PathJoin(h.snapshotDir(), fmt.Sprintf("%d.sst", h.snapshotNo.Add(1)))
-		f, err := h.cfg.FS.Create(name, diskCategory)
+		name := tableName(in.g.id, in.stream, len(in.files))
+		f, err := in.h.cfg.FS.Create(in.path(name), diskCategory)
 		if err != nil {
 			return err
 		}
 		in.files = append(in.files, name)
 		in.writer = sstable.NewWriter(objstorageprovider.NewFileWritable(f), sstable.WriterOptions{
-			TableFormat: h.db.FormatMajorVersion().MaxTableFormat(), BlockSize: 16 << 10})
+			TableFormat: in.h.db.FormatMajorVersion().MaxTableFormat(), BlockSize: 16 << 10})
 	}
 	in.size += len(key) + len(value)
 	return in.writer.Set(key, value)
@@ -195,15 +285,63 @@ func (in *incoming) finishTable() error {
 	return w.Close()
 }
 
+// reset gives up what has arrived.
+func (in *incoming) reset() {
+	if in.writer != nil {
+		// What it says about a file that is removed next does not matter.
+		_ = in.writer.Close()
+	}
+	names := in.files
+	if in.stream != 0 {
+		names = append([]string{in.progressName()}, names...)
+	}
+	for _, name := range names {
+		// What cannot be removed now, or is not there, is seen to by the next Open.
+		_ = in.h.cfg.FS.Remove(in.path(name))
+	}
+	in.snapHead = snapHead{}
+	in.next, in.total, in.size, in.done = 0, 0, 0, false
+	in.files, in.writer, in.lastKey = nil, nil, nil
+}
+
+// close ends the table in the making and, when sound, notes that it is there.
+func (in *incoming) close(sound bool) error {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.writer == nil {
+		return nil
+	}
+	err := in.finishTable()
+	if err == nil && sound {
+		err = in.save()
+	}
+	return err
+}
+
+// tidy gives up a snapshot that is not needed any more.
+func (in *incoming) tidy(applied uint64) {
+	if !in.mu.TryLock() {
+		return // it arrives
+	}
+	defer in.mu.Unlock()
+	if in.stream != 0 && !in.done && in.applied.slot <= applied {
+		in.reset()
+	}
+}
+
 // install puts the snapshot in the place of the group's state, between two
 // entries, and returns when that is durable. in.mu is held.
 func (g *Group) install(ctx context.Context) error {
 	done := make(chan error, 1)
 	in := &g.incoming
-	files, applied := in.files, in.applied
+	files := slices.Clone(in.files)
+	for i, name := range files {
+		files[i] = in.path(name)
+	}
+	head := in.snapHead
 	in.files = nil // Pebble's from now on
 	g.applier.do(func() error {
-		changed, err := g.applier.replace(files, applied)
+		changed, err := g.applier.replace(files, head)
 		done <- err
 		if !changed {
 			return nil // the sender is told, and tries again
@@ -212,6 +350,8 @@ func (g *Group) install(ctx context.Context) error {
 	})
 	select {
 	case err := <-done:
+		// A file that stays says nothing new: the state is as far.
+		_ = in.h.cfg.FS.Remove(in.path(in.progressName()))
 		return err
 	case <-ctx.Done():
 		return sys.E(sys.Op("replica.Snapshot"), sys.Interrupted, ctx.Err())
@@ -222,9 +362,9 @@ func (g *Group) install(ctx context.Context) error {
 
 // replace swaps the group's state for the tables' rows, all at once. An error
 // after the state has changed is the host's end.
-func (a *applier) replace(files []string, to appliedRow) (changed bool, err error) {
-	h := a.g.host
-	if to.slot <= a.at.slot {
+func (a *applier) replace(files []string, to snapHead) (changed bool, err error) {
+	h, slot := a.g.host, to.applied.slot
+	if slot <= a.at.slot {
 		for _, name := range files {
 			err = errors.Join(err, h.cfg.FS.Remove(name))
 		}
@@ -245,17 +385,17 @@ func (a *applier) replace(files []string, to appliedRow) (changed bool, err erro
 	if err := a.load(); err != nil {
 		return true, err
 	}
-	if a.at != to {
-		panic(fmt.Sprintf("replica: snapshot: state %v expected, found %v", to, a.at))
+	if a.at != to.applied || !a.members.history.Equal(to.history) {
+		panic(fmt.Sprintf("replica: snapshot: state %v of %v expected, found %v of %v", to.applied, to.history, a.at, a.members.history))
 	}
 	h.installs.Add(1)
-	h.cfg.Logger.Info("a snapshot is in place", "group", a.g.id, "slot", to.slot)
+	h.cfg.Logger.Info("a snapshot is in place", "group", a.g.id, "slot", slot)
 	a.g.mu.Lock()
 	a.g.ownDigests = nil
-	a.g.installed = to.slot
+	a.g.installed = installedSnapshot{paxos.Slot(slot), to.history}
 	a.g.mu.Unlock()
-	a.g.flushed.Store(max(a.g.flushed.Load(), to.slot))
-	a.g.appliedTo(to.slot)
+	a.g.flushed.Store(max(a.g.flushed.Load(), slot))
+	a.g.appliedTo(slot)
 	h.wakeDriver()
 	return true, nil
 }

@@ -2,8 +2,10 @@ package replica
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -23,7 +25,104 @@ const (
 	chunkTimeout = 5 * time.Second
 	chunkTries   = 5
 	chunkRetry   = 200 * time.Millisecond
+	// snapshotKeep is how long a snapshot is kept after its transfer broke off,
+	// so that the next one goes on with it.
+	snapshotKeep = time.Minute
 )
+
+// keeper holds the snapshot of a group that is being sent, or whose transfer
+// broke off a short while ago. Several receivers share it.
+type keeper struct {
+	mu  sync.Mutex
+	cur *outSnapshot
+}
+
+// outSnapshot is the group's state at a slot, with where its chunks end as far
+// as they have been sent. That makes a chunk's number mean the same to all.
+type outSnapshot struct {
+	snapHead
+	snap *pebble.Snapshot
+
+	// The keeper's.
+	users int
+	since time.Duration // when the last of them broke off
+
+	mu   sync.Mutex
+	ends []chunkEnd
+}
+
+type chunkEnd struct {
+	key   []byte // the last one
+	total uint64 // rows so far
+}
+
+// acquire returns a snapshot that includes slot after.
+func (k *keeper) acquire(g *Group, after uint64) (*outSnapshot, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.cur != nil && k.cur.applied.slot >= after {
+		k.cur.users++
+		return k.cur, nil
+	}
+	o := &outSnapshot{snap: g.host.db.NewSnapshot(), users: 1}
+	o.stream = rand.Uint64() | 1
+	var err error
+	if o.applied, err = readApplied(o.snap, appliedKey(g.id)); err == nil {
+		var row membersRow
+		row, err = readMembers(o.snap, membersKey(g.id))
+		o.history = row.history
+	}
+	if err != nil {
+		return nil, errors.Join(err, o.snap.Close())
+	}
+	if o.applied.slot < after {
+		panic(fmt.Sprintf("replica: snapshot: the state at slot %d or later expected, found %d", after, o.applied.slot))
+	}
+	if old := k.cur; old != nil && old.users == 0 {
+		err = old.snap.Close()
+	}
+	k.cur = o
+	return o, err
+}
+
+// release ends a use. A snapshot whose transfer broke off is kept for a while.
+func (k *keeper) release(o *outSnapshot, now time.Duration, keep bool) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	o.since = now
+	if o.users--; o.users > 0 || keep && k.cur == o {
+		return nil
+	}
+	if k.cur == o {
+		k.cur = nil
+	}
+	return o.snap.Close()
+}
+
+// expire lets a snapshot go that nobody has come back for before a time.
+func (k *keeper) expire(before time.Duration) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	o := k.cur
+	if o == nil || o.users > 0 || o.since >= before {
+		return nil
+	}
+	k.cur = nil
+	return o.snap.Close()
+}
+
+// close lets it go; nobody may use it any more.
+func (k *keeper) close() error { return k.expire(1<<63 - 1) }
+
+// tidySnapshots lets go what broke off long ago.
+func (h *Host) tidySnapshots() {
+	for _, g := range h.groups {
+		g.incoming.tidy(g.applied.Load())
+		if err := g.outSnap.expire(h.cfg.Clock.Boot() - snapshotKeep); err != nil {
+			h.cfg.Logger.Warn("a snapshot cannot be closed", "group", g.id, "err", err)
+		}
+	}
+}
 
 // startSnapshot sends the group's state to a peer whose next slot is cut from
 // the log, in a goroutine. The group goes on meanwhile.
@@ -51,30 +150,24 @@ func (h *Host) sendSnapshot(g *Group, want paxos.SnapshotRequest) (slot uint64, 
 		return 0, h.stopped("replica.Snapshot")
 	}
 	defer h.unuse()
-	snap := h.db.NewSnapshot()
-	defer func() {
-		if cerr := snap.Close(); err == nil {
-			err = cerr
-		}
-	}()
-	row, err := readApplied(snap, appliedKey(g.id))
+	out, err := g.outSnap.acquire(g, uint64(want.After))
 	if err != nil {
 		return 0, err
 	}
-	if row.slot < uint64(want.After) {
-		panic(fmt.Sprintf("replica: snapshot: the state at slot %d or later expected, found %d", want.After, row.slot))
+	s := &sender{h: h, g: g, to: sys.NodeID(want.To), out: out}
+	err = s.run()
+	if rerr := g.outSnap.release(out, h.cfg.Clock.Boot(), err != nil); err == nil {
+		err = rerr
 	}
-	s := &sender{h: h, g: g, to: sys.NodeID(want.To), stream: rand.Uint64() | 1, applied: row}
-	return row.slot, s.run(snap)
+	return out.applied.slot, err
 }
 
-// sender is one snapshot on its way out.
+// sender is one snapshot on its way to one receiver.
 type sender struct {
-	h       *Host
-	g       *Group
-	to      sys.NodeID
-	stream  uint64
-	applied appliedRow
+	h   *Host
+	g   *Group
+	to  sys.NodeID
+	out *outSnapshot
 
 	number uint64
 	rows   []*replicapb.Row
@@ -83,10 +176,14 @@ type sender struct {
 	total  uint64
 }
 
-// run sends the group's rows of all replicated namespaces in key order.
-func (s *sender) run(snap *pebble.Snapshot) error {
-	lo, _ := groupSpan(s.g.id)
-	it, err := snap.NewIter(&pebble.IterOptions{LowerBound: lo, UpperBound: namespacePrefix(s.g.id, nsLocal)})
+// run sends the group's rows of all replicated namespaces in key order, from
+// where the receiver wants to go on.
+func (s *sender) run() error {
+	from, err := s.begin()
+	if err != nil {
+		return err
+	}
+	it, err := s.out.snap.NewIter(&pebble.IterOptions{LowerBound: from, UpperBound: namespacePrefix(s.g.id, nsLocal)})
 	if err != nil {
 		return err
 	}
@@ -108,6 +205,26 @@ func (s *sender) run(snap *pebble.Snapshot) error {
 	return s.flush(true)
 }
 
+// begin offers the snapshot, and returns the first key to send.
+func (s *sender) begin() ([]byte, error) {
+	reply, err := s.ask(&replicapb.Request{Op: &replicapb.Request_Offer{Offer: s.out.offer()}}, chunkTimeout)
+	if err != nil {
+		return nil, err
+	}
+	lo, _ := groupSpan(s.g.id)
+	if reply.Next == 0 {
+		return lo, nil
+	}
+	s.out.mu.Lock()
+	defer s.out.mu.Unlock()
+	if reply.Next > uint64(len(s.out.ends)) {
+		return nil, s.unexpected(uint64(len(s.out.ends)), reply.Next)
+	}
+	end := s.out.ends[reply.Next-1]
+	s.number, s.total = reply.Next, end.total
+	return append(append(groupPrefix(s.g.id), end.key...), 0), nil
+}
+
 func (s *sender) add(key, value []byte) {
 	row := &replicapb.Row{Key: append([]byte(nil), key...), Value: append([]byte(nil), value...)}
 	s.rows = append(s.rows, row)
@@ -118,42 +235,64 @@ func (s *sender) add(key, value []byte) {
 
 // flush sends one chunk and waits until the receiver has it.
 func (s *sender) flush(last bool) error {
-	chunk := &replicapb.SnapshotChunk{Stream: s.stream, Number: s.number, Rows: s.rows, Last: last, Crc: s.crc}
-	if s.number == 0 {
-		chunk.Applied = &replicapb.Applied{Slot: s.applied.slot, TimeNs: s.applied.timeNs, Digest: s.applied.digest}
-	}
+	chunk := &replicapb.SnapshotChunk{Stream: s.out.stream, Number: s.number, Rows: s.rows, Last: last}
+	timeout := chunkTimeout
 	if last {
 		chunk.Total = s.total
+		timeout *= 6 // the receiver puts the state in place
+	} else {
+		s.noteEnd()
 	}
-	req, err := proto.Marshal(&replicapb.Request{Group: uint64(s.g.id), Op: &replicapb.Request_Chunk{Chunk: chunk}})
+	chunk.Crc = checksumChunk(s.crc, chunk)
+	reply, err := s.ask(&replicapb.Request{Op: &replicapb.Request_Chunk{Chunk: chunk}}, timeout)
 	if err != nil {
 		return err
 	}
+	if reply.Next != s.number+1 {
+		return s.unexpected(s.number+1, reply.Next)
+	}
+	s.number++
+	s.rows, s.bytes, s.crc = s.rows[:0], 0, 0
+	return nil
+}
+
+// noteEnd remembers where a chunk ends, before anybody has it.
+func (s *sender) noteEnd() {
+	s.out.mu.Lock()
+	defer s.out.mu.Unlock()
+	if s.number == uint64(len(s.out.ends)) {
+		s.out.ends = append(s.out.ends, chunkEnd{s.rows[len(s.rows)-1].Key, s.total})
+	}
+}
+
+func (s *sender) unexpected(want, found uint64) error {
+	return sys.E(sys.Op("replica.Snapshot"), sys.Corrupt, sys.Subject(s.to.String()),
+		fmt.Sprintf("chunk %d expected next, the receiver wants %d", want, found))
+}
+
+// ask sends a request until it is answered, and gives up after some tries.
+func (s *sender) ask(r *replicapb.Request, timeout time.Duration) (*replicapb.Reply, error) {
+	r.Group = uint64(s.g.id)
+	req, err := proto.Marshal(r)
+	if err != nil {
+		return nil, err
+	}
 	for try := 1; ; try++ {
-		timeout := chunkTimeout
-		if last {
-			timeout *= 6 // the receiver puts the state in place
-		}
 		ctx, cancel := context.WithTimeout(s.h.ctx, timeout)
 		reply, err := s.h.call(ctx, s.to, req)
 		cancel()
 		switch {
 		case err == nil && reply.Refused:
-			return sys.E(sys.Op("replica.Snapshot"), sys.Unavailable, sys.Subject(s.to.String()), reply.Reason)
-		case err == nil && reply.Next == s.number+1:
-			s.number++
-			s.rows, s.bytes, s.crc = s.rows[:0], 0, 0
-			return nil
+			return nil, sys.E(sys.Op("replica.Snapshot"), sys.Unavailable, sys.Subject(s.to.String()), reply.Reason)
 		case err == nil:
-			return sys.E(sys.Op("replica.Snapshot"), sys.Corrupt, sys.Subject(s.to.String()),
-				fmt.Sprintf("chunk %d expected next, the receiver wants %d", s.number+1, reply.Next))
+			return reply, nil
 		case try >= chunkTries:
-			return err
+			return nil, err
 		}
 		select {
 		case <-time.After(chunkRetry):
 		case <-s.h.stop:
-			return s.h.stopped("replica.Snapshot")
+			return nil, s.h.stopped("replica.Snapshot")
 		}
 	}
 }

@@ -87,7 +87,7 @@ func (h *Host) openState() (*pebble.DB, error) {
 
 // wipeAdvice says how to repair a replica whose files are beyond use.
 func (h *Host) wipeAdvice() string {
-	if len(h.cfg.Voters) == 1 {
+	if h.only.Load() {
 		return "this is the only replica: restore its directory from a backup"
 	}
 	return fmt.Sprintf("to repair this node stop it, move %s away, and start it with rejoin: it returns from the other replicas", h.cfg.Dir)
@@ -138,6 +138,7 @@ func (h *Host) maintain() {
 			return
 		case <-ticker.C:
 			h.checkSpace()
+			h.tidySnapshots()
 		case <-h.flushed:
 			err = h.readFlushed()
 		case <-h.wantFlush:

@@ -55,6 +55,17 @@ type Status struct {
 	// repair it.
 	Damaged string
 
+	// Voters and Learners are the members in force, in ID order; none as long
+	// as a node that joins knows nothing. NextVoters and NextLearners are those
+	// of a change that is under way, none otherwise.
+	Voters, Learners         []sys.NodeID
+	NextVoters, NextLearners []sys.NodeID
+	// Voter says that this node is one of Voters.
+	Voter bool
+	// Removed says that this node has been a member and is none any more: it
+	// can be stopped.
+	Removed bool
+
 	Peers []PeerStatus // what the leader knows of the others, in ID order
 
 	QueueCommands int // commands that wait to be proposed
@@ -69,6 +80,14 @@ type Status struct {
 	ReadIndex uint64 // of these, how many needed a round
 	Elections uint64 // changes of leader seen
 
+	// Batch is how many commands the entries carry that this replica proposed.
+	Batch Spread
+	// SyncTime is how long the log's writes take with their sync, in ns: of the
+	// node's log, all groups.
+	SyncTime Spread
+	// Dropped counts messages that arrived faster than they were handled.
+	Dropped uint64
+
 	LogSyncs   uint64 // of the node's log, all groups
 	LogBytes   uint64
 	LogRecords uint64
@@ -77,12 +96,18 @@ type Status struct {
 	Sessions   int
 }
 
-// PeerStatus is what a leader knows of one follower.
+// PeerStatus is what a leader knows of another member.
 type PeerStatus struct {
-	ID sys.NodeID
+	ID    sys.NodeID
+	Voter bool // in force; otherwise a learner, or one that comes or goes
+	// Reachable says that it has answered within an election timeout.
+	Reachable bool
+	// Snapshot says that a snapshot is on its way to it.
+	Snapshot bool
 	// Match is the slot up to which the follower is known to have the log.
 	Match uint64
-	// Lag is how many chosen slots the follower may lack.
+	// Lag is how many chosen slots it may lack. Below 64 a learner can become a
+	// voter.
 	Lag uint64
 	// LastSeen is how long ago it answered; negative when never.
 	LastSeen time.Duration

@@ -27,6 +27,10 @@ type Transport interface {
 	// Call sends a request and waits for its answer. req belongs to the
 	// caller again when Call has returned.
 	Call(ctx context.Context, to sys.NodeID, req []byte) ([]byte, error)
+	// SetPeers says who there is to talk to, and where. Connections to others
+	// and to former addresses end; messages and requests of others are dropped
+	// and refused. Before the first call there is nobody.
+	SetPeers(peers []Peer)
 	// Handle sets who gets messages and requests. Until then, and after
 	// Handle with a nil Handler, they are dropped and refused.
 	Handle(h Handler)

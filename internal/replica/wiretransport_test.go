@@ -4,6 +4,8 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/koinon/koinon/internal/auth"
@@ -42,8 +44,9 @@ func newWiresOf(t testing.TB, ca *auth.CA, nodes, peers []replica.Peer, listener
 				id, err := auth.PeerIdentity(cs)
 				return wire.Identity{Cluster: id.Cluster, Node: id.Node, Name: id.Name}, err
 			}})
-		w.transports[p.ID] = replica.NewWireTransport(replica.WireConfig{Self: p.ID, Peers: peers, Server: s,
+		w.transports[p.ID] = replica.NewWireTransport(replica.WireConfig{Self: p.ID, Server: s,
 			Client: func(to replica.Peer) wire.ClientConfig { return wire.ClientConfig{TLS: creds.ClientTLSFor(to.ID)} }})
+		w.transports[p.ID].SetPeers(peers)
 		done := make(chan error, 1)
 		go func() { done <- s.Serve(listeners[i]) }()
 		w.servers = append(w.servers, s)
@@ -82,7 +85,7 @@ func newWireCluster(t testing.TB, cfg func(*replica.Config)) *cluster {
 	w := newWires(t, peers, listeners)
 	t.Cleanup(func() { w.close(t) })
 	return newCluster(t, 3, func(c *replica.Config) {
-		c.Transport = w.transports[c.Self]
+		c.Transport, c.Peers = w.transports[c.Self], peers
 		if cfg != nil {
 			cfg(c)
 		}
@@ -138,5 +141,89 @@ func TestStrangerIsNotAReplica(t *testing.T) {
 	}
 	if _, err := two.transports[2].Call(t.Context(), 7, nil); !sys.Is(err, sys.Invalid) {
 		t.Fatalf("a node that is no peer: sys.Invalid expected, found %v", err)
+	}
+}
+
+// counted is a listener that knows how many of its connections are open.
+type counted struct {
+	net.Listener
+	open atomic.Int64
+}
+
+func (l *counted) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	l.open.Add(1)
+	return &countedConn{Conn: c, l: l}, nil
+}
+
+type countedConn struct {
+	net.Conn
+	l    *counted
+	once sync.Once
+}
+
+func (c *countedConn) Close() error {
+	c.once.Do(func() { c.l.open.Add(-1) })
+	return c.Conn.Close()
+}
+
+// TestPeersMoveAndLeave: a node that moves is found at its new address, and no
+// connection to one that is no peer any more stays.
+func TestPeersMoveAndLeave(t *testing.T) {
+	var peers []replica.Peer
+	var listeners []net.Listener
+	for id := sys.NodeID(1); id <= 4; id++ { // the fourth is the third's new place
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		listeners = append(listeners, &counted{Listener: l})
+		peers = append(peers, replica.Peer{ID: min(id, 3), Addr: l.Addr().String()})
+	}
+	ca, err := auth.NewCA("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWiresOf(t, ca, peers[:3], peers[:3], listeners[:3])
+	defer w.close(t)
+	moved := newWiresOf(t, ca, peers[3:], peers[:3], listeners[3:])
+	defer moved.close(t)
+	c := newCluster(t, 3, func(c *replica.Config) {
+		c.Transport, c.Peers = w.transports[c.Self], peers[:3]
+	})
+	defer c.closeAll() // before the servers
+	c.must(add("x"))
+	c.agree(1)
+	c.close(3)
+	cfg := c.config(3)
+	cfg.Transport = moved.transports[3]
+	h, err := replica.Open(cfg, machines())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.setHost(3, h)
+	c.must(add("x"))
+	elsewhere := []replica.Peer{peers[0], peers[1], peers[3]}
+	for id := sys.NodeID(1); id <= 2; id++ {
+		c.host(id).SetPeers(elsewhere)
+	}
+	c.agree(2)
+	old, place := listeners[2].(*counted), listeners[3].(*counted)
+	c.await("no connection to the old address", func() bool { return old.open.Load() == 0 })
+	c.change(ids(1, 2), nil)
+	c.awaitRemoved(3)
+	if place.open.Load() == 0 {
+		t.Fatal("connections to the new address expected, found none")
+	}
+	for id := sys.NodeID(1); id <= 2; id++ {
+		c.host(id).SetPeers(peers[:2])
+	}
+	c.await("no connection to the one that left", func() bool { return place.open.Load() == 0 })
+	c.must(add("x"))
+	if _, err := moved.transports[3].Call(t.Context(), 1, nil); !sys.Is(err, sys.Permission) {
+		t.Fatalf("a node that left: sys.Permission expected, found %v", err)
 	}
 }

@@ -702,6 +702,59 @@ func (x *Applied) GetDigest() uint64 {
 	return 0
 }
 
+// Members is the row beside a group's state that says who is in the group.
+type Members struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	History       []byte                 `protobuf:"bytes,1,opt,name=history,proto3" json:"history,omitempty"` // paxos.History of the state at Applied; of a node that joins it is empty at first
+	Joined        bool                   `protobuf:"varint,2,opt,name=joined,proto3" json:"joined,omitempty"`  // a configuration has named this node
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Members) Reset() {
+	*x = Members{}
+	mi := &file_replica_replicapb_replica_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Members) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Members) ProtoMessage() {}
+
+func (x *Members) ProtoReflect() protoreflect.Message {
+	mi := &file_replica_replicapb_replica_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Members.ProtoReflect.Descriptor instead.
+func (*Members) Descriptor() ([]byte, []int) {
+	return file_replica_replicapb_replica_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Members) GetHistory() []byte {
+	if x != nil {
+		return x.History
+	}
+	return nil
+}
+
+func (x *Members) GetJoined() bool {
+	if x != nil {
+		return x.Joined
+	}
+	return false
+}
+
 // SessionRow is a session in namespace 0.
 type SessionRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -714,7 +767,7 @@ type SessionRow struct {
 
 func (x *SessionRow) Reset() {
 	*x = SessionRow{}
-	mi := &file_replica_replicapb_replica_proto_msgTypes[9]
+	mi := &file_replica_replicapb_replica_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -726,7 +779,7 @@ func (x *SessionRow) String() string {
 func (*SessionRow) ProtoMessage() {}
 
 func (x *SessionRow) ProtoReflect() protoreflect.Message {
-	mi := &file_replica_replicapb_replica_proto_msgTypes[9]
+	mi := &file_replica_replicapb_replica_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -739,7 +792,7 @@ func (x *SessionRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRow.ProtoReflect.Descriptor instead.
 func (*SessionRow) Descriptor() ([]byte, []int) {
-	return file_replica_replicapb_replica_proto_rawDescGZIP(), []int{9}
+	return file_replica_replicapb_replica_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SessionRow) GetName() string {
@@ -777,7 +830,7 @@ type SessionCommand struct {
 
 func (x *SessionCommand) Reset() {
 	*x = SessionCommand{}
-	mi := &file_replica_replicapb_replica_proto_msgTypes[10]
+	mi := &file_replica_replicapb_replica_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -789,7 +842,7 @@ func (x *SessionCommand) String() string {
 func (*SessionCommand) ProtoMessage() {}
 
 func (x *SessionCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_replica_replicapb_replica_proto_msgTypes[10]
+	mi := &file_replica_replicapb_replica_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -802,7 +855,7 @@ func (x *SessionCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionCommand.ProtoReflect.Descriptor instead.
 func (*SessionCommand) Descriptor() ([]byte, []int) {
-	return file_replica_replicapb_replica_proto_rawDescGZIP(), []int{10}
+	return file_replica_replicapb_replica_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SessionCommand) GetOp() isSessionCommand_Op {
@@ -856,7 +909,7 @@ type SessionResult struct {
 
 func (x *SessionResult) Reset() {
 	*x = SessionResult{}
-	mi := &file_replica_replicapb_replica_proto_msgTypes[11]
+	mi := &file_replica_replicapb_replica_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -868,7 +921,7 @@ func (x *SessionResult) String() string {
 func (*SessionResult) ProtoMessage() {}
 
 func (x *SessionResult) ProtoReflect() protoreflect.Message {
-	mi := &file_replica_replicapb_replica_proto_msgTypes[11]
+	mi := &file_replica_replicapb_replica_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -881,7 +934,7 @@ func (x *SessionResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionResult.ProtoReflect.Descriptor instead.
 func (*SessionResult) Descriptor() ([]byte, []int) {
-	return file_replica_replicapb_replica_proto_rawDescGZIP(), []int{11}
+	return file_replica_replicapb_replica_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SessionResult) GetSession() uint64 {
@@ -899,6 +952,7 @@ type Request struct {
 	//
 	//	*Request_Chunk
 	//	*Request_Promise
+	//	*Request_Offer
 	Op            isRequest_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -906,7 +960,7 @@ type Request struct {
 
 func (x *Request) Reset() {
 	*x = Request{}
-	mi := &file_replica_replicapb_replica_proto_msgTypes[12]
+	mi := &file_replica_replicapb_replica_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -918,7 +972,7 @@ func (x *Request) String() string {
 func (*Request) ProtoMessage() {}
 
 func (x *Request) ProtoReflect() protoreflect.Message {
-	mi := &file_replica_replicapb_replica_proto_msgTypes[12]
+	mi := &file_replica_replicapb_replica_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -931,7 +985,7 @@ func (x *Request) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Request.ProtoReflect.Descriptor instead.
 func (*Request) Descriptor() ([]byte, []int) {
-	return file_replica_replicapb_replica_proto_rawDescGZIP(), []int{12}
+	return file_replica_replicapb_replica_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Request) GetGroup() uint64 {
@@ -966,6 +1020,15 @@ func (x *Request) GetPromise() *PromiseQuery {
 	return nil
 }
 
+func (x *Request) GetOffer() *SnapshotOffer {
+	if x != nil {
+		if x, ok := x.Op.(*Request_Offer); ok {
+			return x.Offer
+		}
+	}
+	return nil
+}
+
 type isRequest_Op interface {
 	isRequest_Op()
 }
@@ -978,24 +1041,31 @@ type Request_Promise struct {
 	Promise *PromiseQuery `protobuf:"bytes,3,opt,name=promise,proto3,oneof"`
 }
 
+type Request_Offer struct {
+	Offer *SnapshotOffer `protobuf:"bytes,4,opt,name=offer,proto3,oneof"`
+}
+
 func (*Request_Chunk) isRequest_Op() {}
 
 func (*Request_Promise) isRequest_Op() {}
+
+func (*Request_Offer) isRequest_Op() {}
 
 // Reply answers a Request.
 type Reply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Promised      *Ballot                `protobuf:"bytes,1,opt,name=promised,proto3" json:"promised,omitempty"` // to PromiseQuery
-	Next          uint64                 `protobuf:"varint,2,opt,name=next,proto3" json:"next,omitempty"`        // to SnapshotChunk: the number wanted next
-	Refused       bool                   `protobuf:"varint,3,opt,name=refused,proto3" json:"refused,omitempty"`  // to SnapshotChunk: not wanted (the state is newer, or another stream runs)
+	Next          uint64                 `protobuf:"varint,2,opt,name=next,proto3" json:"next,omitempty"`        // to SnapshotOffer and SnapshotChunk: the number wanted next
+	Refused       bool                   `protobuf:"varint,3,opt,name=refused,proto3" json:"refused,omitempty"`  // to the same: not wanted (the state is newer, or another stream runs)
 	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	Members       []byte                 `protobuf:"bytes,5,opt,name=members,proto3" json:"members,omitempty"` // to PromiseQuery: paxos.History as known there
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Reply) Reset() {
 	*x = Reply{}
-	mi := &file_replica_replicapb_replica_proto_msgTypes[13]
+	mi := &file_replica_replicapb_replica_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1007,7 +1077,7 @@ func (x *Reply) String() string {
 func (*Reply) ProtoMessage() {}
 
 func (x *Reply) ProtoReflect() protoreflect.Message {
-	mi := &file_replica_replicapb_replica_proto_msgTypes[13]
+	mi := &file_replica_replicapb_replica_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1020,7 +1090,7 @@ func (x *Reply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reply.ProtoReflect.Descriptor instead.
 func (*Reply) Descriptor() ([]byte, []int) {
-	return file_replica_replicapb_replica_proto_rawDescGZIP(), []int{13}
+	return file_replica_replicapb_replica_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Reply) GetPromised() *Ballot {
@@ -1051,6 +1121,13 @@ func (x *Reply) GetReason() string {
 	return ""
 }
 
+func (x *Reply) GetMembers() []byte {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
 // PromiseQuery asks for the highest ballot promised, for a replica that lost
 // its own promise.
 type PromiseQuery struct {
@@ -1061,7 +1138,7 @@ type PromiseQuery struct {
 
 func (x *PromiseQuery) Reset() {
 	*x = PromiseQuery{}
-	mi := &file_replica_replicapb_replica_proto_msgTypes[14]
+	mi := &file_replica_replicapb_replica_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1073,7 +1150,7 @@ func (x *PromiseQuery) String() string {
 func (*PromiseQuery) ProtoMessage() {}
 
 func (x *PromiseQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_replica_replicapb_replica_proto_msgTypes[14]
+	mi := &file_replica_replicapb_replica_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1086,18 +1163,87 @@ func (x *PromiseQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromiseQuery.ProtoReflect.Descriptor instead.
 func (*PromiseQuery) Descriptor() ([]byte, []int) {
-	return file_replica_replicapb_replica_proto_rawDescGZIP(), []int{14}
+	return file_replica_replicapb_replica_proto_rawDescGZIP(), []int{15}
+}
+
+// SnapshotOffer is the head of a snapshot. The answer says with which chunk to
+// go on: not 0 when a part of this very snapshot has arrived before.
+type SnapshotOffer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Stream        uint64                 `protobuf:"fixed64,1,opt,name=stream,proto3" json:"stream,omitempty"` // random, names the snapshot
+	Applied       *Applied               `protobuf:"bytes,2,opt,name=applied,proto3" json:"applied,omitempty"` // what the state contains
+	Members       []byte                 `protobuf:"bytes,3,opt,name=members,proto3" json:"members,omitempty"` // paxos.History of that state
+	Crc           uint32                 `protobuf:"fixed32,4,opt,name=crc,proto3" json:"crc,omitempty"`       // CRC-32C over the fields above, as internal/replica/snaphead.go says
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotOffer) Reset() {
+	*x = SnapshotOffer{}
+	mi := &file_replica_replicapb_replica_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotOffer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotOffer) ProtoMessage() {}
+
+func (x *SnapshotOffer) ProtoReflect() protoreflect.Message {
+	mi := &file_replica_replicapb_replica_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotOffer.ProtoReflect.Descriptor instead.
+func (*SnapshotOffer) Descriptor() ([]byte, []int) {
+	return file_replica_replicapb_replica_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *SnapshotOffer) GetStream() uint64 {
+	if x != nil {
+		return x.Stream
+	}
+	return 0
+}
+
+func (x *SnapshotOffer) GetApplied() *Applied {
+	if x != nil {
+		return x.Applied
+	}
+	return nil
+}
+
+func (x *SnapshotOffer) GetMembers() []byte {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *SnapshotOffer) GetCrc() uint32 {
+	if x != nil {
+		return x.Crc
+	}
+	return 0
 }
 
 // SnapshotChunk is a part of a group's state: rows in key order.
 type SnapshotChunk struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Stream        uint64                 `protobuf:"fixed64,1,opt,name=stream,proto3" json:"stream,omitempty"` // random, names one try
+	Stream        uint64                 `protobuf:"fixed64,1,opt,name=stream,proto3" json:"stream,omitempty"` // that of the offer
 	Number        uint64                 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`  // from 0
-	Applied       *Applied               `protobuf:"bytes,3,opt,name=applied,proto3" json:"applied,omitempty"` // in chunk 0: what the state contains
 	Rows          []*Row                 `protobuf:"bytes,4,rep,name=rows,proto3" json:"rows,omitempty"`
 	Last          bool                   `protobuf:"varint,5,opt,name=last,proto3" json:"last,omitempty"`
-	Crc           uint32                 `protobuf:"fixed32,6,opt,name=crc,proto3" json:"crc,omitempty"`    // CRC-32C over the rows' keys and values with their lengths
+	Crc           uint32                 `protobuf:"fixed32,6,opt,name=crc,proto3" json:"crc,omitempty"`    // CRC-32C over rows and the other fields, as internal/replica/snaphead.go says
 	Total         uint64                 `protobuf:"varint,7,opt,name=total,proto3" json:"total,omitempty"` // in the last chunk: rows of all chunks
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1105,7 +1251,7 @@ type SnapshotChunk struct {
 
 func (x *SnapshotChunk) Reset() {
 	*x = SnapshotChunk{}
-	mi := &file_replica_replicapb_replica_proto_msgTypes[15]
+	mi := &file_replica_replicapb_replica_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1117,7 +1263,7 @@ func (x *SnapshotChunk) String() string {
 func (*SnapshotChunk) ProtoMessage() {}
 
 func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_replica_replicapb_replica_proto_msgTypes[15]
+	mi := &file_replica_replicapb_replica_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1130,7 +1276,7 @@ func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotChunk.ProtoReflect.Descriptor instead.
 func (*SnapshotChunk) Descriptor() ([]byte, []int) {
-	return file_replica_replicapb_replica_proto_rawDescGZIP(), []int{15}
+	return file_replica_replicapb_replica_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SnapshotChunk) GetStream() uint64 {
@@ -1145,13 +1291,6 @@ func (x *SnapshotChunk) GetNumber() uint64 {
 		return x.Number
 	}
 	return 0
-}
-
-func (x *SnapshotChunk) GetApplied() *Applied {
-	if x != nil {
-		return x.Applied
-	}
-	return nil
 }
 
 func (x *SnapshotChunk) GetRows() []*Row {
@@ -1182,6 +1321,92 @@ func (x *SnapshotChunk) GetTotal() uint64 {
 	return 0
 }
 
+// SnapshotProgress is the file that says how much of a snapshot has arrived,
+// so that it goes on after a restart.
+type SnapshotProgress struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Offer         *SnapshotOffer         `protobuf:"bytes,1,opt,name=offer,proto3" json:"offer,omitempty"`
+	From          uint64                 `protobuf:"varint,2,opt,name=from,proto3" json:"from,omitempty"`   // the sender
+	Next          uint64                 `protobuf:"varint,3,opt,name=next,proto3" json:"next,omitempty"`   // the chunk wanted next
+	Total         uint64                 `protobuf:"varint,4,opt,name=total,proto3" json:"total,omitempty"` // rows that have arrived
+	LastKey       []byte                 `protobuf:"bytes,5,opt,name=last_key,json=lastKey,proto3" json:"last_key,omitempty"`
+	Tables        uint64                 `protobuf:"varint,6,opt,name=tables,proto3" json:"tables,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotProgress) Reset() {
+	*x = SnapshotProgress{}
+	mi := &file_replica_replicapb_replica_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotProgress) ProtoMessage() {}
+
+func (x *SnapshotProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_replica_replicapb_replica_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotProgress.ProtoReflect.Descriptor instead.
+func (*SnapshotProgress) Descriptor() ([]byte, []int) {
+	return file_replica_replicapb_replica_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *SnapshotProgress) GetOffer() *SnapshotOffer {
+	if x != nil {
+		return x.Offer
+	}
+	return nil
+}
+
+func (x *SnapshotProgress) GetFrom() uint64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *SnapshotProgress) GetNext() uint64 {
+	if x != nil {
+		return x.Next
+	}
+	return 0
+}
+
+func (x *SnapshotProgress) GetTotal() uint64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *SnapshotProgress) GetLastKey() []byte {
+	if x != nil {
+		return x.LastKey
+	}
+	return nil
+}
+
+func (x *SnapshotProgress) GetTables() uint64 {
+	if x != nil {
+		return x.Tables
+	}
+	return 0
+}
+
 // Row is a key, with the namespace in front, and its value.
 type Row struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1193,7 +1418,7 @@ type Row struct {
 
 func (x *Row) Reset() {
 	*x = Row{}
-	mi := &file_replica_replicapb_replica_proto_msgTypes[16]
+	mi := &file_replica_replicapb_replica_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1205,7 +1430,7 @@ func (x *Row) String() string {
 func (*Row) ProtoMessage() {}
 
 func (x *Row) ProtoReflect() protoreflect.Message {
-	mi := &file_replica_replicapb_replica_proto_msgTypes[16]
+	mi := &file_replica_replicapb_replica_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1218,7 +1443,7 @@ func (x *Row) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Row.ProtoReflect.Descriptor instead.
 func (*Row) Descriptor() ([]byte, []int) {
-	return file_replica_replicapb_replica_proto_rawDescGZIP(), []int{16}
+	return file_replica_replicapb_replica_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Row) GetKey() []byte {
@@ -1244,7 +1469,7 @@ type SessionCommand_Open struct {
 
 func (x *SessionCommand_Open) Reset() {
 	*x = SessionCommand_Open{}
-	mi := &file_replica_replicapb_replica_proto_msgTypes[17]
+	mi := &file_replica_replicapb_replica_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1256,7 +1481,7 @@ func (x *SessionCommand_Open) String() string {
 func (*SessionCommand_Open) ProtoMessage() {}
 
 func (x *SessionCommand_Open) ProtoReflect() protoreflect.Message {
-	mi := &file_replica_replicapb_replica_proto_msgTypes[17]
+	mi := &file_replica_replicapb_replica_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1269,7 +1494,7 @@ func (x *SessionCommand_Open) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionCommand_Open.ProtoReflect.Descriptor instead.
 func (*SessionCommand_Open) Descriptor() ([]byte, []int) {
-	return file_replica_replicapb_replica_proto_rawDescGZIP(), []int{10, 0}
+	return file_replica_replicapb_replica_proto_rawDescGZIP(), []int{11, 0}
 }
 
 func (x *SessionCommand_Open) GetName() string {
@@ -1289,7 +1514,7 @@ type SessionCommand_End struct {
 
 func (x *SessionCommand_End) Reset() {
 	*x = SessionCommand_End{}
-	mi := &file_replica_replicapb_replica_proto_msgTypes[18]
+	mi := &file_replica_replicapb_replica_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1301,7 +1526,7 @@ func (x *SessionCommand_End) String() string {
 func (*SessionCommand_End) ProtoMessage() {}
 
 func (x *SessionCommand_End) ProtoReflect() protoreflect.Message {
-	mi := &file_replica_replicapb_replica_proto_msgTypes[18]
+	mi := &file_replica_replicapb_replica_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1314,7 +1539,7 @@ func (x *SessionCommand_End) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionCommand_End.ProtoReflect.Descriptor instead.
 func (*SessionCommand_End) Descriptor() ([]byte, []int) {
-	return file_replica_replicapb_replica_proto_rawDescGZIP(), []int{10, 1}
+	return file_replica_replicapb_replica_proto_rawDescGZIP(), []int{11, 1}
 }
 
 func (x *SessionCommand_End) GetSessions() []uint64 {
@@ -1389,7 +1614,10 @@ const file_replica_replicapb_replica_proto_rawDesc = "" +
 	"\aApplied\x12\x12\n" +
 	"\x04slot\x18\x01 \x01(\x04R\x04slot\x12\x17\n" +
 	"\atime_ns\x18\x02 \x01(\x03R\x06timeNs\x12\x16\n" +
-	"\x06digest\x18\x03 \x01(\x06R\x06digest\"O\n" +
+	"\x06digest\x18\x03 \x01(\x06R\x06digest\";\n" +
+	"\aMembers\x12\x18\n" +
+	"\ahistory\x18\x01 \x01(\fR\ahistory\x12\x16\n" +
+	"\x06joined\x18\x02 \x01(\bR\x06joined\"O\n" +
 	"\n" +
 	"SessionRow\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
@@ -1405,26 +1633,39 @@ const file_replica_replicapb_replica_proto_rawDesc = "" +
 	"\x04idle\x18\x02 \x01(\bR\x04idleB\x04\n" +
 	"\x02op\")\n" +
 	"\rSessionResult\x12\x18\n" +
-	"\asession\x18\x01 \x01(\x04R\asession\"\x9c\x01\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\"\xd6\x01\n" +
 	"\aRequest\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\x04R\x05group\x128\n" +
 	"\x05chunk\x18\x02 \x01(\v2 .koinon.replica.v1.SnapshotChunkH\x00R\x05chunk\x12;\n" +
-	"\apromise\x18\x03 \x01(\v2\x1f.koinon.replica.v1.PromiseQueryH\x00R\apromiseB\x04\n" +
-	"\x02op\"\x84\x01\n" +
+	"\apromise\x18\x03 \x01(\v2\x1f.koinon.replica.v1.PromiseQueryH\x00R\apromise\x128\n" +
+	"\x05offer\x18\x04 \x01(\v2 .koinon.replica.v1.SnapshotOfferH\x00R\x05offerB\x04\n" +
+	"\x02op\"\x9e\x01\n" +
 	"\x05Reply\x125\n" +
 	"\bpromised\x18\x01 \x01(\v2\x19.koinon.replica.v1.BallotR\bpromised\x12\x12\n" +
 	"\x04next\x18\x02 \x01(\x04R\x04next\x12\x18\n" +
 	"\arefused\x18\x03 \x01(\bR\arefused\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x0e\n" +
-	"\fPromiseQuery\"\xdd\x01\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x18\n" +
+	"\amembers\x18\x05 \x01(\fR\amembers\"\x0e\n" +
+	"\fPromiseQuery\"\x89\x01\n" +
+	"\rSnapshotOffer\x12\x16\n" +
+	"\x06stream\x18\x01 \x01(\x06R\x06stream\x124\n" +
+	"\aapplied\x18\x02 \x01(\v2\x1a.koinon.replica.v1.AppliedR\aapplied\x12\x18\n" +
+	"\amembers\x18\x03 \x01(\fR\amembers\x12\x10\n" +
+	"\x03crc\x18\x04 \x01(\aR\x03crc\"\xad\x01\n" +
 	"\rSnapshotChunk\x12\x16\n" +
 	"\x06stream\x18\x01 \x01(\x06R\x06stream\x12\x16\n" +
-	"\x06number\x18\x02 \x01(\x04R\x06number\x124\n" +
-	"\aapplied\x18\x03 \x01(\v2\x1a.koinon.replica.v1.AppliedR\aapplied\x12*\n" +
+	"\x06number\x18\x02 \x01(\x04R\x06number\x12*\n" +
 	"\x04rows\x18\x04 \x03(\v2\x16.koinon.replica.v1.RowR\x04rows\x12\x12\n" +
 	"\x04last\x18\x05 \x01(\bR\x04last\x12\x10\n" +
 	"\x03crc\x18\x06 \x01(\aR\x03crc\x12\x14\n" +
-	"\x05total\x18\a \x01(\x04R\x05total\"-\n" +
+	"\x05total\x18\a \x01(\x04R\x05totalJ\x04\b\x03\x10\x04\"\xbb\x01\n" +
+	"\x10SnapshotProgress\x126\n" +
+	"\x05offer\x18\x01 \x01(\v2 .koinon.replica.v1.SnapshotOfferR\x05offer\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\x04R\x04from\x12\x12\n" +
+	"\x04next\x18\x03 \x01(\x04R\x04next\x12\x14\n" +
+	"\x05total\x18\x04 \x01(\x04R\x05total\x12\x19\n" +
+	"\blast_key\x18\x05 \x01(\fR\alastKey\x12\x16\n" +
+	"\x06tables\x18\x06 \x01(\x04R\x06tables\"-\n" +
 	"\x03Row\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\fR\x05valueB5Z3github.com/koinon/koinon/internal/replica/replicapbb\x06proto3"
@@ -1441,7 +1682,7 @@ func file_replica_replicapb_replica_proto_rawDescGZIP() []byte {
 	return file_replica_replicapb_replica_proto_rawDescData
 }
 
-var file_replica_replicapb_replica_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_replica_replicapb_replica_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_replica_replicapb_replica_proto_goTypes = []any{
 	(*EntryBatch)(nil),          // 0: koinon.replica.v1.EntryBatch
 	(*Command)(nil),             // 1: koinon.replica.v1.Command
@@ -1452,16 +1693,19 @@ var file_replica_replicapb_replica_proto_goTypes = []any{
 	(*Message)(nil),             // 6: koinon.replica.v1.Message
 	(*Digest)(nil),              // 7: koinon.replica.v1.Digest
 	(*Applied)(nil),             // 8: koinon.replica.v1.Applied
-	(*SessionRow)(nil),          // 9: koinon.replica.v1.SessionRow
-	(*SessionCommand)(nil),      // 10: koinon.replica.v1.SessionCommand
-	(*SessionResult)(nil),       // 11: koinon.replica.v1.SessionResult
-	(*Request)(nil),             // 12: koinon.replica.v1.Request
-	(*Reply)(nil),               // 13: koinon.replica.v1.Reply
-	(*PromiseQuery)(nil),        // 14: koinon.replica.v1.PromiseQuery
-	(*SnapshotChunk)(nil),       // 15: koinon.replica.v1.SnapshotChunk
-	(*Row)(nil),                 // 16: koinon.replica.v1.Row
-	(*SessionCommand_Open)(nil), // 17: koinon.replica.v1.SessionCommand.Open
-	(*SessionCommand_End)(nil),  // 18: koinon.replica.v1.SessionCommand.End
+	(*Members)(nil),             // 9: koinon.replica.v1.Members
+	(*SessionRow)(nil),          // 10: koinon.replica.v1.SessionRow
+	(*SessionCommand)(nil),      // 11: koinon.replica.v1.SessionCommand
+	(*SessionResult)(nil),       // 12: koinon.replica.v1.SessionResult
+	(*Request)(nil),             // 13: koinon.replica.v1.Request
+	(*Reply)(nil),               // 14: koinon.replica.v1.Reply
+	(*PromiseQuery)(nil),        // 15: koinon.replica.v1.PromiseQuery
+	(*SnapshotOffer)(nil),       // 16: koinon.replica.v1.SnapshotOffer
+	(*SnapshotChunk)(nil),       // 17: koinon.replica.v1.SnapshotChunk
+	(*SnapshotProgress)(nil),    // 18: koinon.replica.v1.SnapshotProgress
+	(*Row)(nil),                 // 19: koinon.replica.v1.Row
+	(*SessionCommand_Open)(nil), // 20: koinon.replica.v1.SessionCommand.Open
+	(*SessionCommand_End)(nil),  // 21: koinon.replica.v1.SessionCommand.End
 }
 var file_replica_replicapb_replica_proto_depIdxs = []int32{
 	1,  // 0: koinon.replica.v1.EntryBatch.commands:type_name -> koinon.replica.v1.Command
@@ -1472,18 +1716,20 @@ var file_replica_replicapb_replica_proto_depIdxs = []int32{
 	2,  // 5: koinon.replica.v1.Message.released:type_name -> koinon.replica.v1.Ballot
 	3,  // 6: koinon.replica.v1.Message.entries:type_name -> koinon.replica.v1.Entry
 	7,  // 7: koinon.replica.v1.Message.digest:type_name -> koinon.replica.v1.Digest
-	17, // 8: koinon.replica.v1.SessionCommand.open:type_name -> koinon.replica.v1.SessionCommand.Open
-	18, // 9: koinon.replica.v1.SessionCommand.end:type_name -> koinon.replica.v1.SessionCommand.End
-	15, // 10: koinon.replica.v1.Request.chunk:type_name -> koinon.replica.v1.SnapshotChunk
-	14, // 11: koinon.replica.v1.Request.promise:type_name -> koinon.replica.v1.PromiseQuery
-	2,  // 12: koinon.replica.v1.Reply.promised:type_name -> koinon.replica.v1.Ballot
-	8,  // 13: koinon.replica.v1.SnapshotChunk.applied:type_name -> koinon.replica.v1.Applied
-	16, // 14: koinon.replica.v1.SnapshotChunk.rows:type_name -> koinon.replica.v1.Row
-	15, // [15:15] is the sub-list for method output_type
-	15, // [15:15] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	20, // 8: koinon.replica.v1.SessionCommand.open:type_name -> koinon.replica.v1.SessionCommand.Open
+	21, // 9: koinon.replica.v1.SessionCommand.end:type_name -> koinon.replica.v1.SessionCommand.End
+	17, // 10: koinon.replica.v1.Request.chunk:type_name -> koinon.replica.v1.SnapshotChunk
+	15, // 11: koinon.replica.v1.Request.promise:type_name -> koinon.replica.v1.PromiseQuery
+	16, // 12: koinon.replica.v1.Request.offer:type_name -> koinon.replica.v1.SnapshotOffer
+	2,  // 13: koinon.replica.v1.Reply.promised:type_name -> koinon.replica.v1.Ballot
+	8,  // 14: koinon.replica.v1.SnapshotOffer.applied:type_name -> koinon.replica.v1.Applied
+	19, // 15: koinon.replica.v1.SnapshotChunk.rows:type_name -> koinon.replica.v1.Row
+	16, // 16: koinon.replica.v1.SnapshotProgress.offer:type_name -> koinon.replica.v1.SnapshotOffer
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_replica_replicapb_replica_proto_init() }
@@ -1491,13 +1737,14 @@ func file_replica_replicapb_replica_proto_init() {
 	if File_replica_replicapb_replica_proto != nil {
 		return
 	}
-	file_replica_replicapb_replica_proto_msgTypes[10].OneofWrappers = []any{
+	file_replica_replicapb_replica_proto_msgTypes[11].OneofWrappers = []any{
 		(*SessionCommand_Open_)(nil),
 		(*SessionCommand_End_)(nil),
 	}
-	file_replica_replicapb_replica_proto_msgTypes[12].OneofWrappers = []any{
+	file_replica_replicapb_replica_proto_msgTypes[13].OneofWrappers = []any{
 		(*Request_Chunk)(nil),
 		(*Request_Promise)(nil),
+		(*Request_Offer)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1505,7 +1752,7 @@ func file_replica_replicapb_replica_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_replica_replicapb_replica_proto_rawDesc), len(file_replica_replicapb_replica_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -21,6 +21,7 @@ type Network struct {
 	cut       map[[2]sys.NodeID]bool
 	loss      float64
 	repeat    float64
+	calls     func(from, to sys.NodeID, req []byte) ([]byte, error)
 	wg        sync.WaitGroup
 }
 
@@ -36,6 +37,14 @@ func (n *Network) SetFaults(loss, repeat float64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.loss, n.repeat = loss, repeat
+}
+
+// SetCalls has fn see every request of Call before its receiver does: it may
+// hold it up, change it, or lose it with an error. nil ends that.
+func (n *Network) SetCalls(fn func(from, to sys.NodeID, req []byte) ([]byte, error)) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.calls = fn
 }
 
 // Cut stops, or restores, what goes from one node to another.
@@ -102,6 +111,7 @@ type Endpoint struct {
 
 	mu      sync.Mutex
 	handler replica.Handler
+	peers   map[sys.NodeID]bool
 	queue   []queued
 }
 
@@ -122,10 +132,30 @@ func (e *Endpoint) Handle(h replica.Handler) {
 	e.handler = h
 }
 
+// SetPeers implements replica.Transport.
+func (e *Endpoint) SetPeers(peers []replica.Peer) {
+	next := map[sys.NodeID]bool{}
+	for _, p := range peers {
+		if p.ID != e.id {
+			next[p.ID] = true
+		}
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.peers = next
+}
+
+// knows reports whether a node is a peer. Messages of others are dropped.
+func (e *Endpoint) knows(id sys.NodeID) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.peers[id]
+}
+
 // Send implements replica.Transport.
 func (e *Endpoint) Send(to sys.NodeID, _ replica.Lane, frame []byte) {
 	dst, times := e.net.route(e.id, to)
-	if dst == nil {
+	if dst == nil || !e.knows(to) || !dst.knows(e.id) {
 		return
 	}
 	dst.mu.Lock()
@@ -144,9 +174,24 @@ func (e *Endpoint) Send(to sys.NodeID, _ replica.Lane, frame []byte) {
 // Call implements replica.Transport.
 func (e *Endpoint) Call(ctx context.Context, to sys.NodeID, req []byte) ([]byte, error) {
 	const op = sys.Op("replicatest.Call")
+	if !e.knows(to) {
+		return nil, sys.E(op, sys.Invalid, "not a peer of this node")
+	}
 	dst, _ := e.net.route(e.id, to)
 	if dst == nil {
 		return nil, sys.E(op, sys.Unavailable, "the request was lost")
+	}
+	if !dst.knows(e.id) {
+		return nil, sys.E(op, sys.Permission, "not a peer of that node")
+	}
+	e.net.mu.Lock()
+	see := e.net.calls
+	e.net.mu.Unlock()
+	if see != nil {
+		var err error
+		if req, err = see(e.id, to, req); err != nil {
+			return nil, err
+		}
 	}
 	dst.mu.Lock()
 	h := dst.handler

@@ -61,6 +61,9 @@ type Options struct {
 	// SegmentBytes is the size of a segment file. Default 64 MiB, least 16 KiB.
 	SegmentBytes int64
 	Logger       *slog.Logger // default: discard
+	// Synced is told how long each write and its sync took; it must be quick.
+	// Default: nobody is told.
+	Synced func(took time.Duration)
 	// Exists says that the log must be there: that it is empty is damage.
 	Exists bool
 }

@@ -136,7 +136,11 @@ func (l *Log) sync(seg *segment, buf []byte, at int64) error {
 	if err := seg.file.SyncData(); err != nil {
 		return sys.E(sys.Op("wal.sync"), sys.Subject(segmentName(seg.id)), kindOf(err), err)
 	}
-	l.syncNs.Add(uint64(time.Since(start)))
+	took := time.Since(start)
+	l.syncNs.Add(uint64(took))
+	if l.opts.Synced != nil {
+		l.opts.Synced(took)
+	}
 	l.syncs.Add(1)
 	l.bytes.Add(uint64(len(buf)))
 	return nil

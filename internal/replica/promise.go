@@ -1,0 +1,134 @@
+package replica
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/koinon/koinon/internal/replica/replicapb"
+	"github.com/koinon/koinon/internal/sys"
+	"github.com/koinon/koinon/paxos"
+	"google.golang.org/protobuf/proto"
+)
+
+// promiseRetry is the pause between two rounds of questions.
+const promiseRetry = 100 * time.Millisecond
+
+// regainPromise asks every other voter for its promise, when this replica has
+// lost its own. A ballot that this replica promised was promised by its owner
+// first, so the highest answer is at least that. All have to answer: the voters
+// of the newest configurations that anybody knows. A ballot of somebody who has
+// left these counts only in slots before them, and those are chosen.
+func (g *Group) regainPromise() {
+	h := g.host
+	h.cfg.Logger.Warn("this replica lost its promise: it asks all others for theirs", "group", g.id)
+	known := *g.configs.Load()
+	answered := map[sys.NodeID]bool{h.cfg.Self: true}
+	var highest paxos.Ballot
+	for {
+		open := 0
+		ask := electorate(known)
+		if len(known) == 0 {
+			ask, open = *h.peers.Load(), 1 // somebody has to know who votes
+		}
+		for _, id := range ask {
+			if answered[id] {
+				continue
+			}
+			open++
+			ballot, history, ok := g.askPromise(id)
+			if !ok {
+				g.waitsFor(id)
+				continue
+			}
+			answered[id] = true
+			if highest.Less(ballot) {
+				highest = ballot
+			}
+			if newer(history, known) {
+				known = history
+			}
+		}
+		if open == 0 {
+			break
+		}
+		select {
+		case <-time.After(promiseRetry):
+		case <-h.stop:
+			return
+		}
+	}
+	g.call(func(paxos.Time) {
+		if g.d.recovered.Promised.Less(highest) {
+			g.d.recovered.Promised = highest
+		}
+		g.d.promised = g.d.recovered.Promised
+		g.d.lost, g.d.stateDirty = false, true
+		g.begin()
+		h.pass()
+	})
+}
+
+// waitsFor puts into the status that the replica does not vote before another
+// has told its promise. The driver's own status follows when all have.
+func (g *Group) waitsFor(id sys.NodeID) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.published.Damaged = fmt.Sprintf("this replica has lost what it promised, and does not vote until every other node has told what it "+
+		"promised: it waits for %v, start that node if it does not run", id)
+}
+
+// newer reports whether history a is of a later state than b.
+func newer(a, b paxos.History) bool {
+	switch {
+	case len(a) == 0 || len(b) == 0:
+		return len(a) > 0
+	case a[0].From != b[0].From:
+		return a[0].From > b[0].From
+	}
+	return len(a) > len(b)
+}
+
+// askPromise asks one replica for its promise and who votes.
+func (g *Group) askPromise(to sys.NodeID) (b paxos.Ballot, h paxos.History, ok bool) {
+	req, err := proto.Marshal(&replicapb.Request{Group: uint64(g.id),
+		Op: &replicapb.Request_Promise{Promise: &replicapb.PromiseQuery{}}})
+	if err != nil {
+		panic("replica: a request that can be encoded expected, found " + err.Error())
+	}
+	ctx, cancel := context.WithTimeout(g.host.ctx, time.Second)
+	defer cancel()
+	reply, err := g.host.call(ctx, to, req)
+	if err != nil || reply.Refused {
+		return b, nil, false
+	}
+	if len(reply.Members) > 0 {
+		if h, err = paxos.DecodeHistory(reply.Members); err != nil {
+			g.host.cfg.Logger.Warn("an answer about promises is not understood", "from", to, "err", err)
+			return b, nil, false
+		}
+	}
+	return paxos.Ballot{Round: reply.Promised.GetRound(), Node: paxos.NodeID(reply.Promised.GetNode())}, h, true
+}
+
+// tellPromise answers a replica that lost its promise.
+func (g *Group) tellPromise(ctx context.Context) (*replicapb.Reply, error) {
+	answer := make(chan *replicapb.Reply, 1)
+	g.call(func(paxos.Time) {
+		if g.d.node == nil {
+			answer <- &replicapb.Reply{Refused: true, Reason: "the promise is not known here either"}
+			return
+		}
+		st := g.d.node.Status()
+		answer <- &replicapb.Reply{Promised: &replicapb.Ballot{Round: st.Promised.Round, Node: uint64(st.Promised.Node)},
+			Members: st.Configs.Encode()}
+	})
+	select {
+	case r := <-answer:
+		return r, nil
+	case <-ctx.Done():
+		return nil, sys.E(sys.Op("replica.Promise"), sys.Interrupted, ctx.Err())
+	case <-g.host.stop:
+		return nil, g.host.stopped("replica.Promise")
+	}
+}
