@@ -37,6 +37,7 @@ type Config struct {
 type Client struct {
 	cfg    Config
 	leader atomic.Uint64 // sys.NodeID last known to lead; 0 for none
+	roster atomic.Pointer[roster]
 
 	mu      sync.Mutex
 	conns   map[connKey]*wire.Client
@@ -161,6 +162,7 @@ func (c *Client) Install(m *clusterpb.Map) error {
 		return nil
 	}
 	c.m, c.table = m, table
+	c.roster.Store(newRoster(m))
 	close(c.changed)
 	c.changed = make(chan struct{})
 	return nil
@@ -169,19 +171,23 @@ func (c *Client) Install(m *clusterpb.Map) error {
 // Refresh fetches the map from any node that answers. It tries until ctx is
 // done or the client's timeout is over.
 func (c *Client) Refresh(ctx context.Context) error {
-	req := mustMarshal(&clusterpb.MapRequest{})
 	return c.retry(ctx, "cluster.Refresh", func(ctx context.Context, addr string) (sys.NodeID, error) {
-		reply, err := c.conn(addr, false).Call(ctx, MethodMap, req, nil)
-		if err != nil {
-			return 0, err
-		}
-		defer reply.Release()
-		m := &clusterpb.Map{}
-		if err := proto.Unmarshal(reply.Header, m); err != nil {
-			return 0, sys.E(sys.Corrupt, err)
-		}
-		return 0, c.Install(m)
+		return 0, c.Learn(ctx, addr)
 	})
+}
+
+// Learn fetches the map from one node.
+func (c *Client) Learn(ctx context.Context, addr string) error {
+	reply, err := c.conn(addr, false).Call(ctx, MethodMap, mustMarshal(&clusterpb.MapRequest{}), nil)
+	if err != nil {
+		return err
+	}
+	defer reply.Release()
+	m := &clusterpb.Map{}
+	if err := proto.Unmarshal(reply.Header, m); err != nil {
+		return sys.E(sys.Corrupt, err)
+	}
+	return c.Install(m)
 }
 
 // CallLeader sends a request to the leader, wherever it is. It tries again

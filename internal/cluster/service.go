@@ -12,11 +12,15 @@ import (
 	"github.com/koinon/koinon/internal/wire"
 )
 
-// Service answers for one node: the map, its status, and sessions when it
-// leads.
+// Service answers for one node: the map, its status, and, when it leads,
+// sessions and changes of the cluster. Status and Known are required.
 type Service struct {
+	// Group is nil on a node that has no replica of the log.
 	Group  *replica.Group
 	Status func() *clusterpb.StatusReply
+	// Known returns the map that the node has from others, for when its state
+	// has none; nil when there is none, or none for this peer.
+	Known func(peer wire.Identity) *clusterpb.Map
 }
 
 // Register adds the service's methods to a server.
@@ -25,16 +29,35 @@ func (s *Service) Register(srv *wire.Server) {
 	srv.Handle(MethodStatus, s.serveStatus)
 	srv.Handle(MethodOpenSession, s.serveOpenSession)
 	srv.Handle(MethodCloseSession, s.serveCloseSession)
+	srv.Handle(MethodChange, s.serveChange)
+	srv.Handle(MethodTokens, s.serveTokens)
 }
 
-func (s *Service) serveMap(context.Context, *wire.Request) (wire.Response, error) {
-	var m *clusterpb.Map
-	err := s.Group.ReadLocal(replica.NSCluster, func(r replica.Reader) (err error) {
+// LocalMap returns the map in a replica's state, nil when it has none.
+func LocalMap(g *replica.Group) (m *clusterpb.Map, err error) {
+	if g == nil {
+		return nil, nil
+	}
+	err = g.ReadLocal(replica.NSCluster, func(r replica.Reader) (err error) {
 		m, err = ReadMap(r)
 		return err
 	})
+	return m, err
+}
+
+// NotHere is the answer of a node that has no replica to what only a leader
+// does; the caller then asks another.
+func NotHere(context.Context, *wire.Request) (wire.Response, error) {
+	return wire.Response{}, sys.E(sys.Op("cluster.Serve"), sys.NotLeader, "this node has no replica of the log")
+}
+
+func (s *Service) serveMap(_ context.Context, req *wire.Request) (wire.Response, error) {
+	m, err := LocalMap(s.Group)
 	if err != nil {
 		return wire.Response{}, err
+	}
+	if m == nil {
+		m = s.Known(req.Peer)
 	}
 	if m == nil {
 		return wire.Response{}, sys.E(sys.Op("cluster.Map"), sys.Unavailable, "the cluster has not come up yet: a majority of its nodes must run")
@@ -47,6 +70,9 @@ func (s *Service) serveStatus(context.Context, *wire.Request) (wire.Response, er
 }
 
 func (s *Service) serveOpenSession(ctx context.Context, req *wire.Request) (wire.Response, error) {
+	if s.Group == nil {
+		return NotHere(ctx, req)
+	}
 	var r clusterpb.OpenSessionRequest
 	if err := proto.Unmarshal(req.Header, &r); err != nil {
 		return wire.Response{}, sys.E(sys.Op("cluster.OpenSession"), sys.Invalid, err)
@@ -59,6 +85,9 @@ func (s *Service) serveOpenSession(ctx context.Context, req *wire.Request) (wire
 }
 
 func (s *Service) serveCloseSession(ctx context.Context, req *wire.Request) (wire.Response, error) {
+	if s.Group == nil {
+		return NotHere(ctx, req)
+	}
 	var r clusterpb.OpenSessionReply
 	if err := proto.Unmarshal(req.Header, &r); err != nil {
 		return wire.Response{}, sys.E(sys.Op("cluster.CloseSession"), sys.Invalid, err)

@@ -29,7 +29,7 @@ func (s *server) found(ctx context.Context) error {
 	}
 	members := make([]*clusterpb.Member, 0, len(s.cfg.Voters))
 	for _, v := range s.cfg.Voters {
-		members = append(members, &clusterpb.Member{Id: uint64(v.ID), Addr: v.Addr, Weight: 1})
+		members = append(members, &clusterpb.Member{Id: uint64(v.ID), Addr: v.Addr, Weight: 1, JoinedNs: s.clock.Wall().UnixNano()})
 	}
 	m, err := cluster.First(s.cfg.Cluster, members, placementGroups, s.cfg.Replicas)
 	if err != nil {
@@ -63,9 +63,13 @@ func (s *server) collect(ctx context.Context) {
 
 // status tells of this node.
 func (s *server) status() *clusterpb.StatusReply {
-	st := s.group.Status()
+	st, role := replica.Status{}, "plain"
+	if s.group != nil {
+		st = s.group.Status()
+		role = st.Role.String()
+	}
 	r := &clusterpb.StatusReply{
-		Node: uint64(s.cfg.ID), Cluster: s.cfg.Cluster, Version: s.version, Leader: uint64(st.Leader), Role: st.Role.String(),
+		Node: uint64(s.cfg.ID), Cluster: s.cfg.Cluster, Version: s.version, Leader: uint64(st.Leader), Role: role,
 		BallotRound: st.BallotRound, Chosen: st.Chosen, Applied: st.Applied, Truncated: st.Truncated,
 		StartedNs: s.started.UnixNano(), Proposals: st.Proposals, Entries: st.Entries, Syncs: st.LogSyncs, LogBytes: st.LogBytes,
 		Epoch: s.peers.Map().GetEpoch(), Healing: healing(s.healer.Status()), ResidentBytes: resident(),

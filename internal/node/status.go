@@ -1,10 +1,15 @@
 package node
 
 import (
+	"cmp"
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/koinon/koinon/internal/auth"
@@ -16,18 +21,23 @@ import (
 
 // Status is a cluster as its nodes tell of themselves.
 type Status struct {
-	Cluster string       `json:"cluster"`
-	Leader  sys.NodeID   `json:"leader"` // 0 when there is none
-	Nodes   []NodeStatus `json:"nodes"`
+	Cluster string     `json:"cluster"`
+	Leader  sys.NodeID `json:"leader"` // 0 when there is none
+	// Majority says that there is a leader and most nodes are up, so that
+	// writes go on.
+	Majority bool         `json:"majority"`
+	Nodes    []NodeStatus `json:"nodes"`
 }
 
 // NodeStatus is one node. Only ID, Addr, State and Trouble are set of a node
-// that does not answer.
+// that does not answer, and ID only when another one knows it.
 type NodeStatus struct {
 	ID         sys.NodeID `json:"id"`
 	Addr       string     `json:"addr"`
 	Role       string     `json:"role"`
-	State      string     `json:"state"` // up, down
+	State      string     `json:"state"`            // up, down
+	Member     string     `json:"member,omitempty"` // up, joining, draining; empty while the map is not known
+	Joined     *time.Time `json:"joined,omitempty"` // since when it is a member, where that is known
 	Version    string     `json:"version,omitempty"`
 	Round      uint64     `json:"round"`
 	Chosen     uint64     `json:"chosen"`
@@ -68,26 +78,69 @@ func (c *Client) Status(ctx context.Context) (*Status, error) {
 }
 
 func readStatus(ctx context.Context, cc *cluster.Client, name string) (*Status, error) {
+	a := asked{cc: cc, nodes: map[string]*NodeStatus{}}
+	a.ask(ctx, cc.Addrs())
+	if cc.Map() != nil { // it may name nodes that the configuration does not
+		a.ask(ctx, slices.DeleteFunc(cc.Addrs(), func(addr string) bool { return a.nodes[addr] != nil }))
+	}
+	out := &Status{Cluster: name}
+	for _, addr := range cc.Addrs() { // members first
+		n := a.nodes[addr]
+		if n == nil {
+			continue // of a map that came meanwhile
+		}
+		if n.ID == 0 {
+			n.ID = cc.IDOf(addr)
+		}
+		known := slices.ContainsFunc(out.Nodes, func(o NodeStatus) bool { return o.ID != 0 && o.ID == n.ID })
+		if known || n.ID == 0 && cc.Map() != nil {
+			continue // another address of a member, or one where a member was
+		}
+		n.describe(cc.Map())
+		out.Nodes = append(out.Nodes, *n)
+	}
+	summarize(out)
+	return out, nil
+}
+
+// asked collects what nodes answer.
+type asked struct {
+	cc    *cluster.Client
+	nodes map[string]*NodeStatus // by address
+}
+
+// ask asks all at once, and also for the map where that is not known.
+func (a *asked) ask(ctx context.Context, addrs []string) {
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
-	addrs := cc.Addrs()
-	out := &Status{Cluster: name, Nodes: make([]NodeStatus, len(addrs))}
-	replies := make([]*clusterpb.StatusReply, len(addrs))
 	var wg sync.WaitGroup
-	for i, addr := range addrs {
+	for _, addr := range addrs {
+		n := &NodeStatus{}
+		a.nodes[addr] = n
 		wg.Go(func() {
-			r, err := cc.NodeStatus(ctx, addr)
+			r, err := a.cc.NodeStatus(ctx, addr)
 			if err != nil {
-				out.Nodes[i] = NodeStatus{ID: cc.IDOf(addr), Addr: addr, State: "down", Trouble: err.Error()}
+				*n = NodeStatus{Addr: addr, State: "down", Trouble: reason(err)}
 				return
 			}
-			replies[i] = r
-			out.Nodes[i] = nodeStatus(addr, r)
+			*n = nodeStatus(addr, r)
+			if a.cc.Map() == nil {
+				_ = a.cc.Learn(ctx, addr) // a cluster that has not come up yet has none
+			}
 		})
 	}
 	wg.Wait()
-	summarize(out, replies)
-	return out, nil
+}
+
+// reason says in few words why a node did not answer.
+func reason(err error) string {
+	if errno, ok := errors.AsType[syscall.Errno](err); ok {
+		return "it does not answer: " + errno.Error()
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Sprintf("it does not answer within %v", statusTimeout)
+	}
+	return err.Error()
 }
 
 func nodeStatus(addr string, r *clusterpb.StatusReply) NodeStatus {
@@ -99,19 +152,36 @@ func nodeStatus(addr string, r *clusterpb.StatusReply) NodeStatus {
 	}
 }
 
-// summarize finds the leader, by the highest round that any node knows, and
-// how far each node is behind.
-func summarize(s *Status, replies []*clusterpb.StatusReply) {
-	var round, chosen uint64
-	for _, r := range replies {
-		if r == nil {
+// describe adds what the map says of a node.
+func (n *NodeStatus) describe(m *clusterpb.Map) {
+	for _, x := range m.GetMembers() {
+		if sys.NodeID(x.Id) != n.ID {
 			continue
 		}
-		chosen = max(chosen, r.Chosen)
-		if r.Role == "leader" && r.BallotRound >= round {
-			round, s.Leader = r.BallotRound, sys.NodeID(r.Node)
+		n.Member = strings.ToLower(x.State.String())
+		if x.JoinedNs != 0 {
+			at := time.Unix(0, x.JoinedNs)
+			n.Joined = &at
 		}
 	}
+}
+
+// summarize finds the leader, by the highest round that any node knows, how far
+// each node is behind, and whether a majority can agree.
+func summarize(s *Status) {
+	var round, chosen uint64
+	up := 0
+	for _, n := range s.Nodes {
+		if n.State != "up" {
+			continue
+		}
+		up++
+		chosen = max(chosen, n.Chosen)
+		if n.Role == "leader" && n.Round >= round {
+			round, s.Leader = n.Round, n.ID
+		}
+	}
+	s.Majority = s.Leader != 0 && up > len(s.Nodes)/2
 	for i := range s.Nodes {
 		n := &s.Nodes[i]
 		if n.State == "up" {
@@ -121,5 +191,7 @@ func summarize(s *Status, replies []*clusterpb.StatusReply) {
 			n.Role = "follower" // it has not heard of its successor yet
 		}
 	}
-	slices.SortFunc(s.Nodes, func(a, b NodeStatus) int { return int(a.ID) - int(b.ID) })
+	slices.SortFunc(s.Nodes, func(a, b NodeStatus) int {
+		return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Addr, b.Addr))
+	})
 }
