@@ -64,7 +64,7 @@ func Join(ctx context.Context, o JoinOptions, log *slog.Logger) (path string, er
 	if err != nil {
 		return "", err
 	}
-	if err := checkFresh(o.Dir); err != nil {
+	if err := checkFresh(o.Dir, nodeFiles+".key", nodeFiles+".crt", auth.CACertFile); err != nil {
 		return "", err
 	}
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
@@ -138,9 +138,9 @@ func or(a, b string) string {
 	return b
 }
 
-// checkFresh refuses a directory with anything in it but what a join that was
-// cut short has left.
-func checkFresh(dir string) error {
+// checkFresh refuses a directory with anything in it but what is expected:
+// what a join that was cut short has left.
+func checkFresh(dir string, expected ...string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -150,7 +150,7 @@ func checkFresh(dir string) error {
 	var other []string
 	for _, e := range entries {
 		name := e.Name()
-		if !slices.Contains([]string{nodeFiles + ".key", nodeFiles + ".crt", auth.CACertFile, "lost+found"}, name) && !strings.HasPrefix(name, ".") {
+		if !slices.Contains(expected, name) && name != "lost+found" && !strings.HasPrefix(name, ".") {
 			other = append(other, name)
 		}
 	}
@@ -158,7 +158,7 @@ func checkFresh(dir string) error {
 		return nil
 	}
 	return sys.E(opJoin, sys.NotEmpty, sys.Subject(dir), fmt.Sprintf(
-		"it holds %s and no %s, so it is not that of a node that has joined: give an empty directory, or, to start an older node, its configuration with --config", strings.Join(other[:min(len(other), 3)], ", "), nodeFile))
+		"it holds %s: give an empty directory, or, to start the node that it belongs to, that node's configuration with --config", strings.Join(other[:min(len(other), 3)], ", ")))
 }
 
 // advertise returns the address that others are told.
