@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
@@ -22,6 +23,9 @@ place. Who has ca.key can make nodes and clients.`,
   koinon serve --config /var/lib/koinon/node.toml`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
+			if o.Dir == "" || o.Listen == "" {
+				return &usageError{cmd: "koinon init", err: errors.New("give --dir DIR and --listen HOST:PORT")}
+			}
 			o.Cluster = args[0]
 			var err error
 			if o.Dir, err = filepath.Abs(o.Dir); err != nil {
@@ -45,10 +49,5 @@ Then, from this machine:
 	flags.StringVar(&o.Listen, "listen", "", "accept connections on `HOST:PORT`")
 	flags.StringVar(&o.Advertise, "advertise", "", "the `HOST:PORT` under which others reach this node, if it is another")
 	flags.StringVar(&o.Zone, "zone", "", "failure domain of this node")
-	for _, name := range []string{"dir", "listen"} {
-		if err := cmd.MarkFlagRequired(name); err != nil {
-			panic("koinon: expected the flag --" + name + " to exist, found " + err.Error())
-		}
-	}
 	return cmd
 }

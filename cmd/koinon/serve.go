@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -97,10 +96,9 @@ func (a *app) join(ctx context.Context, f serveFlags) (string, error) {
 		return "", err
 	}
 	token, err := a.readToken(f.token)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err != nil && !node.HasJoined(dir) { // it is not needed any more then
 		return "", err
 	}
-	// A missing file is no matter when the directory has joined: Join says.
 	log, closeLog, err := a.fileLogger(config.Log{Level: f.logLevel, File: f.logFile})
 	if err != nil {
 		return "", err

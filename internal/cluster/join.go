@@ -31,7 +31,6 @@ const (
 // Admission answers machines that want to join. Any node takes the request; one
 // that has no CA passes it to one that has. All fields but CA are required.
 type Admission struct {
-	Self   sys.NodeID
 	Client *Client  // to the other nodes, on this node's own account
 	CA     *auth.CA // nil on a node that does not have the CA's key
 	CAPEM  []byte   // the CA's certificate
@@ -94,20 +93,14 @@ func (a *Admission) admit(ctx context.Context, j *clusterpb.JoinRequest) (*clust
 		return a.sign(ctx, j)
 	}
 	var silent []string
-	for _, m := range a.Client.Map().GetMembers() {
-		if sys.NodeID(m.Id) == a.Self {
-			continue
-		}
-		r, err := a.pass(ctx, m.Addr, j)
+	for _, addr := range a.Client.Addrs() { // this node is among them, and says what the others say
+		r, err := a.pass(ctx, addr, j)
 		switch sys.KindOf(err) {
 		case sys.NotSupported: // it has no key either
 		case sys.Unavailable:
-			silent = append(silent, sys.NodeID(m.Id).String())
+			silent = append(silent, addr)
 		default:
 			return r, err
-		}
-		if err == nil {
-			return r, nil
 		}
 	}
 	if len(silent) > 0 {
@@ -156,11 +149,7 @@ func (a *Admission) sign(ctx context.Context, j *clusterpb.JoinRequest) (*cluste
 		return nil, err
 	}
 	r := &clusterpb.JoinReply{Node: res.Node, Ca: a.CAPEM, Cert: cert}
-	for _, m := range a.Client.Map().GetMembers() {
-		if m.Id != res.Node && m.State != clusterpb.State_DRAINING {
-			r.Seeds = append(r.Seeds, m.Addr)
-		}
-	}
+	r.Seeds = slices.DeleteFunc(a.Client.Addrs(), func(addr string) bool { return addr == j.Addr })
 	return r, nil
 }
 

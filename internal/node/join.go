@@ -51,11 +51,8 @@ type JoinOptions struct {
 // it was, with the same key and so under the same ID.
 func Join(ctx context.Context, o JoinOptions, log *slog.Logger) (path string, err error) {
 	path = filepath.Join(o.Dir, nodeFile)
-	switch _, err := os.Stat(path); {
-	case err == nil:
+	if HasJoined(o.Dir) {
 		return path, o.again(ctx, path, log)
-	case !errors.Is(err, fs.ErrNotExist):
-		return "", sys.E(opJoin, sys.Subject(path), err)
 	}
 	if len(o.Seeds) == 0 || o.Token == "" || o.Listen == "" {
 		return "", sys.E(opJoin, sys.Invalid, sys.Subject(o.Dir), "the directory has joined no cluster yet: give --join HOST:PORT of a node, --token, and --listen HOST:PORT")
@@ -99,6 +96,13 @@ func Join(ctx context.Context, o JoinOptions, log *slog.Logger) (path string, er
 		log.Warn(j.Warning)
 	}
 	return path, nil
+}
+
+// HasJoined reports whether a directory is that of a node, with its
+// configuration in it.
+func HasJoined(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, nodeFile))
+	return err == nil // any other trouble with it, checkFresh meets again
 }
 
 // again is Join of a directory that is a node's.

@@ -106,7 +106,7 @@ func (s *server) open() (err error) {
 		return err
 	}
 	(&cluster.Service{Group: s.group, Status: s.status, Known: s.known}).Register(s.wire)
-	(&cluster.Admission{Self: s.cfg.ID, Client: s.peers, CA: s.ca, CAPEM: s.creds.CAPEM(), Logger: s.log}).Register(s.wire)
+	(&cluster.Admission{Client: s.peers, CA: s.ca, CAPEM: s.creds.CAPEM(), Logger: s.log}).Register(s.wire)
 	server := spread.NewServer(spread.ServerConfig{Self: s.cfg.ID, Engine: s.blocks, Cluster: s.peers, Logger: s.log})
 	server.Register(s.wire)
 	s.healer = spread.NewHealer(spread.HealerConfig{Every: healEvery, Self: s.cfg.ID, Engine: s.blocks, Cluster: s.peers, Logger: s.log})
