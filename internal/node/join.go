@@ -26,8 +26,8 @@ import (
 
 const (
 	opJoin = sys.Op("node.Join")
-	// joinTimeout is how long a machine tries to join.
-	joinTimeout = 30 * time.Second
+	// DefaultJoinTimeout is how long a machine tries to join.
+	DefaultJoinTimeout = 30 * time.Second
 	// nodeFile, nodeFiles: what Join keeps in the directory, beside "data".
 	nodeFile  = "node.toml"
 	nodeFiles = "node"
@@ -43,6 +43,7 @@ type JoinOptions struct {
 	Advertise string // empty: Listen, on the interface that leads to the seed
 	Zone      string
 	Version   string
+	Timeout   time.Duration // for how long to try; 0 means DefaultJoinTimeout
 }
 
 // Join makes Dir that of a node of a cluster that runs, and returns the path of
@@ -64,7 +65,10 @@ func Join(ctx context.Context, o JoinOptions, log *slog.Logger) (path string, er
 	if err := checkFresh(o.Dir, nodeFiles+".key", nodeFiles+".crt", auth.CACertFile); err != nil {
 		return "", err
 	}
-	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	if o.Timeout == 0 {
+		o.Timeout = DefaultJoinTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, o.Timeout)
 	defer cancel()
 	key, err := auth.LoadJoinKey(o.Dir, nodeFiles)
 	if err != nil {
@@ -177,8 +181,8 @@ func (o *JoinOptions) advertise(ctx context.Context, seeds []string) (string, er
 	}
 	var errs []error
 	for _, seed := range seeds {
-		d := net.Dialer{Timeout: 2 * time.Second}
-		c, err := d.DialContext(ctx, "tcp", seed)
+		// This sends nothing: the kernel says by which interface it would go.
+		c, err := (&net.Dialer{}).DialContext(ctx, "udp", seed)
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -186,7 +190,7 @@ func (o *JoinOptions) advertise(ctx context.Context, seeds []string) (string, er
 		host, _, err := net.SplitHostPort(c.LocalAddr().String())
 		return net.JoinHostPort(host, port), errors.Join(err, c.Close())
 	}
-	return "", sys.E(opJoin, sys.Unavailable, fmt.Errorf("no node of the cluster is reached: check --join, and that those nodes run: %w", errors.Join(errs...)))
+	return "", sys.E(opJoin, sys.Unavailable, fmt.Errorf("there is no way to a node of the cluster: check --join, or give --advertise HOST:PORT: %w", errors.Join(errs...)))
 }
 
 // answer takes the address and proves there who it is, until stop.
@@ -249,6 +253,10 @@ func (s *server) allow(peer wire.Identity, m wire.Method) error {
 // the cluster thinks it is.
 const memberEvery = time.Second
 
+// announceTimeout bounds how long a change of address waits for a leader before
+// the node looks around again.
+const announceTimeout = 5 * time.Second
+
 // member keeps this node's membership: it follows the map through others when
 // its own state does not, announces a changed address, and ends the node, by
 // end, when that was removed.
@@ -286,6 +294,8 @@ func (s *server) checkMember(ctx context.Context, turn int) error {
 	if s.peers.Removed(s.cfg.ID) {
 		return cluster.RemovedError(s.cfg.Cluster, s.cfg.ID)
 	}
+	ctx, cancel := context.WithTimeout(ctx, announceTimeout)
+	defer cancel()
 	return s.peers.Announce(ctx, &clusterpb.SetAddr{Id: uint64(s.cfg.ID), Addr: s.cfg.Advertise, Zone: s.cfg.Zone, Weight: capacity(s.cfg.Dir)})
 }
 

@@ -349,16 +349,23 @@ func TestJoinRefused(t *testing.T) {
 	w.refused(err, sys.Busy, "port is in use")
 	_, _, err = w.join("x1", good, func(o *node.JoinOptions) { o.Advertise = w.nodes[0].Listen })
 	w.refused(err, sys.Exist, "node n1 has the address")
-	_, _, err = w.join("x1", good, func(o *node.JoinOptions) { o.Seeds = []string{freePort(t)}; o.Listen = ":" + port(o.Listen) })
-	w.refused(err, sys.Unavailable, "no node of the cluster is reached")
+	_, _, err = w.join("x1", good, func(o *node.JoinOptions) { o.Seeds, o.Timeout = []string{freePort(t)}, time.Second })
+	w.refused(err, sys.Unavailable, "connection refused")
+	_, _, err = w.join("x1", good, func(o *node.JoinOptions) { o.Seeds, o.Listen = []string{"nowhere.invalid:1"}, ":"+port(o.Listen) })
+	w.refused(err, sys.Unavailable, "there is no way to a node", "nowhere.invalid")
 
-	n, log, err := w.join("x2", good, func(o *node.JoinOptions) { o.Advertise = "127.0.0.1:1" })
+	n, log, err := w.join("x5", w.token(a, time.Hour), func(o *node.JoinOptions) { o.Listen = ":" + port(o.Listen) })
 	check(t, err)
-	if !strings.Contains(log, "node n2 is not reached at 127.0.0.1:1") {
+	if n.Advertise != "127.0.0.1"+n.Listen || strings.Contains(log, "WARN") {
+		t.Errorf("listening everywhere, it advertises %q\n%s", n.Advertise, log)
+	}
+	n, log, err = w.join("x2", good, func(o *node.JoinOptions) { o.Advertise = "127.0.0.1:1" })
+	check(t, err)
+	if !strings.Contains(log, "node n3 is not reached at 127.0.0.1:1") {
 		t.Errorf("no warning: %s", log)
 	}
 	_, _, err = w.join("x3", good, nil)
-	w.refused(err, sys.Access, "was used already, by node n2")
+	w.refused(err, sys.Access, "was used already, by node n3")
 
 	// A crash lost the answer: the same key gets the same number.
 	check(t, os.Remove(filepath.Join(w.dir, "x2", "node.toml")))
@@ -380,7 +387,7 @@ func TestJoinRefused(t *testing.T) {
 	foreign, err = auth.NewToken(theirs)
 	check(t, err)
 	_, _, err = w.join("x2", foreign.Encode(), nil)
-	w.refused(err, sys.Invalid, `node n2 of cluster "lab"`, `for cluster "beta"`)
+	w.refused(err, sys.Invalid, `node n3 of cluster "lab"`, `for cluster "beta"`)
 	if !strings.Contains(w.runs[0].logged(), "a machine may not join") {
 		t.Error("the node's log says nothing of refused machines")
 	}

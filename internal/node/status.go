@@ -184,7 +184,7 @@ func summarize(s *Status) {
 	s.Majority = s.Leader != 0 && up > len(s.Nodes)/2
 	for i := range s.Nodes {
 		n := &s.Nodes[i]
-		if n.State == "up" {
+		if n.State == "up" && n.Role != "plain" {
 			n.Lag = chosen - min(n.Applied, chosen)
 		}
 		if n.Role == "leader" && n.ID != s.Leader {

@@ -118,6 +118,37 @@ func TestStrangersAreBounded(t *testing.T) {
 	}
 }
 
+// TestStrangersLeave: who has no certificate does not stay, however busy.
+func TestStrangersLeave(t *testing.T) {
+	w := newWorld(t, func(cfg *wire.ServerConfig) {
+		cfg.StallTimeout, cfg.StrangerLife = 100*time.Millisecond, 200*time.Millisecond
+		cfg.Identify = func(cs tls.ConnectionState) (wire.Identity, error) {
+			if len(cs.PeerCertificates) == 0 {
+				return wire.Identity{}, nil
+			}
+			return identify(cs)
+		}
+		cfg.Allow = func(wire.Identity, wire.Method) error { return nil }
+	})
+	node := w.client(nil)
+	if _, err := node.Call(t.Context(), mEcho, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	c := rawStranger(t, w)
+	for {
+		if _, err := c.Write(rawFrame(7, 0, 0, 0, 0, 0, 1, 0)); err != nil {
+			break
+		}
+		if _, err := io.ReadFull(c, make([]byte, 32)); err != nil {
+			break
+		}
+	}
+	w.awaitLog("without a certificate lasts 200ms")
+	if !node.Connected() {
+		t.Error("a node had to leave too")
+	}
+}
+
 // TestStrangerHasOneRequest: a second request is refused while one runs.
 func TestStrangerHasOneRequest(t *testing.T) {
 	w := newWorld(t, func(cfg *wire.ServerConfig) {

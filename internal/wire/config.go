@@ -44,6 +44,9 @@ type ServerConfig struct {
 	// StallTimeout closes a connection whose peer did not take any bytes for
 	// so long (default 10 s).
 	StallTimeout time.Duration
+	// StrangerLife is how long a stranger's connection may last (default one
+	// minute).
+	StrangerLife time.Duration
 	// CloseGrace is how long Close lets handlers finish (default 3 s; below
 	// zero: not at all).
 	CloseGrace time.Duration
@@ -85,8 +88,6 @@ const (
 	StrangerFrame = 8 << 10
 	// StrangersMax is how many connections of strangers are served at once.
 	StrangersMax = 64
-	// StrangerLife is how long such a connection may last.
-	StrangerLife = time.Minute
 )
 
 func or[T comparable](v *T, def T) {
@@ -109,6 +110,7 @@ func (c *ServerConfig) fill() {
 	or(&c.HandshakeTimeout, 5*time.Second)
 	or(&c.IdleTimeout, 20*time.Second)
 	or(&c.StallTimeout, 10*time.Second)
+	or(&c.StrangerLife, time.Minute)
 	or(&c.CloseGrace, 3*time.Second)
 }
 

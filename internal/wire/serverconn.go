@@ -447,8 +447,8 @@ func (c *serverConn) check(tick time.Duration) {
 		c.age += tick
 	}
 	switch {
-	case c.age > StrangerLife:
-		c.kill(fmt.Errorf("a connection without a certificate lasts %v", StrangerLife))
+	case c.age > c.s.cfg.StrangerLife:
+		c.kill(fmt.Errorf("a connection without a certificate lasts %v", c.s.cfg.StrangerLife))
 	case c.stalled > c.s.cfg.StallTimeout:
 		c.kill(fmt.Errorf("the peer took no bytes for %v", c.s.cfg.StallTimeout))
 	case c.silent > c.s.cfg.IdleTimeout:
