@@ -227,3 +227,23 @@ func handshake(t *testing.T, server, client *tls.Config) error {
 	<-done
 	return err
 }
+
+// FuzzParseToken: what is taken for a token is one that Encode writes.
+func FuzzParseToken(f *testing.F) {
+	good := Token{Cluster: "a.b", ID: "aaaaaaaa"}.Encode()
+	for _, s := range []string{good, "koinon1.lab", "koinon2." + good, strings.ToUpper(good), good + "." + good, "......", ""} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		tok, err := ParseToken(s)
+		if err != nil {
+			if !sys.Is(err, sys.Invalid) {
+				t.Errorf("%q: %v", s, err)
+			}
+			return
+		}
+		if again, err := ParseToken(tok.Encode()); err != nil || again != tok {
+			t.Errorf("%q is %v, which is read as %v, %v", s, tok, again, err)
+		}
+	})
+}

@@ -243,12 +243,29 @@ func (c *Client) SetState(ctx context.Context, id sys.NodeID, state clusterpb.St
 // Announce tells the cluster where this node is, when the newest map known says
 // something else.
 func (c *Client) Announce(ctx context.Context, at *clusterpb.SetAddr) error {
-	x := member(c.Map(), at.Id)
-	if x == nil || !differs(x, at) {
+	at = news(member(c.Map(), at.Id), at)
+	if at == nil {
 		return nil
 	}
 	_, err := c.Change(ctx, &clusterpb.Command{Op: &clusterpb.Command_SetAddr{SetAddr: at}})
 	return err
+}
+
+// news returns what of at the map does not say of a member, nil when that is
+// nothing. A weight that is off by no more than a tenth is left: the size of
+// some file systems is never the same twice.
+func news(x *clusterpb.Member, at *clusterpb.SetAddr) *clusterpb.SetAddr {
+	if x == nil {
+		return nil
+	}
+	n := &clusterpb.SetAddr{Id: at.Id, Addr: at.Addr, Zone: at.Zone, Weight: at.Weight}
+	if off := max(x.Weight, at.Weight) - min(x.Weight, at.Weight); off*10 <= x.Weight {
+		n.Weight = 0
+	}
+	if !differs(x, n) {
+		return nil
+	}
+	return n
 }
 
 // Void reports whether a token came too often with a wrong secret.

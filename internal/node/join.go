@@ -92,7 +92,7 @@ func Join(ctx context.Context, o JoinOptions, log *slog.Logger) (path string, er
 	}
 	n := config.Node{Cluster: token.Cluster, ID: j.Node, Dir: "data", Listen: o.Listen, Advertise: o.Advertise, Zone: o.Zone, Seeds: j.Seeds,
 		TLS: config.TLS{CA: auth.CACertFile, Cert: nodeFiles + ".crt", Key: nodeFiles + ".key"}}
-	if err := n.Save(path); err != nil {
+	if err := errors.Join(n.Save(path), syncDir(o.Dir)); err != nil {
 		return "", err
 	}
 	log.Info("joined", "cluster", n.Cluster, "node", n.ID, "seed", j.SeedConnected, "advertise", n.Advertise)
@@ -100,6 +100,15 @@ func Join(ctx context.Context, o JoinOptions, log *slog.Logger) (path string, er
 		log.Warn(j.Warning)
 	}
 	return path, nil
+}
+
+// syncDir makes the names in a directory durable.
+func syncDir(dir string) error {
+	d, err := env.Disk.OpenDir(dir)
+	if err != nil {
+		return sys.E(opJoin, sys.Subject(dir), err)
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 // HasJoined reports whether a directory is that of a node, with its
