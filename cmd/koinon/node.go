@@ -9,8 +9,8 @@ import (
 )
 
 func newNodeCommand(a *app) *cobra.Command {
-	cmd := parent("node", "Look at the nodes of the cluster")
-	cmd.AddCommand(newNodeLsCommand(a))
+	cmd := parent("node", "Look at the nodes of the cluster, and let new ones in")
+	cmd.AddCommand(newNodeLsCommand(a), newTokenCommand(a))
 	return cmd
 }
 
@@ -31,14 +31,30 @@ func newNodeLsCommand(a *app) *cobra.Command {
 }
 
 func writeNodes(w io.Writer, nodes []node.NodeStatus) {
-	row(w, "NODE", "ADDRESS", "STATE", "ROLE", "LAG", "BLOCKS", "USED", "FREE", "MEMORY")
+	row(w, "NODE", "ADDRESS", "STATE", "ROLE", "LAG", "BLOCKS", "USED", "FREE", "MEMORY", "JOINED")
 	for _, n := range nodes {
+		joined := ""
+		if n.Joined != nil {
+			joined = n.Joined.Format("2006-01-02 15:04")
+		}
 		if n.State != "up" {
-			row(w, nodeName(n), n.Addr, n.State, "", "", "", "", "", "")
+			row(w, nodeName(n), n.Addr, nodeState(n), "", "", "", "", "", "", joined)
 			continue
 		}
-		row(w, nodeName(n), n.Addr, n.State, n.Role, n.Lag, n.Blocks, byteSize(n.BytesUsed), byteSize(n.BytesFree), byteSize(n.Resident))
+		row(w, nodeName(n), n.Addr, nodeState(n), n.Role, n.Lag, n.Blocks, byteSize(n.BytesUsed), byteSize(n.BytesFree), byteSize(n.Resident), joined)
 	}
+}
+
+// nodeState is whether a node answers, and what it is to the cluster where that
+// is not the usual.
+func nodeState(n node.NodeStatus) string {
+	if n.Member == "" || n.Member == "up" {
+		return n.State
+	}
+	if n.State == "up" {
+		return n.Member
+	}
+	return n.State + ", " + n.Member
 }
 
 // nodeName is empty for a node that has never told who it is.

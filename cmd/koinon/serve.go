@@ -5,8 +5,11 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
+	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -16,27 +19,39 @@ import (
 
 // serveFlags are the flags of serve that go over the file's keys.
 type serveFlags struct {
-	dir, listen, zone, retention, logLevel, logFile string
-	rejoin                                          bool
+	dir, listen, advertise, zone, retention, logLevel, logFile string
+	rejoin                                                     bool
+
+	join  []string // seeds of the cluster to join
+	token string
 }
 
 func newServeCommand(a *app) *cobra.Command {
 	var f serveFlags
 	cmd := &cobra.Command{
-		Use:   "serve --config FILE",
+		Use:   "serve --config FILE | --join HOST:PORT --token TOKEN --dir DIR --listen HOST:PORT",
 		Short: "Run one node of a cluster",
 		Long: `Run one node of a cluster, in the foreground, until SIGINT or SIGTERM.
 
 The node's TOML file says which cluster it belongs to, which node it is, where
-it keeps its data and how the others reach it. Flags go over the file.`,
+it keeps its data and how the others reach it. Flags go over the file.
+
+With --join this machine becomes a node of a cluster that runs: any of its nodes
+lets it in, once, for a token that "koinon node token" made there. What it gets,
+it keeps in --dir, with its node.toml; the same command line just starts it from
+then on.`,
 		Example: `  koinon serve --config /etc/koinon/node.toml
-  koinon serve --config node.toml --log-level debug`,
+  koinon serve --config node.toml --log-level debug
+  koinon serve --join 10.0.0.1:7400 --token @token --dir /var/lib/koinon --listen :7400`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.serve(cmd.Context(), f) },
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.dir, "dir", "", "keep the node's data in `DIR`")
 	flags.StringVar(&f.listen, "listen", "", "accept connections on `HOST:PORT`")
+	flags.StringVar(&f.advertise, "advertise", "", "the `HOST:PORT` under which the others reach this node")
+	flags.StringSliceVar(&f.join, "join", nil, "join the cluster that the node at `HOST:PORT` belongs to")
+	flags.StringVar(&f.token, "token", "", "the `TOKEN` to join with; @FILE reads it from a file, - from standard input")
 	flags.StringVar(&f.zone, "zone", "", "failure domain of this node")
 	flags.StringVar(&f.retention, "retention", "", "keep unlinked data for this `TIME`, like 10m")
 	flags.StringVar(&f.logLevel, "log-level", "", "debug, info, warn or error")
@@ -47,10 +62,23 @@ it keeps its data and how the others reach it. Flags go over the file.`,
 
 // serve runs a node until ctx ends.
 func (a *app) serve(ctx context.Context, f serveFlags) error {
-	if a.configPath == "" {
-		return &usageError{cmd: "koinon serve", err: errors.New("give the node's configuration with --config FILE")}
-	}
 	path := a.configPath
+	joining := len(f.join) > 0 || f.token != ""
+	switch {
+	case joining && path != "":
+		return &usageError{cmd: "koinon serve", err: errors.New("--join makes the configuration that --config names: give one of them")}
+	case joining && f.dir == "":
+		return &usageError{cmd: "koinon serve", err: errors.New("give --dir DIR, the directory of the node that joins")}
+	case !joining && path == "":
+		return &usageError{cmd: "koinon serve", err: errors.New("give the node's configuration with --config FILE, or --join HOST:PORT to join a cluster")}
+	}
+	if joining {
+		var err error
+		if path, err = a.join(ctx, f); err != nil {
+			return err
+		}
+		f.dir = "" // it holds the configuration, which says where the data is
+	}
 	a.configPath = "" // what is advised below is for clients
 	cfg, err := config.LoadNode(path, f.override)
 	if err != nil {
@@ -64,6 +92,48 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 	return errors.Join(node.Serve(ctx, cfg, version(), log), closeLog())
 }
 
+// join makes the directory that of a node, if it is not yet, and returns its
+// configuration's path.
+func (a *app) join(ctx context.Context, f serveFlags) (string, error) {
+	dir, err := filepath.Abs(f.dir)
+	if err != nil {
+		return "", err
+	}
+	token, err := a.readToken(f.token)
+	if err != nil && !node.HasJoined(dir) { // it is not needed any more then
+		return "", err
+	}
+	log, closeLog, err := a.fileLogger(config.Log{Level: f.logLevel, File: f.logFile})
+	if err != nil {
+		return "", err
+	}
+	path, err := node.Join(ctx, node.JoinOptions{Dir: dir, Seeds: f.join, Token: token, Listen: f.listen, Advertise: f.advertise,
+		Zone: f.zone, Version: version()}, log)
+	return path, errors.Join(err, closeLog())
+}
+
+// tokenMax bounds what is read as a token, in bytes.
+const tokenMax = 4096
+
+// readToken returns the value of --token.
+func (a *app) readToken(value string) (string, error) {
+	name, isFile := strings.CutPrefix(value, "@")
+	in := a.in
+	switch {
+	case isFile:
+		f, err := os.Open(name)
+		if err != nil {
+			return "", err
+		}
+		defer func() { _ = f.Close() }() // it was only read
+		in = f
+	case value != "-":
+		return value, nil
+	}
+	text, err := io.ReadAll(io.LimitReader(in, tokenMax))
+	return string(text), err
+}
+
 // override puts the flags that were given over the file's keys. Their paths
 // count from the working directory.
 func (f serveFlags) override(n *config.Node) error {
@@ -71,7 +141,7 @@ func (f serveFlags) override(n *config.Node) error {
 		to   *string
 		from string
 		path bool
-	}{{&n.Dir, f.dir, true}, {&n.Listen, f.listen, false}, {&n.Zone, f.zone, false},
+	}{{&n.Dir, f.dir, true}, {&n.Listen, f.listen, false}, {&n.Zone, f.zone, false}, {&n.Advertise, f.advertise, false},
 		{&n.Log.Level, f.logLevel, false}, {&n.Log.File, f.logFile, true}} {
 		if s.from == "" {
 			continue

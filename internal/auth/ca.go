@@ -107,21 +107,26 @@ func (ca *CA) Save(dir string) error {
 // may be read by others than its owner, sys.Invalid when the files are no CA
 // of ours or do not belong together.
 func LoadCA(dir string) (*CA, error) {
+	return LoadCAFiles(filepath.Join(dir, CACertFile), filepath.Join(dir, CAKeyFile))
+}
+
+// LoadCAFiles is LoadCA for files that do not lie side by side.
+func LoadCAFiles(certFile, keyFile string) (*CA, error) {
 	const op = sys.Op("auth.LoadCA")
-	cert, err := readCert(filepath.Join(dir, CACertFile), "the cluster's CA certificate")
+	cert, err := readCert(certFile, "the cluster's CA certificate")
 	if err != nil {
 		return nil, sys.E(op, err)
 	}
-	key, err := readKey(filepath.Join(dir, CAKeyFile), "the cluster's CA key")
+	key, err := readKey(keyFile, "the cluster's CA key")
 	if err != nil {
 		return nil, sys.E(op, err)
 	}
 	if err := checkCA(cert); err != nil {
-		return nil, sys.E(op, sys.Invalid, sys.Subject(filepath.Join(dir, CACertFile)), err)
+		return nil, sys.E(op, sys.Invalid, sys.Subject(certFile), err)
 	}
 	if !key.PublicKey.Equal(cert.PublicKey) {
-		return nil, sys.E(op, sys.Invalid, sys.Subject(dir),
-			CAKeyFile+" does not belong to "+CACertFile+": restore both from the same backup")
+		return nil, sys.E(op, sys.Invalid, sys.Subject(keyFile),
+			"the CA's key does not belong to "+certFile+": restore both from the same backup")
 	}
 	return &CA{cluster: cert.Subject.Organization[0], cert: cert, key: key}, nil
 }
@@ -158,11 +163,21 @@ func (ca *CA) IssueClient(name string) (*Credentials, error) {
 
 func (ca *CA) issue(id Identity, hosts []string, now time.Time) (*Credentials, error) {
 	const op = sys.Op("auth.issue")
-	serial, err := newSerial()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, sys.E(op, err)
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	leaf, err := ca.sign(id, &key.PublicKey, hosts, now)
+	if err != nil {
+		return nil, err
+	}
+	return newCredentials(ca.cert, leaf, key)
+}
+
+// sign makes the certificate of a key.
+func (ca *CA) sign(id Identity, pub *ecdsa.PublicKey, hosts []string, now time.Time) (*x509.Certificate, error) {
+	const op = sys.Op("auth.issue")
+	serial, err := newSerial()
 	if err != nil {
 		return nil, sys.E(op, err)
 	}
@@ -188,15 +203,11 @@ func (ca *CA) issue(id Identity, hosts []string, now time.Time) (*Credentials, e
 			tmpl.DNSNames = append(tmpl.DNSNames, h)
 		}
 	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, ca.cert, &key.PublicKey, ca.key)
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, ca.cert, pub, ca.key)
 	if err != nil {
 		return nil, sys.E(op, sys.Invalid, sys.Subject(id.commonName()), err)
 	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		return nil, sys.E(op, err)
-	}
-	return newCredentials(ca.cert, leaf, key)
+	return x509.ParseCertificate(der)
 }
 
 // newSerial returns 127 random bits, as RFC 5280 section 4.1.2.2 wants them:

@@ -113,6 +113,9 @@ func LoadCredentials(caFile, certFile, keyFile string) (*Credentials, error) {
 // clients of its own cluster.
 func (c *Credentials) ServerTLS() *tls.Config {
 	cfg := c.baseTLS()
+	// The CA goes along for those who know but its fingerprint, from a token.
+	chain := &cfg.Certificates[0]
+	chain.Certificate = append(chain.Certificate, c.ca.Raw)
 	// Whoever presents a certificate is verified below, by the same rules on
 	// both sides and with errors that say what to do.
 	cfg.ClientAuth = tls.RequireAnyClientCert
@@ -148,6 +151,9 @@ func (c *Credentials) ClientTLSFor(want sys.NodeID) *tls.Config {
 	return cfg
 }
 
+// protocol is the name for ALPN.
+const protocol = "koinon"
+
 func (c *Credentials) baseTLS() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
@@ -156,7 +162,7 @@ func (c *Credentials) baseTLS() *tls.Config {
 			PrivateKey:  c.key,
 			Leaf:        c.leaf,
 		}},
-		NextProtos: []string{"koinon"},
+		NextProtos: []string{protocol},
 		// Connections live long, so resumption saves nothing, and every
 		// connection verifies its peer afresh.
 		SessionTicketsDisabled: true,

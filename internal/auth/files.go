@@ -158,6 +158,14 @@ func readCert(name, what string) (*x509.Certificate, error) {
 	return cert, nil
 }
 
+func parseCert(data []byte) (*x509.Certificate, error) {
+	block, _ := pem.Decode(data)
+	if block == nil || block.Type != pemCert {
+		return nil, errors.New("expected a certificate in PEM form, found something else")
+	}
+	return x509.ParseCertificate(block.Bytes)
+}
+
 // readKey reads a private key and insists that nobody but its owner can.
 func readKey(name, what string) (*ecdsa.PrivateKey, error) {
 	der, err := readPEM(name, what, pemKey)

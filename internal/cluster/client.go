@@ -37,6 +37,7 @@ type Config struct {
 type Client struct {
 	cfg    Config
 	leader atomic.Uint64 // sys.NodeID last known to lead; 0 for none
+	roster atomic.Pointer[roster]
 
 	mu      sync.Mutex
 	conns   map[connKey]*wire.Client
@@ -120,17 +121,6 @@ func (c *Client) Conn(id sys.NodeID) *wire.Client {
 // Addr is where the map has a node, empty when it has no such node.
 func (c *Client) Addr(id sys.NodeID) string { return c.addrOf(id) }
 
-// Announce tells the leader where the node whose certificate this client has is
-// reached.
-func (c *Client) Announce(ctx context.Context, addr string) error {
-	reply, err := c.CallLeader(ctx, MethodAnnounce, mustMarshal(&clusterpb.AnnounceRequest{Addr: addr}), nil)
-	if err != nil {
-		return err
-	}
-	reply.Release()
-	return nil
-}
-
 func (c *Client) addrOf(id sys.NodeID) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -178,6 +168,7 @@ func (c *Client) Install(m *clusterpb.Map) error {
 		return nil
 	}
 	c.m, c.table = m, table
+	c.roster.Store(newRoster(m))
 	close(c.changed)
 	c.changed = make(chan struct{})
 	return nil

@@ -13,35 +13,31 @@ import (
 
 var mapKey = []byte("map")
 
-// Machine is the cluster's namespace of the replicated state: one row, the
-// map.
+// Machine is the cluster's namespace of the replicated state: the row of the
+// map, and one for each token.
 type Machine struct{}
 
 var _ replica.Machine = Machine{}
 
-// Apply runs a clusterpb.Command. The local result is the new *clusterpb.Map,
-// or nil when the command was refused.
-func (Machine) Apply(tx *replica.Tx, _ replica.Stamp, body []byte) ([]byte, any) {
+// Apply runs a clusterpb.Command. The result is a clusterpb.Result; the local
+// one is the new *clusterpb.Map when it changed, else nil.
+func (Machine) Apply(tx *replica.Tx, st replica.Stamp, body []byte) ([]byte, any) {
 	var cmd clusterpb.Command
 	if err := proto.Unmarshal(body, &cmd); err != nil {
 		panic(fmt.Sprintf("cluster: expected a command in the log, found %v", err))
 	}
-	old, err := tx.Get(mapKey)
-	if err != nil {
-		panic(fmt.Sprintf("cluster: reading the state: %v", err))
+	a := apply{tx: tx, now: st.TimeNs, m: &clusterpb.Map{}}
+	a.load(mapKey, a.m)
+	res := &clusterpb.Result{Epoch: a.m.Epoch}
+	res.Refusal = a.run(&cmd, res)
+	res.Done = res.Refusal == clusterpb.Refusal_NONE
+	if !a.changed {
+		return mustMarshal(res), nil
 	}
-	var cur clusterpb.Map
-	if err := proto.Unmarshal(old, &cur); err != nil {
-		panic(fmt.Sprintf("cluster: expected a map in the state, found %v", err))
-	}
-	res := &clusterpb.Result{Epoch: cur.Epoch}
-	var local any
-	if cmd.Map != nil && cmd.Expect == cur.Epoch {
-		cmd.Map.Epoch = cur.Epoch + 1
-		res.Epoch, res.Done, local = cmd.Map.Epoch, true, cmd.Map
-		tx.Set(mapKey, mustMarshal(cmd.Map))
-	}
-	return mustMarshal(res), local
+	a.m.Epoch = res.Epoch + 1
+	res.Epoch = a.m.Epoch
+	tx.Set(mapKey, mustMarshal(a.m))
+	return mustMarshal(res), a.m
 }
 
 // ReadMap returns the map in the state, nil when the cluster has none yet.
@@ -54,6 +50,7 @@ func ReadMap(r replica.Reader) (*clusterpb.Map, error) {
 	if err := proto.Unmarshal(raw, m); err != nil {
 		return nil, sys.E(sys.Op("cluster.ReadMap"), sys.Corrupt, err)
 	}
+	m.NextId = nextID(m)
 	return m, nil
 }
 
@@ -64,7 +61,9 @@ func First(cluster string, members []*clusterpb.Member, pgs, replicas int) (*clu
 	if err != nil {
 		return nil, err
 	}
-	return &clusterpb.Map{Cluster: cluster, Members: members, Table: table.Marshal()}, nil
+	m := &clusterpb.Map{Cluster: cluster, Members: members, Table: table.Marshal()}
+	m.NextId = nextID(m)
+	return m, nil
 }
 
 func placementNodes(members []*clusterpb.Member) []placement.Node {

@@ -3,23 +3,24 @@ package cluster
 import (
 	"context"
 	"encoding/binary"
-	"fmt"
-	"net"
 
 	"google.golang.org/protobuf/proto"
 
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
-	"github.com/koinon/koinon/internal/placement"
 	"github.com/koinon/koinon/internal/replica"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
 )
 
-// Service answers for one node: the map, its status, and sessions when it
-// leads.
+// Service answers for one node: the map, its status, and, when it leads,
+// sessions and changes of the cluster. Status and Known are required.
 type Service struct {
+	// Group is nil on a node that has no replica of the log.
 	Group  *replica.Group
 	Status func() *clusterpb.StatusReply
+	// Known returns the map that the node has from others, for when its state
+	// has none; nil when there is none, or none for this peer.
+	Known func(peer wire.Identity) *clusterpb.Map
 }
 
 // Register adds the service's methods to a server.
@@ -28,17 +29,35 @@ func (s *Service) Register(srv *wire.Server) {
 	srv.Handle(MethodStatus, s.serveStatus)
 	srv.Handle(MethodOpenSession, s.serveOpenSession)
 	srv.Handle(MethodCloseSession, s.serveCloseSession)
-	srv.Handle(MethodAnnounce, s.serveAnnounce)
+	srv.Handle(MethodChange, s.serveChange)
+	srv.Handle(MethodTokens, s.serveTokens)
 }
 
-func (s *Service) serveMap(context.Context, *wire.Request) (wire.Response, error) {
-	var m *clusterpb.Map
-	err := s.Group.ReadLocal(replica.NSCluster, func(r replica.Reader) (err error) {
+// LocalMap returns the map in a replica's state, nil when it has none.
+func LocalMap(g *replica.Group) (m *clusterpb.Map, err error) {
+	if g == nil {
+		return nil, nil
+	}
+	err = g.ReadLocal(replica.NSCluster, func(r replica.Reader) (err error) {
 		m, err = ReadMap(r)
 		return err
 	})
+	return m, err
+}
+
+// NotHere is the answer of a node that has no replica to what only a leader
+// does; the caller then asks another.
+func NotHere(context.Context, *wire.Request) (wire.Response, error) {
+	return wire.Response{}, sys.E(sys.Op("cluster.Serve"), sys.NotLeader, "this node has no replica of the log")
+}
+
+func (s *Service) serveMap(_ context.Context, req *wire.Request) (wire.Response, error) {
+	m, err := LocalMap(s.Group)
 	if err != nil {
 		return wire.Response{}, err
+	}
+	if m == nil {
+		m = s.Known(req.Peer)
 	}
 	if m == nil {
 		return wire.Response{}, sys.E(sys.Op("cluster.Map"), sys.Unavailable, "the cluster has not come up yet: a majority of its nodes must run")
@@ -51,6 +70,9 @@ func (s *Service) serveStatus(context.Context, *wire.Request) (wire.Response, er
 }
 
 func (s *Service) serveOpenSession(ctx context.Context, req *wire.Request) (wire.Response, error) {
+	if s.Group == nil {
+		return NotHere(ctx, req)
+	}
 	var r clusterpb.OpenSessionRequest
 	if err := proto.Unmarshal(req.Header, &r); err != nil {
 		return wire.Response{}, sys.E(sys.Op("cluster.OpenSession"), sys.Invalid, err)
@@ -63,6 +85,9 @@ func (s *Service) serveOpenSession(ctx context.Context, req *wire.Request) (wire
 }
 
 func (s *Service) serveCloseSession(ctx context.Context, req *wire.Request) (wire.Response, error) {
+	if s.Group == nil {
+		return NotHere(ctx, req)
+	}
 	var r clusterpb.OpenSessionReply
 	if err := proto.Unmarshal(req.Header, &r); err != nil {
 		return wire.Response{}, sys.E(sys.Op("cluster.CloseSession"), sys.Invalid, err)
@@ -71,79 +96,6 @@ func (s *Service) serveCloseSession(ctx context.Context, req *wire.Request) (wir
 		return LeaderHint(err)
 	}
 	return wire.Response{}, nil
-}
-
-// serveAnnounce puts a node's new address into the map. Only the node itself may
-// say where it is.
-func (s *Service) serveAnnounce(ctx context.Context, req *wire.Request) (wire.Response, error) {
-	const op = sys.Op("cluster.Announce")
-	var r clusterpb.AnnounceRequest
-	if err := proto.Unmarshal(req.Header, &r); err != nil {
-		return wire.Response{}, sys.E(op, sys.Invalid, err)
-	}
-	for {
-		var m *clusterpb.Map
-		err := s.Group.Read(ctx, replica.NSCluster, func(rd replica.Reader) (err error) {
-			m, err = ReadMap(rd)
-			return err
-		})
-		if err != nil {
-			return LeaderHint(err)
-		}
-		next, err := moved(m, req.Peer.Node, r.Addr)
-		if err != nil {
-			return wire.Response{}, err
-		}
-		if next == nil { // that is where the map has it
-			return wire.Response{Header: mustMarshal(&clusterpb.Result{Epoch: m.Epoch})}, nil
-		}
-		out, _, err := s.Group.Propose(ctx, replica.Command{NS: replica.NSCluster, Body: mustMarshal(&clusterpb.Command{Expect: m.Epoch, Map: next})})
-		if err != nil {
-			return LeaderHint(err)
-		}
-		var res clusterpb.Result
-		if err := proto.Unmarshal(out, &res); err != nil {
-			return wire.Response{}, sys.E(op, sys.Corrupt, err)
-		}
-		if res.Done { // else another change came first
-			return wire.Response{Header: out}, nil
-		}
-	}
-}
-
-// moved returns the map with a member at another address, nil when it is there
-// already. The placement's epoch rises too, so that clients that still look for
-// the member at its old address ask for the map.
-func moved(m *clusterpb.Map, id sys.NodeID, addr string) (*clusterpb.Map, error) {
-	const op = sys.Op("cluster.Announce")
-	next := proto.CloneOf(m)
-	var member *clusterpb.Member
-	for _, o := range next.GetMembers() {
-		switch {
-		case sys.NodeID(o.Id) == id:
-			member = o
-		case o.Addr == addr:
-			return nil, sys.E(op, sys.Invalid, sys.Subject(id.String()), fmt.Sprintf(
-				"%v is at %s in this cluster: give each node an address of its own", sys.NodeID(o.Id), addr))
-		}
-	}
-	if member == nil {
-		return nil, sys.E(op, sys.Permission, sys.Subject(id.String()), "it is no member of this cluster")
-	}
-	if _, _, err := net.SplitHostPort(addr); err != nil {
-		return nil, sys.E(op, sys.Invalid, sys.Subject(addr), err)
-	}
-	if member.Addr == addr {
-		return nil, nil
-	}
-	member.Addr = addr
-	table, err := placement.Unmarshal(next.Table)
-	if err != nil {
-		return nil, sys.E(op, err)
-	}
-	table.Epoch++
-	next.Table = table.Marshal()
-	return next, nil
 }
 
 // LeaderHint is what a handler returns for an error of package replica: the

@@ -45,11 +45,19 @@ type Node struct {
 	// others what it may have promised. It does nothing once there is data.
 	Rejoin bool `toml:"rejoin,omitempty"`
 
-	TLS    TLS     `toml:"tls"`
-	Log    Log     `toml:"log,omitempty"`
-	Limits Limits  `toml:"limits,omitempty"`
-	Voters []Voter `toml:"voters"`
+	TLS    TLS    `toml:"tls"`
+	Log    Log    `toml:"log,omitempty"`
+	Limits Limits `toml:"limits,omitempty"`
+	// Voters are the nodes that make a new cluster, on those nodes. A node
+	// that has joined has Seeds in their place.
+	Voters []Voter `toml:"voters,omitempty"`
+	// Seeds are addresses, host:port, of some nodes of the cluster that this
+	// one has joined: any one that answers leads to the others.
+	Seeds []string `toml:"seeds,omitempty"`
 }
+
+// Joined reports whether the node came to a cluster that ran already.
+func (n *Node) Joined() bool { return len(n.Voters) == 0 }
 
 // Voter is one of the nodes that choose the log.
 type Voter struct {
@@ -62,6 +70,9 @@ type TLS struct {
 	CA   string `toml:"ca"`   // certificate of the cluster's CA
 	Cert string `toml:"cert"` // own certificate
 	Key  string `toml:"key"`  // own private key, mode 0600
+	// CAKey is the CA's private key, mode 0600, on the nodes that sign the
+	// certificates of nodes that join. At least one must have it for that.
+	CAKey string `toml:"ca_key,omitempty"`
 }
 
 // Log tells what is logged and where.

@@ -206,6 +206,7 @@ func TestNodeErrorsSayWhatToDo(t *testing.T) {
 		{"voter without id", "id = 1", "", []string{`"voters[0].id" is missing`}},
 		{"not a voter", "id = 2\ndir", "id = 7\ndir", []string{`"voters"`, "id 7"}},
 		{"two truths", `zone = "rack-a"`, `advertise = "10.0.0.9:7400"`, []string{`"advertise"`, "10.0.0.2:7400"}},
+		{"voters and seeds", `zone = "rack-a"`, `seeds = ["10.0.0.1:7400"]`, []string{`"voters" and "seeds"`}},
 		{"too many replicas", `zone = "rack-a"`, `replicas = 10`, []string{`"replicas" is 10`, "1 to 9"}},
 		{"no duration", `"90m"`, `"90"`, []string{"90", `"10m"`}},
 		{"a client's file", nodeTOML, clientTOML, []string{"configuration of a client", "give a node's"}},
@@ -244,6 +245,7 @@ func TestClientErrorsSayWhatToDo(t *testing.T) {
 		{"bad node", `"10.0.0.2:7400"`, `"10.0.0.2"`, `"nodes[1]"`},
 		{"negative timeout", `mount = "mnt"`, `timeout = "-1s"`, `"timeout"`},
 		{"a node's file", clientTOML, nodeTOML, "configuration of a node"},
+		{"the CA's key", `[tls]`, "[tls]\nca_key = \"ca.key\"", `"tls.ca_key" is for nodes`},
 		{"unknown", `mount = "mnt"`, `mont = "mnt"`, `did you mean "mount"`},
 	}
 	for _, test := range tests {
@@ -285,5 +287,29 @@ func TestSizeAndDuration(t *testing.T) {
 		if got := Duration(d).String(); got != want {
 			t.Errorf("%v is written %q, want %q", d, got, want)
 		}
+	}
+}
+
+// TestJoinedNode: a node that has joined has seeds in place of voters.
+func TestJoinedNode(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "node.toml")
+	n := &Node{Cluster: "lab", ID: 4, Dir: "data", Listen: ":7400", Advertise: "10.0.0.4:7400", Seeds: []string{"10.0.0.1:7400"},
+		TLS: TLS{CA: "ca.crt", Cert: "node.crt", Key: "node.key", CAKey: "ca/ca.key"}}
+	if err := n.Save(path); err != nil {
+		t.Fatal(err)
+	}
+	got, err := LoadNode(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !got.Joined() || got.Advertise != n.Advertise || got.TLS.CAKey != filepath.Join(filepath.Dir(path), "ca/ca.key") {
+		t.Errorf("read as %+v", got)
+	}
+	n.Seeds[0] = ":7400"
+	if err := n.Save(path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := LoadNode(path); err == nil || !strings.Contains(err.Error(), `"seeds[0]"`) {
+		t.Errorf("a seed without a host: %v", err)
 	}
 }

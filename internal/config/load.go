@@ -26,7 +26,7 @@ func LoadNode(path string, override ...func(*Node) error) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	absolute(dir, &n.Dir, &n.TLS.CA, &n.TLS.Cert, &n.TLS.Key, &n.Log.File)
+	absolute(dir, &n.Dir, &n.TLS.CA, &n.TLS.Cert, &n.TLS.Key, &n.TLS.CAKey, &n.Log.File)
 	for _, f := range override {
 		if err := f(n); err != nil {
 			return nil, err

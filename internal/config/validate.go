@@ -72,6 +72,12 @@ func (c *Client) Validate() error {
 			return ""
 		},
 		c.TLS.check,
+		func() string {
+			if c.TLS.CAKey != "" {
+				return `"tls.ca_key" is for nodes: take it out, a client needs no more than its own key`
+			}
+			return ""
+		},
 		c.Log.check,
 	)
 }
@@ -131,8 +137,18 @@ func checkAddr(key, addr string, listen bool) string {
 }
 
 func (n *Node) checkVoters() string {
-	if len(n.Voters) == 0 {
-		return `"voters" is missing: list the nodes that vote, each as [[voters]] with "id" and "addr"`
+	switch {
+	case len(n.Voters) > 0 && len(n.Seeds) > 0:
+		return `"voters" and "seeds" exclude each other: a node that makes the cluster lists the voters, one that has joined it the seeds`
+	case len(n.Seeds) > 0:
+		for i, addr := range n.Seeds {
+			if p := checkAddr(fmt.Sprintf("seeds[%d]", i), addr, false); p != "" {
+				return p
+			}
+		}
+		return ""
+	case len(n.Voters) == 0:
+		return `"voters" is missing: list the nodes that vote, each as [[voters]] with "id" and "addr"; or join a cluster with "koinon serve --join"`
 	}
 	ids := make(map[sys.NodeID]bool, len(n.Voters))
 	addrs := make(map[string]bool, len(n.Voters))
@@ -161,7 +177,7 @@ func (n *Node) checkAdvertise() string {
 	if p := checkAddr("advertise", n.Advertise, false); p != "" {
 		return p
 	}
-	if want := n.voterAddr(n.ID); n.Advertise != want {
+	if want := n.voterAddr(n.ID); !n.Joined() && n.Advertise != want {
 		return fmt.Sprintf(`"advertise" is %q but "voters" says that node %d is at %q: make them the same, or leave "advertise" out`,
 			n.Advertise, n.ID, want)
 	}

@@ -32,7 +32,7 @@ func (s *server) found(ctx context.Context) error {
 	}
 	members := make([]*clusterpb.Member, 0, len(s.cfg.Voters))
 	for _, v := range s.cfg.Voters {
-		members = append(members, &clusterpb.Member{Id: uint64(v.ID), Addr: v.Addr, Weight: 1})
+		members = append(members, &clusterpb.Member{Id: uint64(v.ID), Addr: v.Addr, Weight: 1, JoinedNs: s.clock.Wall().UnixNano()})
 	}
 	m, err := cluster.First(s.cfg.Cluster, members, placementGroups, s.cfg.Replicas)
 	if err != nil {
@@ -50,38 +50,6 @@ func (s *server) found(ctx context.Context) error {
 	}
 	s.log.Info("a new cluster", "cluster", s.cfg.Cluster, "nodes", len(members), "replicas", s.cfg.Replicas)
 	return s.followMap()
-}
-
-// announceEvery is how often a node looks whether the map has its address, and
-// tells it where not.
-const announceEvery = time.Second
-
-// announce sees to it that the map has this node where its configuration says
-// that it is.
-func (s *server) announce(ctx context.Context) {
-	tick := time.NewTicker(announceEvery)
-	defer tick.Stop()
-	for {
-		switch addr := s.peers.Addr(s.cfg.ID); addr {
-		case s.cfg.Advertise:
-			return
-		case "": // no map yet
-		default:
-			err := s.peers.Announce(ctx, s.cfg.Advertise)
-			if err == nil {
-				s.log.Info("the cluster knows the new address", "addr", s.cfg.Advertise, "was", addr)
-				return
-			}
-			if ctx.Err() == nil {
-				s.log.Warn("the cluster could not be told the new address; it is tried again", "addr", s.cfg.Advertise, "err", err)
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
 }
 
 // dialer connects to a peer of the log: in turn where the configuration and
@@ -125,13 +93,18 @@ func (s *server) collect(ctx context.Context, led time.Duration) {
 
 // status tells of this node.
 func (s *server) status() *clusterpb.StatusReply {
-	st := s.group.Status()
+	st, role := replica.Status{}, "plain"
+	if s.group != nil {
+		st = s.group.Status()
+		role = st.Role.String()
+	}
 	r := &clusterpb.StatusReply{
-		Node: uint64(s.cfg.ID), Cluster: s.cfg.Cluster, Version: s.version, Leader: uint64(st.Leader), Role: st.Role.String(),
+		Node: uint64(s.cfg.ID), Cluster: s.cfg.Cluster, Version: s.version, Leader: uint64(st.Leader), Role: role,
 		BallotRound: st.BallotRound, Chosen: st.Chosen, Applied: st.Applied, Truncated: st.Truncated,
 		StartedNs: s.started.UnixNano(), Proposals: st.Proposals, Entries: st.Entries, Syncs: st.LogSyncs, LogBytes: st.LogBytes,
 		Epoch: s.peers.Map().GetEpoch(), Healing: healing(s.healer.Status()), ResidentBytes: resident(),
 	}
+	r.TableEpoch, r.Settled = s.complete()
 	for _, p := range st.Peers {
 		r.Lags = append(r.Lags, &clusterpb.PeerLag{Node: uint64(p.ID), Slots: p.Lag})
 	}
@@ -151,6 +124,21 @@ func (s *server) status() *clusterpb.StatusReply {
 	}
 	r.Trouble = strings.Join(trouble, "; ")
 	return r
+}
+
+// complete returns the groups with sources that are complete here.
+func (s *server) complete() (epoch uint64, groups []uint32) {
+	table := s.peers.Table()
+	epoch, settled := s.healer.Settled()
+	if table == nil || table.Epoch != epoch {
+		return 0, nil
+	}
+	for _, pg := range settled {
+		if len(table.Sources(pg)) > 0 {
+			groups = append(groups, uint32(pg))
+		}
+	}
+	return epoch, groups
 }
 
 // healing says in words what a node still fetches, nothing when it has all.

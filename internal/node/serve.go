@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -16,7 +17,6 @@ import (
 	"github.com/koinon/koinon/internal/block/disk"
 	"github.com/koinon/koinon/internal/block/spread"
 	"github.com/koinon/koinon/internal/cluster"
-	"github.com/koinon/koinon/internal/cluster/clusterpb"
 	"github.com/koinon/koinon/internal/config"
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/kv"
@@ -36,6 +36,7 @@ type server struct {
 	version string
 
 	creds     *auth.Credentials
+	ca        *auth.CA        // nil without tls.ca_key
 	peers     *cluster.Client // to the other nodes, on this node's own account
 	blocks    *disk.Store
 	transport *replica.WireTransport
@@ -47,6 +48,7 @@ type server struct {
 	spread    *spread.Store // this node's own use of all blocks
 	healer    *spread.Healer
 	scrubber  *spread.Scrubber
+	followed  uint64 // epoch of the map that the log's peers are of; of duties alone
 }
 
 // Serve runs a node until ctx is done or the node cannot go on, and stops it
@@ -59,6 +61,11 @@ func Serve(ctx context.Context, cfg *config.Node, version string, log *slog.Logg
 	if id := s.creds.Identity(); id.Cluster != cfg.Cluster || id.Node != cfg.ID {
 		return sys.E(sys.Op("node.Serve"), sys.Invalid, sys.Subject(cfg.TLS.Cert),
 			fmt.Sprintf("the certificate is that of %v of cluster %q, the configuration that of %v of %q", id.Node, id.Cluster, cfg.ID, cfg.Cluster))
+	}
+	if cfg.TLS.CAKey != "" {
+		if s.ca, err = auth.LoadCAFiles(cfg.TLS.CA, cfg.TLS.CAKey); err != nil {
+			return err
+		}
 	}
 	listener, err := listen(cfg.Listen)
 	if err != nil {
@@ -84,23 +91,45 @@ func listen(addr string) (net.Listener, error) {
 
 // open makes the parts. What was made is closed by close, also after a failure.
 func (s *server) open() (err error) {
-	seeds := make([]string, 0, len(s.cfg.Voters))
-	voters := make([]replica.Peer, 0, len(s.cfg.Voters))
+	seeds := slices.Clone(s.cfg.Seeds)
 	for _, v := range s.cfg.Voters {
 		seeds = append(seeds, v.Addr)
-		voters = append(voters, replica.Peer{ID: v.ID, Addr: v.Addr})
 	}
 	s.peers = cluster.New(cluster.Config{Cluster: s.cfg.Cluster, Seeds: seeds, TLS: s.creds.ClientTLS(), Logger: s.log})
-	s.wire = wire.NewServer(wire.ServerConfig{TLS: s.creds.ServerTLS(), Logger: s.log, Identify: identify})
+	s.wire = wire.NewServer(wire.ServerConfig{TLS: s.creds.JoinServerTLS(), Logger: s.log, Identify: identify, Allow: s.allow})
+	if err := checkSpace(s.cfg.Dir, int64(s.cfg.Limits.MinFree)/2); err != nil {
+		return err
+	}
+	if err := s.openReplica(); err != nil {
+		return err
+	}
+	s.blocks, err = disk.Open(disk.Options{Dir: filepath.Join(s.cfg.Dir, "blocks"), Logger: s.log, ReserveBytes: uint64(s.cfg.Limits.MinFree)})
+	if err != nil {
+		return err
+	}
+	(&cluster.Service{Group: s.group, Status: s.status, Known: s.known}).Register(s.wire)
+	(&cluster.Admission{Client: s.peers, CA: s.ca, CAPEM: s.creds.CAPEM(), Logger: s.log}).Register(s.wire)
+	server := spread.NewServer(spread.ServerConfig{Self: s.cfg.ID, Engine: s.blocks, Cluster: s.peers, Logger: s.log})
+	server.Register(s.wire)
+	s.healer = spread.NewHealer(spread.HealerConfig{Every: healEvery, Self: s.cfg.ID, Engine: s.blocks, Cluster: s.peers, Logger: s.log})
+	s.scrubber = spread.NewScrubber(spread.ScrubberConfig{Self: s.cfg.ID, Engine: s.blocks, Cluster: s.peers, Logger: s.log})
+	s.spread = spread.New(spread.Options{Cluster: s.peers, Prefer: s.cfg.ID, Local: server, Logger: s.log})
+	return nil
+}
+
+// openReplica makes the replica of the log, and the tree on it. That of a node
+// that joins knows nothing until the leader speaks to it.
+func (s *server) openReplica() (err error) {
+	voters := make([]replica.Peer, 0, len(s.cfg.Voters))
+	for _, v := range s.cfg.Voters {
+		voters = append(voters, replica.Peer{ID: v.ID, Addr: v.Addr})
+	}
 	s.transport = replica.NewWireTransport(replica.WireConfig{
 		Self: s.cfg.ID, Server: s.wire, Logger: s.log,
 		Client: func(p replica.Peer) wire.ClientConfig {
 			return wire.ClientConfig{TLS: s.creds.ClientTLSFor(p.ID), Logger: s.log, Dial: s.dialer(p.ID)}
 		},
 	})
-	if err := checkSpace(s.cfg.Dir, int64(s.cfg.Limits.MinFree)/2); err != nil {
-		return err
-	}
 	keys := kv.NewMachine()
 	s.host, err = replica.Open(replica.Config{
 		Dir: filepath.Join(s.cfg.Dir, "replica"), FS: env.Disk, Clock: s.clock, Cluster: s.cfg.Cluster, Self: s.cfg.ID, Voters: voters,
@@ -110,21 +139,11 @@ func (s *server) open() (err error) {
 	if err != nil {
 		return err
 	}
-	s.blocks, err = disk.Open(disk.Options{Dir: filepath.Join(s.cfg.Dir, "blocks"), Logger: s.log, ReserveBytes: uint64(s.cfg.Limits.MinFree)})
-	if err != nil {
-		return err
-	}
 	s.group = s.host.Group(0)
 	s.tree = remote.NewServer(s.group, s.clock, s.log)
 	s.tree.Register(s.wire)
 	s.kv = kv.NewServer(kv.ServerOptions{Group: s.group, Machine: keys, Clock: s.clock, Logger: s.log})
 	s.kv.Register(s.wire)
-	(&cluster.Service{Group: s.group, Status: s.status}).Register(s.wire)
-	server := spread.NewServer(spread.ServerConfig{Self: s.cfg.ID, Engine: s.blocks, Cluster: s.peers, Logger: s.log})
-	server.Register(s.wire)
-	s.healer = spread.NewHealer(spread.HealerConfig{Every: healEvery, Self: s.cfg.ID, Engine: s.blocks, Cluster: s.peers, Logger: s.log})
-	s.scrubber = spread.NewScrubber(spread.ScrubberConfig{Self: s.cfg.ID, Engine: s.blocks, Cluster: s.peers, Logger: s.log})
-	s.spread = spread.New(spread.Options{Cluster: s.peers, Prefer: s.cfg.ID, Local: server, Logger: s.log})
 	return nil
 }
 
@@ -147,6 +166,9 @@ func checkSpace(dir string, reserve int64) error {
 }
 
 func identify(cs tls.ConnectionState) (wire.Identity, error) {
+	if len(cs.PeerCertificates) == 0 {
+		return wire.Identity{}, nil // allow lets it join and nothing else
+	}
 	id, err := auth.PeerIdentity(cs)
 	return wire.Identity(id), err
 }
@@ -161,8 +183,9 @@ func (s *server) run(ctx context.Context, listener net.Listener) error {
 			cancel(err)
 		}
 	})
+	wg.Go(func() { s.member(ctx, cancel) })
 	wg.Go(func() { s.duties(ctx) })
-	wg.Go(func() { s.announce(ctx) })
+	wg.Go(func() { s.govern(ctx) })
 	s.log.Info("serving", "node", s.cfg.ID, "cluster", s.cfg.Cluster, "addr", listener.Addr().String(), "version", s.version)
 	select {
 	case <-ctx.Done():
@@ -221,6 +244,7 @@ func (s *server) duties(ctx context.Context) {
 		if err := s.followMap(); err != nil {
 			s.log.Error("the cluster map cannot be used", "err", err)
 		}
+		s.followPeers()
 		if st := s.group.Status(); st.Role == replica.Leader && st.Ready {
 			if err := s.found(ctx); err != nil && ctx.Err() == nil {
 				s.log.Warn("the cluster is not set up yet", "err", err)
@@ -254,13 +278,23 @@ const (
 
 // followMap takes over the map in this replica's state.
 func (s *server) followMap() error {
-	var m *clusterpb.Map
-	err := s.group.ReadLocal(replica.NSCluster, func(r replica.Reader) (err error) {
-		m, err = cluster.ReadMap(r)
-		return err
-	})
+	m, err := cluster.LocalMap(s.group)
 	if err != nil || m == nil || m.Epoch <= s.peers.Map().GetEpoch() {
 		return err
 	}
 	return s.peers.Install(m)
+}
+
+// followPeers tells the log where the members are.
+func (s *server) followPeers() {
+	m := s.peers.Map()
+	if m.GetEpoch() == s.followed {
+		return
+	}
+	s.followed = m.GetEpoch()
+	peers := make([]replica.Peer, 0, len(m.Members))
+	for _, x := range m.Members {
+		peers = append(peers, replica.Peer{ID: sys.NodeID(x.Id), Addr: x.Addr})
+	}
+	s.host.SetPeers(peers)
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -34,7 +35,9 @@ type NodeStatus struct {
 	ID         sys.NodeID `json:"id"`
 	Addr       string     `json:"addr"`
 	Role       string     `json:"role"`
-	State      string     `json:"state"` // up, down
+	State      string     `json:"state"`            // up, down
+	Member     string     `json:"member,omitempty"` // up, joining, draining; empty while the map is not known
+	Joined     *time.Time `json:"joined,omitempty"` // since when it is a member, where that is known
 	Version    string     `json:"version,omitempty"`
 	Round      uint64     `json:"round"`
 	Chosen     uint64     `json:"chosen"`
@@ -93,6 +96,7 @@ func readStatus(ctx context.Context, cc *cluster.Client, name string) (*Status, 
 		if known || n.ID == 0 && cc.Map() != nil {
 			continue // another address of a member, or one where a member was
 		}
+		n.describe(cc.Map())
 		out.Nodes = append(out.Nodes, *n)
 	}
 	summarize(out)
@@ -148,6 +152,20 @@ func nodeStatus(addr string, r *clusterpb.StatusReply) NodeStatus {
 	}
 }
 
+// describe adds what the map says of a node.
+func (n *NodeStatus) describe(m *clusterpb.Map) {
+	for _, x := range m.GetMembers() {
+		if sys.NodeID(x.Id) != n.ID {
+			continue
+		}
+		n.Member = strings.ToLower(x.State.String())
+		if x.JoinedNs != 0 {
+			at := time.Unix(0, x.JoinedNs)
+			n.Joined = &at
+		}
+	}
+}
+
 // summarize finds the leader, by the highest round that any node knows, how far
 // each node is behind, and whether a majority can agree.
 func summarize(s *Status) {
@@ -166,7 +184,7 @@ func summarize(s *Status) {
 	s.Majority = s.Leader != 0 && up > len(s.Nodes)/2
 	for i := range s.Nodes {
 		n := &s.Nodes[i]
-		if n.State == "up" {
+		if n.State == "up" && n.Role != "plain" {
 			n.Lag = chosen - min(n.Applied, chosen)
 		}
 		if n.Role == "leader" && n.ID != s.Leader {

@@ -11,11 +11,20 @@ import (
 // ServerConfig configures a Server. TLS and Identify are required; a zero
 // value of the others means its default.
 type ServerConfig struct {
-	// TLS must demand and verify the client's certificate.
+	// TLS must verify the client's certificate. It may let in clients that
+	// have none when Identify gives those the zero Identity.
 	TLS *tls.Config
-	// Identify names the peer of a connection whose handshake succeeded.
+	// Identify names the peer of a connection whose handshake succeeded. The
+	// zero Identity is a stranger: see Allow.
 	Identify func(tls.ConnectionState) (Identity, error)
-	Logger   *slog.Logger
+	// Allow returns nil when the peer may use the method, else the error that
+	// answers it; a one-way message is dropped then. It is asked before the
+	// bytes of a message are taken, for every message, so it must be quick; it
+	// is called concurrently. nil allows everything, but nothing to strangers,
+	// who are also held to StrangerFrame, one request at a time, StrangersMax
+	// connections, and StrangerLife.
+	Allow  func(peer Identity, m Method) error
+	Logger *slog.Logger
 	// MaxInFlight is how many requests a connection may have unanswered
 	// (default 4096); MaxInFlightBytes is how many bytes those may hold
 	// (default 64 MiB, at least MaxFrame). Clients learn both when they
@@ -35,6 +44,9 @@ type ServerConfig struct {
 	// StallTimeout closes a connection whose peer did not take any bytes for
 	// so long (default 10 s).
 	StallTimeout time.Duration
+	// StrangerLife is how long a stranger's connection may last (default one
+	// minute).
+	StrangerLife time.Duration
 	// CloseGrace is how long Close lets handlers finish (default 3 s; below
 	// zero: not at all).
 	CloseGrace time.Duration
@@ -70,6 +82,14 @@ type ClientConfig struct {
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
 }
 
+// What a peer without a certificate may take of a server.
+const (
+	// StrangerFrame is the most bytes that one message of a stranger has.
+	StrangerFrame = 8 << 10
+	// StrangersMax is how many connections of strangers are served at once.
+	StrangersMax = 64
+)
+
 func or[T comparable](v *T, def T) {
 	var zero T
 	if *v == zero {
@@ -90,6 +110,7 @@ func (c *ServerConfig) fill() {
 	or(&c.HandshakeTimeout, 5*time.Second)
 	or(&c.IdleTimeout, 20*time.Second)
 	or(&c.StallTimeout, 10*time.Second)
+	or(&c.StrangerLife, time.Minute)
 	or(&c.CloseGrace, 3*time.Second)
 }
 

@@ -47,6 +47,8 @@ type decoder struct {
 	admit func(f frame) bool
 	// idle is called before a read that may block.
 	idle func()
+	// max, when not 0, is the most bytes that a message may have.
+	max int
 	// reads counts the reads that brought bytes.
 	reads atomic.Uint64
 
@@ -85,6 +87,9 @@ func (d *decoder) next() (message, error) {
 		f, err := parseFrame(&d.raw)
 		if err != nil {
 			return message{}, err
+		}
+		if d.max != 0 && f.size() > d.max {
+			return message{}, malformed("message of %d bytes of a peer without a certificate, which may send %d", f.size(), d.max)
 		}
 		m, whole, err := d.body(f)
 		if err != nil || whole {

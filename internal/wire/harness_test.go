@@ -111,6 +111,9 @@ func newWorld(t testing.TB, edit func(*wire.ServerConfig)) *world {
 	if edit != nil {
 		edit(&cfg)
 	}
+	if cfg.Allow != nil && cfg.TLS.VerifyConnection != nil {
+		cfg.TLS = nodeCreds(t, w.ca, 1).JoinServerTLS()
+	}
 	w.server = wire.NewServer(cfg)
 	w.methods()
 	w.addr = w.listen()

@@ -36,6 +36,7 @@ type Server struct {
 	handshake map[net.Conn]struct{}
 	serving   bool
 	closing   bool
+	strangers int           // connections in conns
 	done      chan struct{} // closed when Close begins
 }
 
@@ -171,8 +172,14 @@ func (s *Server) serveConn(c net.Conn) {
 	s.mu.Lock()
 	delete(s.handshake, c)
 	closing := s.closing
+	if err == nil && sc.stranger() && s.strangers >= StrangersMax {
+		err = fmt.Errorf("%d peers without a certificate are connected, which is the most", s.strangers)
+	}
 	if err == nil && !closing {
 		s.conns[sc] = struct{}{}
+		if sc.stranger() {
+			s.strangers++
+		}
 	}
 	s.mu.Unlock()
 	if err != nil || closing {
@@ -189,6 +196,9 @@ func (s *Server) serveConn(c net.Conn) {
 	err = sc.run()
 	s.mu.Lock()
 	delete(s.conns, sc)
+	if sc.stranger() {
+		s.strangers--
+	}
 	s.mu.Unlock()
 	if _, bad := errors.AsType[malformedError](err); bad {
 		s.cfg.Logger.Error("connection closed", "peer", sc.peer, "addr", sc.addr, "err", err)

@@ -28,11 +28,12 @@ type serverConn struct {
 	gone   chan struct{} // closed when the read loop has ended
 	wg     sync.WaitGroup
 
-	warned bool // only the read loop uses it
+	warned, dropped bool // only the read loop uses them
 
 	// Only the watchdog uses these.
 	lastReads, lastBeat uint64
 	silent, stalled     time.Duration
+	age                 time.Duration // of a stranger's connection
 
 	mu       sync.Mutex
 	calls    map[uint64]*serverCall
@@ -72,6 +73,9 @@ func (s *Server) greet(c net.Conn) (*serverConn, error) {
 	if err != nil {
 		return nil, err
 	}
+	if peer == (Identity{}) && s.cfg.Allow == nil {
+		return nil, sys.E(sys.Op("wire.Serve"), sys.Access, "the peer presented no certificate")
+	}
 	own := preface{newest: versionNewest, oldest: versionOldest,
 		maxRequests: uint32(s.cfg.MaxInFlight), maxBytes: uint32(s.cfg.MaxInFlightBytes)}
 	if _, err := t.Write(own.encode()); err != nil {
@@ -91,6 +95,9 @@ func (s *Server) greet(c net.Conn) (*serverConn, error) {
 	sc.dec = newDecoder(t, &s.pool)
 	sc.dec.idle = sc.w.flush
 	sc.dec.admit = sc.admit
+	if sc.stranger() {
+		sc.dec.max = StrangerFrame
+	}
 	return sc, nil
 }
 
@@ -128,15 +135,29 @@ func (c *serverConn) kill(err error) {
 	}
 }
 
+// stranger says that the peer has shown no certificate.
+func (c *serverConn) stranger() bool { return c.peer == Identity{} }
+
+// allowed returns why the peer may not use a method, nil when it may.
+func (c *serverConn) allowed(m Method) error {
+	if c.s.cfg.Allow == nil {
+		return nil
+	}
+	return c.s.cfg.Allow(c.peer, m)
+}
+
 // admit says whether a message that begins may be kept in memory. Clients know
 // the limits and wait, so a refusal means that they do not keep to them.
 func (c *serverConn) admit(f frame) bool {
+	if c.allowed(f.method) != nil {
+		return false
+	}
 	if f.kind != kindRequest {
 		return true
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.inCount >= c.s.cfg.MaxInFlight || c.inBytes+f.size() > c.s.cfg.MaxInFlightBytes {
+	if c.inCount >= c.s.cfg.MaxInFlight || c.inCount > 0 && c.stranger() || c.inBytes+f.size() > c.s.cfg.MaxInFlightBytes {
 		return false
 	}
 	c.inCount++
@@ -172,6 +193,13 @@ func (c *serverConn) oneWay(m *message) {
 	if m.flags&flagAbort != 0 {
 		return
 	}
+	if m.refused {
+		if !c.dropped {
+			c.dropped = true
+			c.s.cfg.Logger.Warn("one-way messages dropped: the peer may not send them", "method", m.method, "peer", c.peer, "addr", c.addr, "err", c.allowed(m.method))
+		}
+		return
+	}
 	e := c.s.methods[m.method]
 	if e.oneWay == nil {
 		// A newer build may send what this one does not know.
@@ -195,6 +223,10 @@ func (c *serverConn) request(m *message) {
 		}
 		return
 	case m.refused:
+		if err := c.allowed(m.method); err != nil {
+			c.refuse(m, err)
+			return
+		}
 		c.refuse(m, sys.E(sys.Op("wire.Serve"), sys.Busy, "more requests are in flight on this connection than the server allows"))
 		return
 	case e.fast == nil && e.handler == nil:
@@ -411,7 +443,12 @@ func (c *serverConn) check(tick time.Duration) {
 		c.stalled = 0
 	}
 	c.lastReads, c.lastBeat = reads, beat
+	if c.stranger() {
+		c.age += tick
+	}
 	switch {
+	case c.age > c.s.cfg.StrangerLife:
+		c.kill(fmt.Errorf("a connection without a certificate lasts %v", c.s.cfg.StrangerLife))
 	case c.stalled > c.s.cfg.StallTimeout:
 		c.kill(fmt.Errorf("the peer took no bytes for %v", c.s.cfg.StallTimeout))
 	case c.silent > c.s.cfg.IdleTimeout:

@@ -21,15 +21,19 @@ const (
 )
 
 // Identity is who stands at the other end of a connection, as proved by its
-// certificate. Node is 0 for a client, Name is empty for a node.
+// certificate. Node is 0 for a client, Name is empty for a node. The zero
+// Identity is a stranger, who has shown no certificate.
 type Identity struct {
 	Cluster string
 	Node    sys.NodeID
 	Name    string
 }
 
-// String returns "node n3" or "client NAME".
+// String returns "node n3", "client NAME" or "a stranger".
 func (i Identity) String() string {
+	if i == (Identity{}) {
+		return "a stranger"
+	}
 	if i.Node != 0 {
 		return "node " + i.Node.String()
 	}

@@ -24,6 +24,139 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// State is what a member is to the cluster.
+type State int32
+
+const (
+	State_UP       State = 0
+	State_JOINING  State = 1 // it runs, and nothing depends on it yet
+	State_DRAINING State = 2 // it is to go: it gets nothing new and gives away what it has
+)
+
+// Enum value maps for State.
+var (
+	State_name = map[int32]string{
+		0: "UP",
+		1: "JOINING",
+		2: "DRAINING",
+	}
+	State_value = map[string]int32{
+		"UP":       0,
+		"JOINING":  1,
+		"DRAINING": 2,
+	}
+)
+
+func (x State) Enum() *State {
+	p := new(State)
+	*p = x
+	return p
+}
+
+func (x State) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (State) Descriptor() protoreflect.EnumDescriptor {
+	return file_cluster_clusterpb_cluster_proto_enumTypes[0].Descriptor()
+}
+
+func (State) Type() protoreflect.EnumType {
+	return &file_cluster_clusterpb_cluster_proto_enumTypes[0]
+}
+
+func (x State) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use State.Descriptor instead.
+func (State) EnumDescriptor() ([]byte, []int) {
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{0}
+}
+
+// Refusal says why a command changed nothing.
+type Refusal int32
+
+const (
+	Refusal_NONE           Refusal = 0
+	Refusal_STALE          Refusal = 1 // the map is not of the epoch that was expected
+	Refusal_NO_CLUSTER     Refusal = 2 // there is no map yet
+	Refusal_TOKEN_EXISTS   Refusal = 3
+	Refusal_TOKEN_UNKNOWN  Refusal = 4
+	Refusal_TOKEN_WRONG    Refusal = 5 // the secret is another
+	Refusal_TOKEN_VOID     Refusal = 6 // too many wrong secrets
+	Refusal_TOKEN_USED     Refusal = 7 // by another key
+	Refusal_TOKEN_EXPIRED  Refusal = 8
+	Refusal_TOO_MANY       Refusal = 9 // tokens
+	Refusal_MEMBER_UNKNOWN Refusal = 10
+	Refusal_MEMBER_REMOVED Refusal = 11
+	Refusal_MEMBER_HOLDS   Refusal = 12 // placement groups
+	Refusal_ADDR_TAKEN     Refusal = 13 // by the member in node
+)
+
+// Enum value maps for Refusal.
+var (
+	Refusal_name = map[int32]string{
+		0:  "NONE",
+		1:  "STALE",
+		2:  "NO_CLUSTER",
+		3:  "TOKEN_EXISTS",
+		4:  "TOKEN_UNKNOWN",
+		5:  "TOKEN_WRONG",
+		6:  "TOKEN_VOID",
+		7:  "TOKEN_USED",
+		8:  "TOKEN_EXPIRED",
+		9:  "TOO_MANY",
+		10: "MEMBER_UNKNOWN",
+		11: "MEMBER_REMOVED",
+		12: "MEMBER_HOLDS",
+		13: "ADDR_TAKEN",
+	}
+	Refusal_value = map[string]int32{
+		"NONE":           0,
+		"STALE":          1,
+		"NO_CLUSTER":     2,
+		"TOKEN_EXISTS":   3,
+		"TOKEN_UNKNOWN":  4,
+		"TOKEN_WRONG":    5,
+		"TOKEN_VOID":     6,
+		"TOKEN_USED":     7,
+		"TOKEN_EXPIRED":  8,
+		"TOO_MANY":       9,
+		"MEMBER_UNKNOWN": 10,
+		"MEMBER_REMOVED": 11,
+		"MEMBER_HOLDS":   12,
+		"ADDR_TAKEN":     13,
+	}
+)
+
+func (x Refusal) Enum() *Refusal {
+	p := new(Refusal)
+	*p = x
+	return p
+}
+
+func (x Refusal) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Refusal) Descriptor() protoreflect.EnumDescriptor {
+	return file_cluster_clusterpb_cluster_proto_enumTypes[1].Descriptor()
+}
+
+func (Refusal) Type() protoreflect.EnumType {
+	return &file_cluster_clusterpb_cluster_proto_enumTypes[1]
+}
+
+func (x Refusal) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Refusal.Descriptor instead.
+func (Refusal) EnumDescriptor() ([]byte, []int) {
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{1}
+}
+
 // Member is one node of the cluster.
 type Member struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -31,6 +164,8 @@ type Member struct {
 	Addr          string                 `protobuf:"bytes,2,opt,name=addr,proto3" json:"addr,omitempty"`      // host:port where it listens
 	Zone          string                 `protobuf:"bytes,3,opt,name=zone,proto3" json:"zone,omitempty"`      // failure domain
 	Weight        uint64                 `protobuf:"varint,4,opt,name=weight,proto3" json:"weight,omitempty"` // share of the blocks, relative to the others
+	State         State                  `protobuf:"varint,5,opt,name=state,proto3,enum=koinon.cluster.v1.State" json:"state,omitempty"`
+	JoinedNs      int64                  `protobuf:"varint,6,opt,name=joined_ns,json=joinedNs,proto3" json:"joined_ns,omitempty"` // since the epoch; 0 when it is not known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -93,6 +228,20 @@ func (x *Member) GetWeight() uint64 {
 	return 0
 }
 
+func (x *Member) GetState() State {
+	if x != nil {
+		return x.State
+	}
+	return State_UP
+}
+
+func (x *Member) GetJoinedNs() int64 {
+	if x != nil {
+		return x.JoinedNs
+	}
+	return 0
+}
+
 // Map is the authority on who is in the cluster and who holds which placement
 // group. Its epoch rises with every change.
 type Map struct {
@@ -100,7 +249,8 @@ type Map struct {
 	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Members       []*Member              `protobuf:"bytes,3,rep,name=members,proto3" json:"members,omitempty"`
-	Table         []byte                 `protobuf:"bytes,4,opt,name=table,proto3" json:"table,omitempty"` // placement.Table
+	Table         []byte                 `protobuf:"bytes,4,opt,name=table,proto3" json:"table,omitempty"`                  // placement.Table
+	NextId        uint64                 `protobuf:"varint,5,opt,name=next_id,json=nextId,proto3" json:"next_id,omitempty"` // the next member's; IDs are not used again. 0: above all members
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -163,18 +313,152 @@ func (x *Map) GetTable() []byte {
 	return nil
 }
 
-// Command changes the map. It is refused unless the map's epoch is expect.
-type Command struct {
+func (x *Map) GetNextId() uint64 {
+	if x != nil {
+		return x.NextId
+	}
+	return 0
+}
+
+// Token lets one machine join. Its row's key is "token/" and its id.
+type Token struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Expect        uint64                 `protobuf:"varint,1,opt,name=expect,proto3" json:"expect,omitempty"`
-	Map           *Map                   `protobuf:"bytes,2,opt,name=map,proto3" json:"map,omitempty"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	SecretHash    []byte                 `protobuf:"bytes,2,opt,name=secret_hash,json=secretHash,proto3" json:"secret_hash,omitempty"` // SHA-256
+	CreatedNs     int64                  `protobuf:"varint,3,opt,name=created_ns,json=createdNs,proto3" json:"created_ns,omitempty"`
+	ExpiresNs     int64                  `protobuf:"varint,4,opt,name=expires_ns,json=expiresNs,proto3" json:"expires_ns,omitempty"`
+	Creator       string                 `protobuf:"bytes,5,opt,name=creator,proto3" json:"creator,omitempty"`
+	Zone          string                 `protobuf:"bytes,6,opt,name=zone,proto3" json:"zone,omitempty"`                      // of the member, when that names none itself
+	Wrong         uint32                 `protobuf:"varint,7,opt,name=wrong,proto3" json:"wrong,omitempty"`                   // how often it came with another secret
+	Node          uint64                 `protobuf:"varint,8,opt,name=node,proto3" json:"node,omitempty"`                     // the member that it made, 0 when it is not used
+	KeyHash       []byte                 `protobuf:"bytes,9,opt,name=key_hash,json=keyHash,proto3" json:"key_hash,omitempty"` // SHA-256 of that member's public key
+	UsedNs        int64                  `protobuf:"varint,10,opt,name=used_ns,json=usedNs,proto3" json:"used_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Token) Reset() {
+	*x = Token{}
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Token) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Token) ProtoMessage() {}
+
+func (x *Token) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Token.ProtoReflect.Descriptor instead.
+func (*Token) Descriptor() ([]byte, []int) {
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Token) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Token) GetSecretHash() []byte {
+	if x != nil {
+		return x.SecretHash
+	}
+	return nil
+}
+
+func (x *Token) GetCreatedNs() int64 {
+	if x != nil {
+		return x.CreatedNs
+	}
+	return 0
+}
+
+func (x *Token) GetExpiresNs() int64 {
+	if x != nil {
+		return x.ExpiresNs
+	}
+	return 0
+}
+
+func (x *Token) GetCreator() string {
+	if x != nil {
+		return x.Creator
+	}
+	return ""
+}
+
+func (x *Token) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *Token) GetWrong() uint32 {
+	if x != nil {
+		return x.Wrong
+	}
+	return 0
+}
+
+func (x *Token) GetNode() uint64 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *Token) GetKeyHash() []byte {
+	if x != nil {
+		return x.KeyHash
+	}
+	return nil
+}
+
+func (x *Token) GetUsedNs() int64 {
+	if x != nil {
+		return x.UsedNs
+	}
+	return 0
+}
+
+// Command changes the cluster's state. With map alone it replaces the map,
+// and is refused unless the map's epoch is expect.
+type Command struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Expect uint64                 `protobuf:"varint,1,opt,name=expect,proto3" json:"expect,omitempty"`
+	Map    *Map                   `protobuf:"bytes,2,opt,name=map,proto3" json:"map,omitempty"`
+	// Types that are valid to be assigned to Op:
+	//
+	//	*Command_AddToken
+	//	*Command_RemoveToken
+	//	*Command_Admit
+	//	*Command_SetAddr
+	//	*Command_RemoveMember
+	//	*Command_SetState
+	Op            isCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Command) Reset() {
 	*x = Command{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[2]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -186,7 +470,7 @@ func (x *Command) String() string {
 func (*Command) ProtoMessage() {}
 
 func (x *Command) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[2]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -199,7 +483,7 @@ func (x *Command) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Command.ProtoReflect.Descriptor instead.
 func (*Command) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{2}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Command) GetExpect() uint64 {
@@ -216,17 +500,492 @@ func (x *Command) GetMap() *Map {
 	return nil
 }
 
+func (x *Command) GetOp() isCommand_Op {
+	if x != nil {
+		return x.Op
+	}
+	return nil
+}
+
+func (x *Command) GetAddToken() *AddToken {
+	if x != nil {
+		if x, ok := x.Op.(*Command_AddToken); ok {
+			return x.AddToken
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRemoveToken() *RemoveToken {
+	if x != nil {
+		if x, ok := x.Op.(*Command_RemoveToken); ok {
+			return x.RemoveToken
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetAdmit() *Admit {
+	if x != nil {
+		if x, ok := x.Op.(*Command_Admit); ok {
+			return x.Admit
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetSetAddr() *SetAddr {
+	if x != nil {
+		if x, ok := x.Op.(*Command_SetAddr); ok {
+			return x.SetAddr
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetRemoveMember() *RemoveMember {
+	if x != nil {
+		if x, ok := x.Op.(*Command_RemoveMember); ok {
+			return x.RemoveMember
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetSetState() *SetState {
+	if x != nil {
+		if x, ok := x.Op.(*Command_SetState); ok {
+			return x.SetState
+		}
+	}
+	return nil
+}
+
+type isCommand_Op interface {
+	isCommand_Op()
+}
+
+type Command_AddToken struct {
+	AddToken *AddToken `protobuf:"bytes,3,opt,name=add_token,json=addToken,proto3,oneof"`
+}
+
+type Command_RemoveToken struct {
+	RemoveToken *RemoveToken `protobuf:"bytes,4,opt,name=remove_token,json=removeToken,proto3,oneof"`
+}
+
+type Command_Admit struct {
+	Admit *Admit `protobuf:"bytes,5,opt,name=admit,proto3,oneof"`
+}
+
+type Command_SetAddr struct {
+	SetAddr *SetAddr `protobuf:"bytes,6,opt,name=set_addr,json=setAddr,proto3,oneof"`
+}
+
+type Command_RemoveMember struct {
+	RemoveMember *RemoveMember `protobuf:"bytes,7,opt,name=remove_member,json=removeMember,proto3,oneof"`
+}
+
+type Command_SetState struct {
+	SetState *SetState `protobuf:"bytes,8,opt,name=set_state,json=setState,proto3,oneof"`
+}
+
+func (*Command_AddToken) isCommand_Op() {}
+
+func (*Command_RemoveToken) isCommand_Op() {}
+
+func (*Command_Admit) isCommand_Op() {}
+
+func (*Command_SetAddr) isCommand_Op() {}
+
+func (*Command_RemoveMember) isCommand_Op() {}
+
+func (*Command_SetState) isCommand_Op() {}
+
+type AddToken struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	SecretHash    []byte                 `protobuf:"bytes,2,opt,name=secret_hash,json=secretHash,proto3" json:"secret_hash,omitempty"`
+	LifeNs        int64                  `protobuf:"varint,3,opt,name=life_ns,json=lifeNs,proto3" json:"life_ns,omitempty"`
+	Creator       string                 `protobuf:"bytes,4,opt,name=creator,proto3" json:"creator,omitempty"` // set by the node that takes the request
+	Zone          string                 `protobuf:"bytes,5,opt,name=zone,proto3" json:"zone,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddToken) Reset() {
+	*x = AddToken{}
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddToken) ProtoMessage() {}
+
+func (x *AddToken) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddToken.ProtoReflect.Descriptor instead.
+func (*AddToken) Descriptor() ([]byte, []int) {
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *AddToken) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *AddToken) GetSecretHash() []byte {
+	if x != nil {
+		return x.SecretHash
+	}
+	return nil
+}
+
+func (x *AddToken) GetLifeNs() int64 {
+	if x != nil {
+		return x.LifeNs
+	}
+	return 0
+}
+
+func (x *AddToken) GetCreator() string {
+	if x != nil {
+		return x.Creator
+	}
+	return ""
+}
+
+func (x *AddToken) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+type RemoveToken struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveToken) Reset() {
+	*x = RemoveToken{}
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveToken) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveToken) ProtoMessage() {}
+
+func (x *RemoveToken) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveToken.ProtoReflect.Descriptor instead.
+func (*RemoveToken) Descriptor() ([]byte, []int) {
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *RemoveToken) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+// Admit uses a token up and adds a member with state JOINING. With the same
+// key again it answers the same.
+type Admit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	SecretHash    []byte                 `protobuf:"bytes,2,opt,name=secret_hash,json=secretHash,proto3" json:"secret_hash,omitempty"`
+	KeyHash       []byte                 `protobuf:"bytes,3,opt,name=key_hash,json=keyHash,proto3" json:"key_hash,omitempty"`
+	Addr          string                 `protobuf:"bytes,4,opt,name=addr,proto3" json:"addr,omitempty"`
+	Zone          string                 `protobuf:"bytes,5,opt,name=zone,proto3" json:"zone,omitempty"`
+	Weight        uint64                 `protobuf:"varint,6,opt,name=weight,proto3" json:"weight,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Admit) Reset() {
+	*x = Admit{}
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Admit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Admit) ProtoMessage() {}
+
+func (x *Admit) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Admit.ProtoReflect.Descriptor instead.
+func (*Admit) Descriptor() ([]byte, []int) {
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Admit) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *Admit) GetSecretHash() []byte {
+	if x != nil {
+		return x.SecretHash
+	}
+	return nil
+}
+
+func (x *Admit) GetKeyHash() []byte {
+	if x != nil {
+		return x.KeyHash
+	}
+	return nil
+}
+
+func (x *Admit) GetAddr() string {
+	if x != nil {
+		return x.Addr
+	}
+	return ""
+}
+
+func (x *Admit) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *Admit) GetWeight() uint64 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+// SetAddr says where a member is. An empty zone and a weight of 0 leave what
+// is known.
+type SetAddr struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Addr          string                 `protobuf:"bytes,2,opt,name=addr,proto3" json:"addr,omitempty"`
+	Zone          string                 `protobuf:"bytes,3,opt,name=zone,proto3" json:"zone,omitempty"`
+	Weight        uint64                 `protobuf:"varint,4,opt,name=weight,proto3" json:"weight,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetAddr) Reset() {
+	*x = SetAddr{}
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetAddr) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetAddr) ProtoMessage() {}
+
+func (x *SetAddr) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetAddr.ProtoReflect.Descriptor instead.
+func (*SetAddr) Descriptor() ([]byte, []int) {
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *SetAddr) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *SetAddr) GetAddr() string {
+	if x != nil {
+		return x.Addr
+	}
+	return ""
+}
+
+func (x *SetAddr) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *SetAddr) GetWeight() uint64 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+type RemoveMember struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveMember) Reset() {
+	*x = RemoveMember{}
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveMember) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveMember) ProtoMessage() {}
+
+func (x *RemoveMember) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveMember.ProtoReflect.Descriptor instead.
+func (*RemoveMember) Descriptor() ([]byte, []int) {
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *RemoveMember) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+type SetState struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	State         State                  `protobuf:"varint,2,opt,name=state,proto3,enum=koinon.cluster.v1.State" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetState) Reset() {
+	*x = SetState{}
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetState) ProtoMessage() {}
+
+func (x *SetState) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetState.ProtoReflect.Descriptor instead.
+func (*SetState) Descriptor() ([]byte, []int) {
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *SetState) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *SetState) GetState() State {
+	if x != nil {
+		return x.State
+	}
+	return State_UP
+}
+
 type Result struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Done          bool                   `protobuf:"varint,1,opt,name=done,proto3" json:"done,omitempty"`
 	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Refusal       Refusal                `protobuf:"varint,3,opt,name=refusal,proto3,enum=koinon.cluster.v1.Refusal" json:"refusal,omitempty"`
+	Node          uint64                 `protobuf:"varint,4,opt,name=node,proto3" json:"node,omitempty"` // of Admit, ADDR_TAKEN, TOKEN_USED
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[3]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -238,7 +997,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[3]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -251,7 +1010,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{3}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Result) GetDone() bool {
@@ -268,6 +1027,234 @@ func (x *Result) GetEpoch() uint64 {
 	return 0
 }
 
+func (x *Result) GetRefusal() Refusal {
+	if x != nil {
+		return x.Refusal
+	}
+	return Refusal_NONE
+}
+
+func (x *Result) GetNode() uint64 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+type TokensReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tokens        []*Token               `protobuf:"bytes,1,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokensReply) Reset() {
+	*x = TokensReply{}
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokensReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokensReply) ProtoMessage() {}
+
+func (x *TokensReply) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokensReply.ProtoReflect.Descriptor instead.
+func (*TokensReply) Descriptor() ([]byte, []int) {
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *TokensReply) GetTokens() []*Token {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+// JoinRequest comes from a machine that has a token and no certificate, and
+// goes on, from one node to another, to one that can sign.
+type JoinRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"` // its id
+	Secret        []byte                 `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
+	PublicKey     []byte                 `protobuf:"bytes,3,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"` // PKIX, ASN.1 DER; ECDSA P-256
+	Addr          string                 `protobuf:"bytes,4,opt,name=addr,proto3" json:"addr,omitempty"`
+	Zone          string                 `protobuf:"bytes,5,opt,name=zone,proto3" json:"zone,omitempty"`
+	Weight        uint64                 `protobuf:"varint,6,opt,name=weight,proto3" json:"weight,omitempty"`
+	Version       string                 `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"` // of koinon, for the log
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinRequest) Reset() {
+	*x = JoinRequest{}
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinRequest) ProtoMessage() {}
+
+func (x *JoinRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
+func (*JoinRequest) Descriptor() ([]byte, []int) {
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *JoinRequest) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *JoinRequest) GetSecret() []byte {
+	if x != nil {
+		return x.Secret
+	}
+	return nil
+}
+
+func (x *JoinRequest) GetPublicKey() []byte {
+	if x != nil {
+		return x.PublicKey
+	}
+	return nil
+}
+
+func (x *JoinRequest) GetAddr() string {
+	if x != nil {
+		return x.Addr
+	}
+	return ""
+}
+
+func (x *JoinRequest) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *JoinRequest) GetWeight() uint64 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+func (x *JoinRequest) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+type JoinReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          uint64                 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
+	Ca            []byte                 `protobuf:"bytes,2,opt,name=ca,proto3" json:"ca,omitempty"`     // PEM
+	Cert          []byte                 `protobuf:"bytes,3,opt,name=cert,proto3" json:"cert,omitempty"` // PEM
+	Seeds         []string               `protobuf:"bytes,4,rep,name=seeds,proto3" json:"seeds,omitempty"`
+	Warning       string                 `protobuf:"bytes,5,opt,name=warning,proto3" json:"warning,omitempty"` // what a person should know, empty when all is well
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinReply) Reset() {
+	*x = JoinReply{}
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinReply) ProtoMessage() {}
+
+func (x *JoinReply) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinReply.ProtoReflect.Descriptor instead.
+func (*JoinReply) Descriptor() ([]byte, []int) {
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *JoinReply) GetNode() uint64 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *JoinReply) GetCa() []byte {
+	if x != nil {
+		return x.Ca
+	}
+	return nil
+}
+
+func (x *JoinReply) GetCert() []byte {
+	if x != nil {
+		return x.Cert
+	}
+	return nil
+}
+
+func (x *JoinReply) GetSeeds() []string {
+	if x != nil {
+		return x.Seeds
+	}
+	return nil
+}
+
+func (x *JoinReply) GetWarning() string {
+	if x != nil {
+		return x.Warning
+	}
+	return ""
+}
+
 type MapRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -276,7 +1263,7 @@ type MapRequest struct {
 
 func (x *MapRequest) Reset() {
 	*x = MapRequest{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[4]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -288,7 +1275,7 @@ func (x *MapRequest) String() string {
 func (*MapRequest) ProtoMessage() {}
 
 func (x *MapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[4]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -301,7 +1288,7 @@ func (x *MapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapRequest.ProtoReflect.Descriptor instead.
 func (*MapRequest) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{4}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{14}
 }
 
 // AnnounceRequest says where the node that sends it is reached from now on.
@@ -315,7 +1302,7 @@ type AnnounceRequest struct {
 
 func (x *AnnounceRequest) Reset() {
 	*x = AnnounceRequest{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[5]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -327,7 +1314,7 @@ func (x *AnnounceRequest) String() string {
 func (*AnnounceRequest) ProtoMessage() {}
 
 func (x *AnnounceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[5]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -340,7 +1327,7 @@ func (x *AnnounceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnnounceRequest.ProtoReflect.Descriptor instead.
 func (*AnnounceRequest) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{5}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AnnounceRequest) GetAddr() string {
@@ -359,7 +1346,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[6]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -371,7 +1358,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[6]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -384,7 +1371,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{6}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{16}
 }
 
 type StatusReply struct {
@@ -411,13 +1398,17 @@ type StatusReply struct {
 	Epoch         uint64                 `protobuf:"varint,20,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	LogBytes      uint64                 `protobuf:"varint,21,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"`
 	ResidentBytes uint64                 `protobuf:"varint,22,opt,name=resident_bytes,json=residentBytes,proto3" json:"resident_bytes,omitempty"`
+	// The placement groups that are complete on this node under table_epoch, of
+	// those that still have sources.
+	TableEpoch    uint64   `protobuf:"varint,23,opt,name=table_epoch,json=tableEpoch,proto3" json:"table_epoch,omitempty"`
+	Settled       []uint32 `protobuf:"varint,24,rep,packed,name=settled,proto3" json:"settled,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[7]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -429,7 +1420,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[7]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -442,7 +1433,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{7}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *StatusReply) GetNode() uint64 {
@@ -599,6 +1590,20 @@ func (x *StatusReply) GetResidentBytes() uint64 {
 	return 0
 }
 
+func (x *StatusReply) GetTableEpoch() uint64 {
+	if x != nil {
+		return x.TableEpoch
+	}
+	return 0
+}
+
+func (x *StatusReply) GetSettled() []uint32 {
+	if x != nil {
+		return x.Settled
+	}
+	return nil
+}
+
 type PeerLag struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          uint64                 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -609,7 +1614,7 @@ type PeerLag struct {
 
 func (x *PeerLag) Reset() {
 	*x = PeerLag{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[8]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -621,7 +1626,7 @@ func (x *PeerLag) String() string {
 func (*PeerLag) ProtoMessage() {}
 
 func (x *PeerLag) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[8]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -634,7 +1639,7 @@ func (x *PeerLag) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerLag.ProtoReflect.Descriptor instead.
 func (*PeerLag) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{8}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PeerLag) GetNode() uint64 {
@@ -660,7 +1665,7 @@ type OpenSessionRequest struct {
 
 func (x *OpenSessionRequest) Reset() {
 	*x = OpenSessionRequest{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[9]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -672,7 +1677,7 @@ func (x *OpenSessionRequest) String() string {
 func (*OpenSessionRequest) ProtoMessage() {}
 
 func (x *OpenSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[9]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -685,7 +1690,7 @@ func (x *OpenSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenSessionRequest.ProtoReflect.Descriptor instead.
 func (*OpenSessionRequest) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{9}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *OpenSessionRequest) GetName() string {
@@ -704,7 +1709,7 @@ type OpenSessionReply struct {
 
 func (x *OpenSessionReply) Reset() {
 	*x = OpenSessionReply{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[10]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -716,7 +1721,7 @@ func (x *OpenSessionReply) String() string {
 func (*OpenSessionReply) ProtoMessage() {}
 
 func (x *OpenSessionReply) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[10]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -729,7 +1734,7 @@ func (x *OpenSessionReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenSessionReply.ProtoReflect.Descriptor instead.
 func (*OpenSessionReply) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{10}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *OpenSessionReply) GetSession() uint64 {
@@ -743,28 +1748,99 @@ var File_cluster_clusterpb_cluster_proto protoreflect.FileDescriptor
 
 const file_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\n" +
-	"\x1fcluster/clusterpb/cluster.proto\x12\x11koinon.cluster.v1\"X\n" +
+	"\x1fcluster/clusterpb/cluster.proto\x12\x11koinon.cluster.v1\"\xa5\x01\n" +
 	"\x06Member\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x12\n" +
 	"\x04zone\x18\x03 \x01(\tR\x04zone\x12\x16\n" +
-	"\x06weight\x18\x04 \x01(\x04R\x06weight\"\x80\x01\n" +
+	"\x06weight\x18\x04 \x01(\x04R\x06weight\x12.\n" +
+	"\x05state\x18\x05 \x01(\x0e2\x18.koinon.cluster.v1.StateR\x05state\x12\x1b\n" +
+	"\tjoined_ns\x18\x06 \x01(\x03R\bjoinedNs\"\x99\x01\n" +
 	"\x03Map\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x123\n" +
 	"\amembers\x18\x03 \x03(\v2\x19.koinon.cluster.v1.MemberR\amembers\x12\x14\n" +
-	"\x05table\x18\x04 \x01(\fR\x05table\"K\n" +
+	"\x05table\x18\x04 \x01(\fR\x05table\x12\x17\n" +
+	"\anext_id\x18\x05 \x01(\x04R\x06nextId\"\x82\x02\n" +
+	"\x05Token\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
+	"\vsecret_hash\x18\x02 \x01(\fR\n" +
+	"secretHash\x12\x1d\n" +
+	"\n" +
+	"created_ns\x18\x03 \x01(\x03R\tcreatedNs\x12\x1d\n" +
+	"\n" +
+	"expires_ns\x18\x04 \x01(\x03R\texpiresNs\x12\x18\n" +
+	"\acreator\x18\x05 \x01(\tR\acreator\x12\x12\n" +
+	"\x04zone\x18\x06 \x01(\tR\x04zone\x12\x14\n" +
+	"\x05wrong\x18\a \x01(\rR\x05wrong\x12\x12\n" +
+	"\x04node\x18\b \x01(\x04R\x04node\x12\x19\n" +
+	"\bkey_hash\x18\t \x01(\fR\akeyHash\x12\x17\n" +
+	"\aused_ns\x18\n" +
+	" \x01(\x03R\x06usedNs\"\xc1\x03\n" +
 	"\aCommand\x12\x16\n" +
 	"\x06expect\x18\x01 \x01(\x04R\x06expect\x12(\n" +
-	"\x03map\x18\x02 \x01(\v2\x16.koinon.cluster.v1.MapR\x03map\"2\n" +
+	"\x03map\x18\x02 \x01(\v2\x16.koinon.cluster.v1.MapR\x03map\x12:\n" +
+	"\tadd_token\x18\x03 \x01(\v2\x1b.koinon.cluster.v1.AddTokenH\x00R\baddToken\x12C\n" +
+	"\fremove_token\x18\x04 \x01(\v2\x1e.koinon.cluster.v1.RemoveTokenH\x00R\vremoveToken\x120\n" +
+	"\x05admit\x18\x05 \x01(\v2\x18.koinon.cluster.v1.AdmitH\x00R\x05admit\x127\n" +
+	"\bset_addr\x18\x06 \x01(\v2\x1a.koinon.cluster.v1.SetAddrH\x00R\asetAddr\x12F\n" +
+	"\rremove_member\x18\a \x01(\v2\x1f.koinon.cluster.v1.RemoveMemberH\x00R\fremoveMember\x12:\n" +
+	"\tset_state\x18\b \x01(\v2\x1b.koinon.cluster.v1.SetStateH\x00R\bsetStateB\x04\n" +
+	"\x02op\"\x82\x01\n" +
+	"\bAddToken\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
+	"\vsecret_hash\x18\x02 \x01(\fR\n" +
+	"secretHash\x12\x17\n" +
+	"\alife_ns\x18\x03 \x01(\x03R\x06lifeNs\x12\x18\n" +
+	"\acreator\x18\x04 \x01(\tR\acreator\x12\x12\n" +
+	"\x04zone\x18\x05 \x01(\tR\x04zone\"\x1d\n" +
+	"\vRemoveToken\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x99\x01\n" +
+	"\x05Admit\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12\x1f\n" +
+	"\vsecret_hash\x18\x02 \x01(\fR\n" +
+	"secretHash\x12\x19\n" +
+	"\bkey_hash\x18\x03 \x01(\fR\akeyHash\x12\x12\n" +
+	"\x04addr\x18\x04 \x01(\tR\x04addr\x12\x12\n" +
+	"\x04zone\x18\x05 \x01(\tR\x04zone\x12\x16\n" +
+	"\x06weight\x18\x06 \x01(\x04R\x06weight\"Y\n" +
+	"\aSetAddr\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
+	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x12\n" +
+	"\x04zone\x18\x03 \x01(\tR\x04zone\x12\x16\n" +
+	"\x06weight\x18\x04 \x01(\x04R\x06weight\"\x1e\n" +
+	"\fRemoveMember\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\"J\n" +
+	"\bSetState\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12.\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x18.koinon.cluster.v1.StateR\x05state\"|\n" +
 	"\x06Result\x12\x12\n" +
 	"\x04done\x18\x01 \x01(\bR\x04done\x12\x14\n" +
-	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"\f\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x124\n" +
+	"\arefusal\x18\x03 \x01(\x0e2\x1a.koinon.cluster.v1.RefusalR\arefusal\x12\x12\n" +
+	"\x04node\x18\x04 \x01(\x04R\x04node\"?\n" +
+	"\vTokensReply\x120\n" +
+	"\x06tokens\x18\x01 \x03(\v2\x18.koinon.cluster.v1.TokenR\x06tokens\"\xb4\x01\n" +
+	"\vJoinRequest\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12\x16\n" +
+	"\x06secret\x18\x02 \x01(\fR\x06secret\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x03 \x01(\fR\tpublicKey\x12\x12\n" +
+	"\x04addr\x18\x04 \x01(\tR\x04addr\x12\x12\n" +
+	"\x04zone\x18\x05 \x01(\tR\x04zone\x12\x16\n" +
+	"\x06weight\x18\x06 \x01(\x04R\x06weight\x12\x18\n" +
+	"\aversion\x18\a \x01(\tR\aversion\"s\n" +
+	"\tJoinReply\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x0e\n" +
+	"\x02ca\x18\x02 \x01(\fR\x02ca\x12\x12\n" +
+	"\x04cert\x18\x03 \x01(\fR\x04cert\x12\x14\n" +
+	"\x05seeds\x18\x04 \x03(\tR\x05seeds\x12\x18\n" +
+	"\awarning\x18\x05 \x01(\tR\awarning\"\f\n" +
 	"\n" +
 	"MapRequest\"%\n" +
 	"\x0fAnnounceRequest\x12\x12\n" +
 	"\x04addr\x18\x01 \x01(\tR\x04addr\"\x0f\n" +
-	"\rStatusRequest\"\xf5\x04\n" +
+	"\rStatusRequest\"\xb0\x05\n" +
 	"\vStatusReply\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x18\n" +
@@ -791,14 +1867,41 @@ const file_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x05syncs\x18\x13 \x01(\x04R\x05syncs\x12\x14\n" +
 	"\x05epoch\x18\x14 \x01(\x04R\x05epoch\x12\x1b\n" +
 	"\tlog_bytes\x18\x15 \x01(\x04R\blogBytes\x12%\n" +
-	"\x0eresident_bytes\x18\x16 \x01(\x04R\rresidentBytes\"3\n" +
+	"\x0eresident_bytes\x18\x16 \x01(\x04R\rresidentBytes\x12\x1f\n" +
+	"\vtable_epoch\x18\x17 \x01(\x04R\n" +
+	"tableEpoch\x12\x18\n" +
+	"\asettled\x18\x18 \x03(\rR\asettled\"3\n" +
 	"\aPeerLag\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x14\n" +
 	"\x05slots\x18\x02 \x01(\x04R\x05slots\"(\n" +
 	"\x12OpenSessionRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\",\n" +
 	"\x10OpenSessionReply\x12\x18\n" +
-	"\asession\x18\x01 \x01(\x04R\asessionB5Z3github.com/koinon/koinon/internal/cluster/clusterpbb\x06proto3"
+	"\asession\x18\x01 \x01(\x04R\asession**\n" +
+	"\x05State\x12\x06\n" +
+	"\x02UP\x10\x00\x12\v\n" +
+	"\aJOINING\x10\x01\x12\f\n" +
+	"\bDRAINING\x10\x02*\xef\x01\n" +
+	"\aRefusal\x12\b\n" +
+	"\x04NONE\x10\x00\x12\t\n" +
+	"\x05STALE\x10\x01\x12\x0e\n" +
+	"\n" +
+	"NO_CLUSTER\x10\x02\x12\x10\n" +
+	"\fTOKEN_EXISTS\x10\x03\x12\x11\n" +
+	"\rTOKEN_UNKNOWN\x10\x04\x12\x0f\n" +
+	"\vTOKEN_WRONG\x10\x05\x12\x0e\n" +
+	"\n" +
+	"TOKEN_VOID\x10\x06\x12\x0e\n" +
+	"\n" +
+	"TOKEN_USED\x10\a\x12\x11\n" +
+	"\rTOKEN_EXPIRED\x10\b\x12\f\n" +
+	"\bTOO_MANY\x10\t\x12\x12\n" +
+	"\x0eMEMBER_UNKNOWN\x10\n" +
+	"\x12\x12\n" +
+	"\x0eMEMBER_REMOVED\x10\v\x12\x10\n" +
+	"\fMEMBER_HOLDS\x10\f\x12\x0e\n" +
+	"\n" +
+	"ADDR_TAKEN\x10\rB5Z3github.com/koinon/koinon/internal/cluster/clusterpbb\x06proto3"
 
 var (
 	file_cluster_clusterpb_cluster_proto_rawDescOnce sync.Once
@@ -812,29 +1915,52 @@ func file_cluster_clusterpb_cluster_proto_rawDescGZIP() []byte {
 	return file_cluster_clusterpb_cluster_proto_rawDescData
 }
 
-var file_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_cluster_clusterpb_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_cluster_clusterpb_cluster_proto_goTypes = []any{
-	(*Member)(nil),             // 0: koinon.cluster.v1.Member
-	(*Map)(nil),                // 1: koinon.cluster.v1.Map
-	(*Command)(nil),            // 2: koinon.cluster.v1.Command
-	(*Result)(nil),             // 3: koinon.cluster.v1.Result
-	(*MapRequest)(nil),         // 4: koinon.cluster.v1.MapRequest
-	(*AnnounceRequest)(nil),    // 5: koinon.cluster.v1.AnnounceRequest
-	(*StatusRequest)(nil),      // 6: koinon.cluster.v1.StatusRequest
-	(*StatusReply)(nil),        // 7: koinon.cluster.v1.StatusReply
-	(*PeerLag)(nil),            // 8: koinon.cluster.v1.PeerLag
-	(*OpenSessionRequest)(nil), // 9: koinon.cluster.v1.OpenSessionRequest
-	(*OpenSessionReply)(nil),   // 10: koinon.cluster.v1.OpenSessionReply
+	(State)(0),                 // 0: koinon.cluster.v1.State
+	(Refusal)(0),               // 1: koinon.cluster.v1.Refusal
+	(*Member)(nil),             // 2: koinon.cluster.v1.Member
+	(*Map)(nil),                // 3: koinon.cluster.v1.Map
+	(*Token)(nil),              // 4: koinon.cluster.v1.Token
+	(*Command)(nil),            // 5: koinon.cluster.v1.Command
+	(*AddToken)(nil),           // 6: koinon.cluster.v1.AddToken
+	(*RemoveToken)(nil),        // 7: koinon.cluster.v1.RemoveToken
+	(*Admit)(nil),              // 8: koinon.cluster.v1.Admit
+	(*SetAddr)(nil),            // 9: koinon.cluster.v1.SetAddr
+	(*RemoveMember)(nil),       // 10: koinon.cluster.v1.RemoveMember
+	(*SetState)(nil),           // 11: koinon.cluster.v1.SetState
+	(*Result)(nil),             // 12: koinon.cluster.v1.Result
+	(*TokensReply)(nil),        // 13: koinon.cluster.v1.TokensReply
+	(*JoinRequest)(nil),        // 14: koinon.cluster.v1.JoinRequest
+	(*JoinReply)(nil),          // 15: koinon.cluster.v1.JoinReply
+	(*MapRequest)(nil),         // 16: koinon.cluster.v1.MapRequest
+	(*AnnounceRequest)(nil),    // 17: koinon.cluster.v1.AnnounceRequest
+	(*StatusRequest)(nil),      // 18: koinon.cluster.v1.StatusRequest
+	(*StatusReply)(nil),        // 19: koinon.cluster.v1.StatusReply
+	(*PeerLag)(nil),            // 20: koinon.cluster.v1.PeerLag
+	(*OpenSessionRequest)(nil), // 21: koinon.cluster.v1.OpenSessionRequest
+	(*OpenSessionReply)(nil),   // 22: koinon.cluster.v1.OpenSessionReply
 }
 var file_cluster_clusterpb_cluster_proto_depIdxs = []int32{
-	0, // 0: koinon.cluster.v1.Map.members:type_name -> koinon.cluster.v1.Member
-	1, // 1: koinon.cluster.v1.Command.map:type_name -> koinon.cluster.v1.Map
-	8, // 2: koinon.cluster.v1.StatusReply.lags:type_name -> koinon.cluster.v1.PeerLag
-	3, // [3:3] is the sub-list for method output_type
-	3, // [3:3] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	0,  // 0: koinon.cluster.v1.Member.state:type_name -> koinon.cluster.v1.State
+	2,  // 1: koinon.cluster.v1.Map.members:type_name -> koinon.cluster.v1.Member
+	3,  // 2: koinon.cluster.v1.Command.map:type_name -> koinon.cluster.v1.Map
+	6,  // 3: koinon.cluster.v1.Command.add_token:type_name -> koinon.cluster.v1.AddToken
+	7,  // 4: koinon.cluster.v1.Command.remove_token:type_name -> koinon.cluster.v1.RemoveToken
+	8,  // 5: koinon.cluster.v1.Command.admit:type_name -> koinon.cluster.v1.Admit
+	9,  // 6: koinon.cluster.v1.Command.set_addr:type_name -> koinon.cluster.v1.SetAddr
+	10, // 7: koinon.cluster.v1.Command.remove_member:type_name -> koinon.cluster.v1.RemoveMember
+	11, // 8: koinon.cluster.v1.Command.set_state:type_name -> koinon.cluster.v1.SetState
+	0,  // 9: koinon.cluster.v1.SetState.state:type_name -> koinon.cluster.v1.State
+	1,  // 10: koinon.cluster.v1.Result.refusal:type_name -> koinon.cluster.v1.Refusal
+	4,  // 11: koinon.cluster.v1.TokensReply.tokens:type_name -> koinon.cluster.v1.Token
+	20, // 12: koinon.cluster.v1.StatusReply.lags:type_name -> koinon.cluster.v1.PeerLag
+	13, // [13:13] is the sub-list for method output_type
+	13, // [13:13] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_cluster_clusterpb_cluster_proto_init() }
@@ -842,18 +1968,27 @@ func file_cluster_clusterpb_cluster_proto_init() {
 	if File_cluster_clusterpb_cluster_proto != nil {
 		return
 	}
+	file_cluster_clusterpb_cluster_proto_msgTypes[3].OneofWrappers = []any{
+		(*Command_AddToken)(nil),
+		(*Command_RemoveToken)(nil),
+		(*Command_Admit)(nil),
+		(*Command_SetAddr)(nil),
+		(*Command_RemoveMember)(nil),
+		(*Command_SetState)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cluster_clusterpb_cluster_proto_rawDesc), len(file_cluster_clusterpb_cluster_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   11,
+			NumEnums:      2,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
 		GoTypes:           file_cluster_clusterpb_cluster_proto_goTypes,
 		DependencyIndexes: file_cluster_clusterpb_cluster_proto_depIdxs,
+		EnumInfos:         file_cluster_clusterpb_cluster_proto_enumTypes,
 		MessageInfos:      file_cluster_clusterpb_cluster_proto_msgTypes,
 	}.Build()
 	File_cluster_clusterpb_cluster_proto = out.File

@@ -1,0 +1,253 @@
+package node
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/koinon/koinon/internal/cluster"
+	"github.com/koinon/koinon/internal/cluster/clusterpb"
+	"github.com/koinon/koinon/internal/electorate"
+	"github.com/koinon/koinon/internal/placement"
+	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/sys"
+)
+
+const (
+	// governEvery is how often the leader looks whether the cluster is as it
+	// should be.
+	governEvery = 500 * time.Millisecond
+	// governTimeout bounds one step.
+	governTimeout = 10 * time.Second
+	// lostAfter is how long a node may be silent before others vote and keep
+	// blocks in its place.
+	lostAfter = 5 * time.Minute
+	// silentAfter is how long a node that is to go may be silent before nobody
+	// waits for what it holds.
+	silentAfter = 10 * time.Second
+	// fitLag is how many slots a learner may be behind to become a voter; the
+	// log takes it below 64.
+	fitLag = 32
+)
+
+// govern is the leader's care for the cluster: members of the map become
+// learners and voters of the log and get their share of the blocks, and those
+// that are to go are relieved of both and leave the map.
+func (s *server) govern(ctx context.Context) {
+	tick := time.NewTicker(governEvery)
+	defer tick.Stop()
+	var led time.Time // since when this node leads; zero when it does not
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		st := s.group.Status()
+		if st.Role != replica.Leader || !st.Ready {
+			led = time.Time{}
+			continue
+		}
+		if led.IsZero() {
+			led = time.Now()
+		}
+		step, cancel := context.WithTimeout(ctx, governTimeout)
+		err := s.governOnce(step, &st, time.Since(led))
+		cancel()
+		if err != nil && ctx.Err() == nil {
+			s.log.Info("the cluster is not as it should be yet", "err", err)
+		}
+	}
+}
+
+// governOnce does what is due now.
+func (s *server) governOnce(ctx context.Context, st *replica.Status, led time.Duration) error {
+	m, err := cluster.LocalMap(s.group)
+	if err != nil || m == nil {
+		return err
+	}
+	c := &census{self: s.cfg.ID, m: m, st: st, led: led}
+	if voters, learners, change := c.electorate(); change {
+		if err := s.group.Reconfigure(ctx, voters, learners); err != nil {
+			return err
+		}
+		s.log.Info("members of the log", "voters", voters, "learners", learners)
+		return nil // the next step sees it in force
+	}
+	for _, x := range m.Members {
+		if x.State == clusterpb.State_JOINING && c.fit(sys.NodeID(x.Id)) {
+			_, err := cluster.Propose(ctx, s.group, &clusterpb.Command{Op: &clusterpb.Command_SetState{
+				SetState: &clusterpb.SetState{Id: x.Id, State: clusterpb.State_UP}}})
+			return err
+		}
+	}
+	return s.place(ctx, c)
+}
+
+// place brings the placement of blocks nearer to what it should be.
+func (s *server) place(ctx context.Context, c *census) error {
+	table, err := placement.Unmarshal(c.m.Table)
+	if err != nil {
+		return err
+	}
+	next, err := placement.Reassign(table, c.shares())
+	if err != nil {
+		return err
+	}
+	next = c.forget(next)
+	if next.Epoch == table.Epoch {
+		next = table.Settle(s.settled(ctx, table, c.m))
+	}
+	if next.Epoch != table.Epoch {
+		m := proto.CloneOf(c.m)
+		m.Table = next.Marshal()
+		if _, err := cluster.Propose(ctx, s.group, &clusterpb.Command{Expect: c.m.Epoch, Map: m}); err != nil {
+			return err
+		}
+		s.log.Info("placement of blocks", "epoch", next.Epoch)
+		return nil
+	}
+	for _, x := range c.m.Members {
+		id := sys.NodeID(x.Id)
+		if x.State != clusterpb.State_DRAINING || slices.Contains(c.st.Voters, id) || slices.Contains(table.Members(), id) {
+			continue
+		}
+		if _, err := cluster.Propose(ctx, s.group, &clusterpb.Command{Op: &clusterpb.Command_RemoveMember{
+			RemoveMember: &clusterpb.RemoveMember{Id: x.Id}}}); err != nil {
+			return err
+		}
+		s.log.Info("a node has left the cluster", "node", id)
+	}
+	return nil
+}
+
+// settled returns the groups with sources that are complete on all their nodes.
+func (s *server) settled(ctx context.Context, t *placement.Table, m *clusterpb.Map) []sys.PG {
+	complete := map[sys.PG]int{}
+	open := false
+	for pg := range t.PGs {
+		open = open || len(t.Sources(sys.PG(pg))) > 0
+	}
+	if !open {
+		return nil
+	}
+	for _, x := range m.Members {
+		r := s.status()
+		if sys.NodeID(x.Id) != s.cfg.ID {
+			var err error
+			if r, err = s.peers.NodeStatus(ctx, x.Addr); err != nil {
+				continue // its groups wait for it
+			}
+		}
+		if r.TableEpoch != t.Epoch {
+			continue
+		}
+		for _, pg := range r.Settled {
+			if t.Holds(sys.PG(pg), sys.NodeID(x.Id)) {
+				complete[sys.PG(pg)]++
+			}
+		}
+	}
+	var groups []sys.PG
+	for pg := range t.PGs {
+		if len(t.Sources(sys.PG(pg))) > 0 && complete[sys.PG(pg)] == len(t.PGs[pg]) {
+			groups = append(groups, sys.PG(pg))
+		}
+	}
+	return groups
+}
+
+// census is what the leader knows of the members.
+type census struct {
+	self sys.NodeID
+	m    *clusterpb.Map
+	st   *replica.Status
+	led  time.Duration
+}
+
+func (c *census) peer(id sys.NodeID) (replica.PeerStatus, bool) {
+	i := slices.IndexFunc(c.st.Peers, func(p replica.PeerStatus) bool { return p.ID == id })
+	if i < 0 {
+		return replica.PeerStatus{}, false
+	}
+	return c.st.Peers[i], true
+}
+
+// silent is for how long a member has not answered, as far as this leader can
+// know.
+func (c *census) silent(id sys.NodeID) time.Duration {
+	p, known := c.peer(id)
+	switch {
+	case id == c.self:
+		return 0
+	case !known || p.LastSeen < 0:
+		return c.led
+	}
+	return p.LastSeen
+}
+
+// fit says that a member answers and has nearly all of the log.
+func (c *census) fit(id sys.NodeID) bool {
+	p, known := c.peer(id)
+	return id == c.self || known && p.Reachable && !p.Snapshot && p.Lag < fitLag
+}
+
+// electorate says who should vote and learn.
+func (c *census) electorate() (voters, learners []sys.NodeID, change bool) {
+	nodes := make([]electorate.Node, 0, len(c.m.Members))
+	for _, x := range c.m.Members {
+		id := sys.NodeID(x.Id)
+		nodes = append(nodes, electorate.Node{ID: id, Zone: x.Zone, Leader: id == c.self,
+			Voter: slices.Contains(c.st.Voters, id), Learner: slices.Contains(c.st.Learners, id),
+			Leaving: x.State == clusterpb.State_DRAINING, Fit: c.fit(id), Lost: c.silent(id) > lostAfter})
+	}
+	voters, learners, change = electorate.Next(nodes)
+	for _, id := range slices.Concat(c.st.Voters, c.st.Learners) {
+		gone := !slices.ContainsFunc(c.m.Members, func(x *clusterpb.Member) bool { return sys.NodeID(x.Id) == id })
+		change = change || gone && len(voters) > 0
+	}
+	return voters, learners, change
+}
+
+// shares says what each member should hold of the blocks. The weight 1 is that
+// of a member that has not told its capacity: it counts as the smallest other.
+func (c *census) shares() []placement.Node {
+	least := uint64(placement.MaxWeight)
+	for _, x := range c.m.Members {
+		if x.Weight > 1 {
+			least = min(least, x.Weight)
+		}
+	}
+	nodes := make([]placement.Node, 0, len(c.m.Members))
+	for _, x := range c.m.Members {
+		n := placement.Node{ID: sys.NodeID(x.Id), Zone: x.Zone, Weight: uint32(min(x.Weight, placement.MaxWeight))}
+		if x.Weight <= 1 {
+			n.Weight = uint32(least)
+		}
+		if x.State != clusterpb.State_UP || c.silent(n.ID) > lostAfter {
+			n.Weight = 0
+		}
+		nodes = append(nodes, n)
+	}
+	return nodes
+}
+
+// forget takes members that are to go and do not answer from the sources of
+// groups that others hold too: nobody waits for what they have.
+func (c *census) forget(t *placement.Table) *placement.Table {
+	var groups []sys.PG
+	for pg, from := range t.From {
+		drop := len(from) > 0
+		for _, id := range from {
+			i := slices.IndexFunc(c.m.Members, func(x *clusterpb.Member) bool { return sys.NodeID(x.Id) == id })
+			drop = drop && (i < 0 || c.m.Members[i].State == clusterpb.State_DRAINING && c.silent(id) > silentAfter)
+		}
+		others := slices.ContainsFunc(t.PGs[pg], func(id sys.NodeID) bool { return c.silent(id) < silentAfter })
+		if drop && others && t.Replicas > 1 {
+			groups = append(groups, sys.PG(pg))
+		}
+	}
+	return t.Settle(groups)
+}
