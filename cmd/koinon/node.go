@@ -9,8 +9,8 @@ import (
 )
 
 func newNodeCommand(a *app) *cobra.Command {
-	cmd := parent("node", "Look at the nodes of the cluster, and let new ones in")
-	cmd.AddCommand(newNodeLsCommand(a), newTokenCommand(a))
+	cmd := parent("node", "Look at the nodes of the cluster, let new ones in, take others out")
+	cmd.AddCommand(newNodeLsCommand(a), newTokenCommand(a), newNodeRmCommand(a))
 	return cmd
 }
 

@@ -93,10 +93,10 @@ func (s *server) collect(ctx context.Context, led time.Duration) {
 
 // status tells of this node.
 func (s *server) status() *clusterpb.StatusReply {
-	st, role := replica.Status{}, "plain"
-	if s.group != nil {
-		st = s.group.Status()
-		role = st.Role.String()
+	st := s.group.Status()
+	role := st.Role.String()
+	if !st.Voter && st.Role == replica.Follower {
+		role = "learner"
 	}
 	r := &clusterpb.StatusReply{
 		Node: uint64(s.cfg.ID), Cluster: s.cfg.Cluster, Version: s.version, Leader: uint64(st.Leader), Role: role,
@@ -105,6 +105,9 @@ func (s *server) status() *clusterpb.StatusReply {
 		Epoch: s.peers.Map().GetEpoch(), Healing: healing(s.healer.Status()), ResidentBytes: resident(),
 	}
 	r.TableEpoch, r.Settled = s.complete()
+	for _, id := range st.Voters {
+		r.Voters = append(r.Voters, uint64(id))
+	}
 	for _, p := range st.Peers {
 		r.Lags = append(r.Lags, &clusterpb.PeerLag{Node: uint64(p.ID), Slots: p.Lag})
 	}

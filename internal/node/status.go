@@ -51,6 +51,11 @@ type NodeStatus struct {
 	Healing    string     `json:"healing,omitempty"`
 	Trouble    string     `json:"trouble,omitempty"`
 	UptimeSecs float64    `json:"uptime_seconds"`
+
+	// Voter says that it is one of those who choose the log.
+	Voter bool `json:"voter"`
+
+	voters []uint64 // that it knows
 }
 
 // statusTimeout is how long a node may take to tell of itself.
@@ -149,6 +154,7 @@ func nodeStatus(addr string, r *clusterpb.StatusReply) NodeStatus {
 		Chosen: r.Chosen, Applied: r.Applied, Truncated: r.Truncated, Blocks: r.Blocks, BytesUsed: r.BytesUsed,
 		BytesFree: r.BytesFree, Resident: r.ResidentBytes, Healing: r.Healing, Trouble: r.Trouble,
 		UptimeSecs: time.Since(time.Unix(0, r.StartedNs)).Round(time.Second).Seconds(),
+		voters:     r.Voters,
 	}
 }
 
@@ -170,21 +176,32 @@ func (n *NodeStatus) describe(m *clusterpb.Map) {
 // each node is behind, and whether a majority can agree.
 func summarize(s *Status) {
 	var round, chosen uint64
-	up := 0
+	up := map[uint64]bool{}
+	voters := make([]uint64, len(s.Nodes)) // all, where nobody knows
 	for _, n := range s.Nodes {
 		if n.State != "up" {
 			continue
 		}
-		up++
+		up[uint64(n.ID)] = true
+		if len(n.voters) > 0 && n.Chosen >= chosen {
+			voters = n.voters
+		}
 		chosen = max(chosen, n.Chosen)
 		if n.Role == "leader" && n.Round >= round {
 			round, s.Leader = n.Round, n.ID
 		}
 	}
-	s.Majority = s.Leader != 0 && up > len(s.Nodes)/2
+	answer := 0
+	for _, id := range voters {
+		if up[id] {
+			answer++
+		}
+	}
+	s.Majority = s.Leader != 0 && answer > len(voters)/2
 	for i := range s.Nodes {
 		n := &s.Nodes[i]
-		if n.State == "up" && n.Role != "plain" {
+		n.Voter = slices.Contains(voters, uint64(n.ID)) && n.ID != 0
+		if n.State == "up" {
 			n.Lag = chosen - min(n.Applied, chosen)
 		}
 		if n.Role == "leader" && n.ID != s.Leader {

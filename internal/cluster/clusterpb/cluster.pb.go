@@ -1402,6 +1402,7 @@ type StatusReply struct {
 	// those that still have sources.
 	TableEpoch    uint64   `protobuf:"varint,23,opt,name=table_epoch,json=tableEpoch,proto3" json:"table_epoch,omitempty"`
 	Settled       []uint32 `protobuf:"varint,24,rep,packed,name=settled,proto3" json:"settled,omitempty"`
+	Voters        []uint64 `protobuf:"varint,25,rep,packed,name=voters,proto3" json:"voters,omitempty"` // of the log, as this node knows them
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1600,6 +1601,13 @@ func (x *StatusReply) GetTableEpoch() uint64 {
 func (x *StatusReply) GetSettled() []uint32 {
 	if x != nil {
 		return x.Settled
+	}
+	return nil
+}
+
+func (x *StatusReply) GetVoters() []uint64 {
+	if x != nil {
+		return x.Voters
 	}
 	return nil
 }
@@ -1840,7 +1848,7 @@ const file_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"MapRequest\"%\n" +
 	"\x0fAnnounceRequest\x12\x12\n" +
 	"\x04addr\x18\x01 \x01(\tR\x04addr\"\x0f\n" +
-	"\rStatusRequest\"\xb0\x05\n" +
+	"\rStatusRequest\"\xc8\x05\n" +
 	"\vStatusReply\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x18\n" +
@@ -1870,7 +1878,8 @@ const file_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x0eresident_bytes\x18\x16 \x01(\x04R\rresidentBytes\x12\x1f\n" +
 	"\vtable_epoch\x18\x17 \x01(\x04R\n" +
 	"tableEpoch\x12\x18\n" +
-	"\asettled\x18\x18 \x03(\rR\asettled\"3\n" +
+	"\asettled\x18\x18 \x03(\rR\asettled\x12\x16\n" +
+	"\x06voters\x18\x19 \x03(\x04R\x06voters\"3\n" +
 	"\aPeerLag\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x14\n" +
 	"\x05slots\x18\x02 \x01(\x04R\x05slots\"(\n" +

@@ -1,0 +1,106 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/koinon/koinon/internal/cluster/clusterpb"
+	"github.com/koinon/koinon/internal/sys"
+)
+
+const opRemove sys.Op = "node.Remove"
+
+// removeLook is the pause between two looks at how far a removal is.
+const removeLook = 300 * time.Millisecond
+
+// Remove relieves a node of its vote and its blocks and then takes it out of
+// the cluster for ever. It returns when the node is gone; told, which may be
+// nil, hears meanwhile how many placement groups still name it. When ctx ends
+// first the removal goes on without the caller.
+//
+// It is refused, and nothing changes, where those who stay could not go on.
+func (a *Admin) Remove(ctx context.Context, id sys.NodeID, told func(groups int)) error {
+	if err := a.cluster.Refresh(ctx); err != nil {
+		return err
+	}
+	if err := a.mayRemove(ctx, id); err != nil {
+		return err
+	}
+	if err := a.cluster.SetState(ctx, id, clusterpb.State_DRAINING); err != nil {
+		return err
+	}
+	tick := time.NewTicker(removeLook)
+	defer tick.Stop()
+	for {
+		if err := a.cluster.Refresh(ctx); err != nil {
+			return err
+		}
+		if a.cluster.Removed(id) {
+			return nil
+		}
+		if told != nil {
+			told(a.groupsOf(id))
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return sys.E(opRemove, sys.Interrupted, sys.Subject(id.String()), "the removal goes on by itself; `koinon node ls` shows how far it is")
+		}
+	}
+}
+
+// groupsOf counts the placement groups that name a node.
+func (a *Admin) groupsOf(id sys.NodeID) int {
+	n := 0
+	table := a.cluster.Table()
+	for pg := range table.PGs {
+		if slices.Contains(table.PGs[pg], id) || slices.Contains(table.From[pg], id) {
+			n++
+		}
+	}
+	return n
+}
+
+// mayRemove refuses what would stop the cluster.
+func (a *Admin) mayRemove(ctx context.Context, id sys.NodeID) error {
+	st, err := readStatus(ctx, a.cluster, a.cluster.Map().GetCluster())
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(st.Nodes, func(n NodeStatus) bool { return n.ID == id }) {
+		return sys.E(opRemove, sys.NotExist, sys.Subject(id.String()), "the cluster has no such node; `koinon node ls` shows those that it has")
+	}
+	return st.without(id)
+}
+
+// without says why the others could not go on without a node, nil when they
+// could.
+func (s *Status) without(id sys.NodeID) error {
+	var voters, down []string
+	stay := 0
+	for _, n := range s.Nodes {
+		if n.ID == id || n.Member == "draining" {
+			continue
+		}
+		stay++
+		if !n.Voter {
+			continue
+		}
+		voters = append(voters, n.ID.String())
+		if n.State != "up" {
+			down = append(down, n.ID.String())
+		}
+	}
+	switch {
+	case stay == 0:
+		return sys.E(opRemove, sys.Invalid, sys.Subject(id.String()), "it is the only node: add another one first (`koinon node token`)")
+	case len(voters) > 0 && 2*len(down) >= len(voters):
+		return sys.E(opRemove, sys.Invalid, sys.Subject(id.String()), fmt.Sprintf(
+			"without it there would be no majority: of %s, which choose the log then, %s %s down; start %s first, or remove the dead one instead",
+			strings.Join(voters, ", "), strings.Join(down, ", "), map[bool]string{true: "are", false: "is"}[len(down) > 1], down[0]))
+	}
+	return nil
+}

@@ -1,0 +1,40 @@
+package node
+
+import (
+	"strings"
+	"testing"
+)
+
+// TestWithout: a node is not removed where the others could not go on.
+func TestWithout(t *testing.T) {
+	up := NodeStatus{State: "up", Voter: true}
+	down := NodeStatus{State: "down", Voter: true}
+	learner := NodeStatus{State: "up"}
+	leaving := NodeStatus{State: "up", Voter: true, Member: "draining"}
+	for _, tc := range []struct {
+		name   string
+		others []NodeStatus
+		want   string // empty: may go
+	}{
+		{"the only node", nil, "the only node"},
+		{"of two", []NodeStatus{up}, ""},
+		{"of three", []NodeStatus{up, up}, ""},
+		{"of three, one of the others dead", []NodeStatus{up, down}, "no majority: of n2, n3"},
+		{"of four, the learner stays", []NodeStatus{up, down, learner}, "n3 is down"},
+		{"of five, two dead", []NodeStatus{up, up, down, down}, "n4, n5 are down; start n4"},
+		{"of five, one dead", []NodeStatus{up, up, up, down}, ""},
+		{"the others leave", []NodeStatus{leaving}, "the only node"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := &Status{Nodes: []NodeStatus{{ID: 1, State: "up", Voter: true}}}
+			for i, n := range tc.others {
+				n.ID = s.Nodes[i].ID + 1
+				s.Nodes = append(s.Nodes, n)
+			}
+			err := s.without(1)
+			if tc.want == "" && err != nil || tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)) {
+				t.Errorf("%v, want %q", err, tc.want)
+			}
+		})
+	}
+}
