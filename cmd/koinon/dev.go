@@ -26,7 +26,7 @@ the next "up". Any node may be killed: the tree goes on while a majority lives.`
   koinon dev reset             delete it with all its data`
 	cmd.PersistentFlags().StringVar(&d.devDir, "dir", "",
 		"`DIR` with the cluster's state (default $XDG_STATE_HOME/koinon/dev, ~/.local/state/koinon/dev)")
-	cmd.AddCommand(newDevUpCommand(d), newDevStatusCommand(d), newDevKillCommand(d), newDevStartCommand(d),
+	cmd.AddCommand(newDevUpCommand(d), newDevStatusCommand(d), newDevKillCommand(d), newDevStartCommand(d), newDevAddCommand(d), newDevRmCommand(d),
 		newDevStopCommand(d), newDevResetCommand(d))
 	return cmd
 }

@@ -32,18 +32,23 @@ with an empty directory and a new token, under a new number.`,
 				return &usageError{cmd: "koinon node rm", err: fmt.Errorf("%q is no node: give its number, like 2 or n2", args[0])}
 			}
 			return a.withAdmin(cmd.Context(), func(ctx context.Context, c *node.Admin) error {
-				last := -1
-				err := c.Remove(ctx, sys.NodeID(id), func(groups int) {
-					if groups != last {
-						a.note("%d placement groups still need n%d", groups, id)
-						last = groups
-					}
-				})
+				err := c.Remove(ctx, sys.NodeID(id), a.removalProgress(sys.NodeID(id)))
 				if err == nil {
 					a.note("n%d has left the cluster", id)
 				}
 				return err
 			})
 		},
+	}
+}
+
+// removalProgress tells how far a removal is whenever that has changed.
+func (a *app) removalProgress(id sys.NodeID) func(groups int) {
+	last := -1
+	return func(groups int) {
+		if groups != last {
+			a.note("%d placement groups still need %v", groups, id)
+			last = groups
+		}
 	}
 }

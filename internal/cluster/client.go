@@ -45,6 +45,9 @@ type Client struct {
 	table   *placement.Table
 	changed chan struct{} // closed and replaced when the map changes
 	seed    int
+
+	stop context.CancelFunc // of work; nil without
+	work sync.WaitGroup
 }
 
 // connKey: bulk traffic has its own connection, so that small requests never
@@ -63,7 +66,34 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 	if err := c.Refresh(ctx); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
+	following, stop := context.WithCancel(context.Background())
+	c.stop = stop
+	c.work.Go(func() { c.follow(following) })
 	return c, nil
+}
+
+// followEvery is how often a client looks for a newer map: the nodes that it
+// knows may all be replaced while it has nothing to ask of them.
+const followEvery = time.Second
+
+// follow keeps the map of a client new. That nobody answers is told to whoever
+// asks for something.
+func (c *Client) follow(ctx context.Context) {
+	tick := time.NewTicker(followEvery)
+	defer tick.Stop()
+	for n := 0; ; n++ {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		addrs := c.Addrs()
+		asking, cancel := context.WithTimeout(ctx, followEvery)
+		if err := c.Learn(asking, addrs[n%len(addrs)]); err != nil {
+			c.cfg.Logger.Debug("the map is not learned", "err", err)
+		}
+		cancel()
+	}
 }
 
 // New returns a client that knows no map yet.
@@ -79,6 +109,10 @@ func New(cfg Config) *Client {
 
 // Close closes every connection. Requests under way fail.
 func (c *Client) Close() error {
+	if c.stop != nil {
+		c.stop()
+	}
+	c.work.Wait()
 	c.mu.Lock()
 	conns := c.conns
 	c.conns = map[connKey]*wire.Client{}

@@ -28,8 +28,8 @@ type Node struct {
 	// Advertise is the address under which the others reach this node. Empty
 	// means the address that [[voters]] gives for ID.
 	Advertise string `toml:"advertise,omitempty"`
-	// Replicas is how many nodes keep each block. 0 means three, or as many
-	// as there are voters.
+	// Replicas is how many nodes keep each block; with fewer nodes, all of them
+	// do. It counts when the cluster is made. 0 means three.
 	Replicas int `toml:"replicas,omitzero"`
 	// Zone is the failure domain of the node (a rack, a room): copies of a
 	// block go to different zones where there are enough. Empty means that
@@ -153,7 +153,7 @@ func (n *Node) SetDefaults() {
 		n.Advertise = n.voterAddr(n.ID)
 	}
 	if n.Replicas == 0 {
-		n.Replicas = min(DefaultReplicas, max(1, len(n.Voters)))
+		n.Replicas = DefaultReplicas
 	}
 	if n.Retention == 0 {
 		n.Retention = DefaultRetention

@@ -70,7 +70,7 @@ func TestLoadNode(t *testing.T) {
 	}
 	want := &Node{
 		Cluster: "prod", ID: 2, Dir: filepath.Join(dir, "data"), Listen: "0.0.0.0:7400",
-		Advertise: "10.0.0.2:7400", Replicas: 2, Zone: "rack-a", Retention: Duration(90 * time.Minute),
+		Advertise: "10.0.0.2:7400", Replicas: 3, Zone: "rack-a", Retention: Duration(90 * time.Minute),
 		TLS:    TLS{CA: filepath.Join(dir, "ca.crt"), Cert: "/etc/koinon/node.crt", Key: filepath.Join(dir, "node.key")},
 		Log:    Log{Level: "debug", File: filepath.Join(dir, "log")},
 		Limits: Limits{StateCache: 32 * MiB, MinFree: DefaultMinFree},

@@ -124,6 +124,8 @@ type saved struct {
 	Cluster string `toml:"cluster"`
 	Nodes   int    `toml:"nodes"`
 	Mount   string `toml:"mount"`
+	// Numbers are those of the nodes; empty: 1 to Nodes.
+	Numbers []int `toml:"numbers,omitempty"`
 }
 
 // node is one of the nodes, with its directory.
@@ -169,7 +171,7 @@ func (e NoClusterError) Error() string {
 }
 
 func (c *Cluster) loadNodes() error {
-	for i := 1; i <= c.saved.Nodes; i++ {
+	for _, i := range c.saved.numbers() {
 		dir := c.path(fmt.Sprintf("n%d", i))
 		cfg, err := config.LoadNode(filepath.Join(dir, "node.toml"))
 		if err != nil {
