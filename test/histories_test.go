@@ -274,7 +274,7 @@ func (h *history) trouble() {
 			faults = append(faults, f)
 		}
 		pause := 50 + h.rng.IntN(700) // ms, for the fault to work
-		if h.rng.IntN(3) == 0 {
+		if h.rng.IntN(3) == 0 || len(h.notes) == 1 {
 			pause += 700 // for another leader to work
 		}
 		time.Sleep(time.Duration(pause) * time.Millisecond)

@@ -187,12 +187,16 @@ func (w *historyWorker) choose() action {
 	if w.Reads {
 		return a
 	}
-	switch p := w.rng.IntN(100); {
-	case p < 35:
+	p := w.rng.IntN(100)
+	if w.client%2 == 0 {
+		p -= 60 // changes wait where nobody can make them; these go on asking
+	}
+	switch {
+	case p < 20:
 		return a
-	case p < 60:
+	case p < 50:
 		a.Kind = "put"
-	case p < 78 && w.values[a.Key] != "":
+	case p < 73 && w.values[a.Key] != "":
 		a.Kind, a.Old = "swap", w.values[a.Key]
 	case p < 92:
 		a.Kind, a.At = "change", w.revs[a.Key]
