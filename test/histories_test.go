@@ -223,7 +223,7 @@ func (h *history) prefix() string { return fmt.Sprintf("history/%d-%d/", os.Getp
 
 func (h *history) start(where int) *historyClient {
 	h.n.t.Helper()
-	c := h.n.historian(where, clientSpec{Client: h.next, Workers: workersEach, Seed: h.seed, Prefix: h.prefix(), Keys: historyKeys})
+	c := h.n.historian(where, clientSpec{Client: h.next, Workers: workersEach, Seed: h.seed, Prefix: h.prefix(), Keys: historyKeys, Restless: where == hub})
 	h.next += workersEach
 	h.clients = append(h.clients, c)
 	return c
@@ -273,7 +273,11 @@ func (h *history) trouble() {
 		} else if f, ok := h.strike(faults); ok {
 			faults = append(faults, f)
 		}
-		time.Sleep(time.Duration(50+h.rng.IntN(750)) * time.Millisecond) // for the fault to work
+		pause := 50 + h.rng.IntN(700) // ms, for the fault to work
+		if h.rng.IntN(3) == 0 || len(h.notes) == 1 {
+			pause += 700 // for another leader to work
+		}
+		time.Sleep(time.Duration(pause) * time.Millisecond)
 		if len(faults) == 0 {
 			h.lookUp()
 		}

@@ -35,12 +35,17 @@ type clientSpec struct {
 	// Reads makes all actions reads; Stale, those of any node, passed off as
 	// linearizable ones.
 	Reads, Stale bool
+	// Restless workers give operations little time and then begin anew, with
+	// connections to whoever answers: they find a new leader while others still
+	// wait for the old one, which may have been stopped.
+	Restless bool
 }
 
 // Bounds of an action. Some are short, so that outcomes stay unknown.
 const (
 	actionMin   = 50 * time.Millisecond
 	actionMax   = 1500 * time.Millisecond
+	restlessMax = 250 * time.Millisecond
 	thinkMax    = 8 * time.Millisecond // between two actions
 	lastReadMax = 20 * time.Second
 )
@@ -53,7 +58,7 @@ func clientMain(spec string) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	kv, err := koinon.OpenKV(ctx, koinon.Options{Logger: slog.New(slog.DiscardHandler)})
+	kv, err := openKeys(ctx)
 	if err != nil {
 		return err
 	}
@@ -80,7 +85,7 @@ func clientMain(spec string) error {
 	for i := range s.Workers {
 		w := &historyWorker{clientSpec: s, kv: kv, write: write, client: s.Client + i, values: map[string]string{}, revs: map[string]uint64{},
 			rng: rand.New(rand.NewPCG(s.Seed, uint64(s.Client+i)))}
-		wg.Go(func() { errs[i] = w.run(stop) })
+		wg.Go(func() { errs[i] = errors.Join(w.run(stop), w.leave()) })
 	}
 	wg.Wait()
 	if !s.Reads { // those may be cut off
@@ -93,10 +98,15 @@ func clientMain(spec string) error {
 	return errors.Join(append(errs, <-read)...)
 }
 
+func openKeys(ctx context.Context) (*koinon.KV, error) {
+	return koinon.OpenKV(ctx, koinon.Options{Logger: slog.New(slog.DiscardHandler)})
+}
+
 // historyWorker is one client of a history.
 type historyWorker struct {
 	clientSpec
 	kv     *koinon.KV
+	own    []*koinon.KV // that it opened itself
 	write  func(record) error
 	client int
 	seq    int
@@ -123,11 +133,38 @@ func (w *historyWorker) run(stop <-chan struct{}) error {
 		case <-think.C:
 		}
 		limit := actionMin + time.Duration(w.rng.Int64N(int64(actionMax-actionMin)))
-		if err := w.do(w.choose(), limit); err != nil {
+		if w.Restless {
+			limit = min(limit, restlessMax)
+		}
+		settled, err := w.do(w.choose(), limit)
+		if err != nil {
 			return err
+		}
+		if w.Restless && !settled {
+			w.reopen()
 		}
 		think.Reset(time.Duration(w.rng.Int64N(int64(thinkMax))))
 	}
+}
+
+// reopen begins anew, if somebody answers.
+func (w *historyWorker) reopen() {
+	ctx, cancel := context.WithTimeout(context.Background(), restlessMax)
+	defer cancel()
+	if kv, err := openKeys(ctx); err == nil {
+		w.kv, w.own = kv, append(w.own, kv)
+	}
+}
+
+// leave ends what reopen began, when all is well again.
+func (w *historyWorker) leave() error {
+	ctx, cancel := context.WithTimeout(context.Background(), lastReadMax)
+	defer cancel()
+	var errs []error
+	for _, kv := range w.own {
+		errs = append(errs, kv.Close(ctx))
+	}
+	return errors.Join(errs...)
 }
 
 // readAll reads every key at the end: what was lost is missed by then.
@@ -136,7 +173,7 @@ func (w *historyWorker) readAll() error {
 		if w.Reads {
 			return nil
 		}
-		if err := w.do(action{Kind: "get", Key: w.key(i)}, lastReadMax); err != nil {
+		if _, err := w.do(action{Kind: "get", Key: w.key(i)}, lastReadMax); err != nil {
 			return err
 		}
 	}
@@ -150,12 +187,16 @@ func (w *historyWorker) choose() action {
 	if w.Reads {
 		return a
 	}
-	switch p := w.rng.IntN(100); {
-	case p < 35:
+	p := w.rng.IntN(100)
+	if w.client%2 == 0 {
+		p -= 60 // changes wait where nobody can make them; these go on asking
+	}
+	switch {
+	case p < 20:
 		return a
-	case p < 60:
+	case p < 50:
 		a.Kind = "put"
-	case p < 78 && w.values[a.Key] != "":
+	case p < 73 && w.values[a.Key] != "":
 		a.Kind, a.Old = "swap", w.values[a.Key]
 	case p < 92:
 		a.Kind, a.At = "change", w.revs[a.Key]
@@ -167,11 +208,12 @@ func (w *historyWorker) choose() action {
 	return a
 }
 
-// do carries an action out and writes both records of it.
-func (w *historyWorker) do(a action, limit time.Duration) error {
+// do carries an action out and writes both records of it. settled says that
+// there was an answer.
+func (w *historyWorker) do(a action, limit time.Duration) (settled bool, _ error) {
 	w.seq++
 	if err := w.write(record{Client: w.client, Seq: w.seq, Time: monotonic(), Begin: &a}); err != nil {
-		return err
+		return false, err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
@@ -188,7 +230,7 @@ func (w *historyWorker) do(a action, limit time.Duration) error {
 	if a.Kind == "delete" && o.Is == done {
 		w.revs[a.Key], w.values[a.Key] = 0, ""
 	}
-	return w.write(end)
+	return o.Is != unknown && o.Is != failed, w.write(end)
 }
 
 func (w *historyWorker) ask(ctx context.Context, a action) (o outcome) {
