@@ -13,10 +13,10 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// bigRows is how many rows of rowBytes the state of a snapshot test has: three
-// tables of it.
+// bigRows is how many rows of rowBytes the state of a snapshot test has: more
+// than two tables.
 const (
-	bigRows  = 400
+	bigRows  = 280
 	rowBytes = 60 << 10
 )
 
