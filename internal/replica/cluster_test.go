@@ -71,8 +71,10 @@ type cluster struct {
 	cfg func(*replica.Config)
 	n   int // nodes, from 1 on
 	// voters are those of the beginning, the first ones. Later nodes join.
-	voters int
-	rng    *rand.Rand
+	voters  int
+	rng     *rand.Rand
+	session sys.SessionID // of must
+	seq     uint64
 }
 
 // nodesMax is how many nodes a test may have.
@@ -118,6 +120,7 @@ func (c *cluster) config(id sys.NodeID) replica.Config {
 		BlockCacheBytes: 1 << 20, MemTableBytes: 256 << 10, DigestEvery: 16,
 		Tick: 5 * time.Millisecond, Heartbeat: 20 * time.Millisecond,
 		ElectionTimeout: 150 * time.Millisecond, Lease: 120 * time.Millisecond,
+		SessionTTL: 5 * time.Minute,
 	}
 	if os.Getenv("KOINON_TEST_LOG") != "" {
 		cfg.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo})).With("self", id)
@@ -273,9 +276,17 @@ func add(key string) []byte { return []byte("a" + key) }
 
 func set(key, value string) []byte { return []byte("s" + key + "=" + value) }
 
+// must has a command applied, exactly once. It is the test goroutine's.
 func (c *cluster) must(body []byte) []byte {
 	c.t.Helper()
-	out, err := c.do(c.ctx(), replica.Command{NS: nsTest, Body: body})
+	var err error
+	if c.session == 0 {
+		if c.session, err = c.openSession("must"); err != nil {
+			c.t.Fatalf("open session: %v", err)
+		}
+	}
+	c.seq++
+	out, err := c.do(c.ctx(), replica.Command{Session: c.session, Seq: c.seq, Ack: c.seq - 1, NS: nsTest, Body: body})
 	if err != nil {
 		c.t.Fatalf("propose: %v", err)
 	}

@@ -333,8 +333,8 @@ func TestDirectoryWithoutMembers(t *testing.T) {
 	for range 50 {
 		c.must(add("x"))
 	}
+	c.agree(50)
 	for id := sys.NodeID(1); id <= 3; id++ {
-		c.agreeOn(ids(id), 50)
 		c.close(id)
 		db, err := pebble.Open("/data/state", &pebble.Options{FS: c.fs[id], DisableWAL: true, FormatMajorVersion: pebble.FormatNewest})
 		if err != nil {

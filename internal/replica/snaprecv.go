@@ -22,9 +22,9 @@ const (
 	// tableBytes is about the size of the tables a snapshot is written to. What
 	// has arrived survives a restart up to the last whole table.
 	tableBytes = 8 << 20
-	// streamIdle is after which silence a snapshot that arrives may be given
-	// up in favour of another sender's.
-	streamIdle = 15 * time.Second
+	// streamIdle, longer than chunkTimeout, is after which silence a snapshot
+	// that arrives may be given up in favour of another sender's.
+	streamIdle = 6 * time.Second
 	// rowMax bounds a key of a snapshot.
 	rowMax = 64 << 10
 )

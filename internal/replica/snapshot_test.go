@@ -7,16 +7,18 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
+	"github.com/koinon/koinon/internal/replica"
 	"github.com/koinon/koinon/internal/replica/replicapb"
 	"github.com/koinon/koinon/internal/sys"
 	"google.golang.org/protobuf/proto"
 )
 
-// bigRows is how many rows of rowBytes the state of a snapshot test has: three
-// tables of it.
+// bigRows is how many rows of rowBytes the state of a snapshot test has: more
+// than two tables.
 const (
-	bigRows  = 400
+	bigRows  = 280
 	rowBytes = 60 << 10
 )
 
@@ -27,7 +29,10 @@ func bigValue(i int) string { return strings.Repeat(string(rune('a'+i%26)), rowB
 // behind returns a cluster with a node that is down and needs a snapshot.
 func behind(t *testing.T) (*cluster, sys.NodeID) {
 	t.Helper()
-	c := newCluster(t, 3, nil)
+	c := newCluster(t, 3, func(cfg *replica.Config) {
+		// So that a loaded machine changes no leader of its own accord.
+		cfg.ElectionTimeout, cfg.Lease = time.Second, 800*time.Millisecond
+	})
 	away := c.follower()
 	c.close(away)
 	for i := range bigRows {
