@@ -199,7 +199,6 @@ func (b *bench) library(arms []string) (err error) {
 	p := proof{Arm: name, Commands: end.Applied, Digest: fmt.Sprintf("%016x", end.Digest)}
 	for _, s := range st {
 		p.Syncs += s.Syncs
-		p.Written += s.Written
 	}
 	if b.opts.strace {
 		if p.Traced, err = straced(dir); err != nil {

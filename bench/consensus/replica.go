@@ -69,7 +69,6 @@ type status struct {
 	Syncs        uint64
 	CPU          time.Duration // user and system, of the process
 	Allocated    uint64        // bytes, ever
-	Written      uint64        // bytes that the kernel was told to bring to the disk
 }
 
 // ledger is the replicated state of the peers, and how every arm proves what
@@ -200,9 +199,8 @@ func statusOf(a arm, led *ledger) (status, error) {
 	}
 	led.mu.Lock()
 	defer led.mu.Unlock()
-	written, err := written()
 	return status{Ready: a.Ready(), Leads: a.Leads(), Applied: led.count, Digest: led.digest, Syncs: a.Syncs(),
-		CPU: u, Allocated: allocated(), Written: written}, err
+		CPU: u, Allocated: allocated()}, nil
 }
 
 // usage is the processor time that this process has used.
@@ -218,21 +216,6 @@ func allocated() uint64 {
 	s := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
 	metrics.Read(s)
 	return s[0].Value.Uint64()
-}
-
-// written is write_bytes of proc(5)'s io file.
-func written() (uint64, error) {
-	f, err := os.Open("/proc/self/io")
-	if err != nil {
-		return 0, err
-	}
-	var n uint64
-	for in := bufio.NewScanner(f); in.Scan(); {
-		if _, err := fmt.Sscanf(in.Text(), "write_bytes: %d", &n); err == nil {
-			break
-		}
-	}
-	return n, f.Close()
 }
 
 // nodeID is a replica's number as Koinon's certificates have it.
