@@ -50,6 +50,7 @@ var layers = map[string][]string{
 	"internal/node":            {"*"},
 	"":                         {"internal/vfs", "internal/node", "internal/config", "internal/meta", "internal/block"},
 	"cmd/koinon":               {"*"},
+	"bench/consensus":          {"*"},
 	"test":                     {"*"},
 }
 

@@ -91,7 +91,7 @@ func (a *etcdArm) Leads() bool { return a.leader.Load() == a.id }
 func (a *etcdArm) Syncs() uint64 { return a.log.syncs.Load() }
 
 // Client implements arm.
-func (a *etcdArm) Client(ctx context.Context) (func(cmd []byte) error, func() error, error) {
+func (a *etcdArm) Client(ctx context.Context, _ string) (func(cmd []byte) error, func() error, error) {
 	return func(cmd []byte) error { return a.propose(ctx, cmd) }, func() error { return nil }, nil
 }
 

@@ -102,7 +102,7 @@ func (a *hashicorpArm) Leads() bool { return a.raft.State() == raft.Leader }
 func (a *hashicorpArm) Syncs() uint64 { return a.store.syncs.Load() }
 
 // Client implements arm.
-func (a *hashicorpArm) Client(context.Context) (func(cmd []byte) error, func() error, error) {
+func (a *hashicorpArm) Client(context.Context, string) (func(cmd []byte) error, func() error, error) {
 	return func(cmd []byte) error { return a.raft.Apply(cmd, 0).Error() }, func() error { return nil }, nil
 }
 

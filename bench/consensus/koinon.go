@@ -25,9 +25,11 @@ import (
 // clusterName is what the certificates are issued for.
 const clusterName = "bench"
 
-// nsBench is the namespace of the benchmark's commands, methodDo its request.
+// nsBench is the namespace of the benchmark's commands, nsMemory that of those
+// that change nothing but memory, methodDo the client's request.
 const (
 	nsBench  replica.Namespace = 9
+	nsMemory replica.Namespace = 10
 	methodDo wire.Method       = 900
 )
 
@@ -48,6 +50,13 @@ type rowsMachine struct{ led *ledger }
 func (m rowsMachine) Apply(tx *replica.Tx, _ replica.Stamp, body []byte) ([]byte, any) {
 	tx.Set(binary.BigEndian.AppendUint64(nil, keyOf(body)), append([]byte(nil), body...))
 	return binary.LittleEndian.AppendUint64(nil, m.led.note(body)), nil
+}
+
+// memoryMachine keeps every command as the peers' states do.
+type memoryMachine struct{ led *ledger }
+
+func (m memoryMachine) Apply(_ *replica.Tx, _ replica.Stamp, body []byte) ([]byte, any) {
+	return binary.LittleEndian.AppendUint64(nil, m.led.apply(append([]byte(nil), body...))), nil
 }
 
 func openKoinon(s setup, l net.Listener, creds *auth.Credentials, led *ledger) (arm, error) {
@@ -73,7 +82,7 @@ func openKoinon(s setup, l net.Listener, creds *auth.Credentials, led *ledger) (
 	var err error
 	a.host, err = replica.Open(replica.Config{Dir: s.Dir, FS: env.Disk, Clock: env.System{}, Cluster: clusterName,
 		Self: nodeID(s.ID), Voters: voters, Transport: a.transport, Logger: log},
-		map[replica.Namespace]replica.Machine{nsBench: rowsMachine{led}})
+		map[replica.Namespace]replica.Machine{nsBench: rowsMachine{led}, nsMemory: memoryMachine{led}})
 	if err != nil {
 		return nil, errors.Join(err, a.transport.Close())
 	}
@@ -122,8 +131,15 @@ func (a *koinonArm) Leads() bool { return a.group.Status().Ready }
 // Syncs implements arm.
 func (a *koinonArm) Syncs() uint64 { return a.group.Status().LogSyncs }
 
-// Client implements arm: in a session, as every client of the product is.
-func (a *koinonArm) Client(ctx context.Context) (func(cmd []byte) error, func() error, error) {
+// Client implements arm: in a session, as every client of the product is. The
+// arm that has its state in memory does without, as the peers do.
+func (a *koinonArm) Client(ctx context.Context, name string) (func(cmd []byte) error, func() error, error) {
+	if name == inMemory {
+		return func(cmd []byte) error {
+			_, _, err := a.group.Propose(ctx, replica.Command{NS: nsMemory, Body: cmd})
+			return err
+		}, func() error { return nil }, nil
+	}
 	session, err := a.group.OpenSession(ctx, "bench")
 	if err != nil {
 		return nil, nil, err

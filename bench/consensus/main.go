@@ -37,7 +37,7 @@ func run(args []string) error {
 	fs.StringVar(&o.out, "o", "table", "output: table or json")
 	fs.BoolVar(&o.strace, "strace", false, "count the syncs with strace too, which slows everything down")
 	depths := fs.String("depths", "1,16,64,256", "commands in flight")
-	arms := fs.String("arms", "koinon,koinon-client,hashicorp,etcd", "what to measure")
+	arms := fs.String("arms", "koinon,koinon-client,koinon-memory,hashicorp,etcd", "what to measure")
 	quick := fs.Bool("quick", false, "one round of a fraction of a second each: does it work?")
 	if err := fs.Parse(args); err != nil {
 		return err
@@ -70,8 +70,13 @@ type options struct {
 	strace       bool
 }
 
-// viaClient is the arm that drives Koinon's group from another process.
-const viaClient = "koinon-client"
+// The arms of Koinon beside the one that is driven in the leader's process.
+const (
+	// viaClient drives it from another process.
+	viaClient = "koinon-client"
+	// inMemory has what the peers have: a state in memory, and no sessions.
+	inMemory = "koinon-memory"
+)
 
 // lists reads the flags that hold several values and checks the others.
 func (o *options) lists(depths, arms string) error {
@@ -84,10 +89,10 @@ func (o *options) lists(depths, arms string) error {
 	}
 	for _, s := range strings.Split(arms, ",") {
 		switch s {
-		case "koinon", viaClient, "hashicorp", "etcd":
+		case "koinon", viaClient, inMemory, "hashicorp", "etcd":
 			o.arms = append(o.arms, s)
 		default:
-			return fmt.Errorf("-arms: %q is none of koinon, koinon-client, hashicorp, etcd", s)
+			return fmt.Errorf("-arms: %q is none of koinon, koinon-client, koinon-memory, hashicorp, etcd", s)
 		}
 	}
 	switch {
@@ -153,7 +158,7 @@ func (b *bench) round(i int) error {
 func (b *bench) libraries() [][]string {
 	var libs [][]string
 	for _, a := range b.opts.arms {
-		if n := len(libs); a == viaClient && n > 0 && libs[n-1][0] == "koinon" {
+		if n := len(libs); n > 0 && libraryOf(a) == libraryOf(libs[n-1][0]) {
 			libs[n-1] = append(libs[n-1], a)
 			continue
 		}
@@ -162,12 +167,14 @@ func (b *bench) libraries() [][]string {
 	return libs
 }
 
+// libraryOf names the library that an arm drives.
+func libraryOf(a string) string {
+	return strings.TrimSuffix(strings.TrimSuffix(a, "-client"), "-memory")
+}
+
 // library measures the arms of one library on one group.
 func (b *bench) library(arms []string) (err error) {
-	name := arms[0]
-	if name == viaClient {
-		name = "koinon"
-	}
+	name := libraryOf(arms[0])
 	dir, err := os.MkdirTemp(b.dir, name)
 	if err != nil {
 		return err
@@ -283,7 +290,7 @@ func (b *bench) driver(g *group, name string, depth int) (func(time.Duration) (l
 	if name != viaClient {
 		p, err := g.leader()
 		return func(d time.Duration) (load, error) {
-			r, err := p.ask(request{Op: "load", Depth: depth, For: d, Bytes: b.opts.bytes})
+			r, err := p.ask(request{Op: "load", Arm: name, Depth: depth, For: d, Bytes: b.opts.bytes})
 			return r.Load, err
 		}, func() error { return nil }, err
 	}

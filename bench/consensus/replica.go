@@ -30,8 +30,8 @@ type arm interface {
 	Leads() bool
 	// Client begins a run of commands: what it returns proposes one, and
 	// returns when it is durable on a majority and applied here. end ends the
-	// run.
-	Client(ctx context.Context) (propose func(cmd []byte) error, end func() error, err error)
+	// run. name is the arm as the options name it.
+	Client(ctx context.Context, name string) (propose func(cmd []byte) error, end func() error, err error)
 	// Syncs is how often the log was made durable, by the store's own count.
 	Syncs() uint64
 	Close() error
@@ -51,6 +51,7 @@ type setup struct {
 // and a replica's process.
 type request struct {
 	Op    string // "status", "load" or "stop"
+	Arm   string
 	Depth int
 	For   time.Duration
 	Bytes int
@@ -176,7 +177,7 @@ func converse(in *bufio.Reader, out io.Writer, a arm, led *ledger) error {
 
 // runArm drives a replica from within its own process.
 func runArm(a arm, req request) (load, error) {
-	propose, end, err := a.Client(context.Background())
+	propose, end, err := a.Client(context.Background(), req.Arm)
 	if err != nil {
 		return load{}, err
 	}

@@ -117,7 +117,7 @@ func (r *report) ratios() []ratio {
 		}
 	}
 	for _, d := range r.opts.depths {
-		for _, a := range []string{"koinon", viaClient} {
+		for _, a := range []string{"koinon", viaClient, inMemory} {
 			aim := 1.0
 			if d >= 64 {
 				aim = 3
