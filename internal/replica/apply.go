@@ -43,6 +43,7 @@ type applier struct {
 	now      time.Duration // env.Clock.Boot when the current entries began
 	at       appliedRow
 	settled  []settlement
+	fresh    []*session // with results of the current entry
 	digests  []digestAt
 	localKey []byte
 }
@@ -282,6 +283,7 @@ func (a *applier) entry(e *paxos.Entry) error {
 				outs[i] = out
 			}
 		}
+		a.keepResults(uint64(e.Slot))
 		if own != nil {
 			a.settled = append(a.settled, settlement{own, outs})
 		}
