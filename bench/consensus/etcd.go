@@ -273,7 +273,7 @@ func (a *etcdArm) accept(ctx context.Context) {
 		a.wg.Go(func() {
 			stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 			defer stop()
-			if err := a.receive(ctx, c); err != nil && ctx.Err() == nil && !errors.Is(err, io.EOF) {
+			if err := a.receive(ctx, c); ctx.Err() == nil && !errors.Is(err, io.EOF) {
 				a.fail(fmt.Errorf("a message cannot be read: %w", err))
 			}
 		})
