@@ -16,7 +16,7 @@ COUNT ?= 50
 MINUTES ?= 30
 DIR ?= .
 
-.PHONY: build dev test unit system race lint cross generate bench clean crash scale failover sim mutations explore fuzz histories deps-test deps-generate
+.PHONY: build dev test unit system race lint cross generate bench clean crash scale failover sim mutations explore fuzz histories bench-consensus deps-test deps-generate
 
 build: ## the one binary
 	$(GO) build -ldflags '$(LDFLAGS)' -o bin/koinon ./cmd/koinon
@@ -59,6 +59,10 @@ generate: deps-generate ## protobuf code; the result is committed
 
 bench: build ## ./bin/koinon bench on DIR
 	bin/koinon bench $(DIR)
+
+bench-consensus: ## the log beside hashicorp/raft and etcd's raft, on the disk of DIR; under five minutes
+	cd bench/consensus && $(GO) vet . && $(GO) test . && $(GO) build -o ../../bin/bench-consensus .
+	bin/bench-consensus -dir $(DIR)
 
 crash: build ## the crash loop at length: make crash MINUTES=30 SEED=7
 	KOINON_CRASH_MINUTES=$(MINUTES) KOINON_CRASH_SEED=$(SEED) $(GO) test -timeout 0 -count=1 -v -run TestCrashLoop ./test/...

@@ -54,6 +54,7 @@ var layers = map[string][]string{
 	"internal/node":            {"*"},
 	"":                         {"internal/vfs", "internal/node", "internal/config", "internal/meta", "internal/block", "internal/kv"},
 	"cmd/koinon":               {"*"},
+	"bench/consensus":          {"*"},
 	"test":                     {"*"},
 }
 

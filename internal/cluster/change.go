@@ -44,9 +44,6 @@ func Propose(ctx context.Context, g *replica.Group, cmd *clusterpb.Command) (*cl
 // the name of whoever asks; admitting, and replacing the map, is for nodes; a
 // node moves only itself.
 func (s *Service) serveChange(ctx context.Context, req *wire.Request) (wire.Response, error) {
-	if s.Group == nil {
-		return NotHere(ctx, req)
-	}
 	cmd := &clusterpb.Command{}
 	if err := proto.Unmarshal(req.Header, cmd); err != nil {
 		return wire.Response{}, sys.E(opChange, sys.Invalid, err)
@@ -198,9 +195,6 @@ func (c *Client) Tokens(ctx context.Context) ([]*clusterpb.Token, error) {
 }
 
 func (s *Service) serveTokens(ctx context.Context, req *wire.Request) (wire.Response, error) {
-	if s.Group == nil {
-		return NotHere(ctx, req)
-	}
 	r := &clusterpb.TokensReply{}
 	err := s.Group.Read(ctx, replica.NSCluster, func(rd replica.Reader) (err error) {
 		r.Tokens, err = readTokens(rd)

@@ -19,7 +19,7 @@ type Service struct {
 	Group  *replica.Group
 	Status func() *clusterpb.StatusReply
 	// Known returns the map that the node has from others, for when its state
-	// has none; nil when there is none, or none for this peer.
+	// has none; nil when there is none, or none for this peer. May be nil.
 	Known func(peer wire.Identity) *clusterpb.Map
 }
 
@@ -35,9 +35,6 @@ func (s *Service) Register(srv *wire.Server) {
 
 // LocalMap returns the map in a replica's state, nil when it has none.
 func LocalMap(g *replica.Group) (m *clusterpb.Map, err error) {
-	if g == nil {
-		return nil, nil
-	}
 	err = g.ReadLocal(replica.NSCluster, func(r replica.Reader) (err error) {
 		m, err = ReadMap(r)
 		return err
@@ -45,18 +42,12 @@ func LocalMap(g *replica.Group) (m *clusterpb.Map, err error) {
 	return m, err
 }
 
-// NotHere is the answer of a node that has no replica to what only a leader
-// does; the caller then asks another.
-func NotHere(context.Context, *wire.Request) (wire.Response, error) {
-	return wire.Response{}, sys.E(sys.Op("cluster.Serve"), sys.NotLeader, "this node has no replica of the log")
-}
-
 func (s *Service) serveMap(_ context.Context, req *wire.Request) (wire.Response, error) {
 	m, err := LocalMap(s.Group)
 	if err != nil {
 		return wire.Response{}, err
 	}
-	if m == nil {
+	if m == nil && s.Known != nil {
 		m = s.Known(req.Peer)
 	}
 	if m == nil {
@@ -70,9 +61,6 @@ func (s *Service) serveStatus(context.Context, *wire.Request) (wire.Response, er
 }
 
 func (s *Service) serveOpenSession(ctx context.Context, req *wire.Request) (wire.Response, error) {
-	if s.Group == nil {
-		return NotHere(ctx, req)
-	}
 	var r clusterpb.OpenSessionRequest
 	if err := proto.Unmarshal(req.Header, &r); err != nil {
 		return wire.Response{}, sys.E(sys.Op("cluster.OpenSession"), sys.Invalid, err)
@@ -85,9 +73,6 @@ func (s *Service) serveOpenSession(ctx context.Context, req *wire.Request) (wire
 }
 
 func (s *Service) serveCloseSession(ctx context.Context, req *wire.Request) (wire.Response, error) {
-	if s.Group == nil {
-		return NotHere(ctx, req)
-	}
 	var r clusterpb.OpenSessionReply
 	if err := proto.Unmarshal(req.Header, &r); err != nil {
 		return wire.Response{}, sys.E(sys.Op("cluster.CloseSession"), sys.Invalid, err)

@@ -295,7 +295,7 @@ func (s *server) member(ctx context.Context, end context.CancelCauseFunc) {
 }
 
 func (s *server) checkMember(ctx context.Context, turn int) error {
-	if s.group == nil || s.group.Leader() == 0 {
+	if s.group.Leader() == 0 {
 		if err := s.askOther(ctx, turn); cluster.IsRemoved(err) {
 			return err
 		}

@@ -45,6 +45,7 @@ type applier struct {
 	// membersNew says that members has to be written with the next batch.
 	membersNew bool
 	settled    []settlement
+	fresh      []*session // with results of the current entry
 	digests    []digestAt
 	localKey   []byte // of the Applied row
 	membersKey []byte
@@ -296,6 +297,7 @@ func (a *applier) entry(e *paxos.Entry) error {
 				outs[i] = out
 			}
 		}
+		a.keepResults(uint64(e.Slot))
 		if own != nil {
 			a.settled = append(a.settled, settlement{own, outs})
 		}

@@ -3,6 +3,7 @@ package replica
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -18,13 +19,17 @@ import (
 //
 //	'n'                      the last session ID given out (8 bytes)
 //	's' session              SessionRow
-//	'r' session seq          uvarint ack, then the command's result
+//	'e' session slot         uvarint ack, then of each of the session's commands
+//	                         in the slot's entry: uvarint seq, uvarint length, result
+//	'r' session seq          uvarint ack, result: as builds before 'e' wrote them
 //
-// A result's row carries what its command acknowledged, so that a command
-// costs one row written and, as a rule, one removed.
+// A row of results carries what the session has acknowledged, so that an entry
+// costs a session one row written and, as a rule, one removed, however many of
+// its commands the entry holds.
 const (
 	keyLastSession = 'n'
 	keySession     = 's'
+	keyResults     = 'e'
 	keyResult      = 'r'
 )
 
@@ -36,20 +41,31 @@ func sessionKey(id sys.SessionID) []byte {
 	return binary.BigEndian.AppendUint64([]byte{keySession}, uint64(id))
 }
 
-func resultKey(id sys.SessionID, seq uint64) []byte {
-	b := make([]byte, 0, 17)
-	b = append(b, keyResult)
-	b = binary.BigEndian.AppendUint64(b, uint64(id))
-	return binary.BigEndian.AppendUint64(b, seq)
+// resultRow names a row of results: kind is keyResults or keyResult, n the slot
+// or seq behind the session.
+type resultRow struct {
+	kind byte
+	n    uint64
+	last uint64 // the highest seq in it
 }
 
-// session mirrors a session's rows in memory. Only the applier uses results
-// and ack.
+func (r resultRow) key(id sys.SessionID) []byte {
+	b := make([]byte, 0, 17)
+	b = append(b, r.kind)
+	b = binary.BigEndian.AppendUint64(b, uint64(id))
+	return binary.BigEndian.AppendUint64(b, r.n)
+}
+
+// session mirrors a session's rows in memory. Only the applier uses what stands
+// before heard.
 type session struct {
-	id      sys.SessionID
-	ack     uint64
-	results map[uint64][]byte
-	heard   atomic.Int64 // env.Clock.Boot of its last sign of life, ns
+	id        sys.SessionID
+	ack       uint64
+	results   map[uint64][]byte
+	rows      []resultRow // in the order in which they were written
+	fresh     []byte      // results of the current entry, as their row will hold them
+	freshLast uint64
+	heard     atomic.Int64 // env.Clock.Boot of its last sign of life, ns
 }
 
 // sessions are a group's. The map is changed by the applier and read by
@@ -149,18 +165,46 @@ func loadRow(byID map[sys.SessionID]*session, last *sys.SessionID, key, value []
 		}
 		x := entry(sys.SessionID(binary.BigEndian.Uint64(key[1:])))
 		x.ack = max(x.ack, row.Ack)
-	case len(key) == 17 && key[0] == keyResult:
-		ack, n := binary.Uvarint(value)
-		if n <= 0 {
+	case len(key) == 17 && (key[0] == keyResults || key[0] == keyResult):
+		x := entry(sys.SessionID(binary.BigEndian.Uint64(key[1:])))
+		if !x.loadResults(resultRow{kind: key[0], n: binary.BigEndian.Uint64(key[9:])}, slices.Clone(value)) {
 			return corrupt()
 		}
-		x := entry(sys.SessionID(binary.BigEndian.Uint64(key[1:])))
-		x.ack = max(x.ack, ack)
-		x.results[binary.BigEndian.Uint64(key[9:])] = slices.Clone(value[n:])
 	default:
 		return corrupt()
 	}
 	return nil
+}
+
+// loadResults takes in a row of results. It is false when the row makes no sense.
+func (s *session) loadResults(row resultRow, value []byte) bool {
+	ack, n := binary.Uvarint(value)
+	if n <= 0 {
+		return false
+	}
+	s.ack = max(s.ack, ack)
+	value = value[n:]
+	if row.kind == keyResult {
+		row.last = row.n
+		s.results[row.n] = value
+		value = nil
+	}
+	for len(value) > 0 {
+		seq, n := binary.Uvarint(value)
+		if n <= 0 {
+			return false
+		}
+		size, k := binary.Uvarint(value[n:])
+		if k <= 0 || size > uint64(len(value)-n-k) {
+			return false
+		}
+		value = value[n+k:]
+		s.results[seq] = value[:size:size]
+		value = value[size:]
+		row.last = max(row.last, seq)
+	}
+	s.rows = append(s.rows, row)
+	return true
 }
 
 // begin looks a command up in its session. done says that the answer is known:
@@ -194,41 +238,53 @@ func sessionSubject(id sys.SessionID) sys.Subject {
 
 // finish records a command's result in its session.
 func (a *applier) finish(s *session, c *Command, result []byte) {
-	tx := a.tx(NSSession)
 	if c.Ack > s.ack {
-		a.acknowledge(tx, s, c.Ack)
+		a.acknowledge(a.tx(NSSession), s, c.Ack)
 	}
-	row := binary.AppendUvarint(make([]byte, 0, len(result)+binary.MaxVarintLen64), s.ack)
-	n := len(row)
-	row = append(row, result...)
-	s.results[c.Seq] = row[n:]
-	tx.Set(resultKey(s.id, c.Seq), row)
+	if len(s.fresh) == 0 {
+		a.fresh = append(a.fresh, s)
+	}
+	s.fresh = binary.AppendUvarint(s.fresh, c.Seq)
+	s.fresh = binary.AppendUvarint(s.fresh, uint64(len(result)))
+	s.fresh = append(s.fresh, result...)
+	s.freshLast = max(s.freshLast, c.Seq)
+	s.results[c.Seq] = slices.Clone(result)
 	s.heard.Store(int64(a.now))
 }
 
-// acknowledge forgets results up to ack.
+// keepResults writes what finish has gathered of the entry in slot.
+func (a *applier) keepResults(slot uint64) {
+	for i, s := range a.fresh {
+		a.fresh[i] = nil
+		if len(s.fresh) == 0 {
+			continue // the session ended within the entry
+		}
+		row := resultRow{kind: keyResults, n: slot, last: s.freshLast}
+		value := binary.AppendUvarint(make([]byte, 0, len(s.fresh)+binary.MaxVarintLen64), s.ack)
+		a.tx(NSSession).Set(row.key(s.id), append(value, s.fresh...))
+		s.rows = append(s.rows, row)
+		s.fresh, s.freshLast = s.fresh[:0], 0
+	}
+	a.fresh = a.fresh[:0]
+}
+
+// acknowledge forgets results up to ack, and removes the rows at the front that
+// hold nothing else.
 func (a *applier) acknowledge(tx *Tx, s *session, ack uint64) {
 	if ack-s.ack <= uint64(len(s.results)) {
 		for seq := s.ack + 1; seq <= ack; seq++ {
-			if _, ok := s.results[seq]; ok {
-				delete(s.results, seq)
-				tx.Delete(resultKey(s.id, seq))
-			}
+			delete(s.results, seq)
 		}
 	} else {
-		var gone []uint64
-		for seq := range s.results {
-			if seq <= ack {
-				gone = append(gone, seq)
-			}
-		}
-		slices.Sort(gone)
-		for _, seq := range gone {
-			delete(s.results, seq)
-			tx.Delete(resultKey(s.id, seq))
-		}
+		maps.DeleteFunc(s.results, func(seq uint64, _ []byte) bool { return seq <= ack })
 	}
 	s.ack = ack
+	n := 0
+	for n < len(s.rows) && s.rows[n].last <= ack {
+		tx.Delete(s.rows[n].key(s.id))
+		n++
+	}
+	s.rows = slices.Delete(s.rows, 0, n)
 }
 
 // applySession runs a command of namespace 0.
@@ -283,14 +339,10 @@ func (a *applier) endSession(st Stamp, id sys.SessionID) error {
 		return nil
 	}
 	tx := a.tx(NSSession)
-	seqs := make([]uint64, 0, len(s.results))
-	for seq := range s.results {
-		seqs = append(seqs, seq)
+	for _, row := range s.rows {
+		tx.Delete(row.key(id))
 	}
-	slices.Sort(seqs)
-	for _, seq := range seqs {
-		tx.Delete(resultKey(id, seq))
-	}
+	s.fresh = s.fresh[:0] // of commands in the same entry
 	tx.Delete(sessionKey(id))
 	a.sessions.mu.Lock()
 	delete(a.sessions.byID, id)
