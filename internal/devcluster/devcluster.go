@@ -26,6 +26,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/koinon/koinon/internal/config"
@@ -221,12 +223,13 @@ func (c *Cluster) pick(numbers []int) ([]*node, error) {
 	var picked []*node
 	seen := make(map[int]bool, len(numbers))
 	for _, n := range numbers {
-		if n < 1 || n > len(c.nodes) {
-			return nil, fmt.Errorf("there is no node %d; this cluster has %s, from 1 up", n, count(len(c.nodes), "node"))
+		i := slices.IndexFunc(c.nodes, func(o *node) bool { return o.number == n })
+		if i < 0 {
+			return nil, fmt.Errorf("there is no node %d; this cluster has %s: %s", n, count(len(c.nodes), "node"), strings.Trim(fmt.Sprint(c.saved.numbers()), "[]"))
 		}
 		if !seen[n] {
 			seen[n] = true
-			picked = append(picked, c.nodes[n-1])
+			picked = append(picked, c.nodes[i])
 		}
 	}
 	return picked, nil

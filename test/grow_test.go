@@ -1,0 +1,101 @@
+//go:build linux
+
+package test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// rolesAre waits until the nodes that run have so many voters and learners.
+func (d *dev) rolesAre(voters, learners int) {
+	d.t.Helper()
+	var out string
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		out, _ = d.try("status")
+		v := strings.Count(out, " leader ") + strings.Count(out, " follower ")
+		if v == voters && strings.Count(out, " learner ") == learners {
+			return
+		}
+	}
+	d.t.Fatalf("expected %d voters and %d learners, found:\n%s", voters, learners, out)
+}
+
+// TestClusterChangesUnderLoad adds nodes, takes the leader out, and replaces a
+// node whose disk is lost, while programs write: none sees an error, nothing
+// that was acknowledged is lost.
+func TestClusterChangesUnderLoad(t *testing.T) {
+	d := up(t, 3)
+	running := startLoad(t, d.mount, 7, 4)
+
+	d.koinon("dev", "add", "--dir", d.dir)
+	d.rolesAre(3, 1)
+
+	old := d.leader()
+	d.koinon("dev", "rm", fmt.Sprint(old), "--dir", d.dir)
+	d.rolesAre(3, 0)
+	if _, err := os.Stat(filepath.Join(d.dir, fmt.Sprintf("n%d", old))); !os.IsNotExist(err) {
+		t.Errorf("the directory of node %d after its removal: %v", old, err)
+	}
+
+	// A disk is lost: the node is gone for good, and the machine comes back as
+	// another one.
+	lost := 1
+	for lost == old || lost == d.leader() {
+		lost++
+	}
+	d.kill(lost)
+	if err := os.RemoveAll(filepath.Join(d.dir, fmt.Sprintf("n%d", lost), "data")); err != nil {
+		t.Fatal(err)
+	}
+	d.koinon("dev", "add", "--dir", d.dir)
+	d.koinon("dev", "rm", fmt.Sprint(lost), "--dir", d.dir)
+	d.rolesAre(3, 0)
+
+	l := running.finish()
+	t.Logf("%d operations, the slowest took %v, %d files to check", l.ops, l.slow.Round(time.Millisecond), len(l.files))
+	if l.ops < 50 {
+		t.Fatalf("%d operations prove nothing", l.ops)
+	}
+	dropCaches(t)
+	l.check(t)
+	d.fsck()
+	d.koinon("dev", "stop", "--dir", d.dir)
+	d.koinon("dev", "up", "--detach", "--dir", d.dir, "--mount", d.mount)
+	l.check(t)
+}
+
+// TestTwoOfFive kills two of five nodes at once: service goes on.
+func TestTwoOfFive(t *testing.T) {
+	d := up(t, 5)
+	running := startLoad(t, d.mount, 5, 4)
+	leader := d.leader()
+	d.koinon("dev", "kill", strconv.Itoa(leader), strconv.Itoa(leader%5+1), "--dir", d.dir)
+	writeFile(t, filepath.Join(d.mount, "after"), "the kill")
+	d.koinon("dev", "start", strconv.Itoa(leader), strconv.Itoa(leader%5+1), "--dir", d.dir)
+	l := running.finish()
+	t.Logf("%d operations, the slowest took %v", l.ops, l.slow.Round(time.Millisecond))
+	dropCaches(t)
+	holds(t, filepath.Join(d.mount, "after"), "the kill")
+	if err := os.Remove(filepath.Join(d.mount, "after")); err != nil {
+		t.Fatal(err)
+	}
+	l.check(t)
+	d.fsck()
+}
+
+// TestRemovalRefused: what would leave no majority changes nothing.
+func TestRemovalRefused(t *testing.T) {
+	d := up(t, 3)
+	d.kill(3)
+	d.refused(20*time.Second, []string{"node", "rm", "2"}, "no majority", "n3 is down", "start n3")
+	d.refused(20*time.Second, []string{"node", "rm", "9"}, "no such node")
+	d.refused(20*time.Second, []string{"dev", "rm", "9", "--dir", d.dir}, "there is no node 9")
+	d.rolesAre(2, 0)
+	writeFile(t, filepath.Join(d.mount, "still"), "served")
+}
