@@ -234,20 +234,17 @@ func (c *census) shares() []placement.Node {
 	return nodes
 }
 
-// forget takes members that are to go and do not answer from the sources of
-// groups that others hold too: nobody waits for what they have.
+// forget takes members that are to go and do not answer, or are gone, from the
+// sources of groups that others hold too: nobody waits for what they have.
 func (c *census) forget(t *placement.Table) *placement.Table {
-	var groups []sys.PG
-	for pg, from := range t.From {
-		drop := len(from) > 0
-		for _, id := range from {
-			i := slices.IndexFunc(c.m.Members, func(x *clusterpb.Member) bool { return sys.NodeID(x.Id) == id })
-			drop = drop && (i < 0 || c.m.Members[i].State == clusterpb.State_DRAINING && c.silent(id) > silentAfter)
-		}
-		others := slices.ContainsFunc(t.PGs[pg], func(id sys.NodeID) bool { return c.silent(id) < silentAfter })
-		if drop && others && t.Replicas > 1 {
-			groups = append(groups, sys.PG(pg))
-		}
+	if t.Replicas < 2 {
+		return t
 	}
-	return t.Settle(groups)
+	return t.Forget(func(pg sys.PG, id sys.NodeID) bool {
+		i := slices.IndexFunc(c.m.Members, func(x *clusterpb.Member) bool { return sys.NodeID(x.Id) == id })
+		if i >= 0 && (c.m.Members[i].State != clusterpb.State_DRAINING || c.silent(id) < silentAfter) {
+			return false
+		}
+		return slices.ContainsFunc(t.PGs[pg], func(o sys.NodeID) bool { return c.silent(o) < silentAfter })
+	})
 }

@@ -84,6 +84,28 @@ func (t *Table) Settle(groups []sys.PG) *Table {
 	return n
 }
 
+// Forget returns a table without the sources for which gone is true: nobody
+// waits for what they have. It returns t itself when nothing changes.
+func (t *Table) Forget(gone func(pg sys.PG, node sys.NodeID) bool) *Table {
+	var n *Table
+	for pg := range t.PGs {
+		for _, id := range t.Sources(sys.PG(pg)) {
+			if !gone(sys.PG(pg), id) {
+				continue
+			}
+			if n == nil {
+				n = t.clone()
+				n.Epoch++
+			}
+			n.From[pg] = slices.DeleteFunc(n.From[pg], func(o sys.NodeID) bool { return o == id })
+		}
+	}
+	if n == nil {
+		return t
+	}
+	return n
+}
+
 func (t *Table) clone() *Table {
 	n := &Table{Epoch: t.Epoch, Replicas: t.Replicas}
 	n.PGs, n.From = make([][]sys.NodeID, len(t.PGs)), make([][]sys.NodeID, len(t.PGs))
