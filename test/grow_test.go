@@ -70,6 +70,28 @@ func TestClusterChangesUnderLoad(t *testing.T) {
 	l.check(t)
 }
 
+// TestRemovalGoesOn: a removal that was interrupted is finished by the next
+// try, and two additions at once are both remembered.
+func TestRemovalGoesOn(t *testing.T) {
+	d := up(t, 3)
+	done := make(chan string, 2)
+	for range 2 {
+		go func() {
+			out, err := d.try("dev", "add", "--dir", d.dir)
+			done <- fmt.Sprint(out, err)
+		}()
+	}
+	t.Logf("%s\n%s", <-done, <-done)
+	if n := len(d.status().Nodes); n != 5 {
+		t.Fatalf("%d nodes are known after two additions at once, expected 5", n)
+	}
+	d.koinon("node", "rm", "3") // as far as `dev rm` gets that ends before it has cleared up
+	d.koinon("dev", "rm", "3", "--dir", d.dir)
+	d.koinon("dev", "stop", "--dir", d.dir)
+	d.koinon("dev", "up", "--detach", "--dir", d.dir, "--mount", d.mount)
+	d.fsck()
+}
+
 // TestTwoOfFive kills two of five nodes at once: service goes on.
 func TestTwoOfFive(t *testing.T) {
 	d := up(t, 5)

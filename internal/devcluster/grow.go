@@ -47,6 +47,9 @@ func (c *Cluster) Add(ctx context.Context, join func(ctx context.Context, dir, l
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, lock.unlock()) }()
+	if err := c.reload(); err != nil {
+		return 0, err
+	}
 	if len(c.nodes) >= MaxNodes {
 		return 0, sys.E(op, sys.Invalid, sys.Subject(c.dir), fmt.Sprintf("the cluster has %s, the most for one machine", count(len(c.nodes), "node")))
 	}
@@ -80,15 +83,18 @@ func (c *Cluster) Add(ctx context.Context, join func(ctx context.Context, dir, l
 // Remove forgets a node that has left the cluster: it is stopped if it still
 // runs, and its directory goes.
 func (c *Cluster) Remove(ctx context.Context, number int) (err error) {
-	nodes, err := c.pick([]int{number})
-	if err != nil {
-		return err
-	}
 	lock, err := lockDir(ctx, c.dir, c.opts)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, lock.unlock()) }()
+	if err := c.reload(); err != nil {
+		return err
+	}
+	nodes, err := c.pick([]int{number})
+	if err != nil {
+		return err
+	}
 	if _, err := nodes[0].stop(ctx, c.opts.Grace); err != nil {
 		return err
 	}
@@ -99,6 +105,17 @@ func (c *Cluster) Remove(ctx context.Context, number int) (err error) {
 		return err
 	}
 	c.say("node %d is gone", number)
+	return nil
+}
+
+// reload reads again what another command may have changed before this one
+// got the lock.
+func (c *Cluster) reload() error {
+	now, err := Open(c.opts)
+	if err != nil {
+		return err
+	}
+	c.saved, c.nodes = now.saved, now.nodes
 	return nil
 }
 

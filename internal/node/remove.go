@@ -19,12 +19,16 @@ const removeLook = 300 * time.Millisecond
 // Remove relieves a node of its vote and its blocks and then takes it out of
 // the cluster for ever. It returns when the node is gone; told, which may be
 // nil, hears meanwhile how many placement groups still name it. When ctx ends
-// first the removal goes on without the caller.
+// first the removal goes on without the caller. A node that has left already is
+// fine.
 //
 // It is refused, and nothing changes, where those who stay could not go on.
 func (a *Admin) Remove(ctx context.Context, id sys.NodeID, told func(groups int)) error {
 	if err := a.cluster.Refresh(ctx); err != nil {
 		return err
+	}
+	if a.cluster.Removed(id) {
+		return nil // an earlier try has done it
 	}
 	if err := a.mayRemove(ctx, id); err != nil {
 		return err
