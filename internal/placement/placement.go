@@ -58,7 +58,8 @@ func Assign(nodes []Node, pgs, replicas int) (*Table, error) {
 // Reassign returns the table that follows old when the cluster has these
 // nodes. What need not move does not: replicas move off nodes that are gone or
 // drained, to restore the number of replicas, to spread a group over more
-// failure domains, and to bring every node within one group of its quota.
+// failure domains, and to bring every node within one group of its quota (of very unequal
+// nodes one may miss it by one group in a hundred).
 // Nodes that lose a group and still exist become its sources. When nothing
 // changes, old itself is returned; otherwise the epoch is one higher.
 func Reassign(old *Table, nodes []Node) (*Table, error) {
