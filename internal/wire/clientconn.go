@@ -190,7 +190,8 @@ func (c *clientConn) call(ctx context.Context, m Method, header, payload []byte)
 		return nil, err
 	}
 	if deadline, ok := ctx.Deadline(); ok {
-		left := time.Until(deadline).Microseconds()
+		// Rounded up, so that the server does not give up before we do.
+		left := (time.Until(deadline) + time.Microsecond - 1).Microseconds()
 		f.timeoutUs = uint32(min(max(left, 1), math.MaxUint32))
 	}
 	if len(header)+len(payload) > smallMessage {

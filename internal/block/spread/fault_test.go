@@ -3,6 +3,7 @@ package spread
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -479,7 +480,8 @@ func TestSlowNodeDoesNotHoldUp(t *testing.T) {
 }
 
 // TestHangingNodesEndAPut: a put whose quorum hangs fails, so that it can be
-// tried again, instead of waiting for ever.
+// tried again, instead of waiting for ever. How slow the machine is does not
+// matter: a node that is only too busy is told as late too.
 func TestHangingNodesEndAPut(t *testing.T) {
 	var engines []*slow
 	w := newWorld(t, worldOptions{nodes: 3, noHeal: true, engine: func(_ int, d *disk.Store) Engine {
@@ -493,6 +495,43 @@ func TestHangingNodesEndAPut(t *testing.T) {
 	err := s.Put(ctx, blocktest.Key(1, 0, 0), make([]byte, 300_000))
 	if !sys.Is(err, sys.Unavailable) || !strings.Contains(err.Error(), "did not take the block in time") {
 		t.Errorf("a put that two of three nodes do not take: %v", err)
+	}
+}
+
+// at is a context with a deadline whose timer has not fired.
+type at struct {
+	context.Context
+	deadline time.Time
+}
+
+func (c at) Deadline() (time.Time, bool) { return c.deadline, true }
+
+// TestLate: a call that ran out of time is told as that, whoever noticed first.
+func TestLate(t *testing.T) {
+	ended, cancel := context.WithCancel(ctx)
+	cancel()
+	over, release := context.WithDeadline(ctx, time.Unix(1, 0))
+	defer release()
+	past, future := at{ctx, time.Unix(1, 0)}, at{ctx, time.Now().Add(time.Hour)}
+	lost := sys.E(sys.Op("wire.Call"), sys.Unavailable, "the connection was lost")
+	waited := sys.E(sys.Op("wire.Call"), sys.Unavailable, fmt.Errorf("no answer: %w", context.DeadlineExceeded))
+	for _, tc := range []struct {
+		name string
+		ctx  context.Context
+		err  error
+		want bool
+	}{
+		{"no error", over, nil, false},
+		{"the context noticed", over, lost, true},
+		{"the call noticed before the context", future, waited, true},
+		{"the node noticed before the context", past, lost, true},
+		{"there was time", future, lost, false},
+		{"there is no deadline", ctx, lost, false},
+		{"the caller gave up", ended, lost, false},
+	} {
+		if got := late(tc.ctx, tc.err); got != tc.want {
+			t.Errorf("%s: %v", tc.name, got)
+		}
 	}
 }
 

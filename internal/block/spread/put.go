@@ -132,7 +132,7 @@ func (p *putting) send(ctx context.Context, id sys.NodeID) {
 	if err == nil {
 		err = n.put(ctx, p.t.Epoch, p.key, p.data, p.sums)
 	}
-	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+	if late(ctx, err) {
 		err = sys.E(p.op, sys.Unavailable, nodeSubject(id), "it did not take the block in time")
 	}
 	p.s.peers.note(id, err)
@@ -143,6 +143,20 @@ func (p *putting) send(ctx context.Context, id sys.NodeID) {
 			p.s.owed.add(p.key, id)
 		}
 	}
+}
+
+// late reports whether err is that of a call whose time was over. Whoever
+// noticed: ctx, the call, which looks at the clock itself, or the node, which
+// was told how long it has.
+func late(ctx context.Context, err error) bool {
+	if err == nil {
+		return false
+	}
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) {
+		return true
+	}
+	deadline, ok := ctx.Deadline()
+	return ok && ctx.Err() == nil && !time.Now().Before(deadline)
 }
 
 // collect waits for the quorum, then for the others for a while.
