@@ -6,7 +6,7 @@ export GOTOOLCHAIN = local
 export GOFLAGS := -buildvcs=false
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-LDFLAGS := -X main.version=$(VERSION)
+LDFLAGS := -X main.stamped=$(VERSION)
 TOOL := $(GO) tool -modfile=tools/go.mod
 
 # How long and from which seed the crash loop and the simulation run.

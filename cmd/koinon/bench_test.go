@@ -40,7 +40,7 @@ func TestBenchCommand(t *testing.T) {
 	if out := m.ok("bench", "--list"); strings.Count(out, "\n") < 15 {
 		t.Error(out)
 	}
-	m.fails(2, "accepts 1 arg", "bench")
+	m.fails(2, "an argument is missing", "bench")
 	m.fails(2, "is not a size", "bench", a, "--small-size", "many")
 	m.fails(1, `no test is called "swim"`, "bench", a, "--only", "swim")
 	m.fails(1, "give the path of a mounted directory", "bench", a+"/none")

@@ -14,7 +14,7 @@ func newCatCommand(t *treeApp) *cobra.Command {
 		Use:     "cat PATH...",
 		Short:   "Write files to standard output",
 		Example: "  koinon cat /notes/today",
-		Args:    cobra.MinimumNArgs(1),
+		Args:    arguments(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return t.run(cmd.Context(), func(ctx context.Context, c *koinon.Client) error {
 				return t.each(ctx, args, func(arg string) error {

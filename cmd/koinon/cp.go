@@ -33,7 +33,7 @@ func newCpCommand(t *treeApp) *cobra.Command {
 		Long:    cpLong,
 		Example: cpExample,
 		Args: func(cmd *cobra.Command, args []string) error {
-			if err := cobra.MinimumNArgs(2)(cmd, args); err != nil {
+			if err := arguments(2, -1)(cmd, args); err != nil {
 				return err
 			}
 			_, _, err := cpArguments(args)

@@ -18,7 +18,7 @@ func newDevStatusCommand(d *devCommand) *cobra.Command {
 	return &cobra.Command{
 		Use:   "status",
 		Short: "Show what runs, and who leads",
-		Args:  cobra.NoArgs,
+		Args:  arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := d.open()
 			if err != nil {
@@ -57,7 +57,7 @@ func newDevKillCommand(d *devCommand) *cobra.Command {
 		Use:     "kill N...",
 		Short:   "Kill nodes with SIGKILL, as a power cut would",
 		Example: "  koinon dev kill 2\n  koinon dev kill 1 2 3",
-		Args:    cobra.MinimumNArgs(1),
+		Args:    arguments(1, -1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			ns, err := numbers(args)
 			if err != nil {
@@ -74,9 +74,10 @@ func newDevKillCommand(d *devCommand) *cobra.Command {
 
 func newDevStartCommand(d *devCommand) *cobra.Command {
 	return &cobra.Command{
-		Use:   "start N...",
-		Short: "Start nodes that are down",
-		Args:  cobra.MinimumNArgs(1),
+		Use:     "start N...",
+		Short:   "Start nodes that are down",
+		Example: "  koinon dev start 2",
+		Args:    arguments(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ns, err := numbers(args)
 			if err != nil {
@@ -95,7 +96,7 @@ func newDevStopCommand(d *devCommand) *cobra.Command {
 	return &cobra.Command{
 		Use:   "stop",
 		Short: "Unmount the tree and stop the nodes; the data stays",
-		Args:  cobra.NoArgs,
+		Args:  arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := d.open()
 			if err != nil {
@@ -111,7 +112,7 @@ func newDevResetCommand(d *devCommand) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "reset",
 		Short: "Stop the cluster and delete it with all its data",
-		Args:  cobra.NoArgs,
+		Args:  arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := d.open()
 			if err != nil {

@@ -23,7 +23,7 @@ func newDevAddCommand(d *devCommand) *cobra.Command {
 		Long: `Let one more node join the running cluster, as a machine joins with a token
 ("koinon node token", "koinon serve --join"). It gets its share of the blocks,
 and a vote when that helps.`,
-		Args: cobra.NoArgs,
+		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := d.open()
 			if err != nil {
@@ -54,7 +54,8 @@ func newDevRmCommand(d *devCommand) *cobra.Command {
 		Short: "Take a node out of the cluster, for ever",
 		Long: `Take a node out of the cluster, for ever, as "koinon node rm" does: others vote in
 its place and copy what it holds. Then its directory is deleted.`,
-		Args: cobra.ExactArgs(1),
+		Example: "  koinon dev rm 4",
+		Args:    arguments(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ns, err := numbers(args)
 			if err != nil {

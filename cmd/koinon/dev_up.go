@@ -40,7 +40,7 @@ stops the nodes. With --detach it returns once the tree is mounted.`,
 		Example: `  koinon dev up
   koinon dev up --nodes 1 --mount ~/tree
   koinon dev up --dir /tmp/try --detach`,
-		Args: cobra.NoArgs,
+		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if cmd.Flags().Changed("nodes") && (f.nodes < 1 || f.nodes > devcluster.MaxNodes) {
 				return &usageError{cmd: cmd.CommandPath(), err: fmt.Errorf("--nodes is %d: give 1 to %d", f.nodes, devcluster.MaxNodes)}

@@ -32,7 +32,7 @@ until the check has ended. When the leader changes the check starts again.
 Exit code 0: sound; 1: problems, one to a line.`,
 		Example: `  koinon fsck
   koinon fsck --thorough -o json`,
-		Args: cobra.NoArgs,
+		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.fsck(cmd.Context(), thorough)
 		},

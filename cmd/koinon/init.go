@@ -21,7 +21,7 @@ The directory DIR/ca is what makes this cluster yours: keep a copy of it in a sa
 place. Who has ca.key can make nodes and clients.`,
 		Example: `  koinon init lab --dir /var/lib/koinon --listen 10.0.0.1:7400
   koinon serve --config /var/lib/koinon/node.toml`,
-		Args: cobra.ExactArgs(1),
+		Args: arguments(1, 1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			if o.Dir == "" || o.Listen == "" {
 				return &usageError{cmd: "koinon init", err: errors.New("give --dir DIR and --listen HOST:PORT")}

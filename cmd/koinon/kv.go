@@ -176,7 +176,7 @@ it has been there; version counts its changes since then.
 A past revision can be read for as long as history is kept: the last 100,000
 revisions, or fewer when they hold more than 64 MiB.`,
 		Example: "  koinon kv get /app/leader\n  koinon kv get /app/leader --rev 1200\n  koinon kv get /app/leader -o json",
-		Args:    cobra.ExactArgs(1),
+		Args:    arguments(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return k.run(cmd.Context(), func(ctx context.Context, kv *koinon.KV) error {
 				e, err := kv.Get(ctx, args[0], opt)
@@ -209,7 +209,7 @@ func newKVPutCommand(k *kvApp) *cobra.Command {
 		Short: "Set a key to a value, or to standard input",
 		Example: "  koinon kv put /app/leader db-3\n  koinon kv put /app/config - < config.toml\n" +
 			"  koinon kv put /app/offset -- -5            a value that begins with a dash",
-		Args: cobra.ExactArgs(2),
+		Args: arguments(2, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			value, err := k.value(cmd.Context(), args[1])
 			if err != nil {
@@ -248,7 +248,7 @@ is left as it is then.`,
 			if given != 1 {
 				return errors.New("expected one of --if-value, --if-revision and --if-absent")
 			}
-			return cobra.ExactArgs(2)(cmd, args)
+			return arguments(2, 2)(cmd, args)
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			value, err := k.value(cmd.Context(), args[1])
@@ -285,7 +285,7 @@ func newKVRmCommand(k *kvApp) *cobra.Command {
 		Long: `Remove keys. With --prefix all keys that begin so are removed, in several steps
 when there are many; keys that come meanwhile may stay.`,
 		Example: "  koinon kv rm /app/leader\n  koinon kv rm --prefix /app/",
-		Args:    cobra.MinimumNArgs(1),
+		Args:    arguments(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return k.run(cmd.Context(), func(ctx context.Context, kv *koinon.KV) error {
 				for _, arg := range args {
@@ -340,7 +340,7 @@ func newKVLsCommand(k *kvApp) *cobra.Command {
 		Long: `List the keys that begin with PREFIX, in the order of their bytes. With -o json
 their values are told as well.`,
 		Example: "  koinon kv ls\n  koinon kv ls -l /app/\n  koinon kv ls /app/ --limit 100 --after /app/q -o json",
-		Args:    cobra.MaximumNArgs(1),
+		Args:    arguments(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if opt.Limit < 0 {
 				return &usageError{cmd: cmd.CommandPath(), err: errors.New("--limit is negative")}

@@ -33,7 +33,7 @@ revision everything has been shown. To go on later where a watch ended, give
 --from the next revision: history is kept for the last 100,000 revisions, or
 fewer when they hold more than 64 MiB.`,
 		Example: "  koinon kv watch /app/leader\n  koinon kv watch --prefix /app/ --from 1200\n  koinon kv watch --prefix \"\" --progress -o json",
-		Args:    cobra.ExactArgs(1),
+		Args:    arguments(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f.opt.Key = args[0]
 			if f.opt.Key == "" && !f.opt.Prefix {

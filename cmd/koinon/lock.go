@@ -271,7 +271,7 @@ func newLockLsCommand(k *kvApp) *cobra.Command {
 		Use:     "ls [PREFIX]",
 		Short:   "List who holds which lock, and who waits",
 		Example: "  koinon lock ls\n  koinon lock ls db/ -o json",
-		Args:    cobra.MaximumNArgs(1),
+		Args:    arguments(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return k.run(cmd.Context(), func(ctx context.Context, kv *koinon.KV) error {
 				list := []lockEntry{}

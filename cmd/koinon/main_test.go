@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"testing"
 
@@ -17,6 +18,7 @@ import (
 
 	"github.com/koinon/koinon/internal/config"
 	"github.com/koinon/koinon/internal/devcluster"
+	"github.com/koinon/koinon/internal/node"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -112,7 +114,7 @@ func TestErrors(t *testing.T) {
 		{"dev sart", 2, []string{`unknown command "sart"`, `"start"`, "koinon dev --help"}},
 		{"status --frob", 2, []string{"unknown flag: --frob", "koinon status --help"}},
 		{"status -o xml", 2, []string{`"xml" is neither table nor json`}},
-		{"status extra", 2, []string{"koinon status --help"}},
+		{"status extra", 2, []string{`"extra" is too much: the command is koinon status`, "koinon status --help"}},
 		{"status", 1, []string{"no cluster is chosen", "--config FILE", "koinon dev up"}},
 		{"status --config /no/such.toml", 1, []string{"/no/such.toml", "no such file"}},
 		{"serve", 2, []string{"--config FILE"}},
@@ -123,13 +125,13 @@ func TestErrors(t *testing.T) {
 		{"serve --join 10.0.0.1:7400 --token x --listen :0 --dir /no/such/dir", 1, []string{"no join token", "koinon node token"}},
 		{"serve --join 10.0.0.1:7400 --token @/no/such --listen :0 --dir /no/such/dir", 1, []string{"/no/such"}},
 		{"init lab", 2, []string{"--dir", "--listen", "koinon init --help"}},
-		{"node token rm", 2, []string{"at least 1 arg"}},
+		{"node token rm", 2, []string{"koinon node token rm TOKEN..."}},
 		{"node token --expires soon", 2, []string{"--expires"}},
 		{"node tokn", 2, []string{"token"}},
 		{"dev status", 1, []string{"HOME/.local/state/koinon/dev", "koinon dev up"}},
 		{"dev stop --dir /no/such", 1, []string{"/no/such", "`koinon dev up --dir /no/such`"}},
 		{"ls --config /no/such.toml", 1, []string{"koinon: /no/such.toml: no such file or directory\n"}},
-		{"dev kill", 2, []string{"at least 1 arg", "koinon dev kill N..."}},
+		{"dev kill", 2, []string{"an argument is missing: the command is koinon dev kill N..., for example: koinon dev kill 2 (see koinon dev kill --help)"}},
 		{"dev kill two", 2, []string{`"two"`, "koinon dev status"}},
 		{"dev up --nodes 0x", 2, []string{`--nodes is "0x": give a number`}},
 		{"dev up --nodes 50", 2, []string{"--nodes is 50", "1 to 9", "dev up --help"}},
@@ -152,6 +154,84 @@ func TestErrors(t *testing.T) {
 				t.Errorf("said %d times: %q", n, errOut)
 			}
 		})
+	}
+}
+
+// Every command whose arguments are missing says how it is called, with an
+// example, in words of our own.
+func TestArgumentsMissing(t *testing.T) {
+	asked := 0
+	walk(newRootCommand(&app{}), func(c *cobra.Command) {
+		if c.Args == nil {
+			return
+		}
+		for _, args := range [][]string{nil, {"a", "b", "c", "d"}} {
+			err := c.Args(c, args)
+			if err == nil {
+				continue
+			}
+			asked++
+			text := err.Error()
+			if !strings.Contains(text, "--help") || strings.Contains(text, "arg(s)") {
+				t.Errorf("%s %q: %s", c.CommandPath(), args, text)
+			}
+			if args == nil && (c.Example == "" || !strings.Contains(text, "koinon")) {
+				t.Errorf("%s needs arguments and shows no example: %s", c.CommandPath(), text)
+			}
+		}
+	})
+	if asked < 30 {
+		t.Errorf("only %d complaints: the test looks past the commands", asked)
+	}
+}
+
+// Builds can be told apart: by what make tells the linker, else by what the
+// toolchain recorded.
+func TestVersionOf(t *testing.T) {
+	installed := &debug.BuildInfo{GoVersion: "go1.26", Main: debug.Module{Version: "v1.2.3"}}
+	built := &debug.BuildInfo{GoVersion: "go1.26", Main: debug.Module{Version: "(devel)"},
+		Settings: []debug.BuildSetting{{Key: "vcs.revision", Value: "0123456789abcdef"}}}
+	for _, tc := range []struct {
+		stamped string
+		info    *debug.BuildInfo
+		want    string
+	}{
+		{"v1.2.3-4-gabcdef-dirty", built, "v1.2.3-4-gabcdef-dirty go1.26"},
+		{"", installed, "v1.2.3 go1.26"},
+		{"", built, "devel-0123456789ab go1.26"},
+		{"", &debug.BuildInfo{GoVersion: "go1.26"}, "devel go1.26"},
+	} {
+		if got := versionOf(tc.stamped, tc.info); got != tc.want {
+			t.Errorf("%q: got %q, want %q", tc.stamped, got, tc.want)
+		}
+	}
+	// What the Makefile tells the linker must be the name of a variable here: a
+	// name that is not there is ignored without a word.
+	raw, err := os.ReadFile("../../Makefile")
+	if err != nil || !strings.Contains(string(raw), "-X main.stamped=$(VERSION)") {
+		t.Errorf("the Makefile does not stamp main.stamped: %v", err)
+	}
+}
+
+// Node ls shows which version each node runs, and what is wrong with it.
+func TestNodesOutput(t *testing.T) {
+	nodes := []node.NodeStatus{
+		{ID: 1, Addr: "a:1", State: "up", Role: "follower", Version: "v9-dirty go1.26", Trouble: "it does not vote"},
+		{Addr: "a:2", State: "down"},
+	}
+	var out bytes.Buffer
+	a := &app{out: &out}
+	if err := a.print(nodes, func(w io.Writer) { writeNodes(w, nodes, true); writeNotes(w, nodes) }); err != nil {
+		t.Fatal(err)
+	}
+	const want = `NODE  ADDRESS  STATE  ROLE      LAG  BLOCKS  USED  FREE  MEMORY  JOINED  VERSION
+n1    a:1      up     follower  0    0       0 B   0 B   0 B     -       v9-dirty go1.26
+-     a:2      down   -         -    -       -     -     -       -       -
+
+n1: it does not vote
+`
+	if out.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", out.String(), want)
 	}
 }
 

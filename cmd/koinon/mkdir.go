@@ -15,7 +15,7 @@ func newMkdirCommand(t *treeApp) *cobra.Command {
 		Use:     "mkdir [-p] PATH...",
 		Short:   "Make directories",
 		Example: "  koinon mkdir -p /photos/2026/summer",
-		Args:    cobra.MinimumNArgs(1),
+		Args:    arguments(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			perm := 0o777 &^ umask()
 			return t.run(cmd.Context(), func(ctx context.Context, c *koinon.Client) error {

@@ -42,7 +42,7 @@ is written past it; mounting there again takes over.`,
 		Example: `  koinon mount ~/tree
   koinon mount --detach ~/tree && ls ~/tree
   umount ~/tree`,
-		Args: cobra.MaximumNArgs(1),
+		Args: arguments(0, 1),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.mount(cmd.Context(), args, f) },
 	}
 	flags := cmd.Flags()

@@ -22,7 +22,7 @@ func newMvCommand(t *treeApp) *cobra.Command {
 		Long: `Rename a file or directory of the tree, or move several into a directory. Each
 takes effect in one step. To move between this machine and the tree, use cp.`,
 		Example: "  koinon mv /draft /final\n  koinon mv /a /b /archive",
-		Args:    cobra.MinimumNArgs(2),
+		Args:    arguments(2, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return t.run(cmd.Context(), func(ctx context.Context, c *koinon.Client) error {
 				return t.move(ctx, c, args[:len(args)-1], treePath(args[len(args)-1]), keep)

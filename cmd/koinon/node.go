@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"io"
 
 	"github.com/spf13/cobra"
@@ -19,15 +20,15 @@ func newNodeLsCommand(a *app) *cobra.Command {
 		Use:     "ls",
 		Aliases: []string{"list"},
 		Short:   "List the nodes",
-		Long: `List the nodes. Exit code 1: none answers, and what is listed is what this
-machine's configuration says.`,
-		Args: cobra.NoArgs,
+		Long: `List the nodes, and what a person should look at. Exit code 1: none answers, and
+what is listed is what this machine's configuration says.`,
+		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := a.readStatus(cmd.Context())
 			if err != nil {
 				return err
 			}
-			if err := a.print(s.Nodes, func(w io.Writer) { writeNodes(w, s.Nodes) }); err != nil {
+			if err := a.print(s.Nodes, func(w io.Writer) { writeNodes(w, s.Nodes, true); writeNotes(w, s.Nodes) }); err != nil {
 				return err
 			}
 			if upCount(s) == 0 {
@@ -38,18 +39,40 @@ machine's configuration says.`,
 	}
 }
 
-func writeNodes(w io.Writer, nodes []node.NodeStatus) {
-	row(w, "NODE", "ADDRESS", "STATE", "ROLE", "LAG", "BLOCKS", "USED", "FREE", "MEMORY", "JOINED")
+// writeNodes writes a table of nodes.
+func writeNodes(w io.Writer, nodes []node.NodeStatus, versions bool) {
+	line := func(version string, cells ...any) {
+		if versions {
+			cells = append(cells, version)
+		}
+		row(w, cells...)
+	}
+	line("VERSION", "NODE", "ADDRESS", "STATE", "ROLE", "LAG", "BLOCKS", "USED", "FREE", "MEMORY", "JOINED")
 	for _, n := range nodes {
 		joined := ""
 		if n.Joined != nil {
 			joined = n.Joined.Format("2006-01-02 15:04")
 		}
 		if n.State != "up" {
-			row(w, nodeName(n), n.Addr, nodeState(n), "", "", "", "", "", "", joined)
+			line("", nodeName(n), n.Addr, nodeState(n), "", "", "", "", "", "", joined)
 			continue
 		}
-		row(w, nodeName(n), n.Addr, nodeState(n), n.Role, n.Lag, n.Blocks, byteSize(n.BytesUsed), byteSize(n.BytesFree), byteSize(n.Resident), joined)
+		line(n.Version, nodeName(n), n.Addr, nodeState(n), n.Role, n.Lag, n.Blocks, byteSize(n.BytesUsed), byteSize(n.BytesFree), byteSize(n.Resident), joined)
+	}
+}
+
+// writeNotes writes what a person should look at, node by node.
+func writeNotes(w io.Writer, nodes []node.NodeStatus) {
+	for _, n := range nodes {
+		name := n.Addr // what does not answer has not told who it is
+		if n.ID != 0 {
+			name = n.ID.String()
+		}
+		for _, words := range []string{n.Trouble, n.Healing} {
+			if words != "" {
+				fmt.Fprintf(w, "\n%s: %s\n", name, words)
+			}
+		}
 	}
 }
 

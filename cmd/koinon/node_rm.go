@@ -25,7 +25,7 @@ It is refused where the others would have no majority. A machine comes back
 with an empty directory and a new token, under a new number.`,
 		Example: `  koinon node rm 2
   koinon node rm n2`,
-		Args: cobra.ExactArgs(1),
+		Args: arguments(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			id, err := strconv.ParseUint(strings.TrimPrefix(args[0], "n"), 10, 32)
 			if err != nil || id == 0 {

@@ -20,7 +20,7 @@ func newPutCommand(t *treeApp) *cobra.Command {
 stable storage; until then, and when the input breaks off, what was there
 before stays.`,
 		Example: "  pg_dump mydb | koinon put /backup/mydb.sql",
-		Args:    cobra.ExactArgs(1),
+		Args:    arguments(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return t.run(cmd.Context(), func(ctx context.Context, c *koinon.Client) error {
 				p := treePath(args[0])

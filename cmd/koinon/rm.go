@@ -21,7 +21,7 @@ func newRmCommand(t *treeApp) *cobra.Command {
 			if force {
 				return nil
 			}
-			return cobra.MinimumNArgs(1)(cmd, args)
+			return arguments(1, -1)(cmd, args)
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {

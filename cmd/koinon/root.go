@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"runtime/debug"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -104,37 +102,6 @@ func addTo(parent *cobra.Command, group string, cmds ...*cobra.Command) {
 	}
 }
 
-// checkArguments makes every complaint about arguments, of all commands, a
-// usage error.
-func checkArguments(cmd *cobra.Command) {
-	if check := cmd.Args; check != nil {
-		cmd.Args = func(c *cobra.Command, args []string) error {
-			err := check(c, args)
-			if _, told := errors.AsType[*usageError](err); err == nil || told {
-				return err
-			}
-			return &usageError{cmd: c.CommandPath(), err: fmt.Errorf("%w: %s", err, strings.TrimSuffix(c.UseLine(), " [flags]"))}
-		}
-	}
-	for _, c := range cmd.Commands() {
-		checkArguments(c)
-	}
-}
-
-// noSubcommand is the Args of a command that only has subcommands: an
-// argument is the name of one that does not exist.
-func noSubcommand(cmd *cobra.Command, args []string) error {
-	if len(args) == 0 {
-		return nil
-	}
-	msg := fmt.Sprintf("unknown command %q", args[0])
-	cmd.SuggestionsMinimumDistance = 2
-	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-		msg += fmt.Sprintf(`: did you mean "%s"?`, strings.Join(near, `" or "`))
-	}
-	return errors.New(msg)
-}
-
 // usageError is a command line that makes no sense.
 type usageError struct {
 	cmd string
@@ -210,25 +177,4 @@ func (a *app) logger() *slog.Logger {
 		level = slog.LevelError
 	}
 	return slog.New(slog.NewTextHandler(a.err, &slog.HandlerOptions{Level: level}))
-}
-
-// version tells what was built, as the Go toolchain recorded it.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "(unknown build)"
-	}
-	v, revision := info.Main.Version, ""
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" {
-			revision = s.Value[:min(12, len(s.Value))]
-		}
-	}
-	if v == "" || v == "(devel)" {
-		v = "devel"
-	}
-	if revision != "" && !strings.Contains(v, revision) {
-		v += " (" + revision + ")"
-	}
-	return v + " " + info.GoVersion
 }

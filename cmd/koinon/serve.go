@@ -43,7 +43,7 @@ then on.`,
 		Example: `  koinon serve --config /etc/koinon/node.toml
   koinon serve --config node.toml --log-level debug
   koinon serve --join 10.0.0.1:7400 --token @token --dir /var/lib/koinon --listen :7400`,
-		Args: cobra.NoArgs,
+		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.serve(cmd.Context(), f) },
 	}
 	flags := cmd.Flags()

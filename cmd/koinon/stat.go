@@ -17,7 +17,7 @@ func newStatCommand(t *treeApp) *cobra.Command {
 		Use:     "stat PATH...",
 		Short:   "Show everything about files but their bytes",
 		Example: "  koinon stat /notes/today\n  koinon stat -o json /notes",
-		Args:    cobra.MinimumNArgs(1),
+		Args:    arguments(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return t.run(cmd.Context(), func(ctx context.Context, c *koinon.Client) error {
 				return t.stat(ctx, c, args, follow)

@@ -23,7 +23,7 @@ It needs no majority: a node that does not answer is shown as down.
 
 Exit code 0: there is a leader and most nodes are up, so reads and writes go on;
 1: there is none, or the cluster cannot be asked.`,
-		Args: cobra.NoArgs,
+		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := a.readStatus(cmd.Context())
 			for n := 0; err == nil && !s.Majority && upCount(s) > len(s.Nodes)/2 && n < electionTries; n++ {
@@ -85,16 +85,6 @@ func writeStatus(w io.Writer, s *node.Status) {
 		leader = s.Leader.String()
 	}
 	fmt.Fprintf(w, "cluster  %s\nleader   %s\nnodes    %d of %d up\n\n", s.Cluster, leader, upCount(s), len(s.Nodes))
-	writeNodes(w, s.Nodes)
-	for _, n := range s.Nodes {
-		name := n.Addr // what does not answer has not told who it is
-		if n.ID != 0 {
-			name = n.ID.String()
-		}
-		for _, words := range []string{n.Trouble, n.Healing} {
-			if words != "" {
-				fmt.Fprintf(w, "\n%s: %s\n", name, words)
-			}
-		}
-	}
+	writeNodes(w, s.Nodes, false)
+	writeNotes(w, s.Nodes)
 }

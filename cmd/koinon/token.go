@@ -63,7 +63,7 @@ func newTokenLsCommand(a *app) *cobra.Command {
 		Use:     "ls",
 		Aliases: []string{"list"},
 		Short:   "List the join tokens and what became of them",
-		Args:    cobra.NoArgs,
+		Args:    arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withAdmin(cmd.Context(), func(ctx context.Context, c *node.Admin) error {
 				tokens, err := c.Tokens(ctx)
@@ -92,7 +92,8 @@ func newTokenRmCommand(a *app) *cobra.Command {
 		Use:     "rm TOKEN...",
 		Aliases: []string{"remove"},
 		Short:   "Take join tokens back, by the names that ls shows",
-		Args:    cobra.MinimumNArgs(1),
+		Example: "  koinon node token rm 3f9c",
+		Args:    arguments(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withAdmin(cmd.Context(), func(ctx context.Context, c *node.Admin) error {
 				for _, id := range args {

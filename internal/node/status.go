@@ -204,6 +204,9 @@ func summarize(s *Status) {
 		if n.State == "up" {
 			n.Lag = chosen - min(n.Applied, chosen)
 		}
+		if n.Healing != "" && !s.Majority { // the others that could tell are not there
+			n.Healing = "whether it lacks blocks cannot be known before a majority of the nodes is up"
+		}
 		if n.Role == "leader" && n.ID != s.Leader {
 			n.Role = "follower" // it has not heard of its successor yet
 		}

@@ -1,0 +1,37 @@
+package main
+
+import (
+	"runtime/debug"
+	"strings"
+)
+
+// stamped is what `git describe` said when this was built. The linker sets it
+// (see the Makefile), nothing else does.
+var stamped string
+
+// version tells what was built, in one word and the version of Go.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		info = &debug.BuildInfo{GoVersion: "(unknown toolchain)"}
+	}
+	return versionOf(stamped, info)
+}
+
+// versionOf prefers what the linker was told. Without, as `go install` builds,
+// it is the module's version and revision as the toolchain recorded them.
+func versionOf(stamped string, info *debug.BuildInfo) string {
+	v := stamped
+	if v == "" {
+		v = info.Main.Version
+		if v == "" || v == "(devel)" {
+			v = "devel"
+		}
+		for _, s := range info.Settings {
+			if revision := s.Value[:min(12, len(s.Value))]; s.Key == "vcs.revision" && !strings.Contains(v, revision) {
+				v += "-" + revision
+			}
+		}
+	}
+	return v + " " + info.GoVersion
+}

@@ -1,0 +1,32 @@
+package node
+
+import (
+	"strings"
+	"testing"
+)
+
+// TestHealingWithoutMajority: a node that cannot ask the others says so,
+// instead of counting groups that it may well have.
+func TestHealingWithoutMajority(t *testing.T) {
+	const counted = "0 of 256 placement groups are complete, 0 blocks fetched"
+	cluster := func(second string) *Status {
+		return &Status{Nodes: []NodeStatus{
+			{ID: 1, State: "up", Role: "leader", Healing: counted, voters: []uint64{1, 2, 3}},
+			{ID: 2, State: second, Role: "follower"},
+			{ID: 3, State: "down", Trouble: "it does not answer"},
+		}}
+	}
+	s := cluster("down")
+	summarize(s)
+	if got := s.Nodes[0].Healing; s.Majority || !strings.Contains(got, "cannot be known") || strings.Contains(got, "256") {
+		t.Errorf("without a majority (%v): %q", !s.Majority, got)
+	}
+	if got := s.Nodes[1].Healing; got != "" {
+		t.Errorf("a node that is down heals: %q", got)
+	}
+	s = cluster("up")
+	summarize(s)
+	if got := s.Nodes[0].Healing; !s.Majority || got != counted {
+		t.Errorf("with a majority (%v): %q", s.Majority, got)
+	}
+}
