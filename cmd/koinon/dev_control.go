@@ -50,6 +50,11 @@ func (d *devCommand) writeDevStatus(w io.Writer, s *devcluster.Status) {
 		}
 		row(w, n.Number, n.State, n.Role, pid, n.Address, n.Directory)
 	}
+	for _, n := range s.Nodes {
+		if n.Trouble != "" {
+			fmt.Fprintf(w, "\nnode %d: %s\n", n.Number, n.Trouble)
+		}
+	}
 }
 
 func newDevKillCommand(d *devCommand) *cobra.Command {
@@ -63,7 +68,7 @@ func newDevKillCommand(d *devCommand) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			c, err := d.open()
+			c, err := d.change()
 			if err != nil {
 				return err
 			}
@@ -83,7 +88,7 @@ func newDevStartCommand(d *devCommand) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			c, err := d.open()
+			c, err := d.change()
 			if err != nil {
 				return err
 			}
@@ -98,7 +103,7 @@ func newDevStopCommand(d *devCommand) *cobra.Command {
 		Short: "Unmount the tree and stop the nodes; the data stays",
 		Args:  arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := d.open()
+			c, err := d.change()
 			if err != nil {
 				return err
 			}
@@ -114,7 +119,7 @@ func newDevResetCommand(d *devCommand) *cobra.Command {
 		Short: "Stop the cluster and delete it with all its data",
 		Args:  arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := d.open()
+			c, err := d.change()
 			if err != nil {
 				return err
 			}

@@ -25,7 +25,7 @@ func newDevAddCommand(d *devCommand) *cobra.Command {
 and a vote when that helps.`,
 		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := d.open()
+			c, err := d.change()
 			if err != nil {
 				return err
 			}
@@ -61,7 +61,7 @@ its place and copy what it holds. Then its directory is deleted.`,
 			if err != nil {
 				return err
 			}
-			c, err := d.open()
+			c, err := d.change()
 			if err != nil {
 				return err
 			}

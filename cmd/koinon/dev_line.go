@@ -69,6 +69,9 @@ func statusWords(s *devcluster.Status) string {
 		if n.State == devcluster.StateUp {
 			word = string(n.Role)
 		}
+		if n.Trouble != "" {
+			word += " in trouble"
+		}
 		parts = append(parts, fmt.Sprintf("node %d %s", n.Number, word))
 	}
 	mount := "mount down"

@@ -63,6 +63,9 @@ func (d *devCommand) up(ctx context.Context, f devUpFlags) error {
 	if err != nil {
 		return err
 	}
+	if d.devDir == "" {
+		d.note("the cluster in %s:", opts.Dir)
+	}
 	opts.Nodes, opts.Mount, opts.NoMount = f.nodes, f.mount, f.noMount
 	force, release := d.onSecondSignal()
 	defer release()
@@ -136,7 +139,6 @@ func (d *devCommand) welcome(c *devcluster.Cluster, res *devcluster.UpResult, f 
 		return
 	}
 	foreground := !f.detach && !res.AlreadyRunning()
-	mounted := !f.noMount && (res.MountStarted || len(res.Warnings) == 0)
 	koinon := programName()
 	dev := koinon + " dev"
 	if d.devDir != "" {
@@ -146,7 +148,7 @@ func (d *devCommand) welcome(c *devcluster.Cluster, res *devcluster.UpResult, f 
 	if res.AlreadyRunning() {
 		fmt.Fprintf(&b, "The cluster in %s is already running.\n", c.Dir())
 	}
-	if mounted {
+	if res.Mounted {
 		fmt.Fprintf(&b, "\nThe tree is mounted on %s\n", c.Mount())
 	} else {
 		fmt.Fprintf(&b, "\nThe nodes serve; the tree is not mounted.\n")
@@ -159,7 +161,7 @@ func (d *devCommand) welcome(c *devcluster.Cluster, res *devcluster.UpResult, f 
 	if current, err := config.IsCurrent(c.ClientConfig()); err != nil || !current {
 		fmt.Fprintf(&b, "  export %s=%s\n", config.EnvConfig, c.ClientConfig())
 	}
-	if mounted {
+	if res.Mounted {
 		fmt.Fprintf(&b, "  cp -r /usr/share/doc %s/\n", c.Mount())
 	} else {
 		fmt.Fprintf(&b, "  %s cp -r /usr/share/doc koinon:/\n", koinon)

@@ -257,6 +257,7 @@ func TestDevStatusOutput(t *testing.T) {
 	s := &devcluster.Status{Cluster: "dev-1", Directory: "/d", Mount: "/d/mnt", Nodes: []devcluster.NodeStatus{
 		{Number: 1, ID: 1, PID: 77, Address: "127.0.0.1:17001", Directory: "/d/n1", Role: devcluster.RoleLeader, State: devcluster.StateUp},
 		{Number: 2, ID: 2, Address: "127.0.0.1:17002", Directory: "/d/n2", State: devcluster.StateDown},
+		{Number: 3, ID: 3, PID: 79, Address: "127.0.0.1:17003", Directory: "/d/n3", Role: devcluster.RoleFollower, State: devcluster.StateUp, Trouble: "it does not vote"},
 	}}
 	var out bytes.Buffer
 	a := &app{out: &out}
@@ -272,9 +273,12 @@ func TestDevStatusOutput(t *testing.T) {
 directory  /d
 mount      /d/mnt (not mounted)
 
-NODE  STATE  ROLE    PID  ADDRESS          DIRECTORY
-1     up     leader  77   127.0.0.1:17001  /d/n1
-2     down   -       -    127.0.0.1:17002  /d/n2
+NODE  STATE  ROLE      PID  ADDRESS          DIRECTORY
+1     up     leader    77   127.0.0.1:17001  /d/n1
+2     down   -         -    127.0.0.1:17002  /d/n2
+3     up     follower  79   127.0.0.1:17003  /d/n3
+
+node 3: it does not vote
 `
 	if got := show(); got != table {
 		t.Errorf("got\n%s\nwant\n%s", got, table)
@@ -289,7 +293,7 @@ NODE  STATE  ROLE    PID  ADDRESS          DIRECTORY
 	if err := json.Unmarshal([]byte(show()), &got); err != nil {
 		t.Fatal(err)
 	}
-	if got.Cluster != "dev-1" || got.Mount != "/d/mnt" || len(got.Nodes) != 2 || got.Nodes[0]["role"] != "leader" || got.Nodes[1]["pid"] != 0.0 {
+	if got.Cluster != "dev-1" || got.Mount != "/d/mnt" || len(got.Nodes) != 3 || got.Nodes[2]["trouble"] != "it does not vote" || got.Nodes[0]["role"] != "leader" || got.Nodes[1]["pid"] != 0.0 {
 		t.Errorf("got %+v", got)
 	}
 }
@@ -300,11 +304,12 @@ func TestWatchLine(t *testing.T) {
 	l := newWatchLine(&app{out: &out})
 	up := &devcluster.Status{Mounted: true, Nodes: []devcluster.NodeStatus{{Number: 1, State: devcluster.StateUp, Role: devcluster.RoleLeader}}}
 	down := &devcluster.Status{Nodes: []devcluster.NodeStatus{{Number: 1, State: devcluster.StateDown}}}
-	for _, s := range []*devcluster.Status{up, up, down, down} {
+	sick := &devcluster.Status{Nodes: []devcluster.NodeStatus{{Number: 1, State: devcluster.StateUp, Role: devcluster.RoleFollower, Trouble: "it does not vote"}}}
+	for _, s := range []*devcluster.Status{up, up, down, down, sick} {
 		l.show(s)
 	}
 	l.end()
-	const want = "node 1 leader  |  mounted\nnode 1 down  |  mount down\n"
+	const want = "node 1 leader  |  mounted\nnode 1 down  |  mount down\nnode 1 follower in trouble  |  mount down\n"
 	if got := out.String(); got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}

@@ -27,7 +27,7 @@ func (a *app) fileLogger(cfg config.Log) (*slog.Logger, func() error, error) {
 	return slog.New(slog.NewTextHandler(f, opts)), f.Close, nil
 }
 
-// statusProber tells devcluster the roles of the nodes.
+// statusProber tells devcluster what the nodes say of themselves.
 type statusProber struct{ cfg *config.Client }
 
 var _ devcluster.Prober = statusProber{}
@@ -36,26 +36,28 @@ func connectProber(_ context.Context, cfg *config.Client) (devcluster.Prober, er
 	return statusProber{cfg}, nil
 }
 
-// Roles implements devcluster.Prober.
-func (p statusProber) Roles(ctx context.Context) (map[sys.NodeID]devcluster.Role, error) {
+// Answers implements devcluster.Prober.
+func (p statusProber) Answers(ctx context.Context) (map[sys.NodeID]devcluster.Answer, error) {
 	// What does not answer is shown as such; there is nothing to log.
 	s, err := node.ReadStatus(ctx, p.cfg, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return nil, err
 	}
-	roles := make(map[sys.NodeID]devcluster.Role, len(s.Nodes))
+	answers := make(map[sys.NodeID]devcluster.Answer, len(s.Nodes))
 	for _, n := range s.Nodes {
-		switch {
-		case n.State != "up":
-		case n.ID == s.Leader:
-			roles[n.ID] = devcluster.RoleLeader
-		case n.Role == string(devcluster.RoleLearner):
-			roles[n.ID] = devcluster.RoleLearner
-		default:
-			roles[n.ID] = devcluster.RoleFollower
+		if n.State != "up" {
+			continue
 		}
+		a := devcluster.Answer{Role: devcluster.RoleFollower, Trouble: n.Trouble}
+		switch {
+		case n.ID == s.Leader:
+			a.Role = devcluster.RoleLeader
+		case n.Role == string(devcluster.RoleLearner):
+			a.Role = devcluster.RoleLearner
+		}
+		answers[n.ID] = a
 	}
-	return roles, nil
+	return answers, nil
 }
 
 // Close implements devcluster.Prober.

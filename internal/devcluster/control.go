@@ -91,11 +91,14 @@ func (c *Cluster) awaitAnswers(ctx context.Context, nodes []*node) error {
 	waiting, cancel := context.WithTimeout(ctx, c.opts.ReadyTimeout)
 	defer cancel()
 	for {
-		roles := p.roles(waiting)
+		answers := p.answers(waiting)
 		var waitFor []*node
 		for _, n := range nodes {
-			if _, ok := roles[n.id]; ok {
+			if a, ok := answers[n.id]; ok {
 				c.say("node %d is up", n.number)
+				if a.Trouble != "" {
+					c.say("node %d: %s", n.number, a.Trouble)
+				}
 				continue
 			}
 			if _, st, err := n.find(); err != nil {

@@ -81,10 +81,17 @@ type Connector func(ctx context.Context, c *config.Client) (Prober, error)
 
 // Prober asks the cluster about its nodes.
 type Prober interface {
-	// Roles returns the role of each node that answers. A cluster without a
-	// leader answers with followers only, or with an error.
-	Roles(ctx context.Context) (map[sys.NodeID]Role, error)
+	// Answers returns what each node that answers says of itself. A cluster
+	// without a leader answers with followers only, or with an error.
+	Answers(ctx context.Context) (map[sys.NodeID]Answer, error)
 	Close() error
+}
+
+// Answer is what a node says of itself.
+type Answer struct {
+	Role Role
+	// Trouble is what a person should look at, and what to do; mostly "".
+	Trouble string
 }
 
 // Role is what a node is in the root group.
@@ -110,6 +117,23 @@ func DefaultDir() (string, error) {
 		return "", sys.E(sys.Op("dev"), sys.Invalid, "the home directory is not known: give --dir DIR, or set HOME")
 	}
 	return filepath.Join(home, ".local", "state", "koinon", "dev"), nil
+}
+
+// DirOf returns the directory of the dev cluster to which a client
+// configuration belongs, free of symbolic links; "" when it belongs to none.
+func DirOf(clientConfig string) string {
+	path, err := filepath.EvalSymlinks(clientConfig)
+	if err == nil {
+		path, err = filepath.Abs(path)
+	}
+	if err != nil || filepath.Base(path) != "client.toml" {
+		return "" // no such file, as after a reset
+	}
+	dir := filepath.Dir(path)
+	if _, err := os.Stat(filepath.Join(dir, "dev.toml")); err != nil {
+		return ""
+	}
+	return dir
 }
 
 // Cluster is a cluster that has been created, running or not. Its methods may

@@ -86,6 +86,35 @@ func TestOneNode(t *testing.T) {
 	expect(t, c, "leader")
 }
 
+// What is wrong with a node that serves is told where people look: when it
+// starts, and in the status.
+func TestNodeInTrouble(t *testing.T) {
+	opts := options(t, "n2-damaged")
+	var said []string
+	opts.Progress = func(line string) { said = append(said, line) }
+	c, res := up(t, opts)
+	if want := []string{"node 2: it does not vote"}; !reflect.DeepEqual(res.Warnings, want) || !res.Mounted {
+		t.Errorf("up warns %q, want %q", res.Warnings, want)
+	}
+	for _, n := range status(t, c).Nodes {
+		if (n.Trouble == "it does not vote") != (n.Number == 2) {
+			t.Errorf("node %d: trouble is %q", n.Number, n.Trouble)
+		}
+	}
+	for range 2 { // the second time too
+		if err := c.Kill(2); err != nil {
+			t.Fatal(err)
+		}
+		said = nil
+		if err := c.Start(t.Context(), 2); err != nil {
+			t.Fatal(err)
+		}
+		if want := []string{"node 2 is up", "node 2: it does not vote"}; !reflect.DeepEqual(said, want) {
+			t.Errorf("start said %q, want %q", said, want)
+		}
+	}
+}
+
 // Scripts rely on these names.
 func TestStatusJSON(t *testing.T) {
 	opts := options(t, "")

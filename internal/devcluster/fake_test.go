@@ -94,8 +94,8 @@ func fakeConnect(_ context.Context, c *config.Client) (Prober, error) {
 	return fakeProber(c.Nodes), nil
 }
 
-func (p fakeProber) Roles(ctx context.Context) (map[sys.NodeID]Role, error) {
-	roles := make(map[sys.NodeID]Role)
+func (p fakeProber) Answers(ctx context.Context) (map[sys.NodeID]Answer, error) {
+	answers := make(map[sys.NodeID]Answer)
 	role := RoleLeader
 	for _, addr := range p {
 		conn, err := (&net.Dialer{Timeout: 100 * time.Millisecond}).DialContext(ctx, "tcp", addr)
@@ -108,11 +108,14 @@ func (p fakeProber) Roles(ctx context.Context) (map[sys.NodeID]Role, error) {
 			_, err = fmt.Fscan(bufio.NewReader(conn), &id)
 		}
 		if cerr := conn.Close(); err == nil && cerr == nil {
-			roles[id] = role
+			answers[id] = Answer{Role: role}
+			if hasTrouble(fmt.Sprintf("n%d-damaged", id)) {
+				answers[id] = Answer{Role: role, Trouble: "it does not vote"}
+			}
 			role = RoleFollower
 		}
 	}
-	return roles, nil
+	return answers, nil
 }
 
 func (p fakeProber) Close() error { return nil }

@@ -45,6 +45,7 @@ type NodeStatus struct {
 	Directory string     `json:"directory"`
 	Role      Role       `json:"role"`
 	State     State      `json:"state"`
+	Trouble   string     `json:"trouble,omitempty"` // what a person should look at, and what to do
 }
 
 // Stopped reports whether nothing runs because it was stopped.
@@ -70,8 +71,8 @@ type probe struct {
 
 func (c *Cluster) newProbe() *probe { return &probe{c: c} }
 
-// roles returns the roles of the nodes that answer within probeTimeout.
-func (p *probe) roles(ctx context.Context) map[sys.NodeID]Role {
+// answers returns what the nodes say that answer within probeTimeout.
+func (p *probe) answers(ctx context.Context) map[sys.NodeID]Answer {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	if p.prober == nil {
@@ -84,9 +85,9 @@ func (p *probe) roles(ctx context.Context) map[sys.NodeID]Role {
 			return nil
 		}
 	}
-	var roles map[sys.NodeID]Role
-	roles, p.err = p.prober.Roles(ctx)
-	return roles
+	var answers map[sys.NodeID]Answer
+	answers, p.err = p.prober.Answers(ctx)
+	return answers
 }
 
 // close ends the connection. It was only read from, so an error tells nothing.
@@ -137,11 +138,11 @@ func (c *Cluster) status(ctx context.Context, p *probe) (*Status, error) {
 	if !alive {
 		return s, nil
 	}
-	roles := p.roles(ctx)
+	answers := p.answers(ctx)
 	for i := range s.Nodes {
 		n := &s.Nodes[i]
-		if role, ok := roles[n.ID]; ok && n.PID != 0 {
-			n.Role, n.State = role, StateUp
+		if a, ok := answers[n.ID]; ok && n.PID != 0 {
+			n.Role, n.State, n.Trouble = a.Role, StateUp, a.Trouble
 		}
 	}
 	return s, nil

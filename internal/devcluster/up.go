@@ -24,6 +24,8 @@ type UpResult struct {
 	Started []int
 	// MountStarted says that Up started the mount.
 	MountStarted bool
+	// Mounted says that the mount serves, whoever started it.
+	Mounted bool
 	// Warnings tell what does not work though the cluster serves: the mount,
 	// or a minority of the nodes.
 	Warnings []string
@@ -116,6 +118,7 @@ func (c *Cluster) up(ctx, force context.Context, res *UpResult) error {
 	if err != nil {
 		return err
 	}
+	res.Mounted = mounted
 	wantMount := !c.opts.NoMount && !mounted
 	if wantMount {
 		if err := prepareMountPoint(c.saved.Mount); err != nil {
@@ -143,7 +146,7 @@ func (c *Cluster) up(ctx, force context.Context, res *UpResult) error {
 			"the tree is not mounted, the nodes serve without: %v\ntry again with `koinon dev up`; `koinon ls`, `koinon cp` and the like work without a mount", err))
 		return nil
 	}
-	res.MountStarted = true
+	res.MountStarted, res.Mounted = true, true
 	return nil
 }
 
@@ -282,8 +285,13 @@ func (c *Cluster) awaitNodes(ctx context.Context, started []*node, mayLoseSome b
 				res.Warnings = append(res.Warnings, failed[n].Error())
 			}
 		}
-		roles := p.roles(waiting)
-		if hasLeader(roles) && answered(roles, started, failed) {
+		answers := p.answers(waiting)
+		if hasLeader(answers) && answered(answers, started, failed) {
+			for _, n := range started {
+				if trouble := answers[n.id].Trouble; trouble != "" {
+					res.Warnings = append(res.Warnings, fmt.Sprintf("node %d: %s", n.number, trouble))
+				}
+			}
 			return nil
 		}
 		select {
@@ -291,25 +299,25 @@ func (c *Cluster) awaitNodes(ctx context.Context, started []*node, mayLoseSome b
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			return c.notReady(roles, p.err)
+			return c.notReady(answers, p.err)
 		case <-time.After(readyPoll):
 		}
 	}
 }
 
-func hasLeader(roles map[sys.NodeID]Role) bool {
-	for _, r := range roles {
-		if r == RoleLeader {
+func hasLeader(answers map[sys.NodeID]Answer) bool {
+	for _, a := range answers {
+		if a.Role == RoleLeader {
 			return true
 		}
 	}
 	return false
 }
 
-// answered reports whether all nodes but the failed have a role.
-func answered(roles map[sys.NodeID]Role, nodes []*node, failed map[*node]error) bool {
+// answered reports whether all nodes but the failed have answered.
+func answered(answers map[sys.NodeID]Answer, nodes []*node, failed map[*node]error) bool {
 	for _, n := range nodes {
-		if _, ok := roles[n.id]; !ok && failed[n] == nil {
+		if _, ok := answers[n.id]; !ok && failed[n] == nil {
 			return false
 		}
 	}
@@ -318,9 +326,9 @@ func answered(roles map[sys.NodeID]Role, nodes []*node, failed map[*node]error) 
 
 // notReady words why the cluster does not serve after ReadyTimeout: by the
 // log of a node that does not answer, else of the first.
-func (c *Cluster) notReady(roles map[sys.NodeID]Role, cause error) error {
+func (c *Cluster) notReady(answers map[sys.NodeID]Answer, cause error) error {
 	for _, n := range c.nodes {
-		if _, ok := roles[n.id]; !ok {
+		if _, ok := answers[n.id]; !ok {
 			return errors.Join(n.failure(fmt.Sprintf("does not answer after %v", c.opts.ReadyTimeout)), cause)
 		}
 	}

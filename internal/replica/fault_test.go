@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -135,8 +136,27 @@ func poke(t *testing.T, fs vfs.FS) {
 	}
 }
 
+// logged counts the errors that say something.
+type logged struct {
+	slog.Handler
+	words string
+	n     atomic.Int32
+}
+
+func (l *logged) Enabled(context.Context, slog.Level) bool { return true }
+
+func (l *logged) Handle(_ context.Context, r slog.Record) error {
+	text := r.Message
+	r.Attrs(func(a slog.Attr) bool { text += " " + a.String(); return true })
+	if r.Level >= slog.LevelError && strings.Contains(text, l.words) && strings.Contains(text, "move /data away") {
+		l.n.Add(1)
+	}
+	return nil
+}
+
 func TestDamagedReplicaDoesNotVoteUntilRepaired(t *testing.T) {
-	c := newCluster(t, 3, nil)
+	told := &logged{words: "does not vote"}
+	c := newCluster(t, 3, func(cfg *replica.Config) { cfg.Logger = slog.New(told) })
 	for range 100 {
 		c.must(add("x"))
 	}
@@ -152,6 +172,13 @@ func TestDamagedReplicaDoesNotVoteUntilRepaired(t *testing.T) {
 	// Alone with a damaged one the leader cannot go on.
 	c.close(other)
 	c.close(l)
+	for start := range int32(2) { // the second start finds the damage known
+		c.open(victim)
+		if d := c.group(victim).Status().Damaged; !strings.Contains(d, "docs/operating/repair.md") || told.n.Load() != start+1 {
+			t.Fatalf("start %d: status %q, logged %d times", start+1, d, told.n.Load())
+		}
+		c.close(victim)
+	}
 	c.open(victim)
 	c.open(l)
 	c.await("the damage to be reported", func() bool {

@@ -141,6 +141,12 @@ func (h *Host) recoverGroup(id sys.GroupID, r *replayed, damaged error) error {
 		g.d.damaged, g.d.lost, rec.Damaged = false, false, false
 	}
 	g.d.promised, g.d.chosen = rec.Promised, rec.Chosen
+	if g.d.damaged {
+		// At every start until it is repaired, and in the status from the first
+		// answer on.
+		g.published.Damaged = h.repairAdvice()
+		h.cfg.Logger.Error("this replica does not vote", "group", id, "why", g.published.Damaged)
+	}
 	if !g.d.lost {
 		g.begin()
 	}

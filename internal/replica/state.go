@@ -96,7 +96,7 @@ func (h *Host) wipeAdvice() string {
 // repairAdvice is Status.Damaged.
 func (h *Host) repairAdvice() string {
 	return "the log of this replica has lost records: it does not vote until it has been repaired from the others, " +
-		"which happens by itself once there is a leader; if it lasts, " + h.wipeAdvice()
+		"which happens by itself once there is a leader; if it lasts, " + h.wipeAdvice() + " (docs/operating/repair.md)"
 }
 
 // stateLogger passes Pebble's words on.
