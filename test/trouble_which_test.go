@@ -4,6 +4,7 @@ package test
 
 import (
 	"os"
+	"strings"
 	"testing"
 )
 
@@ -17,6 +18,13 @@ func TestDevWithoutDir(t *testing.T) {
 	says(t, d.koinon("dev", "status"), d.dir, "down")
 	says(t, d.koinon("dev", "start", "1"), "the cluster in "+d.dir+":", "node 1 is up")
 	d.leader()
+	version, _, _ := strings.Cut(strings.TrimPrefix(d.koinon("--version"), "koinon "), " ")
+	says(t, d.koinon("node", "ls"), "VERSION", version)
+	raw, err := os.ReadFile(d.at("n1", "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	says(t, string(raw), "version=\""+version)
 	says(t, d.koinon("dev", "up", "--detach"), "The cluster in "+d.dir+" is already running")
 	says(t, d.koinon("dev", "stop"), "the cluster in "+d.dir+":", "stopping node 1")
 	says(t, d.koinon("dev", "up", "--detach"), "the cluster in "+d.dir+":", "starting node 1")

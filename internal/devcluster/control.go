@@ -158,7 +158,7 @@ func (c *Cluster) stopMount(ctx context.Context) error {
 	if killed {
 		c.say("the mount did not end by itself and was killed; its log is %s", m.log())
 	}
-	return clearStale(c.saved.Mount)
+	return errors.Join(clearStale(c.saved.Mount), c.removeMountPoint())
 }
 
 // stopNodes stops the nodes side by side.

@@ -151,6 +151,9 @@ type saved struct {
 	Cluster string `toml:"cluster"`
 	Nodes   int    `toml:"nodes"`
 	Mount   string `toml:"mount"`
+	// MountMade says that the mount point was made by us, so it goes when it is
+	// not in use.
+	MountMade bool `toml:"mount_made,omitempty"`
 	// Numbers are those of the nodes; empty: 1 to Nodes.
 	Numbers []int `toml:"numbers,omitempty"`
 }

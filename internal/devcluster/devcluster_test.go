@@ -314,12 +314,29 @@ func TestMountPoint(t *testing.T) {
 	other.Mount = t.TempDir()
 	_, _, err = Up(t.Context(), t.Context(), other)
 	expectError(t, err, sys.Busy, opts.Mount, "koinon mount "+other.Mount)
-	if err := c.Stop(t.Context()); err != nil {
-		t.Fatal(err)
+	stop := func(want bool) {
+		t.Helper()
+		if err := c.Stop(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(c.Mount()); (err == nil) != want {
+			t.Errorf("%s after stop: %v", c.Mount(), err)
+		}
 	}
-	if c, _ = up(t, other); c.Mount() != other.Mount {
-		t.Errorf("mounted on %s, want %s", c.Mount(), other.Mount)
+	stop(false) // it was made for us
+	for range 2 {
+		if c, _ = up(t, other); c.Mount() != other.Mount {
+			t.Errorf("mounted on %s, want %s", c.Mount(), other.Mount)
+		}
+		stop(true) // it is the user's
 	}
+	c, _ = up(t, opts)
+	stop(false)
+	c, _ = up(t, opts)
+	if err := os.WriteFile(filepath.Join(c.Mount(), "stray"), nil, 0o600); err != nil {
+		t.Fatal(err) // the mount of this test is none
+	}
+	stop(true)
 }
 
 // Ctrl-C while a node does not answer ends what was started.

@@ -187,39 +187,78 @@ func unmount(path string, flags int) error {
 	return nil
 }
 
-// prepareMountPoint makes the mount point if it is missing, and refuses one
-// on which a mount would hide something.
-func prepareMountPoint(path string) error {
+// tryMountPoint refuses a mount point that cannot be made, or on which a mount
+// would hide something. It leaves what it finds.
+func tryMountPoint(path string) error {
+	made, err := prepareMountPoint(path)
+	if made {
+		err = errors.Join(err, os.Remove(path))
+	}
+	return err
+}
+
+// prepareMount makes the mount point usable, and notes whether it is ours.
+func (c *Cluster) prepareMount() error {
+	made, err := prepareMountPoint(c.saved.Mount)
+	if err != nil || !made || c.saved.MountMade {
+		return err
+	}
+	c.saved.MountMade = true
+	return saveState(c.dir, c.saved)
+}
+
+// removeMountPoint takes the mount point away while nothing is mounted there,
+// if it was made by us: what is written there now would not be in the tree,
+// and in the way of the next mount. One that the user gave stays, and so does
+// what somebody has written into ours.
+func (c *Cluster) removeMountPoint() error {
+	path := c.saved.Mount
+	if !c.saved.MountMade && path != c.path("mnt") {
+		return nil
+	}
+	if _, there, err := mountAt(path); err != nil || there {
+		return err
+	}
+	err := unix.Rmdir(path)
+	if err == nil || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.EBUSY) || isNotEmpty(err) {
+		return nil
+	}
+	return sys.E(sys.Op("dev"), sys.Subject(path), fmt.Errorf("take away the mount point: %w", err))
+}
+
+// prepareMountPoint makes the mount point if it is missing, which it reports,
+// and refuses one on which a mount would hide something.
+func prepareMountPoint(path string) (made bool, err error) {
 	const op = sys.Op("dev up")
 	if err := clearStale(path); err != nil {
-		return sys.E(op, sys.Subject(path), fmt.Errorf("take away a mount whose process is gone: %w", err))
+		return false, sys.E(op, sys.Subject(path), fmt.Errorf("take away a mount whose process is gone: %w", err))
 	}
 	if m, ok, err := mountAt(path); err != nil {
-		return err
+		return false, err
 	} else if ok {
-		return sys.E(op, sys.Busy, sys.Subject(path),
+		return false, sys.E(op, sys.Busy, sys.Subject(path),
 			fmt.Sprintf("%s (%s) is mounted there: unmount it with `umount %s`, or choose another directory with --mount", m.source, m.fstype, path))
 	}
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := os.MkdirAll(path, 0o755); err != nil {
-			return sys.E(op, sys.Subject(path), fmt.Errorf("make the mount point: %w", err))
+			return false, sys.E(op, sys.Subject(path), fmt.Errorf("make the mount point: %w", err))
 		}
-		return nil
+		return true, nil
 	} else if err != nil {
-		return sys.E(op, sys.Subject(path), err)
+		return false, sys.E(op, sys.Subject(path), err)
 	}
 	if !info.IsDir() {
-		return sys.E(op, sys.NotDir, sys.Subject(path), "choose another mount point with --mount")
+		return false, sys.E(op, sys.NotDir, sys.Subject(path), "choose another mount point with --mount")
 	}
 	entries, err := os.ReadDir(path)
 	if err != nil {
-		return sys.E(op, sys.Subject(path), err)
+		return false, sys.E(op, sys.Subject(path), err)
 	}
 	if len(entries) > 0 {
-		return sys.E(op, sys.NotEmpty, sys.Subject(path), "a mount would hide what is in it: empty it, or choose another mount point with --mount")
+		return false, sys.E(op, sys.NotEmpty, sys.Subject(path), "a mount would hide what is in it: empty it, or choose another mount point with --mount")
 	}
-	return nil
+	return false, nil
 }
 
 // realMountPoint makes path absolute and free of symbolic links, as the

@@ -62,7 +62,7 @@ func Up(ctx, force context.Context, opts Options) (_ *Cluster, _ *UpResult, err 
 	if errors.As(err, new(NoClusterError)) {
 		// A mount point that cannot be used must not be remembered.
 		if opts.Mount != "" && !opts.NoMount {
-			if err := prepareMountPoint(opts.Mount); err != nil {
+			if err := tryMountPoint(opts.Mount); err != nil {
 				return nil, nil, err
 			}
 		}
@@ -121,7 +121,7 @@ func (c *Cluster) up(ctx, force context.Context, res *UpResult) error {
 	res.Mounted = mounted
 	wantMount := !c.opts.NoMount && !mounted
 	if wantMount {
-		if err := prepareMountPoint(c.saved.Mount); err != nil {
+		if err := c.prepareMount(); err != nil {
 			return err
 		}
 	}
@@ -165,7 +165,7 @@ func (c *Cluster) chooseMount() (mounted bool, err error) {
 			"this cluster is mounted on %s: stop it first with `koinon dev stop`, or mount it a second time with `koinon mount %s`", c.saved.Mount, want))
 	}
 	if !c.opts.NoMount {
-		if err := prepareMountPoint(want); err != nil {
+		if err := tryMountPoint(want); err != nil {
 			return false, err
 		}
 	}
@@ -173,7 +173,7 @@ func (c *Cluster) chooseMount() (mounted bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	client.Mount, c.saved.Mount = want, want
+	client.Mount, c.saved.Mount, c.saved.MountMade = want, want, false
 	if err := client.Save(c.ClientConfig()); err != nil {
 		return false, err
 	}

@@ -141,16 +141,20 @@ func (h *Host) recoverGroup(id sys.GroupID, r *replayed, damaged error) error {
 		g.d.damaged, g.d.lost, rec.Damaged = false, false, false
 	}
 	g.d.promised, g.d.chosen = rec.Promised, rec.Chosen
-	if g.d.damaged {
-		// At every start until it is repaired, and in the status from the first
-		// answer on.
-		g.published.Damaged = h.repairAdvice()
-		h.cfg.Logger.Error("this replica does not vote", "group", id, "why", g.published.Damaged)
-	}
+	g.tellDamage()
 	if !g.d.lost {
 		g.begin()
 	}
 	return nil
+}
+
+// tellDamage says that the replica does not vote: at every start until it is
+// repaired, and in the status from the first answer on.
+func (g *Group) tellDamage() {
+	if g.d.damaged {
+		g.published.Damaged = g.host.repairAdvice()
+		g.host.cfg.Logger.Error("this replica does not vote", "group", g.id, "why", g.published.Damaged)
+	}
 }
 
 // begin makes the group's node from what was recovered.
