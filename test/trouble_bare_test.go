@@ -12,7 +12,7 @@ import (
 )
 
 // TestBareMountPoint: where nothing is mounted, nothing can be written past the
-// tree into a mount point that Koinon made: it is there only while it is used.
+// tree into a mount point that Koinon made: it leads nowhere then.
 // One that the user gave stays.
 func TestBareMountPoint(t *testing.T) {
 	d := up(t, 1)
@@ -24,14 +24,25 @@ func TestBareMountPoint(t *testing.T) {
 	kept, stray := filepath.Join(d.mount, "kept"), filepath.Join(d.mount, "stray")
 	gone := func(when string) {
 		t.Helper()
-		if err := os.WriteFile(stray, nil, 0o600); !errors.Is(err, syscall.ENOENT) {
-			t.Errorf("%s: a write into the bare mount point: %v", when, err)
+		for _, line := range []string{"echo x >" + stray, "cp -r /etc/apt " + d.mount + "/", "cp -r /etc/apt " + d.mount, "mkdir -p " + stray, "echo x >" + d.mount} {
+			if out, err := d.shell(line); err == nil {
+				t.Errorf("%s: %s went through: %s", when, line, out)
+			}
+		}
+	}
+	bare := func() {
+		t.Helper()
+		if err := errors.Join(os.Remove(d.mount), os.Mkdir(d.mount, 0o755)); err != nil {
+			t.Fatal(err)
 		}
 	}
 	d.start()
 	writeFile(t, kept, "bytes")
 	d.stop()
 	gone("stopped")
+	d.koinon("dev", "up", "--detach", "--no-mount", "--dir", d.dir)
+	d.refused(60*time.Second, []string{"mount"}, d.mount, "rm "+d.mount)
+	d.stop()
 
 	// The mount was killed: what it left is taken away by stop and by up.
 	for _, end := range []func(){d.stop, func() { d.start(); d.stop() }} {
@@ -48,23 +59,17 @@ func TestBareMountPoint(t *testing.T) {
 	}
 
 	// As a reboot leaves it, bare: it goes at the next stop, up takes it over.
-	if err := os.Mkdir(d.mount, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	bare()
 	d.stop()
 	gone("stopped again")
-	if err := os.Mkdir(d.mount, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	bare()
 	d.start()
 	holds(t, kept, "bytes")
 	d.stop()
 	gone("after a bare one was taken over")
 
 	// What somebody wrote there all the same is never deleted, nor hidden.
-	if err := os.Mkdir(d.mount, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	bare()
 	writeFile(t, stray, "mine")
 	d.stop()
 	holds(t, stray, "mine")
@@ -75,4 +80,9 @@ func TestBareMountPoint(t *testing.T) {
 	}
 	d.start()
 	holds(t, kept, "bytes")
+	d.koinon("dev", "reset", "--yes", "--dir", d.dir)
+	if _, err := os.Lstat(d.mount); !os.IsNotExist(err) {
+		t.Errorf("dev reset left the mount point: %v", err)
+	}
+	d.start()
 }

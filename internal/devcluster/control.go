@@ -158,7 +158,7 @@ func (c *Cluster) stopMount(ctx context.Context) error {
 	if killed {
 		c.say("the mount did not end by itself and was killed; its log is %s", m.log())
 	}
-	return errors.Join(clearStale(c.saved.Mount), c.removeMountPoint())
+	return errors.Join(clearStale(c.saved.Mount), c.closeMountPoint())
 }
 
 // stopNodes stops the nodes side by side.
@@ -193,7 +193,7 @@ func (c *Cluster) Reset(ctx context.Context) (err error) {
 	if err := c.unmountOthers(); err != nil {
 		return err
 	}
-	if err := c.stop(ctx); err != nil {
+	if err := errors.Join(c.stop(ctx), openMountPoint(c.saved.Mount)); err != nil {
 		return err
 	}
 	// A user without a configuration directory has no current cluster either.

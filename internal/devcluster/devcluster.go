@@ -151,8 +151,8 @@ type saved struct {
 	Cluster string `toml:"cluster"`
 	Nodes   int    `toml:"nodes"`
 	Mount   string `toml:"mount"`
-	// MountMade says that the mount point was made by us, so it goes when it is
-	// not in use.
+	// MountMade says that the mount point was made by us, so it is closed while
+	// it is not in use.
 	MountMade bool `toml:"mount_made,omitempty"`
 	// Numbers are those of the nodes; empty: 1 to Nodes.
 	Numbers []int `toml:"numbers,omitempty"`

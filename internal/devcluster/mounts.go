@@ -207,11 +207,16 @@ func (c *Cluster) prepareMount() error {
 	return saveState(c.dir, c.saved)
 }
 
-// removeMountPoint takes the mount point away while nothing is mounted there,
-// if it was made by us: what is written there now would not be in the tree,
-// and in the way of the next mount. One that the user gave stays, and so does
-// what somebody has written into ours.
-func (c *Cluster) removeMountPoint() error {
+// notMounted is where a mount point of ours leads while nothing is mounted: to
+// nowhere, and nobody can make it. A directory would take what is written past
+// the tree, and then be in the way of the next mount; where there is nothing,
+// cp -r makes a directory.
+const notMounted = "/proc/not-mounted/run: koinon dev up"
+
+// closeMountPoint leaves notMounted in place of the mount point while nothing
+// is mounted there, if it was made by us. One that the user gave stays, and so
+// does what somebody has written into ours.
+func (c *Cluster) closeMountPoint() error {
 	path := c.saved.Mount
 	if !c.saved.MountMade && path != c.path("mnt") {
 		return nil
@@ -220,10 +225,21 @@ func (c *Cluster) removeMountPoint() error {
 		return err
 	}
 	err := unix.Rmdir(path)
-	if err == nil || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.EBUSY) || isNotEmpty(err) {
-		return nil
+	if err == nil || errors.Is(err, unix.ENOENT) {
+		err = os.Symlink(notMounted, path)
 	}
-	return sys.E(sys.Op("dev"), sys.Subject(path), fmt.Errorf("take away the mount point: %w", err))
+	if err == nil || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EBUSY) || isNotEmpty(err) {
+		return nil // it is closed already, or somebody else's
+	}
+	return sys.E(sys.Op("dev"), sys.Subject(path), fmt.Errorf("close the mount point: %w", err))
+}
+
+// openMountPoint takes away what closeMountPoint has left.
+func openMountPoint(path string) error {
+	if to, err := os.Readlink(path); err != nil || to != notMounted {
+		return nil // there is no such link, which is what is wanted
+	}
+	return os.Remove(path)
 }
 
 // prepareMountPoint makes the mount point if it is missing, which it reports,
@@ -238,6 +254,9 @@ func prepareMountPoint(path string) (made bool, err error) {
 	} else if ok {
 		return false, sys.E(op, sys.Busy, sys.Subject(path),
 			fmt.Sprintf("%s (%s) is mounted there: unmount it with `umount %s`, or choose another directory with --mount", m.source, m.fstype, path))
+	}
+	if err := openMountPoint(path); err != nil {
+		return false, sys.E(op, sys.Subject(path), err)
 	}
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {

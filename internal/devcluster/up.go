@@ -173,6 +173,9 @@ func (c *Cluster) chooseMount() (mounted bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	if err := openMountPoint(c.saved.Mount); err != nil { // of which nobody will know any more
+		return false, err
+	}
 	client.Mount, c.saved.Mount, c.saved.MountMade = want, want, false
 	if err := client.Save(c.ClientConfig()); err != nil {
 		return false, err

@@ -79,6 +79,8 @@ func clearDead(dir string, log *slog.Logger) error {
 func checkDir(dir string) error {
 	info, err := os.Stat(dir)
 	switch {
+	case errors.Is(err, fs.ErrNotExist) && isLink(dir): // as koinon dev stop leaves it
+		return sys.E(opMount, sys.NotExist, sys.Subject(dir), fmt.Sprintf("it is a link to nowhere; make a mount point of it: rm %s && mkdir %s", dir, dir))
 	case errors.Is(err, fs.ErrNotExist):
 		return sys.E(opMount, sys.NotExist, sys.Subject(dir), "make the mount point first: mkdir -p "+dir)
 	case err != nil:
@@ -109,6 +111,11 @@ func checkDir(dir string) error {
 		return sys.E(opMount, sys.NotEmpty, sys.Subject(dir), "a mount would hide what is in it; choose an empty directory")
 	}
 	return nil
+}
+
+func isLink(path string) bool {
+	_, err := os.Readlink(path)
+	return err == nil
 }
 
 // checkRight checks that there is FUSE and that this process may mount.
