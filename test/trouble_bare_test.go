@@ -3,8 +3,10 @@
 package test
 
 import (
+	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -22,14 +24,7 @@ func TestBareMountPoint(t *testing.T) {
 	}
 	d.mount = filepath.Join(d.besides("made"), "mnt")
 	kept, stray := filepath.Join(d.mount, "kept"), filepath.Join(d.mount, "stray")
-	gone := func(when string) {
-		t.Helper()
-		for _, line := range []string{"echo x >" + stray, "cp -r /etc/apt " + d.mount + "/", "cp -r /etc/apt " + d.mount, "mkdir -p " + stray, "echo x >" + d.mount} {
-			if out, err := d.shell(line); err == nil {
-				t.Errorf("%s: %s went through: %s", when, line, out)
-			}
-		}
-	}
+	gone := func(when string) { t.Helper(); d.leadsNowhere(when) }
 	bare := func() {
 		t.Helper()
 		if err := errors.Join(os.Remove(d.mount), os.Mkdir(d.mount, 0o755)); err != nil {
@@ -85,4 +80,56 @@ func TestBareMountPoint(t *testing.T) {
 		t.Errorf("dev reset left the mount point: %v", err)
 	}
 	d.start()
+}
+
+// leadsNowhere shows that nothing can be put where the mount point was.
+func (d *dev) leadsNowhere(when string) {
+	d.t.Helper()
+	stray := filepath.Join(d.mount, "stray")
+	for _, line := range []string{"echo x >" + stray, "cp -r /etc/apt " + d.mount + "/", "cp -r /etc/apt " + d.mount, "mkdir -p " + stray, "echo x >" + d.mount} {
+		if out, err := d.shell(line); err == nil {
+			d.t.Errorf("%s: %s went through: %s", when, line, out)
+		}
+	}
+}
+
+// TestNotRoot: a user who is not root has a tree to write into, by the mount
+// where fusermount3 is, else without.
+func TestNotRoot(t *testing.T) {
+	home, err := os.MkdirTemp("", "koinon-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const nobody = 65534
+	binary := filepath.Join(home, "koinon")
+	raw, err := os.ReadFile(koinonBinary(t))
+	if err = errors.Join(err, os.WriteFile(binary, raw, 0o755), os.Chmod(home, 0o755), os.Chown(home, nobody, nobody)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(home); err != nil {
+			t.Error(err)
+		}
+	})
+	run := func(device, script string) string {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, "unshare", "-m", "sh", "-c", device+` && exec setpriv --reuid=65534 --regid=65534 --clear-groups sh -c "$0"`,
+			"set -e; trap 'koinon dev reset --yes' EXIT\n"+script)
+		cmd.Env = []string{"HOME=" + home, "PATH=" + home + ":" + os.Getenv("PATH"), "M=" + home + "/.local/state/koinon/dev/mnt"}
+		cmd.Dir = home
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return string(out)
+	}
+	const device = "mount -t tmpfs none /mnt && mknod -m 666 /mnt/fuse c 10 229 && mount --bind /mnt/fuse /dev/fuse"
+	const absent = device + " && touch /mnt/none && for f in fusermount3 fusermount; do p=$(command -v $f) || continue; mount --bind /mnt/none $p; done"
+	out := run(device, "koinon dev up --detach --nodes 1; cp -r /etc/apt $M/; diff -r /etc/apt $M/apt; koinon ls -l /; koinon dev stop; "+
+		"! cp -r /etc/apt $M/; koinon dev up --detach; diff -r /etc/apt $M/apt")
+	says(t, out, "The tree is mounted", " apt", "deleted "+home)
+	out = run(absent, "koinon dev up --detach --nodes 1; koinon cp -r /etc/apt koinon:/; koinon cp -r koinon:/apt back; diff -r /etc/apt back")
+	says(t, out, "the tree is not mounted", "install the package fuse3", "koinon cp", "deleted "+home)
 }

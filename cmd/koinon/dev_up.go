@@ -16,6 +16,7 @@ import (
 
 	"github.com/koinon/koinon/internal/config"
 	"github.com/koinon/koinon/internal/devcluster"
+	"github.com/koinon/koinon/internal/node"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -74,6 +75,9 @@ func (d *devCommand) up(ctx context.Context, f devUpFlags) error {
 		return err
 	}
 	d.chooseCurrent(c)
+	if err := d.giveTree(ctx, c); err != nil {
+		res.Warnings = append(res.Warnings, fmt.Sprintf("the tree belongs to root, so only root can write into it: %v\ntry again with `koinon dev up`", err))
+	}
 	for _, w := range res.Warnings {
 		fmt.Fprintf(d.err, "koinon: warning: %s\n", d.hint(w))
 	}
@@ -131,6 +135,24 @@ func (d *devCommand) chooseCurrent(c *devcluster.Cluster) {
 	if _, err := config.SetCurrentIfAbsent(c.ClientConfig()); err != nil {
 		d.note("koinon: warning: this cluster is not your current one, give --config %s: %v", c.ClientConfig(), err)
 	}
+}
+
+// giveTree makes the tree the user's own: a new one belongs to root, who is not
+// there to make directories for others on a cluster that one user has started.
+func (d *devCommand) giveTree(ctx context.Context, c *devcluster.Cluster) (err error) {
+	if os.Geteuid() == 0 {
+		return nil
+	}
+	cfg, err := config.LoadClient(c.ClientConfig())
+	if err != nil {
+		return err
+	}
+	client, err := node.Connect(ctx, cfg, d.logger())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, client.Close(context.WithoutCancel(ctx))) }()
+	return client.GiveTree(ctx, uint32(os.Geteuid()), uint32(os.Getegid()))
 }
 
 // welcome says where the cluster is and what to try next.

@@ -57,6 +57,18 @@ func Connect(ctx context.Context, cfg *config.Client, log *slog.Logger) (*Client
 	return c, nil
 }
 
+// GiveTree makes a user the owner of the tree's root, where root owns it, as in
+// a new tree. It is for clusters that belong to one user.
+func (c *Client) GiveTree(ctx context.Context, uid, gid uint32) error {
+	root := &metapb.Cred{}
+	attr, err := c.fs.GetAttr(ctx, root, sys.RootIno)
+	if err != nil || attr.GetUid() != 0 || uid == 0 {
+		return err
+	}
+	_, err = c.fs.SetAttr(ctx, root, &metapb.SetAttr{Ino: uint64(sys.RootIno), Uid: &uid, Gid: &gid})
+	return err
+}
+
 // A client asks for its open files to be kept, three times in the time that it
 // asks for: the tree's retention, within these bounds. Retention below the
 // least is refused in the configuration.
