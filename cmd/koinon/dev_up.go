@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -96,11 +97,16 @@ func (d *devCommand) onSecondSignal() (force context.Context, release func()) {
 	force, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		for range 2 {
+		for first := (time.Time{}); ; {
 			select {
 			case <-signals:
 			case <-force.Done():
 				return
+			}
+			if first.IsZero() {
+				first = time.Now()
+			} else if time.Since(first) >= sameSignal {
+				break
 			}
 		}
 		d.note("killing what still runs")

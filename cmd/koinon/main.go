@@ -11,19 +11,24 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 )
 
 func main() {
 	os.Exit(run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
+// sameSignal is for how long a further signal counts as the first one once
+// more: timeout(1) sends each twice, to the process and to its group, and must
+// not cut an orderly end short.
+const sameSignal = 500 * time.Millisecond
+
 // run executes one command line and returns the process's exit code. The
-// command's context ends at the first signal that asks to stop; a second one
-// kills the process.
+// command's context ends at the first signal that asks to stop; a second one,
+// sameSignal later, kills the process.
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
-	ctx, release := signal.NotifyContext(ctx, stopSignals()...)
+	ctx, release := untilSignal(ctx, sameSignal)
 	defer release()
-	context.AfterFunc(ctx, release)
 
 	a := &app{in: in, out: out, err: errOut}
 	root := newRootCommand(a)
@@ -32,6 +37,14 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	root.SetOut(out)
 	root.SetErr(errOut)
 	return a.exitCode(root.ExecuteContext(ctx))
+}
+
+// untilSignal returns a context that ends at the first signal that asks to
+// stop. One that comes later than same after it has its usual effect.
+func untilSignal(ctx context.Context, same time.Duration) (context.Context, context.CancelFunc) {
+	ctx, release := signal.NotifyContext(ctx, stopSignals()...)
+	context.AfterFunc(ctx, func() { time.AfterFunc(same, release) })
+	return ctx, release
 }
 
 // stopSignals are the signals that ask to stop. A process that was started to

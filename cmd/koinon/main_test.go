@@ -12,7 +12,9 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -232,6 +234,20 @@ n1: it does not vote
 `
 	if out.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", out.String(), want)
+	}
+}
+
+// A signal that is sent twice at once, as timeout(1) does, does not kill a
+// process that ends in order: here, that of the test.
+func TestSignalTwice(t *testing.T) {
+	ctx, release := untilSignal(t.Context(), time.Hour)
+	defer release()
+	for range 2 {
+		if err := syscall.Kill(os.Getpid(), syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		<-ctx.Done()
+		time.Sleep(100 * time.Millisecond) // in which the signal's effect must not come back
 	}
 }
 
