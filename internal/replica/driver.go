@@ -21,6 +21,7 @@ type driver struct {
 
 	// Only the driver's goroutine uses these.
 	outstanding int // passes handed to the log and not yet taken back
+	awaited     int // of these, the ones that turn the driver when they are durable
 	current     *pass
 	peers       *[]sys.NodeID // that outgoing is for
 	outgoing    []*outgoing   // ascending
@@ -198,6 +199,9 @@ func (h *Host) takeDurable() {
 	d.mu.Unlock()
 	for _, p := range done {
 		d.outstanding--
+		if !p.quiet {
+			d.awaited--
+		}
 		h.passDone(p)
 	}
 }
@@ -237,6 +241,9 @@ func (h *Host) submit() (again bool) {
 	}
 	d.outstanding++
 	p.quiet = !slices.ContainsFunc(p.seqs, func(s passSeq) bool { return s.g.d.role != paxos.Follower })
+	if !p.quiet {
+		d.awaited++
+	}
 	h.log.Append(p.records, func(err error) {
 		if err != nil {
 			h.fail(err)
@@ -471,6 +478,9 @@ func (g *Group) propose(now paxos.Time) {
 		return
 	}
 	for {
+		if h.drv.awaited > 0 && g.gathers() {
+			return // that pass turns the driver again when it is durable
+		}
 		p := g.takeQueue(h.cfg.Pipeline)
 		if p == nil {
 			return
