@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"runtime"
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
@@ -51,9 +52,9 @@ func TestCommandsGatherWhileTheLogWrites(t *testing.T) {
 	for i := 1; i < n; i++ {
 		propose(i)
 		for range 2 { // when the second one runs, a turn has seen the command
-			turned := make(chan struct{})
-			g.call(func(paxos.Time) { close(turned) })
-			<-turned
+			if inDriver(g, h.idle) {
+				t.Fatal("idle while the log writes")
+			}
 		}
 	}
 	close(release)
@@ -66,4 +67,14 @@ func TestCommandsGatherWhileTheLogWrites(t *testing.T) {
 	if got := g.Status().Entries - before; got != 2 {
 		t.Fatalf("%d commands: 2 entries expected, found %d", n, got)
 	}
+	for !inDriver(g, h.idle) {
+		runtime.Gosched() // until the driver has taken in that all is done
+	}
+}
+
+// inDriver returns what fn says in a turn of the driver.
+func inDriver(g *Group, fn func() bool) bool {
+	out := make(chan bool)
+	g.call(func(paxos.Time) { out <- fn() })
+	return <-out
 }
