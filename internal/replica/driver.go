@@ -21,6 +21,7 @@ type driver struct {
 
 	// Only the driver's goroutine uses these.
 	outstanding int // passes handed to the log and not yet taken back
+	awaited     int // of these, the ones that turn the driver when they are durable
 	current     *pass
 	peers       *[]sys.NodeID // that outgoing is for
 	outgoing    []*outgoing   // ascending
@@ -94,6 +95,10 @@ const (
 	// stalled is a pause of the driver after which time is shown to the core
 	// only when messages that arrived meanwhile had a chance to be read.
 	stalled = 60 * time.Millisecond
+	// idleTicks is how many times Tick lasts between two ticks while nothing
+	// goes on: waking up costs an idle node more than all that it then does.
+	// With the defaults heartbeats, due after 50 ms, leave after 60.
+	idleTicks = 3
 	// idleCheck is how often sessions are looked through for idle ones.
 	idleCheck = time.Second
 )
@@ -102,14 +107,15 @@ func (h *Host) wakeDriver() { signal(h.drv.wake) }
 
 // drive is the driver's goroutine.
 func (h *Host) drive() {
-	ticker := time.NewTicker(h.cfg.Tick)
-	defer ticker.Stop()
+	armed := h.cfg.Tick
+	timer := time.NewTimer(armed)
+	defer timer.Stop()
 	for {
 		tick := false
 		select {
 		case <-h.drv.wake:
-		case <-ticker.C:
-			tick = true
+		case <-timer.C:
+			tick, armed = true, 0
 		case <-h.stop:
 			return
 		}
@@ -122,7 +128,35 @@ func (h *Host) drive() {
 		}
 		h.drv.lastLoop = now
 		h.turn(paxos.Time(now), tick)
+		next := h.cfg.Tick
+		if h.idle() {
+			next *= idleTicks
+		}
+		if tick || armed == 0 || next < armed {
+			armed = next
+			timer.Reset(armed)
+		}
 	}
+}
+
+// idle says that nothing is under way that a tick drives on.
+func (h *Host) idle() bool {
+	if h.drv.outstanding > 0 {
+		return false
+	}
+	for _, g := range h.groups {
+		if g.d.node == nil || g.d.leader == 0 || g.d.damaged || len(g.d.changes) > 0 || len(g.d.reads) > 0 ||
+			uint64(g.d.chosen) > g.applied.Load() {
+			return false
+		}
+		g.mu.Lock()
+		proposing := len(g.inflight) > 0 || len(g.queue) > 0
+		g.mu.Unlock()
+		if proposing {
+			return false
+		}
+	}
+	return true
 }
 
 // turn takes in all that happened and sets going all that follows from it.
@@ -198,6 +232,9 @@ func (h *Host) takeDurable() {
 	d.mu.Unlock()
 	for _, p := range done {
 		d.outstanding--
+		if !p.quiet {
+			d.awaited--
+		}
 		h.passDone(p)
 	}
 }
@@ -237,6 +274,9 @@ func (h *Host) submit() (again bool) {
 	}
 	d.outstanding++
 	p.quiet = !slices.ContainsFunc(p.seqs, func(s passSeq) bool { return s.g.d.role != paxos.Follower })
+	if !p.quiet {
+		d.awaited++
+	}
 	h.log.Append(p.records, func(err error) {
 		if err != nil {
 			h.fail(err)
@@ -471,6 +511,9 @@ func (g *Group) propose(now paxos.Time) {
 		return
 	}
 	for {
+		if h.drv.awaited > 0 && g.gathers() {
+			return // that pass turns the driver again when it is durable
+		}
 		p := g.takeQueue(h.cfg.Pipeline)
 		if p == nil {
 			return

@@ -143,6 +143,16 @@ func (g *Group) takeQueue(limit int) *proposals {
 	return p
 }
 
+// gathers says that commands should wait for more while the log writes: an
+// entry is in flight, the next one is not full, and the log would not take it
+// before what it writes now is durable, so that what arrives meanwhile can
+// share it.
+func (g *Group) gathers() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.inflight) > 0 && len(g.queue) == 1
+}
+
 // originBytes is the size of an EntryBatch's origin.
 const originBytes = 9
 

@@ -156,7 +156,7 @@ func (o *overlay) keep(v []byte) []byte {
 	if len(v) > arenaBytes/4 {
 		return slices.Clone(v)
 	}
-	if cap(o.arena)-len(o.arena) < len(v) {
+	if o.arena == nil || cap(o.arena)-len(o.arena) < len(v) { // never nil, which means absent
 		// The full arena stays alive as long as a row points into it.
 		o.arena = make([]byte, 0, arenaBytes)
 	}
