@@ -3,7 +3,27 @@ package node
 import (
 	"strings"
 	"testing"
+
+	"github.com/koinon/koinon/internal/placement"
+	"github.com/koinon/koinon/internal/sys"
 )
+
+// TestWaits: it is said who keeps a node from leaving.
+func TestWaits(t *testing.T) {
+	table := &placement.Table{PGs: [][]sys.NodeID{{1, 2, 3}, {2, 3, 4}}, From: [][]sys.NodeID{{4}, nil}}
+	s := &Status{Leader: 1, Nodes: []NodeStatus{{ID: 1, State: "up"}, {ID: 2, State: "up", Healing: "1 of 2"}, {ID: 3, State: "down"},
+		{ID: 4, State: "up", Voter: true, Healing: "own"}}}
+	want := "it still votes; 2 placement groups need it until others have copied them; still copying: n2 (1 of 2); no answer from n3"
+	if got := s.waits(4, table); got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got := (&Status{}).waits(4, &placement.Table{}); got != "there is no leader" {
+		t.Errorf("%q", got)
+	}
+	if got := (&Status{Leader: 1}).waits(4, table); !strings.HasPrefix(got, "2 placement groups") {
+		t.Errorf("%q", got)
+	}
+}
 
 // TestWithout: a node is not removed where the others could not go on.
 func TestWithout(t *testing.T) {
