@@ -19,13 +19,22 @@ func newNodeLsCommand(a *app) *cobra.Command {
 		Use:     "ls",
 		Aliases: []string{"list"},
 		Short:   "List the nodes",
+		Long: `List the nodes, also those that do not answer.
+
+Exit code 0: at least one of them answered; 1: none did.`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := a.readStatus(cmd.Context())
 			if err != nil {
 				return err
 			}
-			return a.print(s.Nodes, func(w io.Writer) { writeNodes(w, s.Nodes) })
+			if err := a.print(s.Nodes, func(w io.Writer) { writeNodes(w, s.Nodes) }); err != nil {
+				return err
+			}
+			if upCount(s) == 0 {
+				return missing(s)
+			}
+			return nil
 		},
 	}
 }

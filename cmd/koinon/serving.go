@@ -43,17 +43,24 @@ func (p statusProber) Roles(ctx context.Context) (map[sys.NodeID]devcluster.Role
 	if err != nil {
 		return nil, err
 	}
+	return rolesOf(s), nil
+}
+
+// rolesOf are the roles of the nodes that answer.
+func rolesOf(s *node.Status) map[sys.NodeID]devcluster.Role {
 	roles := make(map[sys.NodeID]devcluster.Role, len(s.Nodes))
 	for _, n := range s.Nodes {
 		switch {
 		case n.State != "up":
 		case n.ID == s.Leader:
 			roles[n.ID] = devcluster.RoleLeader
+		case n.Role == string(devcluster.RoleLearner):
+			roles[n.ID] = devcluster.RoleLearner
 		default:
 			roles[n.ID] = devcluster.RoleFollower
 		}
 	}
-	return roles, nil
+	return roles
 }
 
 // Close implements devcluster.Prober.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/node"
 )
 
@@ -76,7 +77,11 @@ func missing(s *node.Status) error {
 	if len(down) == 0 {
 		return errors.New("the nodes have no leader although all answer: see their logs, and what is said of them above")
 	}
-	return fmt.Errorf("no majority: no answer from %s: start them again", strings.Join(down, ", "))
+	advice := "start them again"
+	if upCount(s) == 0 { // nobody has told which nodes there are
+		advice = cluster.NobodyAnswers
+	}
+	return fmt.Errorf("no majority: no answer from %s: %s", strings.Join(down, ", "), advice)
 }
 
 func writeStatus(w io.Writer, s *node.Status) {

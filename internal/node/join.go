@@ -279,7 +279,6 @@ func (s *server) member(ctx context.Context, end context.CancelCauseFunc) {
 		case err == nil || ctx.Err() != nil:
 			told = ""
 		case cluster.IsRemoved(err):
-			s.log.Error("this node was removed from the cluster", "err", err)
 			end(err)
 			return
 		case err.Error() != told:
