@@ -482,14 +482,14 @@ func (g *golden) status(b *goldenNode) {
 		return
 	}
 	s := b.node.Status()
-	notes := ""
+	marks := ""
 	if s.Damaged {
-		notes = " damaged"
+		marks += " damaged"
 	}
 	if s.Left {
-		notes += " left"
+		marks += " left"
 	}
-	g.printf("%d: %v leader=%d promised=%v last=%d chosen=%d applied=%d truncated=%d%s", b.id, s.Role, s.Leader, s.Promised, s.Last, s.Chosen, s.Applied, s.Truncated, notes)
+	g.printf("%d: %v leader=%d promised=%v last=%d chosen=%d applied=%d truncated=%d%s", b.id, s.Role, s.Leader, s.Promised, s.Last, s.Chosen, s.Applied, s.Truncated, marks)
 }
 
 // group prints what a node knows of who is in the group.

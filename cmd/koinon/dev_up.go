@@ -164,8 +164,8 @@ func (d *devCommand) welcome(c *devcluster.Cluster, res *devcluster.UpResult, f 
 	} else {
 		fmt.Fprintf(&b, "  %s cp -r /usr/share/doc koinon:/\n", koinon)
 	}
-	if all := c.Numbers(); len(all) > 2 { // fewer cannot do without one
-		fmt.Fprintf(&b, "  %s kill %d     the tree goes on without node %d\n  %s start %d    it catches up\n", dev, all[0], all[0], dev, all[0])
+	if nodes := c.Numbers(); len(nodes) > 2 {
+		fmt.Fprintf(&b, "  %s kill %[2]d     the tree goes on without node %[2]d\n  %[1]s start %[2]d    it catches up\n", dev, nodes[0])
 	}
 	fmt.Fprintf(&b, "  %s status\n", dev)
 	if foreground {

@@ -19,10 +19,9 @@ func newNodeLsCommand(a *app) *cobra.Command {
 		Use:     "ls",
 		Aliases: []string{"list"},
 		Short:   "List the nodes",
-		Long: `List the nodes, also those that do not answer.
-
-Exit code 0: at least one of them answered; 1: none did.`,
-		Args:    cobra.NoArgs,
+		Long: `List the nodes. Exit code 1: none answers, and what is listed is what this
+machine's configuration says.`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := a.readStatus(cmd.Context())
 			if err != nil {

@@ -43,11 +43,6 @@ func (p statusProber) Roles(ctx context.Context) (map[sys.NodeID]devcluster.Role
 	if err != nil {
 		return nil, err
 	}
-	return rolesOf(s), nil
-}
-
-// rolesOf are the roles of the nodes that answer.
-func rolesOf(s *node.Status) map[sys.NodeID]devcluster.Role {
 	roles := make(map[sys.NodeID]devcluster.Role, len(s.Nodes))
 	for _, n := range s.Nodes {
 		switch {
@@ -60,7 +55,7 @@ func rolesOf(s *node.Status) map[sys.NodeID]devcluster.Role {
 			roles[n.ID] = devcluster.RoleFollower
 		}
 	}
-	return roles
+	return roles, nil
 }
 
 // Close implements devcluster.Prober.

@@ -82,7 +82,7 @@ type Connector func(ctx context.Context, c *config.Client) (Prober, error)
 // Prober asks the cluster about its nodes.
 type Prober interface {
 	// Roles returns the role of each node that answers. A cluster without a
-	// leader answers without one, or with an error.
+	// leader answers with followers only, or with an error.
 	Roles(ctx context.Context) (map[sys.NodeID]Role, error)
 	Close() error
 }
@@ -94,8 +94,8 @@ type Role string
 const (
 	RoleLeader   Role = "leader"
 	RoleFollower Role = "follower"
-	RoleLearner  Role = "learner" // follows, and does not vote
-	RoleNone     Role = "" // of a node that does not answer
+	RoleLearner  Role = "learner" // has the log, and no vote
+	RoleNone     Role = ""        // of a node that does not answer
 )
 
 // DefaultDir is where a cluster lives when the user names no directory:
