@@ -84,12 +84,26 @@ func missing(s *node.Status) error {
 	return fmt.Errorf("no majority: no answer from %s: %s", strings.Join(down, ", "), advice)
 }
 
+// signers are the nodes that sign the certificates of new ones.
+func signers(s *node.Status) string {
+	var names []string
+	for _, n := range s.Nodes {
+		if n.Signs {
+			names = append(names, n.ID.String())
+		}
+	}
+	if len(names) == 0 {
+		return "no node that answers has it: none can join"
+	}
+	return strings.Join(names, ", ")
+}
+
 func writeStatus(w io.Writer, s *node.Status) {
 	leader := "none: writes wait until a majority of the nodes is up"
 	if s.Majority {
 		leader = s.Leader.String()
 	}
-	fmt.Fprintf(w, "cluster  %s\nleader   %s\nnodes    %d of %d up\n\n", s.Cluster, leader, upCount(s), len(s.Nodes))
+	fmt.Fprintf(w, "cluster  %s\nleader   %s\nnodes    %d of %d up\nCA key   %s\n\n", s.Cluster, leader, upCount(s), len(s.Nodes), signers(s))
 	writeNodes(w, s.Nodes)
 	for _, n := range s.Nodes {
 		name := n.Addr // what does not answer has not told who it is

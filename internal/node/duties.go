@@ -102,7 +102,7 @@ func (s *server) status() *clusterpb.StatusReply {
 		Node: uint64(s.cfg.ID), Cluster: s.cfg.Cluster, Version: s.version, Leader: uint64(st.Leader), Role: role,
 		BallotRound: st.BallotRound, Chosen: st.Chosen, Applied: st.Applied, Truncated: st.Truncated,
 		StartedNs: s.started.UnixNano(), Proposals: st.Proposals, Entries: st.Entries, Syncs: st.LogSyncs, LogBytes: st.LogBytes,
-		Epoch: s.peers.Map().GetEpoch(), Healing: healing(s.healer.Status()), ResidentBytes: resident(),
+		Epoch: s.peers.Map().GetEpoch(), Healing: healing(s.healer.Status()), ResidentBytes: resident(), CaKey: s.ca != nil,
 	}
 	epoch, drained := s.healer.Drained()
 	r.TableEpoch = epoch

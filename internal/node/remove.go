@@ -121,12 +121,14 @@ func (a *Admin) mayRemove(ctx context.Context, id sys.NodeID) error {
 // could.
 func (s *Status) without(id sys.NodeID) error {
 	var voters, down []string
-	stay := 0
+	stay, signs, last := 0, false, false
 	for _, n := range s.Nodes {
 		if n.ID == id || n.Member == "draining" {
+			last = last || n.ID == id && n.Signs
 			continue
 		}
 		stay++
+		signs = signs || n.Signs
 		if !n.Voter {
 			continue
 		}
@@ -142,6 +144,9 @@ func (s *Status) without(id sys.NodeID) error {
 		return sys.E(opRemove, sys.Invalid, sys.Subject(id.String()), fmt.Sprintf(
 			"without it there would be no majority: of %s, which choose the log then, %s %s down; start %s first, or remove the dead one instead",
 			strings.Join(voters, ", "), strings.Join(down, ", "), map[bool]string{true: "are", false: "is"}[len(down) > 1], down[0]))
+	case last && !signs:
+		return sys.E(opRemove, sys.Invalid, sys.Subject(id.String()),
+			"no other node that answers has the key of the cluster's CA, so that no node could join any more: copy the file that `ca_key` in its node.toml names to another node, mode 0600, set `ca_key` under [tls] in that one's node.toml, and start it again")
 	}
 	return nil
 }
