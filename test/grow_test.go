@@ -85,6 +85,8 @@ func TestRemovalGoesOn(t *testing.T) {
 	if n := len(d.status().Nodes); n != 5 {
 		t.Fatalf("%d nodes are known after two additions at once, expected 5", n)
 	}
+	// Each of them can let others in, also without the first three.
+	says(t, d.koinon("status"), "CA key   n1, n2, n3, n4, n5\n")
 	d.koinon("node", "rm", "3") // as far as `dev rm` gets that ends before it has cleared up
 	d.koinon("dev", "rm", "3", "--dir", d.dir)
 	d.koinon("dev", "rm", "1", "--dir", d.dir)
@@ -122,4 +124,14 @@ func TestRemovalRefused(t *testing.T) {
 	d.refused(20*time.Second, []string{"dev", "rm", "9", "--dir", d.dir}, "there is no node 9")
 	d.rolesAre(2, 0)
 	writeFile(t, filepath.Join(d.mount, "still"), "served")
+
+	// An addition that fails leaves no token that would let somebody in.
+	if err := os.Mkdir(filepath.Join(d.dir, "joining"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, filepath.Join(d.dir, "joining", "old"), "not a node's")
+	d.refused(20*time.Second, []string{"dev", "add", "--dir", d.dir}, "joining")
+	if out := d.koinon("node", "token", "ls"); strings.Contains(out, "open") {
+		t.Errorf("tokens after an addition that failed:\n%s", out)
+	}
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -31,21 +32,35 @@ and a vote when that helps.`,
 			}
 			return d.devAdmin(cmd.Context(), c, func(ctx context.Context, cfg *config.Client, a *node.Admin) error {
 				_, err := c.Add(ctx, func(ctx context.Context, dir, listen string) error {
-					o := node.JoinOptions{Dir: dir, Seeds: cfg.Nodes, Listen: listen, Version: version()}
-					if !node.HasJoined(dir) {
-						t, err := a.NewToken(ctx, 10*time.Minute, "")
-						if err != nil {
-							return err
-						}
-						o.Token = t.Token
-					}
-					_, err := node.Join(ctx, o, d.logger())
-					return err
+					o := node.JoinOptions{Dir: dir, Seeds: cfg.Nodes, Listen: listen, Version: version(), CAKey: devcluster.CAKey}
+					return d.join(ctx, a, o)
 				})
 				return err
 			})
 		},
 	}
+}
+
+// join makes a token and uses it up. One that was not used is taken back.
+func (d *devCommand) join(ctx context.Context, a *node.Admin, o node.JoinOptions) error {
+	if node.HasJoined(o.Dir) {
+		_, err := node.Join(ctx, o, d.logger())
+		return err
+	}
+	t, err := a.NewToken(ctx, 10*time.Minute, "")
+	if err != nil {
+		return err
+	}
+	o.Token = t.Token
+	if _, err = node.Join(ctx, o, d.logger()); err == nil {
+		return nil
+	}
+	back, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second) // also after Ctrl-C
+	defer cancel()
+	if rmErr := a.RemoveToken(back, t.ID); rmErr != nil && !sys.Is(rmErr, sys.NotExist) {
+		return errors.Join(err, rmErr)
+	}
+	return err
 }
 
 func newDevRmCommand(d *devCommand) *cobra.Command {

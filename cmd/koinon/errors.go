@@ -94,6 +94,7 @@ func (a *app) hint(msg string) string {
 		m := hinted.FindStringSubmatch(cmd)
 		flag := ""
 		switch {
+		case m[1] == "" && m[2] == "dev": // any command of it
 		case strings.Contains(m[3], " --config ") || strings.Contains(m[3], " --dir ") || m[2] == "serve":
 		case m[1] != "" && a.devDir != "":
 			flag = " --dir " + quoted(a.devDir)

@@ -38,6 +38,7 @@ func TestHints(t *testing.T) {
 		{"/a b", "", "`koinon dev stop`", "`koinon dev stop --dir '/a b'`"},
 		{"", "c.toml", "`koinon mkdir -p /x` or `koinon dev up`", "`koinon mkdir -p /x --config c.toml` or `koinon dev up`"},
 		{"", "c.toml", "`koinon serve --config node.toml`", "`koinon serve --config node.toml`"},
+		{"/d", "", "another `koinon dev` command", "another `koinon dev` command"},
 		{"/d", "", "`koinon status --config /e`", "`koinon status --config /e`"},
 	} {
 		a := &app{devDir: x.dir, configPath: x.config}

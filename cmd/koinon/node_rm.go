@@ -42,13 +42,13 @@ with an empty directory and a new token, under a new number.`,
 	}
 }
 
-// removalProgress tells how far a removal is whenever that has changed.
-func (a *app) removalProgress(id sys.NodeID) func(groups int) {
-	last := -1
-	return func(groups int) {
-		if groups != last {
-			a.note("%d placement groups still need %v", groups, id)
-			last = groups
+// removalProgress tells what a removal waits for whenever that has changed.
+func (a *app) removalProgress(id sys.NodeID) func(waits string) {
+	last := ""
+	return func(waits string) {
+		if waits != last {
+			a.note("%v leaves; waiting: %s", id, waits)
+			last = waits
 		}
 	}
 }

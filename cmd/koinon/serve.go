@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/koinon/koinon/internal/config"
 	"github.com/koinon/koinon/internal/node"
+	"github.com/koinon/koinon/internal/sys"
 )
 
 // serveFlags are the flags of serve that go over the file's keys.
@@ -131,6 +133,12 @@ func (a *app) readToken(value string) (string, error) {
 		return value, nil
 	}
 	text, err := io.ReadAll(io.LimitReader(in, tokenMax))
+	if err == nil && len(bytes.TrimSpace(text)) == 0 {
+		if !isFile {
+			name = "standard input"
+		}
+		return "", sys.E(sys.Op("koinon serve"), sys.Invalid, sys.Subject(name), "there is no token in it: `koinon node token` prints one on standard output; did that fail?")
+	}
 	return string(text), err
 }
 

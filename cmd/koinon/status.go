@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/node"
 )
 
@@ -76,7 +77,25 @@ func missing(s *node.Status) error {
 	if len(down) == 0 {
 		return errors.New("the nodes have no leader although all answer: see their logs, and what is said of them above")
 	}
-	return fmt.Errorf("no majority: no answer from %s: start them again", strings.Join(down, ", "))
+	advice := "start them again"
+	if upCount(s) == 0 { // nobody has told which nodes there are
+		advice = cluster.NobodyAnswers
+	}
+	return fmt.Errorf("no majority: no answer from %s: %s", strings.Join(down, ", "), advice)
+}
+
+// signers are the nodes that sign the certificates of new ones.
+func signers(s *node.Status) string {
+	var names []string
+	for _, n := range s.Nodes {
+		if n.Signs {
+			names = append(names, n.ID.String())
+		}
+	}
+	if len(names) == 0 {
+		return "no node that answers has it: none can join"
+	}
+	return strings.Join(names, ", ")
 }
 
 func writeStatus(w io.Writer, s *node.Status) {
@@ -84,7 +103,7 @@ func writeStatus(w io.Writer, s *node.Status) {
 	if s.Majority {
 		leader = s.Leader.String()
 	}
-	fmt.Fprintf(w, "cluster  %s\nleader   %s\nnodes    %d of %d up\n\n", s.Cluster, leader, upCount(s), len(s.Nodes))
+	fmt.Fprintf(w, "cluster  %s\nleader   %s\nnodes    %d of %d up\nCA key   %s\n\n", s.Cluster, leader, upCount(s), len(s.Nodes), signers(s))
 	writeNodes(w, s.Nodes, false)
 	writeNotes(w, s.Nodes)
 }

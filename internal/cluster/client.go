@@ -377,6 +377,9 @@ func (c *Client) retry(ctx context.Context, op sys.Op, try func(ctx context.Cont
 	}
 }
 
+// NobodyAnswers is the advice where no node has told who the others are.
+const NobodyAnswers = "start them again, or, if the cluster has other nodes by now, name one of those under `nodes` in the client configuration"
+
 func (c *Client) gaveUp(ctx context.Context, op sys.Op, failed map[string]error) error {
 	if errors.Is(context.Cause(ctx), context.Canceled) {
 		return sys.E(op, sys.Interrupted, context.Cause(ctx))
@@ -386,7 +389,11 @@ func (c *Client) gaveUp(ctx context.Context, op sys.Op, failed map[string]error)
 	if len(missing) == 0 {
 		return sys.E(op, sys.Unavailable, fmt.Sprintf("no node leads after %v although all answer; see `koinon status`", c.cfg.Timeout))
 	}
-	return sys.E(op, sys.Unavailable, fmt.Sprintf("no majority after %v: no answer from %s; start them again, see `koinon status`", c.cfg.Timeout, strings.Join(missing, ", ")))
+	advice := "start them again"
+	if c.Map() == nil {
+		advice = NobodyAnswers
+	}
+	return sys.E(op, sys.Unavailable, fmt.Sprintf("no majority after %v: no answer from %s; %s, see `koinon status`", c.cfg.Timeout, strings.Join(missing, ", "), advice))
 }
 
 // askMissing is how long a node may take to say that it is there.

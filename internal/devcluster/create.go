@@ -171,7 +171,7 @@ func writeNode(dir, cluster string, ca *auth.CA, voters []config.Voter, i int) e
 		ID:      voters[i].ID,
 		Dir:     "data",
 		Listen:  voters[i].Addr,
-		TLS:     config.TLS{CA: "ca.crt", Cert: "node.crt", Key: "node.key", CAKey: "../ca/ca.key"},
+		TLS:     config.TLS{CA: "ca.crt", Cert: "node.crt", Key: "node.key", CAKey: CAKey},
 		Log:     config.Log{Level: "info", File: "log"},
 		Voters:  voters,
 	}

@@ -17,6 +17,10 @@ import (
 // joining is the directory of a node that has no number yet.
 const joining = "joining"
 
+// CAKey is where a node's directory finds the key of the CA, so that whoever of
+// the nodes runs signs for new ones.
+const CAKey = "../ca/ca.key"
+
 // numbers are those of the cluster's nodes, ascending.
 func (s *saved) numbers() []int {
 	if len(s.Numbers) > 0 {

@@ -108,6 +108,8 @@ func TestQuietWatchKeepsUp(t *testing.T) {
 		}
 	}()
 	other := w.client("busy", nil)
+	// Else what happens first is compacted before the watch has begun.
+	w.await("the watch", func() bool { return w.leader().server.hub.waiting.Load() > 0 })
 	began := time.Now()
 	for time.Since(began) < pollWait+time.Second {
 		other.mustDo(t, txn(put("theirs", "x")))

@@ -102,9 +102,17 @@ func (s *server) status() *clusterpb.StatusReply {
 		Node: uint64(s.cfg.ID), Cluster: s.cfg.Cluster, Version: s.version, Leader: uint64(st.Leader), Role: role,
 		BallotRound: st.BallotRound, Chosen: st.Chosen, Applied: st.Applied, Truncated: st.Truncated,
 		StartedNs: s.started.UnixNano(), Proposals: st.Proposals, Entries: st.Entries, Syncs: st.LogSyncs, LogBytes: st.LogBytes,
-		Epoch: s.peers.Map().GetEpoch(), Healing: healing(s.healer.Status()), ResidentBytes: resident(),
+		Epoch: s.peers.Map().GetEpoch(), Healing: healing(s.healer.Status()), ResidentBytes: resident(), CaKey: s.ca != nil,
 	}
-	r.TableEpoch, r.Settled = s.complete()
+	epoch, drained := s.healer.Drained()
+	r.TableEpoch = epoch
+	for id, groups := range drained {
+		d := &clusterpb.Drained{Source: uint64(id)}
+		for _, pg := range groups {
+			d.Groups = append(d.Groups, uint32(pg))
+		}
+		r.Drained = append(r.Drained, d)
+	}
 	for _, id := range st.Voters {
 		r.Voters = append(r.Voters, uint64(id))
 	}
@@ -127,21 +135,6 @@ func (s *server) status() *clusterpb.StatusReply {
 	}
 	r.Trouble = strings.Join(trouble, "; ")
 	return r
-}
-
-// complete returns the groups with sources that are complete here.
-func (s *server) complete() (epoch uint64, groups []uint32) {
-	table := s.peers.Table()
-	epoch, settled := s.healer.Settled()
-	if table == nil || table.Epoch != epoch {
-		return 0, nil
-	}
-	for _, pg := range settled {
-		if len(table.Sources(pg)) > 0 {
-			groups = append(groups, uint32(pg))
-		}
-	}
-	return epoch, groups
 }
 
 // healing says in words what a node still fetches, nothing when it has all.

@@ -98,7 +98,7 @@ func (s *server) place(ctx context.Context, c *census) error {
 	}
 	next = c.forget(next)
 	if next.Epoch == table.Epoch {
-		next = table.Settle(s.settled(ctx, table, c.m))
+		next = s.drained(ctx, table, c)
 	}
 	if next.Epoch != table.Epoch {
 		m := proto.CloneOf(c.m)
@@ -123,40 +123,57 @@ func (s *server) place(ctx context.Context, c *census) error {
 	return nil
 }
 
-// settled returns the groups with sources that are complete on all their nodes.
-func (s *server) settled(ctx context.Context, t *placement.Table, m *clusterpb.Map) []sys.PG {
-	complete := map[sys.PG]int{}
-	open := false
-	for pg := range t.PGs {
-		open = open || len(t.Sources(sys.PG(pg))) > 0
+// drained returns the table without the sources that have nothing which the
+// nodes of their groups still lack.
+func (s *server) drained(ctx context.Context, t *placement.Table, c *census) *placement.Table {
+	if !slices.ContainsFunc(t.From, func(list []sys.NodeID) bool { return len(list) > 0 }) {
+		return t
 	}
-	if !open {
-		return nil
-	}
-	for _, x := range m.Members {
+	var told []*clusterpb.StatusReply
+	for _, x := range c.m.Members {
 		r := s.status()
 		if sys.NodeID(x.Id) != s.cfg.ID {
 			var err error
 			if r, err = s.peers.NodeStatus(ctx, x.Addr); err != nil {
-				continue // its groups wait for it
+				continue // its groups wait for it, while it is not silent for long
 			}
 		}
+		told = append(told, r)
+	}
+	return c.drained(t, told)
+}
+
+// drained gives up a source of a group when all nodes of the group that answer,
+// at least a majority of them, have told that they have what it has. Who does
+// not answer is not waited for: it finds everything at the others.
+func (c *census) drained(t *placement.Table, told []*clusterpb.StatusReply) *placement.Table {
+	has := map[[2]uint64]map[sys.NodeID]bool{} // by group and source
+	for _, r := range told {
 		if r.TableEpoch != t.Epoch {
 			continue
 		}
-		for _, pg := range r.Settled {
-			if t.Holds(sys.PG(pg), sys.NodeID(x.Id)) {
-				complete[sys.PG(pg)]++
+		for _, d := range r.Drained {
+			for _, pg := range d.Groups {
+				k := [2]uint64{uint64(pg), d.Source}
+				if has[k] == nil {
+					has[k] = map[sys.NodeID]bool{}
+				}
+				has[k][sys.NodeID(r.Node)] = true
 			}
 		}
 	}
-	var groups []sys.PG
-	for pg := range t.PGs {
-		if len(t.Sources(sys.PG(pg))) > 0 && complete[sys.PG(pg)] == len(t.PGs[pg]) {
-			groups = append(groups, sys.PG(pg))
+	return t.Forget(func(pg sys.PG, id sys.NodeID) bool {
+		have := 0
+		for _, holder := range t.PGs[pg] {
+			switch {
+			case has[[2]uint64{uint64(pg), uint64(id)}][holder]:
+				have++
+			case c.silent(holder) < silentAfter:
+				return false
+			}
 		}
-	}
-	return groups
+		return have >= placement.Quorum(len(t.PGs[pg]))
+	})
 }
 
 // census is what the leader knows of the members.

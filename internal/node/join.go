@@ -42,6 +42,7 @@ type JoinOptions struct {
 	Listen    string
 	Advertise string // empty: Listen, on the interface that leads to the seed
 	Zone      string
+	CAKey     string // ca_key of the node's configuration, where it is to sign for others; relative to Dir
 	Version   string
 	Timeout   time.Duration // for how long to try; 0 means DefaultJoinTimeout
 }
@@ -91,7 +92,7 @@ func Join(ctx context.Context, o JoinOptions, log *slog.Logger) (path string, er
 		return "", err
 	}
 	n := config.Node{Cluster: token.Cluster, ID: j.Node, Dir: "data", Listen: o.Listen, Advertise: o.Advertise, Zone: o.Zone, Seeds: j.Seeds,
-		TLS: config.TLS{CA: auth.CACertFile, Cert: nodeFiles + ".crt", Key: nodeFiles + ".key"}}
+		TLS: config.TLS{CA: auth.CACertFile, Cert: nodeFiles + ".crt", Key: nodeFiles + ".key", CAKey: o.CAKey}}
 	if err := errors.Join(n.Save(path), syncDir(o.Dir)); err != nil {
 		return "", err
 	}
@@ -279,7 +280,6 @@ func (s *server) member(ctx context.Context, end context.CancelCauseFunc) {
 		case err == nil || ctx.Err() != nil:
 			told = ""
 		case cluster.IsRemoved(err):
-			s.log.Error("this node was removed from the cluster", "err", err)
 			end(err)
 			return
 		case err.Error() != told:

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
+	"github.com/koinon/koinon/internal/placement"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -18,12 +19,11 @@ const removeLook = 300 * time.Millisecond
 
 // Remove relieves a node of its vote and its blocks and then takes it out of
 // the cluster for ever. It returns when the node is gone; told, which may be
-// nil, hears meanwhile how many placement groups still name it. When ctx ends
-// first the removal goes on without the caller. A node that has left already is
-// fine.
+// nil, hears again and again meanwhile what it waits for. When ctx ends first
+// the removal goes on without the caller. A node that has left already is fine.
 //
 // It is refused, and nothing changes, where those who stay could not go on.
-func (a *Admin) Remove(ctx context.Context, id sys.NodeID, told func(groups int)) error {
+func (a *Admin) Remove(ctx context.Context, id sys.NodeID, told func(waits string)) error {
 	if err := a.cluster.Refresh(ctx); err != nil {
 		return err
 	}
@@ -46,7 +46,9 @@ func (a *Admin) Remove(ctx context.Context, id sys.NodeID, told func(groups int)
 			return nil
 		}
 		if told != nil {
-			told(a.groupsOf(id))
+			if st, err := readStatus(ctx, a.cluster, a.cluster.Map().GetCluster()); err == nil {
+				told(st.waits(id, a.cluster.Table()))
+			}
 		}
 		select {
 		case <-tick.C:
@@ -56,16 +58,51 @@ func (a *Admin) Remove(ctx context.Context, id sys.NodeID, told func(groups int)
 	}
 }
 
-// groupsOf counts the placement groups that name a node.
-func (a *Admin) groupsOf(id sys.NodeID) int {
-	n := 0
-	table := a.cluster.Table()
-	for pg := range table.PGs {
-		if slices.Contains(table.PGs[pg], id) || slices.Contains(table.From[pg], id) {
-			n++
+// waits says what the removal of a node waits for.
+func (s *Status) waits(id sys.NodeID, t *placement.Table) string {
+	needed := map[sys.NodeID]int{} // by who has to copy
+	groups := 0
+	for pg := range t.PGs {
+		if !slices.Contains(t.PGs[pg], id) && !slices.Contains(t.From[pg], id) {
+			continue
+		}
+		groups++
+		for _, o := range t.PGs[pg] {
+			needed[o]++
 		}
 	}
-	return n
+	var copies, silent []string
+	voter := false
+	for _, n := range s.Nodes {
+		voter = voter || n.ID == id && n.Voter
+		switch {
+		case n.ID == id || needed[n.ID] == 0:
+		case n.State != "up":
+			silent = append(silent, n.ID.String())
+		case n.Healing != "":
+			copies = append(copies, fmt.Sprintf("%v (%s)", n.ID, n.Healing))
+		}
+	}
+	var what []string
+	if s.Leader == 0 {
+		what = append(what, "there is no leader")
+	}
+	if voter {
+		what = append(what, "it still votes")
+	}
+	if groups > 0 {
+		what = append(what, fmt.Sprintf("%d placement groups need it until others have copied them", groups))
+	}
+	if len(copies) > 0 {
+		what = append(what, "still copying: "+strings.Join(copies, ", "))
+	}
+	if len(silent) > 0 {
+		what = append(what, "no answer from "+strings.Join(silent, ", "))
+	}
+	if len(what) == 0 {
+		return "for the leader to take it out"
+	}
+	return strings.Join(what, "; ")
 }
 
 // mayRemove refuses what would stop the cluster.
@@ -84,12 +121,14 @@ func (a *Admin) mayRemove(ctx context.Context, id sys.NodeID) error {
 // could.
 func (s *Status) without(id sys.NodeID) error {
 	var voters, down []string
-	stay := 0
+	stay, signs, last := 0, false, false
 	for _, n := range s.Nodes {
 		if n.ID == id || n.Member == "draining" {
+			last = last || n.ID == id && n.Signs
 			continue
 		}
 		stay++
+		signs = signs || n.Signs
 		if !n.Voter {
 			continue
 		}
@@ -105,6 +144,9 @@ func (s *Status) without(id sys.NodeID) error {
 		return sys.E(opRemove, sys.Invalid, sys.Subject(id.String()), fmt.Sprintf(
 			"without it there would be no majority: of %s, which choose the log then, %s %s down; start %s first, or remove the dead one instead",
 			strings.Join(voters, ", "), strings.Join(down, ", "), map[bool]string{true: "are", false: "is"}[len(down) > 1], down[0]))
+	case last && !signs:
+		return sys.E(opRemove, sys.Invalid, sys.Subject(id.String()),
+			"no other node that answers has the key of the cluster's CA, so that no node could join any more: copy the file that `ca_key` in its node.toml names to another node, mode 0600, set `ca_key` under [tls] in that one's node.toml, and start it again")
 	}
 	return nil
 }

@@ -52,7 +52,8 @@ type server struct {
 }
 
 // Serve runs a node until ctx is done or the node cannot go on, and stops it
-// in order. It returns nil after an orderly stop.
+// in order. It returns nil after an orderly stop, also that of a node that was
+// removed from its cluster.
 func Serve(ctx context.Context, cfg *config.Node, version string, log *slog.Logger) (err error) {
 	s := &server{cfg: cfg, log: log, clock: env.System{}, started: time.Now(), version: version}
 	if s.creds, err = auth.LoadCredentials(cfg.TLS.CA, cfg.TLS.Cert, cfg.TLS.Key); err != nil {
@@ -193,7 +194,11 @@ func (s *server) run(ctx context.Context, listener net.Listener) error {
 		cancel(s.host.Err())
 	}
 	err := context.Cause(ctx)
-	if errors.Is(err, context.Canceled) {
+	switch {
+	case cluster.IsRemoved(err):
+		s.log.Warn("this node was removed from the cluster: its directory is not needed any more", "err", err)
+		err = nil
+	case errors.Is(err, context.Canceled):
 		err = nil
 	}
 	s.log.Info("stopping", "err", err)

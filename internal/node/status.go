@@ -54,6 +54,9 @@ type NodeStatus struct {
 
 	// Voter says that it is one of those who choose the log.
 	Voter bool `json:"voter"`
+	// Signs says that it has the key of the cluster's CA, so that it signs the
+	// certificates of new nodes.
+	Signs bool `json:"signs"`
 
 	voters []uint64 // that it knows
 }
@@ -154,6 +157,7 @@ func nodeStatus(addr string, r *clusterpb.StatusReply) NodeStatus {
 		Chosen: r.Chosen, Applied: r.Applied, Truncated: r.Truncated, Blocks: r.Blocks, BytesUsed: r.BytesUsed,
 		BytesFree: r.BytesFree, Resident: r.ResidentBytes, Healing: r.Healing, Trouble: r.Trouble,
 		UptimeSecs: time.Since(time.Unix(0, r.StartedNs)).Round(time.Second).Seconds(),
+		Signs:      r.CaKey,
 		voters:     r.Voters,
 	}
 }

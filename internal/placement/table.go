@@ -21,7 +21,7 @@ type Table struct {
 	// PGs are the nodes of each group.
 	PGs [][]sys.NodeID
 	// From are nodes that held the group before and may still have blocks that
-	// its nodes lack. Readers and healing ask them last. Settle empties them.
+	// its nodes lack. Readers and healing ask them last. Forget takes them away.
 	From [][]sys.NodeID
 }
 
@@ -62,27 +62,6 @@ func (t *Table) Members() []sys.NodeID {
 // Quorum returns how many of n replicas must hold a block before its write
 // succeeds: a majority, so two of two and two of three.
 func Quorum(n int) int { return n/2 + 1 }
-
-// Settle returns a table in which the groups need no longer be fetched from
-// where they were: every node of them has every block. It returns t itself
-// when nothing changes.
-func (t *Table) Settle(groups []sys.PG) *Table {
-	var n *Table
-	for _, pg := range groups {
-		if len(t.Sources(pg)) == 0 {
-			continue
-		}
-		if n == nil {
-			n = t.clone()
-			n.Epoch++
-		}
-		n.From[pg] = nil
-	}
-	if n == nil {
-		return t
-	}
-	return n
-}
 
 // Forget returns a table without the sources for which gone is true: nobody
 // waits for what they have. It returns t itself when nothing changes.

@@ -167,6 +167,11 @@ func TestDamagedReplicaDoesNotVoteUntilRepaired(t *testing.T) {
 			other = id
 		}
 	}
+	// What it wrote last, a crash could have torn. It may have written all it
+	// has so far at once, so one more has to follow.
+	c.await("all at the victim", func() bool { return c.count(victim, "x") == 100 })
+	c.must(add("x"))
+	c.await("one more write at the victim", func() bool { return c.count(victim, "x") == 101 })
 	c.close(victim)
 	poke(t, c.fs[victim])
 	// Alone with a damaged one the leader cannot go on.

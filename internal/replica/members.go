@@ -271,12 +271,13 @@ func (g *Group) failChanges(leader sys.NodeID) {
 	g.d.changes = nil
 }
 
-// removed reports whether this node has been a member and is none any more. A
-// node that is behind may only not know yet that it has come back, so a while
-// without a leader has to pass.
-func (g *Group) removed(now paxos.Time) bool {
+// removed reports whether this node has been a member and is none any more: by
+// its own log, or because another member has told it so (left). A node that is
+// behind may only not know yet that it has come back, so a while without a
+// leader has to pass.
+func (g *Group) removed(now paxos.Time, left bool) bool {
 	hist := *g.configs.Load()
-	outside := len(hist) > 0 && g.joined.Load() && g.d.leader == 0 && !named(hist, g.host.cfg.Self)
+	outside := len(hist) > 0 && g.joined.Load() && g.d.leader == 0 && (left || !named(hist, g.host.cfg.Self))
 	switch {
 	case !outside:
 		g.d.outsideSince = 0

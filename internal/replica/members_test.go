@@ -326,6 +326,20 @@ func TestJoinerWaits(t *testing.T) {
 	c.await("the node to be a member again", func() bool { return !c.group(id).Status().Removed })
 }
 
+// TestMissedRemoval: a member that was down while the others removed it hears
+// of it from them, though its own log does not say so.
+func TestMissedRemoval(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.must(add("x"))
+	gone := c.follower()
+	c.close(gone)
+	rest := without(ids(1, 2, 3), gone)
+	c.change(rest, nil)
+	c.awaitMembers(rest, rest, nil)
+	c.open(gone)
+	c.awaitRemoved(gone)
+}
+
 // TestDirectoryWithoutMembers: one of an older koinon takes its voters from the
 // configuration, once.
 func TestDirectoryWithoutMembers(t *testing.T) {

@@ -14,7 +14,7 @@ func (g *Group) publishStatus() {
 	now := paxos.Time(h.cfg.Clock.Boot())
 	st := g.d.node.Status()
 	s := Status{BallotRound: st.Promised.Round, BallotNode: sys.NodeID(st.Promised.Node),
-		Chosen: uint64(st.Chosen), Truncated: uint64(g.d.truncated), Removed: g.removed(now)}
+		Chosen: uint64(st.Chosen), Truncated: uint64(g.d.truncated), Removed: g.removed(now, st.Left)}
 	if g.d.damaged {
 		s.Damaged = h.repairAdvice()
 	}

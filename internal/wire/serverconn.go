@@ -362,7 +362,8 @@ func (c *serverConn) refuse(m *message, err error) {
 func (c *serverConn) answer(call *serverCall, resp Response, err error, u urgency) {
 	f := frame{kind: kindReply, id: call.id}
 	if err == nil && (len(resp.Header) > MaxHeader || len(resp.Payload) > MaxPayload) {
-		err = sys.E(sys.Op("wire.Serve"), sys.TooBig, fmt.Sprintf("the answer of method %d has a header of %d and a payload of %d bytes, the limits are %d and %d",
+		// No kind that a caller could take for a refusal: the handler has run.
+		err = sys.E(sys.Op("wire.Serve"), sys.Other, fmt.Sprintf("executed, but the answer of method %d has a header of %d and a payload of %d bytes, the limits are %d and %d",
 			call.req.Method, len(resp.Header), len(resp.Payload), MaxHeader, MaxPayload))
 		resp.Payload = nil
 	}

@@ -351,27 +351,25 @@ func TestDrainMovesEverything(t *testing.T) {
 	for _, key := range keys { // readers find blocks while they move
 		mustHave(t, s, key, 20_000)
 	}
-	settled := make(map[sys.PG]int)
+	drained := make(map[sys.PG]int)
 	for _, n := range w.nodes {
 		if err := n.healer.WaitComplete(wait30(t)); err != nil {
 			t.Fatal(err)
 		}
-		epoch, groups := n.healer.Settled()
-		if epoch != next.Epoch {
-			t.Fatalf("%v settled groups of table %d", n.id, epoch)
+		epoch, groups := n.healer.Drained()
+		if epoch != next.Epoch || len(groups) > 1 {
+			t.Fatalf("%v drained %v under table %d", n.id, groups, epoch)
 		}
-		for _, pg := range groups {
-			settled[pg]++
+		for _, pg := range groups[2] {
+			drained[pg]++
 		}
 	}
-	var all []sys.PG
 	for pg := range next.PGs {
-		if settled[sys.PG(pg)] != 2 {
-			t.Fatalf("group %d is settled on %d nodes", pg, settled[sys.PG(pg)])
+		if want := 2 * len(next.From[pg]); drained[sys.PG(pg)] != want {
+			t.Fatalf("the source of group %d is drained to %d nodes, want %d", pg, drained[sys.PG(pg)], want)
 		}
-		all = append(all, sys.PG(pg))
 	}
-	w.table.Store(next.Settle(all))
+	w.table.Store(next.Forget(func(_ sys.PG, id sys.NodeID) bool { return id == 2 }))
 	w.nodes[1].stop()
 	for _, key := range keys {
 		mustHave(t, s, key, 20_000)
@@ -380,6 +378,34 @@ func TestDrainMovesEverything(t *testing.T) {
 			if !slices.Contains(ids, id) {
 				t.Fatalf("%v is on %v, should be on %v", key, ids, next.Nodes(key.Slice.PG()))
 			}
+		}
+	}
+}
+
+// TestDrainPastADeadNode: those who live say of each source that they have all
+// of it, though a node of the group, which they cannot reach, has not.
+func TestDrainPastADeadNode(t *testing.T) {
+	w := newWorld(t, worldOptions{nodes: 5, replicas: 3})
+	s := w.client(nil)
+	for i := range 60 {
+		mustPut(t, s, blocktest.Key(uint64(i+1), sys.PG(i%16), 0), 5_000)
+	}
+	w.nodes[2].stop()
+	members := []placement.Node{{ID: 1, Weight: 1}, {ID: 2}, {ID: 3, Weight: 1}, {ID: 4, Weight: 1}, {ID: 5, Weight: 1}}
+	next := must[*placement.Table](t)(placement.Reassign(w.table.Load(), members))
+	w.table.Store(next)
+	for _, n := range w.nodes {
+		n.view.table.Store(next)
+	}
+	for pg := range next.PGs {
+		for _, id := range next.PGs[pg] {
+			if id == 3 || !slices.Contains(next.From[pg], 2) {
+				continue
+			}
+			waitFor(t, "draining", func() bool {
+				epoch, groups := w.nodes[id-1].healer.Drained()
+				return epoch == next.Epoch && slices.Contains(groups[2], sys.PG(pg))
+			})
 		}
 	}
 }

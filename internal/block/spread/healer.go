@@ -62,12 +62,14 @@ type Healer struct {
 	work   sync.WaitGroup
 	kick   chan struct{}
 
-	mu       sync.Mutex
-	status   HealStatus
-	wanted   uint64         // passes asked for by Kick
-	served   uint64         // of these, begun
-	complete map[sys.PG]int // groups found complete, to 1 when settled too
-	changed  chan struct{}  // closed when status changes
+	mu     sync.Mutex
+	status HealStatus
+	wanted uint64 // passes asked for by Kick
+	served uint64 // of these, begun
+	// drained are the groups of which each source had nothing that this node
+	// still lacked, in the last pass.
+	drained map[sys.NodeID][]sys.PG
+	changed chan struct{} // closed when status changes
 }
 
 // NewHealer starts healing. Close must be called.
@@ -88,7 +90,7 @@ func NewHealer(cfg HealerConfig) *Healer {
 		cfg.Logger = slog.Default()
 	}
 	h := &Healer{cfg: cfg, fetch: newFetcher(cfg.Self, cfg.Engine, cfg.Cluster), kick: make(chan struct{}, 1),
-		complete: make(map[sys.PG]int), changed: make(chan struct{})}
+		drained: make(map[sys.NodeID][]sys.PG), changed: make(chan struct{})}
 	h.pace.rate = cfg.BytesPerSecond
 	ctx, cancel := context.WithCancel(context.Background())
 	h.cancel = cancel
@@ -121,18 +123,17 @@ func (h *Healer) Status() HealStatus {
 	return h.status
 }
 
-// Settled returns the groups that are complete here, found so under the
-// current table, with peers that all follow it too. When all nodes of a group
-// say so, the table's sources of it are no longer needed.
-func (h *Healer) Settled() (epoch uint64, groups []sys.PG) {
+// Drained returns, for each source of the table of that epoch, the groups of
+// which this node has everything that the source has: found so when the source
+// followed the table too, so that it gets nothing new. When the nodes of a
+// group say so, the source is no longer needed for it, whatever others lack.
+func (h *Healer) Drained() (epoch uint64, groups map[sys.NodeID][]sys.PG) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for pg, settled := range h.complete {
-		if settled == 1 {
-			groups = append(groups, pg)
-		}
+	groups = make(map[sys.NodeID][]sys.PG, len(h.drained))
+	for id, list := range h.drained {
+		groups[id] = slices.Clone(list)
 	}
-	slices.Sort(groups)
 	return h.status.Epoch, groups
 }
 
@@ -210,7 +211,7 @@ func (h *Healer) pass(ctx context.Context, t *placement.Table) bool {
 		}
 	}
 	h.mu.Lock()
-	clear(h.complete)
+	clear(h.drained)
 	h.mu.Unlock()
 	h.update(func(st *HealStatus) {
 		st.Epoch, st.Groups, st.Complete, st.Running = t.Epoch, len(mine), 0, true
@@ -221,12 +222,8 @@ func (h *Healer) pass(ctx context.Context, t *placement.Table) bool {
 		if ctx.Err() != nil {
 			break
 		}
-		whole, settled := h.group(ctx, t, pg, down)
-		if whole {
+		if h.group(ctx, t, pg, down) {
 			complete++
-			h.mu.Lock()
-			h.complete[pg] = settled
-			h.mu.Unlock()
 			h.update(func(st *HealStatus) { st.Complete = complete })
 		}
 	}
@@ -237,9 +234,10 @@ func (h *Healer) pass(ctx context.Context, t *placement.Table) bool {
 	return complete == len(mine)
 }
 
-// group compares one group with all peers.
-func (h *Healer) group(ctx context.Context, t *placement.Table, pg sys.PG, down map[sys.NodeID]bool) (whole bool, settled int) {
-	whole, settled = true, 1
+// group compares one group with all peers. It reports whether nothing is
+// lacking that any of them has.
+func (h *Healer) group(ctx context.Context, t *placement.Table, pg sys.PG, down map[sys.NodeID]bool) (whole bool) {
+	whole = true
 	for _, id := range h.fetch.sources(t, pg) {
 		if down[id] {
 			whole = false
@@ -254,12 +252,15 @@ func (h *Healer) group(ctx context.Context, t *placement.Table, pg sys.PG, down 
 			if ctx.Err() == nil {
 				h.cfg.Logger.Debug("group cannot be compared", "group", pg, "peer", id, "err", err)
 			}
+			continue
 		}
-		if epoch < t.Epoch {
-			settled = 0
+		if epoch >= t.Epoch && slices.Contains(t.Sources(pg), id) {
+			h.mu.Lock()
+			h.drained[id] = append(h.drained[id], pg)
+			h.mu.Unlock()
 		}
 	}
-	return whole, settled
+	return whole
 }
 
 // runKeys is how many keys a run of a comparison has, boundsMax how many runs

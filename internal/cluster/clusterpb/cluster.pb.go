@@ -1374,6 +1374,59 @@ func (*StatusRequest) Descriptor() ([]byte, []int) {
 	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{16}
 }
 
+// Drained names the placement groups of which a node has everything that a source has.
+type Drained struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Source        uint64                 `protobuf:"varint,1,opt,name=source,proto3" json:"source,omitempty"`
+	Groups        []uint32               `protobuf:"varint,2,rep,packed,name=groups,proto3" json:"groups,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Drained) Reset() {
+	*x = Drained{}
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Drained) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Drained) ProtoMessage() {}
+
+func (x *Drained) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Drained.ProtoReflect.Descriptor instead.
+func (*Drained) Descriptor() ([]byte, []int) {
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Drained) GetSource() uint64 {
+	if x != nil {
+		return x.Source
+	}
+	return 0
+}
+
+func (x *Drained) GetGroups() []uint32 {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
 type StatusReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          uint64                 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -1398,18 +1451,19 @@ type StatusReply struct {
 	Epoch         uint64                 `protobuf:"varint,20,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	LogBytes      uint64                 `protobuf:"varint,21,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"`
 	ResidentBytes uint64                 `protobuf:"varint,22,opt,name=resident_bytes,json=residentBytes,proto3" json:"resident_bytes,omitempty"`
-	// The placement groups that are complete on this node under table_epoch, of
-	// those that still have sources.
-	TableEpoch    uint64   `protobuf:"varint,23,opt,name=table_epoch,json=tableEpoch,proto3" json:"table_epoch,omitempty"`
-	Settled       []uint32 `protobuf:"varint,24,rep,packed,name=settled,proto3" json:"settled,omitempty"`
-	Voters        []uint64 `protobuf:"varint,25,rep,packed,name=voters,proto3" json:"voters,omitempty"` // of the log, as this node knows them
+	// What this node has everything of that the table's sources have, under
+	// table_epoch.
+	TableEpoch    uint64     `protobuf:"varint,23,opt,name=table_epoch,json=tableEpoch,proto3" json:"table_epoch,omitempty"`
+	Drained       []*Drained `protobuf:"bytes,26,rep,name=drained,proto3" json:"drained,omitempty"`
+	Voters        []uint64   `protobuf:"varint,25,rep,packed,name=voters,proto3" json:"voters,omitempty"`     // of the log, as this node knows them
+	CaKey         bool       `protobuf:"varint,27,opt,name=ca_key,json=caKey,proto3" json:"ca_key,omitempty"` // it signs the certificates of new nodes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[17]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1421,7 +1475,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[17]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1434,7 +1488,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{17}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StatusReply) GetNode() uint64 {
@@ -1598,9 +1652,9 @@ func (x *StatusReply) GetTableEpoch() uint64 {
 	return 0
 }
 
-func (x *StatusReply) GetSettled() []uint32 {
+func (x *StatusReply) GetDrained() []*Drained {
 	if x != nil {
-		return x.Settled
+		return x.Drained
 	}
 	return nil
 }
@@ -1610,6 +1664,13 @@ func (x *StatusReply) GetVoters() []uint64 {
 		return x.Voters
 	}
 	return nil
+}
+
+func (x *StatusReply) GetCaKey() bool {
+	if x != nil {
+		return x.CaKey
+	}
+	return false
 }
 
 type PeerLag struct {
@@ -1622,7 +1683,7 @@ type PeerLag struct {
 
 func (x *PeerLag) Reset() {
 	*x = PeerLag{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[18]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1634,7 +1695,7 @@ func (x *PeerLag) String() string {
 func (*PeerLag) ProtoMessage() {}
 
 func (x *PeerLag) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[18]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1647,7 +1708,7 @@ func (x *PeerLag) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerLag.ProtoReflect.Descriptor instead.
 func (*PeerLag) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{18}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PeerLag) GetNode() uint64 {
@@ -1673,7 +1734,7 @@ type OpenSessionRequest struct {
 
 func (x *OpenSessionRequest) Reset() {
 	*x = OpenSessionRequest{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[19]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1685,7 +1746,7 @@ func (x *OpenSessionRequest) String() string {
 func (*OpenSessionRequest) ProtoMessage() {}
 
 func (x *OpenSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[19]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1698,7 +1759,7 @@ func (x *OpenSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenSessionRequest.ProtoReflect.Descriptor instead.
 func (*OpenSessionRequest) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{19}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *OpenSessionRequest) GetName() string {
@@ -1717,7 +1778,7 @@ type OpenSessionReply struct {
 
 func (x *OpenSessionReply) Reset() {
 	*x = OpenSessionReply{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[20]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1729,7 +1790,7 @@ func (x *OpenSessionReply) String() string {
 func (*OpenSessionReply) ProtoMessage() {}
 
 func (x *OpenSessionReply) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[20]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1742,7 +1803,7 @@ func (x *OpenSessionReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenSessionReply.ProtoReflect.Descriptor instead.
 func (*OpenSessionReply) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{20}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *OpenSessionReply) GetSession() uint64 {
@@ -1848,7 +1909,10 @@ const file_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"MapRequest\"%\n" +
 	"\x0fAnnounceRequest\x12\x12\n" +
 	"\x04addr\x18\x01 \x01(\tR\x04addr\"\x0f\n" +
-	"\rStatusRequest\"\xc8\x05\n" +
+	"\rStatusRequest\"9\n" +
+	"\aDrained\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\x04R\x06source\x12\x16\n" +
+	"\x06groups\x18\x02 \x03(\rR\x06groups\"\x81\x06\n" +
 	"\vStatusReply\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x18\n" +
@@ -1877,9 +1941,10 @@ const file_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\tlog_bytes\x18\x15 \x01(\x04R\blogBytes\x12%\n" +
 	"\x0eresident_bytes\x18\x16 \x01(\x04R\rresidentBytes\x12\x1f\n" +
 	"\vtable_epoch\x18\x17 \x01(\x04R\n" +
-	"tableEpoch\x12\x18\n" +
-	"\asettled\x18\x18 \x03(\rR\asettled\x12\x16\n" +
-	"\x06voters\x18\x19 \x03(\x04R\x06voters\"3\n" +
+	"tableEpoch\x124\n" +
+	"\adrained\x18\x1a \x03(\v2\x1a.koinon.cluster.v1.DrainedR\adrained\x12\x16\n" +
+	"\x06voters\x18\x19 \x03(\x04R\x06voters\x12\x15\n" +
+	"\x06ca_key\x18\x1b \x01(\bR\x05caKeyJ\x04\b\x18\x10\x19\"3\n" +
 	"\aPeerLag\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x14\n" +
 	"\x05slots\x18\x02 \x01(\x04R\x05slots\"(\n" +
@@ -1925,7 +1990,7 @@ func file_cluster_clusterpb_cluster_proto_rawDescGZIP() []byte {
 }
 
 var file_cluster_clusterpb_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_cluster_clusterpb_cluster_proto_goTypes = []any{
 	(State)(0),                 // 0: koinon.cluster.v1.State
 	(Refusal)(0),               // 1: koinon.cluster.v1.Refusal
@@ -1946,10 +2011,11 @@ var file_cluster_clusterpb_cluster_proto_goTypes = []any{
 	(*MapRequest)(nil),         // 16: koinon.cluster.v1.MapRequest
 	(*AnnounceRequest)(nil),    // 17: koinon.cluster.v1.AnnounceRequest
 	(*StatusRequest)(nil),      // 18: koinon.cluster.v1.StatusRequest
-	(*StatusReply)(nil),        // 19: koinon.cluster.v1.StatusReply
-	(*PeerLag)(nil),            // 20: koinon.cluster.v1.PeerLag
-	(*OpenSessionRequest)(nil), // 21: koinon.cluster.v1.OpenSessionRequest
-	(*OpenSessionReply)(nil),   // 22: koinon.cluster.v1.OpenSessionReply
+	(*Drained)(nil),            // 19: koinon.cluster.v1.Drained
+	(*StatusReply)(nil),        // 20: koinon.cluster.v1.StatusReply
+	(*PeerLag)(nil),            // 21: koinon.cluster.v1.PeerLag
+	(*OpenSessionRequest)(nil), // 22: koinon.cluster.v1.OpenSessionRequest
+	(*OpenSessionReply)(nil),   // 23: koinon.cluster.v1.OpenSessionReply
 }
 var file_cluster_clusterpb_cluster_proto_depIdxs = []int32{
 	0,  // 0: koinon.cluster.v1.Member.state:type_name -> koinon.cluster.v1.State
@@ -1964,12 +2030,13 @@ var file_cluster_clusterpb_cluster_proto_depIdxs = []int32{
 	0,  // 9: koinon.cluster.v1.SetState.state:type_name -> koinon.cluster.v1.State
 	1,  // 10: koinon.cluster.v1.Result.refusal:type_name -> koinon.cluster.v1.Refusal
 	4,  // 11: koinon.cluster.v1.TokensReply.tokens:type_name -> koinon.cluster.v1.Token
-	20, // 12: koinon.cluster.v1.StatusReply.lags:type_name -> koinon.cluster.v1.PeerLag
-	13, // [13:13] is the sub-list for method output_type
-	13, // [13:13] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	21, // 12: koinon.cluster.v1.StatusReply.lags:type_name -> koinon.cluster.v1.PeerLag
+	19, // 13: koinon.cluster.v1.StatusReply.drained:type_name -> koinon.cluster.v1.Drained
+	14, // [14:14] is the sub-list for method output_type
+	14, // [14:14] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_cluster_clusterpb_cluster_proto_init() }
@@ -1991,7 +2058,7 @@ func file_cluster_clusterpb_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cluster_clusterpb_cluster_proto_rawDesc), len(file_cluster_clusterpb_cluster_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   21,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
