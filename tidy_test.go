@@ -40,6 +40,7 @@ var layers = map[string][]string{
 	"internal/meta":            {},
 	"internal/meta/metatest":   {"internal/meta"},
 	"internal/meta/embedded":   {"internal/meta", "internal/replica"},
+	"internal/meta/mysql":      {"internal/meta"},
 	"internal/meta/remote":     {"internal/meta", "internal/meta/embedded", "internal/replica", "internal/wire", "internal/cluster"},
 	"internal/kv":              {"internal/replica", "internal/wire", "internal/cluster"},
 	"internal/vfs":             {"internal/meta", "internal/block"},
