@@ -28,6 +28,7 @@ var layers = map[string][]string{
 	"internal/electorate":      {},
 	"internal/auth":            {},
 	"internal/wire":            {},
+	"internal/engine":          {},
 	"internal/config":          {},
 	"internal/bench":           {},
 	"internal/block":           {},

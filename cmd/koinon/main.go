@@ -11,9 +11,12 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/koinon/koinon/internal/engine"
 )
 
 func main() {
+	os.Args = engine.HideArgs(os.Args)
 	os.Exit(run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
