@@ -482,11 +482,14 @@ func (g *golden) status(b *goldenNode) {
 		return
 	}
 	s := b.node.Status()
-	damaged := ""
+	marks := ""
 	if s.Damaged {
-		damaged = " damaged"
+		marks += " damaged"
 	}
-	g.printf("%d: %v leader=%d promised=%v last=%d chosen=%d applied=%d truncated=%d%s", b.id, s.Role, s.Leader, s.Promised, s.Last, s.Chosen, s.Applied, s.Truncated, damaged)
+	if s.Left {
+		marks += " left"
+	}
+	g.printf("%d: %v leader=%d promised=%v last=%d chosen=%d applied=%d truncated=%d%s", b.id, s.Role, s.Leader, s.Promised, s.Last, s.Chosen, s.Applied, s.Truncated, marks)
 }
 
 // group prints what a node knows of who is in the group.

@@ -321,7 +321,7 @@ func (n *Node) SnapshotDone(to NodeID, slot Slot, ok bool) {
 func (n *Node) Status() Status {
 	s := Status{ID: n.cfg.ID, Role: n.role, Leader: n.leader, Promised: n.promised, Last: max(n.window.last(), n.chosen),
 		Chosen: n.chosen, Applied: n.applied, Truncated: n.truncated, Damaged: n.repair.damaged, LeaseUntil: n.LeaseUntil(),
-		Configs: n.history(), Voter: n.mayLead()}
+		Configs: n.history(), Voter: n.mayLead(), Left: n.left}
 	if n.role == Candidate || n.role == Leader {
 		s.Ballot = n.ballot
 	}

@@ -273,6 +273,7 @@ type Status struct {
 	Configs    History        // in force for the next slot, then those known to be chosen for later ones
 	Changing   *Configuration // proposed by this leader and not known to be chosen yet, or nil
 	Voter      bool           // this node is a voter of one of Configs
+	Left       bool           // a member has said that a later configuration is without this node: it no longer campaigns
 	Peers      []PeerStatus   // in the order of IDs, with this node; a leader's only
 }
 

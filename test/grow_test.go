@@ -87,8 +87,10 @@ func TestRemovalGoesOn(t *testing.T) {
 	}
 	d.koinon("node", "rm", "3") // as far as `dev rm` gets that ends before it has cleared up
 	d.koinon("dev", "rm", "3", "--dir", d.dir)
+	d.koinon("dev", "rm", "1", "--dir", d.dir)
 	d.koinon("dev", "stop", "--dir", d.dir)
-	d.koinon("dev", "up", "--detach", "--dir", d.dir, "--mount", d.mount)
+	d.refused(20*time.Second, []string{"node", "ls"}, "no majority: no answer from ")
+	says(t, d.koinon("dev", "up", "--detach", "--dir", d.dir, "--mount", d.mount), " kill 2 ")
 	d.fsck()
 }
 

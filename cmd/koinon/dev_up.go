@@ -164,7 +164,10 @@ func (d *devCommand) welcome(c *devcluster.Cluster, res *devcluster.UpResult, f 
 	} else {
 		fmt.Fprintf(&b, "  %s cp -r /usr/share/doc koinon:/\n", koinon)
 	}
-	fmt.Fprintf(&b, "  %s kill 1     the tree goes on without node 1\n  %s start 1    it catches up\n  %s status\n", dev, dev, dev)
+	if nodes := c.Numbers(); len(nodes) > 2 {
+		fmt.Fprintf(&b, "  %s kill %[2]d     the tree goes on without node %[2]d\n  %[1]s start %[2]d    it catches up\n", dev, nodes[0])
+	}
+	fmt.Fprintf(&b, "  %s status\n", dev)
 	if foreground {
 		fmt.Fprintf(&b, "\nCtrl-C unmounts and stops it; the data stays.\n\n")
 	} else {

@@ -19,13 +19,21 @@ func newNodeLsCommand(a *app) *cobra.Command {
 		Use:     "ls",
 		Aliases: []string{"list"},
 		Short:   "List the nodes",
-		Args:    cobra.NoArgs,
+		Long: `List the nodes. Exit code 1: none answers, and what is listed is what this
+machine's configuration says.`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := a.readStatus(cmd.Context())
 			if err != nil {
 				return err
 			}
-			return a.print(s.Nodes, func(w io.Writer) { writeNodes(w, s.Nodes) })
+			if err := a.print(s.Nodes, func(w io.Writer) { writeNodes(w, s.Nodes) }); err != nil {
+				return err
+			}
+			if upCount(s) == 0 {
+				return missing(s)
+			}
+			return nil
 		},
 	}
 }

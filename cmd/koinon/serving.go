@@ -49,6 +49,8 @@ func (p statusProber) Roles(ctx context.Context) (map[sys.NodeID]devcluster.Role
 		case n.State != "up":
 		case n.ID == s.Leader:
 			roles[n.ID] = devcluster.RoleLeader
+		case n.Role == string(devcluster.RoleLearner):
+			roles[n.ID] = devcluster.RoleLearner
 		default:
 			roles[n.ID] = devcluster.RoleFollower
 		}

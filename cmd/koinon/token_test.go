@@ -85,6 +85,7 @@ func TestGrowByCommands(t *testing.T) {
 		t.Fatal(err)
 	}
 	serveUntilEnd(t, "", "--join", seed, "--token", "@"+at("token"), "--dir", at("n2"), "--listen", freeAddress(t))
+	awaitTable(t, func() string { out, _ := admin("node", "token", "ls"); return out }, "used n2")
 	out, _ := admin("node", "token", "-o", "json")
 	var made struct{ Token, ID, Seed string }
 	if err := json.Unmarshal([]byte(out), &made); err != nil || made.Seed != seed {

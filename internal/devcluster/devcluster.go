@@ -94,7 +94,8 @@ type Role string
 const (
 	RoleLeader   Role = "leader"
 	RoleFollower Role = "follower"
-	RoleNone     Role = "" // of a node that does not answer
+	RoleLearner  Role = "learner" // has the log, and no vote
+	RoleNone     Role = ""        // of a node that does not answer
 )
 
 // DefaultDir is where a cluster lives when the user names no directory:

@@ -62,7 +62,7 @@ func lockDir(ctx context.Context, dir string, opts Options) (*fileLock, error) {
 			return l, err
 		}
 		if !told {
-			opts.Progress("waiting for another `koinon dev` command that changes " + dir)
+			opts.Progress("waiting for another command that changes " + dir)
 		}
 		if time.Now().After(deadline) {
 			return nil, sys.E(sys.Op("dev"), sys.Busy, sys.Subject(dir),

@@ -58,8 +58,8 @@ func Assign(nodes []Node, pgs, replicas int) (*Table, error) {
 // Reassign returns the table that follows old when the cluster has these
 // nodes. What need not move does not: replicas move off nodes that are gone or
 // drained, to restore the number of replicas, to spread a group over more
-// failure domains, and to bring every node within one group of its quota (of very unequal
-// nodes one may miss it by one group in a hundred).
+// failure domains, and to bring every node to its quota, rounded up or down, as
+// far as failure domains allow.
 // Nodes that lose a group and still exist become its sources. When nothing
 // changes, old itself is returned; otherwise the epoch is one higher.
 func Reassign(old *Table, nodes []Node) (*Table, error) {
@@ -96,6 +96,7 @@ type plan struct {
 	// fresh has a bit for each replica that was not there before: moving it
 	// again costs nothing.
 	fresh []uint32
+	had   [][]int  // who held each group before
 	draws []uint64 // of each group by each node
 	// low and high bound what each node should hold.
 	low, high []int
@@ -128,7 +129,7 @@ func newPlan(old *Table, nodes []Node) (*plan, error) {
 		return nil, sys.E(sys.Unavailable, "no node can hold blocks: add one, or give one a weight")
 	}
 	p.width = min(old.Replicas, able)
-	p.groups, p.fresh = make([][]int, len(old.PGs)), make([]uint32, len(old.PGs))
+	p.groups, p.fresh, p.had = make([][]int, len(old.PGs)), make([]uint32, len(old.PGs)), make([][]int, len(old.PGs))
 	p.load = make([]int, len(p.nodes))
 	p.quotas()
 	p.draws = make([]uint64, 0, len(p.groups)*len(p.nodes))
@@ -175,7 +176,12 @@ func (p *plan) quotas() {
 func (p *plan) keep(old *Table) {
 	for pg, list := range old.PGs {
 		for _, id := range list {
-			if i, ok := p.place[id]; ok && p.nodes[i].Weight > 0 && len(p.groups[pg]) < p.width {
+			i, ok := p.place[id]
+			if !ok {
+				continue
+			}
+			p.had[pg] = append(p.had[pg], i)
+			if p.nodes[i].Weight > 0 && len(p.groups[pg]) < p.width {
 				p.groups[pg] = append(p.groups[pg], i)
 				p.load[i]++
 			}
@@ -276,35 +282,90 @@ func (p *plan) imbalance() int {
 	return n
 }
 
-// round lets nodes below their quotas take from those above, then from those
-// that can spare, and then those with room take what is above. Where no such
-// node shares a group with the taker, a third one gives and is given to.
+// round lets nodes below their quotas take from those above, then those with
+// room what is above, then nodes below from those that can spare. What is left
+// goes by way of third nodes.
 func (p *plan) round() {
 	order := make([]int, len(p.nodes))
 	for i := range order {
 		order[i] = i
 	}
 	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(p.load[a]-p.low[a], p.load[b]-p.low[b]) })
-	direct := func() {
+	for _, step := range []struct{ want, spare []int }{{p.low, p.high}, {p.high, p.high}, {p.low, p.low}} {
 		for _, to := range order {
-			p.take(to, p.low[to], p.high)
-		}
-		for _, to := range order {
-			p.take(to, p.high[to], p.high)
-		}
-		for _, to := range order {
-			p.take(to, p.low[to], p.low)
+			p.take(to, step.want[to], step.spare)
 		}
 	}
-	direct()
-	if p.imbalance() == 0 {
-		return
+	for _, free := range []bool{true, false} {
+		for p.augment(p.high, p.high, free) || p.augment(p.low, p.low, free) {
+		}
 	}
-	none := make([]int, len(p.nodes))
-	for _, to := range order {
-		p.take(to, p.low[to], none)
+}
+
+// hop is a replica that may move: place at of group pg, to a node.
+type hop struct{ pg, at, to int }
+
+// augment moves one replica from a node that holds more than spare says to one
+// that holds less than want says, over as many nodes in between as it takes,
+// and reports whether there was a way: the augmenting path of a flow (Ford and
+// Fulkerson, 1956), found breadth first. A free one moves only what is new
+// anyway, or back to where it was.
+func (p *plan) augment(spare, want []int, free bool) bool {
+	held := make([][]hop, len(p.nodes)) // by node
+	for pg, group := range p.groups {
+		for at, node := range group {
+			held[node] = append(held[node], hop{pg: pg, at: at})
+		}
 	}
-	direct()
+	reached := make([]*hop, len(p.nodes)) // how
+	var queue []int
+	for i := range p.nodes {
+		if p.load[i] > spare[i] {
+			reached[i] = &hop{pg: -1}
+			queue = append(queue, i)
+		}
+	}
+	for ; len(queue) > 0; queue = queue[1:] {
+		for _, h := range held[queue[0]] {
+			for to := range p.nodes {
+				if reached[to] != nil || !p.may(h.pg, h.at, to) ||
+					free && p.fresh[h.pg]&(1<<h.at) == 0 && !slices.Contains(p.had[h.pg], to) {
+					continue
+				}
+				reached[to] = &hop{h.pg, h.at, to}
+				queue = append(queue, to)
+				if p.load[to] < want[to] && p.follow(reached, to) {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// follow moves the replicas on the way to a node, the last one first. It moves
+// none and is false when the way leads through a group twice, whose second
+// move the first might make wrong.
+func (p *plan) follow(reached []*hop, to int) bool {
+	var way []hop
+	for h := reached[to]; h.pg >= 0; h = reached[p.groups[h.pg][h.at]] {
+		if slices.ContainsFunc(way, func(o hop) bool { return o.pg == h.pg }) {
+			return false
+		}
+		way = append(way, *h)
+	}
+	for _, h := range way {
+		p.move(h.pg, h.at, h.to)
+	}
+	return true
+}
+
+// may reports whether a node may take over a replica: it must be able to, not
+// hold the group yet, and not spread it over fewer zones.
+func (p *plan) may(pg, at, to int) bool {
+	from := p.groups[pg][at]
+	return p.nodes[to].Weight > 0 && !slices.Contains(p.groups[pg], to) &&
+		(p.zone[from] == p.zone[to] || p.inZone(pg, to) < p.inZone(pg, from))
 }
 
 // take gives node to groups until it has want of them, from nodes that hold
@@ -340,14 +401,8 @@ func (p *plan) take(to, want int, spare []int) {
 // when zones would be spread less.
 func (p *plan) donor(pg, to int, spare []int, fresh bool) int {
 	best, most := -1, 0
-	if slices.Contains(p.groups[pg], to) {
-		return -1
-	}
 	for at, from := range p.groups[pg] {
-		if fresh && p.fresh[pg]&(1<<at) == 0 {
-			continue
-		}
-		if p.zone[from] != p.zone[to] && p.inZone(pg, to) >= p.inZone(pg, from) {
+		if fresh && p.fresh[pg]&(1<<at) == 0 || !p.may(pg, at, to) {
 			continue
 		}
 		if over := p.load[from] - spare[from]; over > most {
@@ -362,6 +417,9 @@ func (p *plan) move(pg, at, to int) {
 	p.load[p.groups[pg][at]]--
 	p.groups[pg][at] = to
 	p.fresh[pg] |= 1 << at
+	if slices.Contains(p.had[pg], to) {
+		p.fresh[pg] &^= 1 << at
+	}
 	p.load[to]++
 }
 
