@@ -27,6 +27,7 @@ type carried struct {
 	ran     int
 	results map[sys.SessionID]map[uint64][]byte
 	acks    map[sys.SessionID]uint64
+	ended   []sys.SessionID
 }
 
 // run runs one command on the rows as those before it left them, unless it was
@@ -44,8 +45,8 @@ func (b *carried) run(w *waiting) error {
 			known, ok = b.results[r.Session][r.Seq]
 		}
 		if ok {
-			w.reply.Result = &metapb.Result{}
-			return proto.Unmarshal(known, w.reply.Result)
+			w.reply.Result = known
+			return nil
 		}
 		if len(b.l.sessions[r.Session]) >= resultsMax {
 			w.err = sys.E(sys.Op("mysql.Do"), sys.Busy, fmt.Sprintf("session %d has %d results it does not acknowledge", r.Session, resultsMax))
@@ -53,7 +54,7 @@ func (b *carried) run(w *waiting) error {
 		}
 	}
 	cmd := &metapb.Command{}
-	if err := proto.Unmarshal(w.raw, cmd); err != nil {
+	if err := proto.Unmarshal(r.Body, cmd); err != nil {
 		return err
 	}
 	cmd.TimeNs = b.nowNs
@@ -67,14 +68,16 @@ func (b *carried) run(w *waiting) error {
 	if err != nil {
 		return err
 	}
-	// What the rules return they may share with the rows.
-	w.reply = Reply{Result: &metapb.Result{}, Outcome: outcome}
+	w.reply = Reply{Result: raw, Outcome: outcome}
 	if r.Session != 0 {
 		keepResult(b.results, r.Session, r.Seq, raw)
 		b.acks[r.Session] = max(b.acks[r.Session], r.Ack)
 	}
+	if r.Ends != 0 {
+		b.ended = append(b.ended, r.Ends)
+	}
 	b.l.applied(b.l.seq.Load()+1, r, outcome)
-	return proto.Unmarshal(raw, w.reply.Result)
+	return nil
 }
 
 // script is the transaction as text. The fence's row is what makes it the
@@ -97,6 +100,10 @@ func (b *carried) script(seq uint64) (*script, error) {
 		for n, result := range results {
 			s.row("INSERT INTO results (session, seq, result) VALUES ", "", uint64(id), n, result)
 		}
+	}
+	s.end()
+	for _, id := range b.ended {
+		s.add(fmt.Sprintf("DELETE FROM results WHERE session=%d", uint64(id)))
 	}
 	s.add("COMMIT")
 	s.cut()
@@ -168,6 +175,9 @@ func (l *Leader) publish(b *carried, seq uint64) {
 		for n, result := range results {
 			keepResult(l.sessions, id, n, result)
 		}
+	}
+	for _, id := range b.ended {
+		delete(l.sessions, id)
 	}
 	l.lastNs = b.nowNs
 	l.seq.Store(seq)

@@ -9,10 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/meta"
-	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -26,12 +23,17 @@ type Request struct {
 	// has the result it had. Ack is the highest number up to which the
 	// session has all results.
 	Seq, Ack uint64
-	Cmd      *metapb.Command
+	// Body is a metapb.Command. It stays as it is.
+	Body []byte
+	// Ends is a session that has ended: no command of it comes any more, and
+	// with this one, which is nobody's, its results go.
+	Ends sys.SessionID
 }
 
-// Reply is what became of a command. A refusal is in Result.
+// Reply is what became of a command.
 type Reply struct {
-	Result *metapb.Result
+	// Result is a metapb.Result, which also says that a command was refused.
+	Result []byte
 	// Outcome is nil when the command had been run before.
 	Outcome *meta.Outcome
 }
@@ -48,6 +50,7 @@ type Leader struct {
 	applied Applied
 	queue   chan *waiting
 	stop    context.CancelFunc
+	ended   chan struct{} // closed when nobody runs commands any more
 	done    sync.WaitGroup
 	seq     atomic.Uint64 // the last transaction that is committed
 
@@ -60,9 +63,7 @@ type Leader struct {
 }
 
 type waiting struct {
-	ctx   context.Context
 	req   *Request
-	raw   []byte // the command
 	reply Reply
 	err   error
 	done  chan struct{}
@@ -75,7 +76,7 @@ func (e *Engine) Lead(ctx context.Context, epoch uint64, applied Applied) (*Lead
 	if applied == nil {
 		applied = func(uint64, *Request, *meta.Outcome) {}
 	}
-	l := &Leader{e: e, epoch: epoch, applied: applied, queue: make(chan *waiting, batchMax)}
+	l := &Leader{e: e, epoch: epoch, applied: applied, queue: make(chan *waiting, batchMax), ended: make(chan struct{})}
 	if err := l.load(ctx); err != nil {
 		return nil, e.explain("mysql.Lead", err)
 	}
@@ -96,24 +97,29 @@ func (l *Leader) Close() {
 func (l *Leader) Seq() uint64 { return l.seq.Load() }
 
 // Do runs a command. When it fails with Unavailable, the command may have been
-// run; the same request again tells. The leader keeps nothing of req.
+// run; the same request again tells.
 func (l *Leader) Do(ctx context.Context, req *Request) (Reply, error) {
 	const op = sys.Op("mysql.Do")
-	raw, err := proto.Marshal(req.Cmd)
-	if err != nil {
-		return Reply{}, sys.E(op, sys.Invalid, err)
-	}
-	w := &waiting{ctx: ctx, req: req, raw: raw, done: make(chan struct{})}
+	w := &waiting{req: req, done: make(chan struct{})}
 	select {
 	case l.queue <- w:
+	case <-l.ended:
+		return Reply{}, l.deposed()
 	case <-ctx.Done():
 		return Reply{}, sys.E(op, sys.Interrupted, ctx.Err())
 	}
 	select {
 	case <-w.done:
 		return w.reply, w.err
-	case <-ctx.Done(): // it may still be run
-		return Reply{}, sys.E(op, sys.Unavailable, ctx.Err())
+	case <-l.ended:
+	case <-ctx.Done():
+		return Reply{}, sys.E(op, sys.Unavailable, ctx.Err()) // it may still be run
+	}
+	select { // who was answered before the end has the answer
+	case <-w.done:
+		return w.reply, w.err
+	default:
+		return Reply{}, sys.E(op, sys.Unavailable, l.deposed())
 	}
 }
 
@@ -191,7 +197,7 @@ func (l *Leader) run(ctx context.Context) {
 		case w := <-l.queue:
 			batch = append(batch, w)
 		case <-ctx.Done():
-			l.refuse()
+			close(l.ended)
 			return
 		}
 	more:
@@ -206,19 +212,6 @@ func (l *Leader) run(ctx context.Context) {
 		l.runBatch(ctx, batch)
 		for _, w := range batch {
 			close(w.done)
-		}
-	}
-}
-
-// refuse answers who is waiting when the leader ends.
-func (l *Leader) refuse() {
-	for {
-		select {
-		case w := <-l.queue:
-			w.err = l.deposed()
-			close(w.done)
-		default:
-			return
 		}
 	}
 }

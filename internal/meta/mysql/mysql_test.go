@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/meta/metatest"
@@ -49,14 +51,31 @@ type client struct {
 }
 
 func (c *client) Do(ctx context.Context, cmd *metapb.Command) (*metapb.Result, error) {
-	r, err := c.l.Do(ctx, &Request{Cmd: cmd})
+	r, err := c.l.Do(ctx, &Request{Body: body(cmd)})
 	if err != nil {
 		return nil, err
 	}
-	if r.Result.Failure != nil {
-		return nil, r.Result.Failure.Err()
+	res := result(r)
+	if res.Failure != nil {
+		return nil, res.Failure.Err()
 	}
-	return r.Result, nil
+	return res, nil
+}
+
+func body(cmd *metapb.Command) []byte {
+	raw, err := proto.Marshal(cmd)
+	if err != nil {
+		panic(err)
+	}
+	return raw
+}
+
+func result(r Reply) *metapb.Result {
+	res := &metapb.Result{}
+	if err := proto.Unmarshal(r.Result, res); err != nil {
+		panic(err)
+	}
+	return res
 }
 
 func (c *client) Query(ctx context.Context, q *metapb.Query) (*metapb.Answer, error) {
@@ -135,7 +154,7 @@ func suites(t *testing.T, s *mysqltest.Server) {
 			})
 			tx := &Tx{ctx: context.Background(), st: st, tx: conn, over: newWrites(), cache: newCache()}
 			return &flushing{Tx: tx, conn: conn, e: e}
-		})
+		}, metatest.Far)
 	})
 	t.Run("Commands", func(t *testing.T) {
 		epoch := uint64(0)
@@ -147,7 +166,7 @@ func suites(t *testing.T, s *mysqltest.Server) {
 			}
 			epoch++
 			return &client{e, lead(t, e, epoch)}
-		})
+		}, metatest.Far)
 	})
 }
 
@@ -194,7 +213,7 @@ func testFence(t *testing.T, s *mysqltest.Server) {
 	url := s.Create(t, "fence")
 	old, ctx := lead(t, open(t, url), 5), context.Background()
 	e := open(t, url)
-	if _, err := old.Do(ctx, &Request{Cmd: format()}); err != nil {
+	if _, err := old.Do(ctx, &Request{Body: body(format())}); err != nil {
 		t.Fatal(err)
 	}
 	// A transaction that stands still with the fence's row in its hand, as
@@ -222,10 +241,10 @@ func testFence(t *testing.T, s *mysqltest.Server) {
 	if err := conn.Close(); err != nil {
 		t.Log(err)
 	}
-	if _, err := next.Do(ctx, &Request{Cmd: mknod("new")}); err != nil {
+	if _, err := next.Do(ctx, &Request{Body: body(mknod("new"))}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := old.Do(ctx, &Request{Cmd: mknod("old")}); sys.KindOf(err) != sys.NotLeader {
+	if _, err := old.Do(ctx, &Request{Body: body(mknod("old"))}); sys.KindOf(err) != sys.NotLeader {
 		t.Fatalf("expected the old leader to be refused, found %v", err)
 	}
 	if _, err := old.e.Lead(ctx, 5, nil); sys.KindOf(err) != sys.NotLeader {
@@ -241,18 +260,18 @@ func testFence(t *testing.T, s *mysqltest.Server) {
 func testOnce(t *testing.T, s *mysqltest.Server) {
 	e, ctx := open(t, s.Create(t, "once")), context.Background()
 	l := lead(t, e, 1)
-	if _, err := l.Do(ctx, &Request{Cmd: format()}); err != nil {
+	if _, err := l.Do(ctx, &Request{Body: body(format())}); err != nil {
 		t.Fatal(err)
 	}
-	req := &Request{Session: 7, Seq: 1, Cmd: mknod("f")}
+	req := &Request{Session: 7, Seq: 1, Body: body(mknod("f"))}
 	first, err := l.Do(ctx, req)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for epoch := uint64(1); epoch < 3; epoch++ {
 		again, err := l.Do(ctx, req)
-		if err != nil || again.Outcome != nil || again.Result.Attr.GetIno() != first.Result.Attr.Ino {
-			t.Fatalf("expected inode %d again, found %v, %v", first.Result.Attr.Ino, again.Result, err)
+		if err != nil || again.Outcome != nil || result(again).Attr.GetIno() != result(first).Attr.Ino {
+			t.Fatalf("expected inode %d again, found %v, %v", result(first).Attr.Ino, result(again), err)
 		}
 		l = lead(t, e, epoch+1)
 	}
@@ -270,7 +289,7 @@ func testOnce(t *testing.T, s *mysqltest.Server) {
 		t.Fatalf("expected a transaction that was committed to be known as such, found %v", err)
 	}
 	// What is acknowledged is forgotten.
-	if _, err := l.Do(ctx, &Request{Session: 7, Seq: 2, Ack: 1, Cmd: mknod("g")}); err != nil {
+	if _, err := l.Do(ctx, &Request{Session: 7, Seq: 2, Ack: 1, Body: body(mknod("g"))}); err != nil {
 		t.Fatal(err)
 	}
 	var n int
@@ -297,7 +316,7 @@ func testRestart(t *testing.T, s *mysqltest.Server) {
 	}
 	defer l.Close()
 	ctx := context.Background()
-	if _, err := l.Do(ctx, &Request{Cmd: format()}); err != nil {
+	if _, err := l.Do(ctx, &Request{Body: body(format())}); err != nil {
 		t.Fatal(err)
 	}
 	const workers, files = 4, 50
@@ -308,9 +327,9 @@ func testRestart(t *testing.T, s *mysqltest.Server) {
 				if i == files/2 {
 					halfway <- struct{}{}
 				}
-				r, err := l.Do(ctx, &Request{Session: sys.SessionID(w + 1), Seq: uint64(i + 1), Ack: uint64(i), Cmd: mknod(fmt.Sprintf("f%d-%d", w, i))})
-				if err == nil && r.Result.Failure != nil {
-					err = r.Result.Failure.Err()
+				r, err := l.Do(ctx, &Request{Session: sys.SessionID(w + 1), Seq: uint64(i + 1), Ack: uint64(i), Body: body(mknod(fmt.Sprintf("f%d-%d", w, i)))})
+				if f := result(r).Failure; err == nil && f != nil {
+					err = f.Err()
 				}
 				if err != nil {
 					done <- err
