@@ -31,7 +31,7 @@ and a vote when that helps.`,
 			}
 			return d.devAdmin(cmd.Context(), c, func(ctx context.Context, cfg *config.Client, a *node.Admin) error {
 				_, err := c.Add(ctx, func(ctx context.Context, dir, listen string) error {
-					o := node.JoinOptions{Dir: dir, Seeds: cfg.Nodes, Listen: listen, Version: version()}
+					o := node.JoinOptions{Dir: dir, Seeds: cfg.Nodes, Listen: listen, Version: version(), Meta: c.Meta()}
 					if !node.HasJoined(dir) {
 						t, err := a.NewToken(ctx, 10*time.Minute, "")
 						if err != nil {

@@ -43,6 +43,7 @@ type JoinOptions struct {
 	Advertise string // empty: Listen, on the interface that leads to the seed
 	Zone      string
 	Version   string
+	Meta      config.Engine // as the other nodes have it
 	Timeout   time.Duration // for how long to try; 0 means DefaultJoinTimeout
 }
 
@@ -90,7 +91,7 @@ func Join(ctx context.Context, o JoinOptions, log *slog.Logger) (path string, er
 	if _, err := key.Save(o.Dir, nodeFiles, token, j.CAPEM, j.Cert); err != nil {
 		return "", err
 	}
-	n := config.Node{Cluster: token.Cluster, ID: j.Node, Dir: "data", Listen: o.Listen, Advertise: o.Advertise, Zone: o.Zone, Seeds: j.Seeds,
+	n := config.Node{Cluster: token.Cluster, ID: j.Node, Dir: "data", Listen: o.Listen, Advertise: o.Advertise, Zone: o.Zone, Seeds: j.Seeds, Meta: o.Meta,
 		TLS: config.TLS{CA: auth.CACertFile, Cert: nodeFiles + ".crt", Key: nodeFiles + ".key"}}
 	if err := errors.Join(n.Save(path), syncDir(o.Dir)); err != nil {
 		return "", err
