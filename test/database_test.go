@@ -47,6 +47,17 @@ func TestTreeInDatabase(t *testing.T) {
 	d.sh("test \"$(cat $M/link)\" = hello && rm -r $M/ssl && test $(ls $M | wc -l) = 3")
 	d.fsck()
 
+	// What the sessions that have ended left in the database goes.
+	db, sessions := s.DB(t, "koinon"), 2
+	for end := time.Now().Add(time.Minute); sessions > 1; time.Sleep(100 * time.Millisecond) {
+		if err := db.QueryRow("SELECT COUNT(DISTINCT session) FROM results").Scan(&sessions); err != nil {
+			t.Fatal(err)
+		}
+		if time.Now().After(end) {
+			t.Fatalf("expected results of the mount's session alone, found those of %d", sessions)
+		}
+	}
+
 	for _, c := range []struct{ url, want string }{
 		{url, "cluster"},
 		{strings.Replace(url, "se%3Acr%2Fet", "geheim", 1), "password"},

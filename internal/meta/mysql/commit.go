@@ -92,8 +92,14 @@ func (b *carried) script(seq uint64) (*script, error) {
 		return nil, err
 	}
 	for id, ack := range b.acks {
-		if len(b.l.sessions[id]) > 0 {
-			s.add(fmt.Sprintf("DELETE FROM results WHERE session=%d AND seq<=%d", uint64(id), ack))
+		// From the first that is there: rows that were deleted a moment ago are
+		// still in the server's way.
+		first := ack + 1
+		for n := range b.l.sessions[id] {
+			first = min(first, n)
+		}
+		if first <= ack {
+			s.add(fmt.Sprintf("DELETE FROM results WHERE session=%d AND seq BETWEEN %d AND %d", uint64(id), first, ack))
 		}
 	}
 	for id, results := range b.results {
