@@ -4,7 +4,7 @@
 set -eu
 
 case "${1:-test}" in
-test) want="fusermount3:fuse3 git:git sqlite3:sqlite3 rsync:rsync tar:tar getfattr:attr setpriv:util-linux ip:iproute2 strace:strace" ;;
+test) want="fusermount3:fuse3 git:git sqlite3:sqlite3 rsync:rsync tar:tar getfattr:attr setpriv:util-linux ip:iproute2 strace:strace mariadbd:mariadb-server" ;;
 generate) want="protoc:protobuf-compiler" ;;
 *) echo "usage: $0 test|generate" >&2; exit 2 ;;
 esac
@@ -13,6 +13,8 @@ missing=""
 for pair in $want; do
 	command -v "${pair%%:*}" >/dev/null 2>&1 || missing="$missing ${pair##*:}"
 done
+# Galera is a library, not a command.
+[ "${1:-test}" != test ] || [ -e /usr/lib/galera/libgalera_smm.so ] || missing="$missing galera-4"
 [ -n "$missing" ] || exit 0
 
 if [ "$(id -u)" != 0 ]; then

@@ -17,6 +17,7 @@ import (
 
 	"github.com/koinon/koinon/internal/config"
 	"github.com/koinon/koinon/internal/devcluster"
+	"github.com/koinon/koinon/internal/engine"
 	"github.com/koinon/koinon/internal/node"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -25,6 +26,7 @@ import (
 type devUpFlags struct {
 	nodes   int
 	mount   string
+	meta    string
 	detach  bool
 	noMount bool
 }
@@ -53,6 +55,7 @@ stops the nodes. With --detach it returns once the tree is mounted.`,
 	flags := cmd.Flags()
 	flags.IntVar(&f.nodes, "nodes", 0, fmt.Sprintf("a new cluster has `N` nodes (default %d)", devcluster.DefaultNodes))
 	flags.StringVar(&f.mount, "mount", "", "mount the tree on `DIR` (default the state's mnt)")
+	flags.StringVar(&f.meta, "meta", "", metaUsage+" (a new cluster's)")
 	flags.BoolVarP(&f.detach, "detach", "d", false, "return once the tree is mounted")
 	flags.BoolVar(&f.noMount, "no-mount", false, "start the nodes only")
 	return cmd
@@ -69,6 +72,13 @@ func (d *devCommand) up(ctx context.Context, f devUpFlags) error {
 		d.note("the cluster in %s:", opts.Dir)
 	}
 	opts.Nodes, opts.Mount, opts.NoMount = f.nodes, f.mount, f.noMount
+	if f.meta != "" {
+		here, err := os.Getwd()
+		if err != nil {
+			return err
+		}
+		opts.Meta = engine.Ref(f.meta).In(here)
+	}
 	force, release := d.onSecondSignal()
 	defer release()
 	c, res, err := devcluster.Up(ctx, force, opts)

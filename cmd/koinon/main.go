@@ -12,9 +12,12 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
+
+	"github.com/koinon/koinon/internal/engine"
 )
 
 func main() {
+	os.Args = engine.HideArgs(os.Args)
 	os.Exit(run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 

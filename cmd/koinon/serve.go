@@ -15,14 +15,15 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/koinon/koinon/internal/config"
+	"github.com/koinon/koinon/internal/engine"
 	"github.com/koinon/koinon/internal/node"
 	"github.com/koinon/koinon/internal/sys"
 )
 
 // serveFlags are the flags of serve that go over the file's keys.
 type serveFlags struct {
-	dir, listen, advertise, zone, retention, logLevel, logFile string
-	rejoin                                                     bool
+	dir, listen, advertise, zone, retention, logLevel, logFile, meta string
+	rejoin                                                           bool
 
 	join  []string // seeds of the cluster to join
 	token string
@@ -58,9 +59,13 @@ then on.`,
 	flags.StringVar(&f.retention, "retention", "", "keep unlinked data for this `TIME`, like 10m")
 	flags.StringVar(&f.logLevel, "log-level", "", "debug, info, warn or error")
 	flags.StringVar(&f.logFile, "log-file", "", "log to `FILE` (rotated) instead of standard error")
+	flags.StringVar(&f.meta, "meta", "", metaUsage)
 	flags.BoolVar(&f.rejoin, "rejoin", false, "this node has voted before and lost its data: learn from the others before voting")
 	return cmd
 }
+
+// metaUsage is the flag --meta of the commands that have it.
+const metaUsage = "keep the tree's metadata in the database at `URL`, mysql://user:password@host:port/database; @FILE and env:NAME hide the password"
 
 // serve runs a node until ctx ends.
 func (a *app) serve(ctx context.Context, f serveFlags) error {
@@ -105,12 +110,17 @@ func (a *app) join(ctx context.Context, f serveFlags) (string, error) {
 	if err != nil && !node.HasJoined(dir) { // it is not needed any more then
 		return "", err
 	}
+	here, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	meta := engine.Ref(f.meta).In(here)
 	log, closeLog, err := a.fileLogger(config.Log{Level: f.logLevel, File: f.logFile})
 	if err != nil {
 		return "", err
 	}
 	path, err := node.Join(ctx, node.JoinOptions{Dir: dir, Seeds: f.join, Token: token, Listen: f.listen, Advertise: f.advertise,
-		Zone: f.zone, Version: version()}, log)
+		Zone: f.zone, Version: version(), Meta: config.Engine{URL: meta}}, log)
 	return path, errors.Join(err, closeLog())
 }
 
@@ -172,6 +182,9 @@ func (f serveFlags) override(n *config.Node) error {
 		}
 	}
 	n.Rejoin = n.Rejoin || f.rejoin
+	if f.meta != "" {
+		n.Meta.URL = engine.Ref(f.meta)
+	}
 	if f.retention == "" {
 		return nil
 	}

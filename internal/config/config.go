@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/koinon/koinon/internal/engine"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -45,6 +46,9 @@ type Node struct {
 	// others what it may have promised. It does nothing once there is data.
 	Rejoin bool `toml:"rejoin,omitempty"`
 
+	// Meta is where the tree's metadata is, the same on all nodes.
+	Meta Engine `toml:"meta,omitempty"`
+
 	TLS    TLS    `toml:"tls"`
 	Log    Log    `toml:"log,omitempty"`
 	Limits Limits `toml:"limits,omitempty"`
@@ -54,6 +58,13 @@ type Node struct {
 	// Seeds are addresses, host:port, of some nodes of the cluster that this
 	// one has joined: any one that answers leads to the others.
 	Seeds []string `toml:"seeds,omitempty"`
+}
+
+// Engine is one from outside.
+type Engine struct {
+	// URL leads to it, as mysql://user:password@host:port/database does, or is
+	// @FILE or env:NAME of one. Empty: Koinon's own is used.
+	URL engine.Ref `toml:"url,omitempty"`
 }
 
 // Joined reports whether the node came to a cluster that ran already.

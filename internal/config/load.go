@@ -27,6 +27,7 @@ func LoadNode(path string, override ...func(*Node) error) (*Node, error) {
 		return nil, err
 	}
 	absolute(dir, &n.Dir, &n.TLS.CA, &n.TLS.Cert, &n.TLS.Key, &n.TLS.CAKey, &n.Log.File)
+	n.Meta.URL = n.Meta.URL.In(dir)
 	for _, f := range override {
 		if err := f(n); err != nil {
 			return nil, err

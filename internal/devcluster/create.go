@@ -15,6 +15,7 @@ import (
 
 	"github.com/koinon/koinon/internal/auth"
 	"github.com/koinon/koinon/internal/config"
+	"github.com/koinon/koinon/internal/engine"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -94,7 +95,7 @@ func create(dir string, opts Options) (err error) {
 	if err := os.Mkdir(filepath.Join(dir, "mount"), 0o700); err != nil {
 		return err
 	}
-	if err := writeMembers(dir, s); err != nil {
+	if err := writeMembers(dir, s, opts.Meta); err != nil {
 		return err
 	}
 	if err := saveState(dir, s); err != nil {
@@ -120,7 +121,7 @@ func newName() (string, error) {
 // writeMembers makes the CA and the configuration and certificates of all
 // nodes and of the client. Paths in the files are relative, so that the
 // directory can be moved while the cluster is stopped.
-func writeMembers(dir string, s saved) error {
+func writeMembers(dir string, s saved, meta engine.Ref) error {
 	ca, err := auth.NewCA(s.Cluster)
 	if err != nil {
 		return err
@@ -139,7 +140,7 @@ func writeMembers(dir string, s saved) error {
 		addrs = append(addrs, loopback(port))
 	}
 	for i := range voters {
-		if err := writeNode(filepath.Join(dir, fmt.Sprintf("n%d", i+1)), s.Cluster, ca, voters, i); err != nil {
+		if err := writeNode(filepath.Join(dir, fmt.Sprintf("n%d", i+1)), s.Cluster, ca, voters, i, meta); err != nil {
 			return err
 		}
 	}
@@ -155,7 +156,7 @@ func writeMembers(dir string, s saved) error {
 	return client.Save(filepath.Join(dir, "client.toml"))
 }
 
-func writeNode(dir, cluster string, ca *auth.CA, voters []config.Voter, i int) error {
+func writeNode(dir, cluster string, ca *auth.CA, voters []config.Voter, i int, meta engine.Ref) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
@@ -171,6 +172,7 @@ func writeNode(dir, cluster string, ca *auth.CA, voters []config.Voter, i int) e
 		ID:      voters[i].ID,
 		Dir:     "data",
 		Listen:  voters[i].Addr,
+		Meta:    config.Engine{URL: meta},
 		TLS:     config.TLS{CA: "ca.crt", Cert: "node.crt", Key: "node.key", CAKey: CAKey},
 		Log:     config.Log{Level: "info", File: "log"},
 		Voters:  voters,

@@ -31,6 +31,7 @@ import (
 	"time"
 
 	"github.com/koinon/koinon/internal/config"
+	"github.com/koinon/koinon/internal/engine"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -53,6 +54,8 @@ type Options struct {
 	// Mount is the mount point; "" means the one the directory has, Dir/mnt
 	// for a new one.
 	Mount string
+	// Meta is where a new cluster keeps its metadata; "" means with the nodes.
+	Meta engine.Ref
 	// NoMount leaves the tree unmounted.
 	NoMount bool
 	// Binary is the koinon program to run.
@@ -104,6 +107,9 @@ const (
 	RoleLearner  Role = "learner" // has the log, and no vote
 	RoleNone     Role = ""        // of a node that does not answer
 )
+
+// Meta is where the cluster keeps its metadata, as its first node has it.
+func (c *Cluster) Meta() config.Engine { return c.nodes[0].meta }
 
 // DefaultDir is where a cluster lives when the user names no directory:
 // $XDG_STATE_HOME/koinon/dev or ~/.local/state/koinon/dev. It does not depend
@@ -164,6 +170,7 @@ type node struct {
 	number int
 	id     sys.NodeID
 	addr   string
+	meta   config.Engine
 }
 
 // Open reads the cluster in opts.Dir. The error is a NoClusterError where there
@@ -209,7 +216,7 @@ func (c *Cluster) loadNodes() error {
 		}
 		c.nodes = append(c.nodes, &node{
 			process: process{name: fmt.Sprintf("node %d", i), dir: dir},
-			number:  i, id: cfg.ID, addr: cfg.Listen,
+			number:  i, id: cfg.ID, addr: cfg.Listen, meta: cfg.Meta,
 		})
 	}
 	return nil

@@ -110,6 +110,12 @@ func (c *Cluster) up(ctx, force context.Context, res *UpResult) error {
 			"this cluster has %s, not %d: leave --nodes out to run it, make another with --dir, or delete this one with `koinon dev reset`",
 			count(c.saved.Nodes, "node"), n))
 	}
+	if c.opts.Meta != "" {
+		if meta := c.Meta(); meta.URL != c.opts.Meta {
+			return sys.E(sys.Op("dev up"), sys.Invalid, sys.Subject(c.dir), fmt.Sprintf(
+				"this cluster keeps its metadata elsewhere (%q): leave --meta out to run it, or make another with --dir", meta.URL))
+		}
+	}
 	// It is needed to ask the nodes; a slip in it must not look like theirs.
 	if _, err := config.LoadClient(c.ClientConfig()); err != nil {
 		return err

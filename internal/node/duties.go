@@ -69,6 +69,9 @@ func (s *server) dialer(id sys.NodeID) func(ctx context.Context, addr string) (n
 // led: while there was no leader clients could not say which files they have
 // open, so the quarantine is left alone until each could.
 func (s *server) collect(ctx context.Context, led time.Duration) {
+	if err := s.tree.Tidy(ctx); err != nil && ctx.Err() == nil {
+		s.log.Info("what sessions have left stays for now", "err", err)
+	}
 	viewed, err := s.tree.Viewed()
 	if err != nil {
 		s.log.Error("a view of the tree cannot be closed", "err", err)

@@ -21,6 +21,7 @@ import (
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/kv"
 	"github.com/koinon/koinon/internal/meta/embedded"
+	"github.com/koinon/koinon/internal/meta/mysql"
 	"github.com/koinon/koinon/internal/meta/remote"
 	"github.com/koinon/koinon/internal/replica"
 	"github.com/koinon/koinon/internal/sys"
@@ -43,6 +44,7 @@ type server struct {
 	wire      *wire.Server
 	host      *replica.Host
 	group     *replica.Group
+	database  *mysql.Engine // nil: the tree is in the replica's state
 	tree      *remote.Server
 	kv        *kv.Server
 	spread    *spread.Store // this node's own use of all blocks
@@ -73,7 +75,7 @@ func Serve(ctx context.Context, cfg *config.Node, version string, log *slog.Logg
 		return err
 	}
 	defer func() { err = errors.Join(err, s.close(listener)) }()
-	if err := s.open(); err != nil {
+	if err := s.open(ctx); err != nil {
 		return err
 	}
 	return s.run(ctx, listener)
@@ -91,7 +93,7 @@ func listen(addr string) (net.Listener, error) {
 }
 
 // open makes the parts. What was made is closed by close, also after a failure.
-func (s *server) open() (err error) {
+func (s *server) open(ctx context.Context) (err error) {
 	seeds := slices.Clone(s.cfg.Seeds)
 	for _, v := range s.cfg.Voters {
 		seeds = append(seeds, v.Addr)
@@ -99,6 +101,9 @@ func (s *server) open() (err error) {
 	s.peers = cluster.New(cluster.Config{Cluster: s.cfg.Cluster, Seeds: seeds, TLS: s.creds.ClientTLS(), Logger: s.log})
 	s.wire = wire.NewServer(wire.ServerConfig{TLS: s.creds.JoinServerTLS(), Logger: s.log, Identify: identify, Allow: s.allow})
 	if err := checkSpace(s.cfg.Dir, int64(s.cfg.Limits.MinFree)/2); err != nil {
+		return err
+	}
+	if err := s.openDatabase(ctx); err != nil {
 		return err
 	}
 	if err := s.openReplica(); err != nil {
@@ -141,7 +146,7 @@ func (s *server) openReplica() (err error) {
 		return err
 	}
 	s.group = s.host.Group(0)
-	s.tree = remote.NewServer(s.group, s.clock, s.log)
+	s.tree = remote.NewServer(remote.ServerOptions{Group: s.group, Database: s.database, Clock: s.clock, Logger: s.log})
 	s.tree.Register(s.wire)
 	s.kv = kv.NewServer(kv.ServerOptions{Group: s.group, Machine: keys, Clock: s.clock, Logger: s.log})
 	s.kv.Register(s.wire)
@@ -216,6 +221,9 @@ func (s *server) close(listener net.Listener) error {
 	}
 	if s.tree != nil {
 		s.tree.Close()
+	}
+	if s.database != nil {
+		errs = append(errs, s.database.Close())
 	}
 	if s.kv != nil {
 		s.kv.Close()

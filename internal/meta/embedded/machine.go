@@ -26,20 +26,8 @@ var (
 	_ replica.SessionEnder = Machine{}
 )
 
-// Outcome is what a command did, for the leases of those who cache.
-type Outcome struct {
-	// Inos are the inodes that the command changed: meta.Recorder.Inos.
-	Inos []sys.Ino
-	// Attrs are the attributes of Inos as the command left them, without
-	// those it deleted. They are missing when it changed more than 16.
-	Attrs []*metapb.Attr
-	// Order is for whoever hears of the outcome first to pass on to those
-	// who see it later. This package leaves it 0.
-	Order uint64
-}
-
-// outcomeAttrsMax is the most inodes whose attributes an Outcome carries.
-const outcomeAttrsMax = 16
+// Outcome is what a command did.
+type Outcome = meta.Outcome
 
 // Apply runs one command at its stamp's time. What is not a command this
 // version knows is refused, on every replica alike.
@@ -73,17 +61,12 @@ func apply(store Store, st replica.Stamp, body []byte) (result []byte, local any
 func run(store Store, st replica.Stamp, cmd *metapb.Command) (*metapb.Result, *Outcome) {
 	cmd.TimeNs = st.TimeNs
 	tx := NewTx(store)
-	touched := meta.Touched(tx)
-	res, err := meta.Apply(touched, cmd)
+	res, out, err := meta.Run(tx, cmd)
 	if err != nil {
 		if tx.trouble == nil {
 			panic(fmt.Sprintf("embedded: slot %d: expected sound rows, found %v", st.Slot, err))
 		}
 		return nil, nil
-	}
-	out := &Outcome{Inos: touched.Inos()}
-	if len(out.Inos) <= outcomeAttrsMax {
-		out.Attrs = touched.Attrs()
 	}
 	return res, out
 }

@@ -82,12 +82,22 @@ var suite = []struct {
 	{"Model", testModel},
 }
 
+// Option changes how the suite runs.
+type Option func(*tree)
+
+// Far says that every look at a row is a question to a server: what is tried at
+// random is tried less often.
+func Far(x *tree) { x.far = true }
+
 // Run tests a tree through its client. open returns a tree that has not been
 // formatted, and cleans up after itself by t.Cleanup.
-func Run(t *testing.T, open func(t *testing.T) meta.Client) {
+func Run(t *testing.T, open func(t *testing.T) meta.Client, opts ...Option) {
 	for _, c := range suite {
 		t.Run(c.name, func(t *testing.T) {
 			x := &tree{tb: t, c: open(t)}
+			for _, opt := range opts {
+				opt(x)
+			}
 			if c.name != "Format" && c.name != "Retention" {
 				x.format(0)
 			}
@@ -99,8 +109,8 @@ func Run(t *testing.T, open func(t *testing.T) meta.Client) {
 
 // RunTx tests an engine: all that Run does, and that a refused command has
 // written nothing. open returns empty rows.
-func RunTx(t *testing.T, open func(t *testing.T) meta.Tx) {
-	Run(t, func(t *testing.T) meta.Client { return &local{tb: t, tx: open(t)} })
+func RunTx(t *testing.T, open func(t *testing.T) meta.Tx, opts ...Option) {
+	Run(t, func(t *testing.T) meta.Client { return &local{tb: t, tx: open(t)} }, opts...)
 	t.Run("Check", func(t *testing.T) { testCheck(t, open) })
 	t.Run("Touched", func(t *testing.T) { testTouched(t, open) })
 }
@@ -119,6 +129,7 @@ type tree struct {
 	tb   tb
 	c    meta.Client
 	cred *metapb.Cred
+	far  bool
 }
 
 // as returns the tree on behalf of another user.

@@ -77,7 +77,7 @@ func oneVoter(t *testing.T, addr string) *replica.Group {
 func TestACommandIsNotRunAgainInAnotherSession(t *testing.T) {
 	l := must(net.Listen("tcp", "127.0.0.1:0"))
 	group := oneVoter(t, l.Addr().String())
-	s := NewServer(group, env.System{}, slog.New(slog.DiscardHandler))
+	s := NewServer(ServerOptions{Group: group, Clock: env.System{}, Logger: slog.New(slog.DiscardHandler)})
 	t.Cleanup(s.Close)
 	var applied atomic.Int32
 	group.OnApply(replica.NSMeta, func(st replica.Stamp, _ any) {

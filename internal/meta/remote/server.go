@@ -10,8 +10,9 @@ import (
 
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/env"
-	"github.com/koinon/koinon/internal/meta/embedded"
+	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/meta/mysql"
 	"github.com/koinon/koinon/internal/meta/remote/remotepb"
 	"github.com/koinon/koinon/internal/replica"
 	"github.com/koinon/koinon/internal/sys"
@@ -25,6 +26,7 @@ const touchedMax = 16
 // leads the group.
 type Server struct {
 	group  *replica.Group
+	rows   rows
 	leases *leases
 	views  views
 	log    *slog.Logger
@@ -32,20 +34,44 @@ type Server struct {
 	mu     sync.Mutex // held while a leadership begins
 }
 
+// ServerOptions say what a Server is made of.
+type ServerOptions struct {
+	Group *replica.Group // whose leader answers
+	// Database holds the tree's rows in place of the group's state; nil: it
+	// does not. It stays the caller's, who closes it after the Server.
+	Database *mysql.Engine
+	Clock    env.Clock
+	Logger   *slog.Logger
+}
+
 // NewServer follows the group's leadership and applies. Close stops it.
-func NewServer(g *replica.Group, clock env.Clock, log *slog.Logger) *Server {
-	s := &Server{group: g, leases: newLeases(clock), views: newViews(clock), log: log}
-	g.OnApply(replica.NSMeta, s.applied)
-	s.stop = g.Watch(s.watch)
+func NewServer(o ServerOptions) *Server {
+	s := &Server{group: o.Group, leases: newLeases(o.Clock), views: newViews(o.Clock), log: o.Logger}
+	if o.Database != nil {
+		s.rows = newInDatabase(o.Group, o.Database, o.Clock, s.changed)
+	} else {
+		s.rows = newInLog(o.Group, s.changed)
+	}
+	s.stop = o.Group.Watch(s.watch)
 	return s
 }
 
 // Close lets go of the group.
 func (s *Server) Close() {
 	s.stop()
+	s.follow()
+}
+
+// follow ends a leadership.
+func (s *Server) follow() {
 	s.leases.follow()
 	s.views.follow()
+	s.rows.follow()
 }
+
+// Tidy lets go of what is left of sessions that have ended. It is to be called
+// now and then on the leader.
+func (s *Server) Tidy(ctx context.Context) error { return s.rows.tidy(ctx) }
 
 // Register adds the server's methods.
 func (s *Server) Register(srv *wire.Server) {
@@ -59,8 +85,7 @@ func (s *Server) Register(srv *wire.Server) {
 // before the first request comes.
 func (s *Server) watch(st replica.Status) {
 	if st.Role != replica.Leader {
-		s.leases.follow()
-		s.views.follow()
+		s.follow()
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), Term)
@@ -88,7 +113,10 @@ func (s *Server) lead(ctx context.Context, op sys.Op) (term uint64, err error) {
 	}
 	// After a read, all that earlier leaders have agreed on is in the state,
 	// the sessions they opened too.
-	if err := s.group.Read(ctx, replica.NSMeta, func(replica.Reader) error { return nil }); err != nil {
+	if err := readNothing(ctx, s.group); err != nil {
+		return 0, err
+	}
+	if err := s.rows.lead(ctx, round); err != nil {
 		return 0, err
 	}
 	infos, err := s.group.Sessions()
@@ -116,14 +144,12 @@ func (s *Server) still(term uint64, op sys.Op) error {
 	return nil
 }
 
-// applied runs before the change is visible. The outcome's number goes back to
+// changed runs before a change is visible. The outcome's number goes back to
 // the caller in Order.
-func (s *Server) applied(st replica.Stamp, local any) {
-	o, ok := local.(*embedded.Outcome)
-	if !ok || o == nil || len(o.Inos) == 0 {
-		return
+func (s *Server) changed(at uint64, session sys.SessionID, seq uint64, o *meta.Outcome) {
+	if len(o.Inos) > 0 {
+		o.Order = s.leases.changed(at, session, seq, o.Inos)
 	}
-	o.Order = s.leases.changed(st.Slot, st.Session, st.Seq, o.Inos)
 }
 
 func (s *Server) serveDo(ctx context.Context, req *wire.Request) (wire.Response, error) {
@@ -147,7 +173,7 @@ func (s *Server) serveDo(ctx context.Context, req *wire.Request) (wire.Response,
 	}
 	forget := s.leases.expect(session, r.Seq, dropped)
 	defer forget()
-	result, local, err := s.group.Propose(ctx, replica.Command{Session: session, Seq: r.Seq, Ack: r.Ack, NS: replica.NSMeta, Body: req.Payload, Reserve: frees})
+	result, local, err := s.rows.propose(ctx, replica.Command{Session: session, Seq: r.Seq, Ack: r.Ack, NS: replica.NSMeta, Body: req.Payload, Reserve: frees})
 	if err != nil {
 		return cluster.LeaderHint(err)
 	}
@@ -170,7 +196,7 @@ func (s *Server) release(ctx context.Context, term uint64, r *remotepb.DoRequest
 	if err := s.leases.settle(ctx, term); err != nil {
 		return err
 	}
-	o, ok := local.(*embedded.Outcome)
+	o, ok := local.(*meta.Outcome)
 	if !ok { // a retry of what had been applied: it may have touched anything
 		return s.leases.barrier(ctx, term)
 	}
@@ -232,14 +258,9 @@ func (s *Server) serveQuery(ctx context.Context, req *wire.Request) (wire.Respon
 		return cluster.LeaderHint(err)
 	}
 	if r.View != 0 {
-		return s.queryView(r.View, q)
+		return s.queryView(ctx, r.View, q)
 	}
-	var a *metapb.Answer
-	slot := s.group.Applied() // before the view is taken, so never newer than it
-	err = s.group.Read(ctx, replica.NSMeta, func(v replica.Reader) (err error) {
-		a, err = embedded.Read(v, q)
-		return err
-	})
+	a, seen, err := s.rows.read(ctx, q)
 	if err == nil {
 		err = s.still(term, op)
 	}
@@ -255,7 +276,7 @@ func (s *Server) serveQuery(ctx context.Context, req *wire.Request) (wire.Respon
 	}
 	reply := &remotepb.QueryReply{}
 	if cacheable(q) {
-		reply.Grant = s.grant(term, sys.SessionID(r.Session), seenAt{slot: slot}, inos)
+		reply.Grant = s.grant(term, sys.SessionID(r.Session), seenAt{slot: seen}, inos)
 	}
 	raw, err := proto.Marshal(a)
 	if err != nil {
@@ -314,8 +335,7 @@ func (s *Server) serveRenew(ctx context.Context, req *wire.Request) (wire.Respon
 	n := s.leases.renew(ctx, session, r.Term, r.Acked)
 	// Only a leader may extend a lease: the log's own lease, checked after
 	// the fact, says that this node still is one.
-	err := s.group.Read(ctx, replica.NSMeta, func(replica.Reader) error { return nil })
-	if err != nil {
+	if err := readNothing(ctx, s.group); err != nil {
 		return cluster.LeaderHint(err)
 	}
 	raw, err := proto.Marshal(&remotepb.RenewReply{Term: n.term, Seq: n.seq, Inos: n.inos, Reset_: n.reset})

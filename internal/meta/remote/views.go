@@ -12,10 +12,8 @@ import (
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/meta"
-	"github.com/koinon/koinon/internal/meta/embedded"
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/meta/remote/remotepb"
-	"github.com/koinon/koinon/internal/replica"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
 )
@@ -33,7 +31,7 @@ type views struct {
 }
 
 type heldView struct {
-	pinned *replica.Pinned
+	pinned pinned
 	used   time.Duration // Boot time of the last query
 	users  int           // queries under way
 	gone   bool          // to be closed by the last user
@@ -42,7 +40,7 @@ type heldView struct {
 func newViews(clock env.Clock) views { return views{clock: clock, open: map[uint64]*heldView{}} }
 
 // add names a view, which belongs to v from then on.
-func (v *views) add(p *replica.Pinned) (uint64, error) {
+func (v *views) add(p pinned) (uint64, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if len(v.open) >= viewsMax {
@@ -127,7 +125,7 @@ func (s *Server) serveView(ctx context.Context, req *wire.Request) (wire.Respons
 		_, err := s.views.drop(func(id uint64, _ *heldView) bool { return id == r.Close })
 		return respond(&remotepb.ViewReply{}, nil), err
 	}
-	pinned, err := s.group.Pin(ctx, replica.NSMeta)
+	pinned, err := s.rows.pin(ctx)
 	if err != nil {
 		return cluster.LeaderHint(err)
 	}
@@ -136,7 +134,7 @@ func (s *Server) serveView(ctx context.Context, req *wire.Request) (wire.Respons
 }
 
 // queryView answers from a view. What a view shows is old, so no lease matters.
-func (s *Server) queryView(id uint64, q *metapb.Query) (_ wire.Response, err error) {
+func (s *Server) queryView(ctx context.Context, id uint64, q *metapb.Query) (_ wire.Response, err error) {
 	const op = sys.Op("meta.Query")
 	gone := sys.E(op, sys.Stale, meta.ErrViewGone)
 	h := s.views.take(id)
@@ -148,11 +146,8 @@ func (s *Server) queryView(id uint64, q *metapb.Query) (_ wire.Response, err err
 			err = sys.E(op, gerr)
 		}
 	}()
-	var a *metapb.Answer
-	if err := h.pinned.Read(func(v replica.Reader) (err error) {
-		a, err = embedded.Read(v, q)
-		return err
-	}); err != nil {
+	a, err := h.pinned.Query(ctx, q)
+	if err != nil {
 		return wire.Response{}, err
 	}
 	if !h.pinned.Good() {

@@ -1,0 +1,188 @@
+// Package mysql keeps the tree in a MySQL or MariaDB database: typed rows in
+// tables that docs/formats/mysql.md lists.
+//
+// An [Engine] is a connection to one database. A [Leader] runs commands in it,
+// many in one transaction, behind a fence: a row that names the leader's epoch
+// and counts its transactions, and that every transaction moves on. Whoever
+// leads next raises the epoch, after which no transaction of an earlier leader
+// can commit, however late it arrives.
+package mysql
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"time"
+
+	driver "github.com/go-sql-driver/mysql"
+	"github.com/pressly/goose/v3"
+
+	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/sys"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// readersMax is how many connections queries use at once.
+const readersMax = 16
+
+// Config says where the database is and whose tree it holds.
+type Config struct {
+	// URL is mysql://user:password@host:port/database, see ParseURL.
+	URL string
+	// Cluster is the cluster's name. A database that holds another's tree is
+	// refused.
+	Cluster string
+	// Wait is how long a transaction is tried again while the server is away
+	// or refuses it; 0 is 5 s.
+	Wait  time.Duration
+	Clock env.Clock    // nil is the machine's
+	Log   *slog.Logger // nil logs nothing
+}
+
+// Engine is one database. Its methods may be called concurrently.
+type Engine struct {
+	cfg    Config
+	dsn    *driver.Config
+	db     *sql.DB // reads
+	writer *sql.DB // one connection, for scripts of several statements
+	st     *statements
+	tails  tails
+}
+
+// Open connects, brings the tables up to date and checks that the database is
+// this cluster's. The caller closes the engine after all of its leaders.
+func Open(ctx context.Context, cfg Config) (_ *Engine, err error) {
+	const op = sys.Op("mysql.Open")
+	if cfg.Wait == 0 {
+		cfg.Wait = 5 * time.Second
+	}
+	if cfg.Clock == nil {
+		cfg.Clock = env.System{}
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	dsn, err := ParseURL(cfg.URL)
+	if err != nil {
+		return nil, err
+	}
+	e := &Engine{cfg: cfg, dsn: dsn, tails: newTails()}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, e.Close())
+		}
+	}()
+	if e.db, err = connector(dsn, false); err != nil {
+		return nil, err
+	}
+	e.db.SetMaxOpenConns(readersMax)
+	e.db.SetMaxIdleConns(readersMax)
+	if e.writer, err = connector(dsn, true); err != nil {
+		return nil, err
+	}
+	e.writer.SetMaxOpenConns(1)
+	e.writer.SetConnMaxIdleTime(2 * time.Second) // before the server's wait_timeout
+	if err := e.db.PingContext(ctx); err != nil {
+		return nil, e.explain(op, err)
+	}
+	if err := e.migrate(ctx); err != nil {
+		return nil, e.explain(op, err)
+	}
+	if err := e.claim(ctx); err != nil {
+		return nil, e.explain(op, err)
+	}
+	if e.st, err = prepare(ctx, e.db); err != nil {
+		return nil, e.explain(op, err)
+	}
+	return e, nil
+}
+
+func connector(dsn *driver.Config, scripts bool) (*sql.DB, error) {
+	dsn = dsn.Clone()
+	dsn.MultiStatements = scripts
+	if scripts { // a leader that stands still in a transaction must not hold the fence for long
+		dsn.Params["wait_timeout"], dsn.Params["innodb_lock_wait_timeout"] = "3", "2"
+	}
+	c, err := driver.NewConnector(dsn)
+	if err != nil {
+		return nil, sys.E(sys.Op("mysql.Open"), sys.Invalid, err)
+	}
+	return sql.OpenDB(c), nil
+}
+
+// Close lets go of the database.
+func (e *Engine) Close() error {
+	var all error
+	if e.st != nil {
+		all = e.st.close()
+	}
+	for _, db := range []*sql.DB{e.db, e.writer} {
+		if db != nil {
+			all = errors.Join(all, db.Close())
+		}
+	}
+	return all
+}
+
+// migrate brings the tables up to date while nobody else does.
+func (e *Engine) migrate(ctx context.Context) (err error) {
+	lock, err := e.db.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, lock.Close()) }()
+	var got sql.Null[int64]
+	const name = "CONCAT('koinon migrate ', LEFT(MD5(DATABASE()), 16))"
+	if err := lock.QueryRowContext(ctx, "SELECT GET_LOCK("+name+", 30)").Scan(&got); err != nil {
+		return err
+	}
+	if got.V != 1 {
+		return sys.E(sys.Op("mysql.Open"), sys.Busy, "another node has been changing the tables for 30 s: try again")
+	}
+	defer func() {
+		_, uerr := lock.ExecContext(context.WithoutCancel(ctx), "DO RELEASE_LOCK("+name+")")
+		err = errors.Join(err, uerr)
+	}()
+	dir, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return err
+	}
+	p, err := goose.NewProvider(goose.DialectMySQL, e.db, dir, goose.WithDisableGlobalRegistry(true))
+	if err != nil {
+		return err
+	}
+	have, err := p.GetDBVersion(ctx)
+	if err != nil {
+		return err
+	}
+	known := p.ListSources()
+	if last := known[len(known)-1].Version; have > last {
+		return sys.E(sys.Op("mysql.Open"), sys.NotSupported,
+			fmt.Sprintf("the tables are of version %d, this koinon knows up to %d: install a newer one", have, last))
+	}
+	_, err = p.Up(ctx)
+	return err
+}
+
+// claim makes an empty database this cluster's.
+func (e *Engine) claim(ctx context.Context) error {
+	_, err := e.db.ExecContext(ctx, "INSERT IGNORE INTO fence (id, cluster, epoch, seq, time_ns) VALUES (1, ?, 0, 0, 0)", e.cfg.Cluster)
+	if err != nil {
+		return err
+	}
+	var whose string
+	if err := e.db.QueryRowContext(ctx, "SELECT cluster FROM fence WHERE id = 1").Scan(&whose); err != nil {
+		return err
+	}
+	if whose != e.cfg.Cluster {
+		return sys.E(sys.Op("mysql.Open"), sys.Exist, sys.Subject("database "+e.dsn.DBName),
+			fmt.Sprintf("it holds the tree of cluster %q, not of %q: name an empty database", whose, e.cfg.Cluster))
+	}
+	return nil
+}

@@ -1,0 +1,265 @@
+package mysql
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/koinon/koinon/internal/meta"
+	"github.com/koinon/koinon/internal/sys"
+)
+
+// batchMax is how many commands one transaction carries at most.
+const batchMax = 256
+
+// Request is a command of a session, or of nobody when Session is 0.
+type Request struct {
+	Session sys.SessionID
+	// Seq numbers the session's commands from 1; a command that comes again
+	// has the result it had. Ack is the highest number up to which the
+	// session has all results.
+	Seq, Ack uint64
+	// Body is a metapb.Command. It stays as it is.
+	Body []byte
+	// Ends is a session that has ended: no command of it comes any more, and
+	// with this one, which is nobody's, its results go.
+	Ends sys.SessionID
+}
+
+// Reply is what became of a command.
+type Reply struct {
+	// Result is a metapb.Result, which also says that a command was refused.
+	Result []byte
+	// Outcome is nil when the command had been run before.
+	Outcome *meta.Outcome
+}
+
+// Applied hears of an outcome before anybody can see it. seq is the
+// transaction that carries it, as Leader.Seq counts.
+type Applied func(seq uint64, req *Request, o *meta.Outcome)
+
+// Leader runs commands in the database for one leadership. Its methods may be
+// called concurrently.
+type Leader struct {
+	e       *Engine
+	epoch   uint64
+	applied Applied
+	queue   chan *waiting
+	stop    context.CancelFunc
+	ended   chan struct{} // closed when nobody runs commands any more
+	done    sync.WaitGroup
+	seq     atomic.Uint64 // the last transaction that is committed
+
+	// Only the goroutine that runs commands uses these.
+	loaded   bool // what follows is what the database holds
+	cache    *cache
+	sessions map[sys.SessionID]map[uint64][]byte
+	lastNs   int64
+	fenced   error // a later leader is in office
+}
+
+type waiting struct {
+	req   *Request
+	reply Reply
+	err   error
+	done  chan struct{}
+}
+
+// Lead takes office: it raises the fence to epoch, after which no transaction
+// of a lower one commits, and returns a leader, which the caller closes. It
+// fails with NotLeader when the fence is higher. applied may be nil.
+func (e *Engine) Lead(ctx context.Context, epoch uint64, applied Applied) (*Leader, error) {
+	if applied == nil {
+		applied = func(uint64, *Request, *meta.Outcome) {}
+	}
+	l := &Leader{e: e, epoch: epoch, applied: applied, queue: make(chan *waiting, batchMax), ended: make(chan struct{})}
+	if err := l.load(ctx); err != nil {
+		return nil, e.explain("mysql.Lead", err)
+	}
+	run, stop := context.WithCancel(context.Background())
+	l.stop = stop
+	l.done.Go(func() { l.run(run) })
+	return l, nil
+}
+
+// Close ends the leader. Commands that are waiting fail.
+func (l *Leader) Close() {
+	l.stop()
+	l.done.Wait()
+}
+
+// Seq counts the transactions that are committed. What a query that begins
+// later reads is at least as new.
+func (l *Leader) Seq() uint64 { return l.seq.Load() }
+
+// Do runs a command. When it fails with Unavailable, the command may have been
+// run; the same request again tells.
+func (l *Leader) Do(ctx context.Context, req *Request) (Reply, error) {
+	const op = sys.Op("mysql.Do")
+	w := &waiting{req: req, done: make(chan struct{})}
+	select {
+	case l.queue <- w:
+	case <-l.ended:
+		return Reply{}, l.deposed()
+	case <-ctx.Done():
+		return Reply{}, sys.E(op, sys.Interrupted, ctx.Err())
+	}
+	select {
+	case <-w.done:
+		return w.reply, w.err
+	case <-l.ended:
+	case <-ctx.Done():
+		return Reply{}, sys.E(op, sys.Unavailable, ctx.Err()) // it may still be run
+	}
+	select { // who was answered before the end has the answer
+	case <-w.done:
+		return w.reply, w.err
+	default:
+		return Reply{}, sys.E(op, sys.Unavailable, l.deposed())
+	}
+}
+
+// load raises the fence and reads what the leader knows without asking. It
+// comes again after a transaction of which nobody knows what became.
+func (l *Leader) load(ctx context.Context) error {
+	res, err := l.e.writer.ExecContext(ctx,
+		fmt.Sprintf("UPDATE fence SET epoch=%d, seq=seq+1 WHERE id=1 AND epoch<=%d", l.epoch, l.epoch))
+	if err != nil {
+		return err
+	}
+	if n, err := res.RowsAffected(); err != nil || n != 1 {
+		return errors.Join(err, l.deposed())
+	}
+	epoch, seq, lastNs, err := l.fence(ctx)
+	if err != nil {
+		return err
+	}
+	if epoch != l.epoch {
+		return l.deposed()
+	}
+	c, sessions := newCache(), map[sys.SessionID]map[uint64][]byte{}
+	err = each(ctx, l.e.writer, "SELECT session, seq, result FROM results", func(r *sql.Rows) error {
+		var session, seq uint64
+		var result []byte
+		if err := r.Scan(&session, &seq, &result); err != nil {
+			return err
+		}
+		keepResult(sessions, sys.SessionID(session), seq, result)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	l.cache, l.sessions, l.lastNs, l.loaded = c, sessions, lastNs, true
+	l.seq.Store(seq)
+	return nil
+}
+
+func keepResult(sessions map[sys.SessionID]map[uint64][]byte, id sys.SessionID, seq uint64, result []byte) {
+	if sessions[id] == nil {
+		sessions[id] = map[uint64][]byte{}
+	}
+	sessions[id][seq] = result
+}
+
+func each(ctx context.Context, db *sql.DB, query string, fn func(*sql.Rows) error) (err error) {
+	rows, err := db.QueryContext(ctx, query)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		if err := fn(rows); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+func (l *Leader) fence(ctx context.Context) (epoch, seq uint64, ns int64, err error) {
+	err = l.e.writer.QueryRowContext(ctx, "SELECT epoch, seq, time_ns FROM fence WHERE id=1").Scan(&epoch, &seq, &ns)
+	return epoch, seq, ns, err
+}
+
+func (l *Leader) deposed() error {
+	return sys.E(sys.Op("mysql.Fence"), sys.NotLeader, fmt.Sprintf("a later leader than that of epoch %d is in office", l.epoch))
+}
+
+// run runs commands until ctx ends, as many in one transaction as are waiting.
+func (l *Leader) run(ctx context.Context) {
+	for {
+		var batch []*waiting
+		select {
+		case w := <-l.queue:
+			batch = append(batch, w)
+		case <-ctx.Done():
+			close(l.ended)
+			return
+		}
+	more:
+		for len(batch) < batchMax {
+			select {
+			case w := <-l.queue:
+				batch = append(batch, w)
+			default:
+				break more
+			}
+		}
+		l.runBatch(ctx, batch)
+		for _, w := range batch {
+			close(w.done)
+		}
+	}
+}
+
+// runBatch runs commands in one transaction, again and again while the server
+// is away or refuses it.
+func (l *Leader) runBatch(ctx context.Context, batch []*waiting) {
+	ctx, cancel := context.WithTimeout(ctx, l.e.cfg.Wait)
+	defer cancel()
+	for pause := time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
+		err := l.tryBatch(ctx, batch)
+		if err == nil {
+			return
+		}
+		if sys.KindOf(err) == sys.NotLeader {
+			l.fenced = err
+		}
+		l.e.cfg.Log.Warn("the database refuses a transaction", "err", l.e.explain("mysql.Do", err))
+		sleep(ctx, pause)
+		if l.fenced != nil || ctx.Err() != nil {
+			l.loaded = false // nobody knows whether the last transaction came through
+			for _, w := range batch {
+				w.reply, w.err = Reply{}, l.e.explain("mysql.Do", err)
+			}
+			return
+		}
+	}
+}
+
+func (l *Leader) tryBatch(ctx context.Context, batch []*waiting) error {
+	if l.fenced != nil {
+		return l.fenced
+	}
+	if !l.loaded {
+		if err := l.load(ctx); err != nil {
+			return err
+		}
+	}
+	b := &carried{l: l, rows: newWrites(), results: map[sys.SessionID]map[uint64][]byte{}, acks: map[sys.SessionID]uint64{}}
+	b.tx = &Tx{ctx: ctx, st: l.e.st, over: b.rows, cache: l.cache}
+	b.nowNs = max(l.e.cfg.Clock.Wall().UnixNano(), l.lastNs+1)
+	for _, w := range batch {
+		if err := b.run(w); err != nil {
+			return err
+		}
+	}
+	if b.ran == 0 {
+		return nil
+	}
+	return l.commit(ctx, b)
+}

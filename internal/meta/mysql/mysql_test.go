@@ -1,0 +1,424 @@
+package mysql
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/koinon/koinon/internal/meta"
+	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/meta/metatest"
+	"github.com/koinon/koinon/internal/meta/mysql/mysqltest"
+	"github.com/koinon/koinon/internal/sys"
+)
+
+const testCluster = "test"
+
+func open(t *testing.T, url string) *Engine {
+	t.Helper()
+	e, err := Open(context.Background(), Config{URL: url, Cluster: testCluster})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return e
+}
+
+func lead(t *testing.T, e *Engine, epoch uint64) *Leader {
+	t.Helper()
+	l, err := e.Lead(context.Background(), epoch, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(l.Close)
+	return l
+}
+
+// client is the tree as one leader runs it.
+type client struct {
+	e *Engine
+	l *Leader
+}
+
+func (c *client) Do(ctx context.Context, cmd *metapb.Command) (*metapb.Result, error) {
+	r, err := c.l.Do(ctx, &Request{Body: body(cmd)})
+	if err != nil {
+		return nil, err
+	}
+	res := result(r)
+	if res.Failure != nil {
+		return nil, res.Failure.Err()
+	}
+	return res, nil
+}
+
+func body(cmd *metapb.Command) []byte {
+	raw, err := proto.Marshal(cmd)
+	if err != nil {
+		panic(err)
+	}
+	return raw
+}
+
+func result(r Reply) *metapb.Result {
+	res := &metapb.Result{}
+	if err := proto.Unmarshal(r.Result, res); err != nil {
+		panic(err)
+	}
+	return res
+}
+
+func (c *client) Query(ctx context.Context, q *metapb.Query) (*metapb.Answer, error) {
+	a, err := c.e.Query(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	if a.Failure != nil {
+		return nil, a.Failure.Err()
+	}
+	return a, nil
+}
+
+// flushing is a Tx in one transaction of the database that carries what has
+// been written there before everything that is read.
+type flushing struct {
+	*Tx
+	conn *sql.Tx
+	e    *Engine
+}
+
+func (f *flushing) flush() error {
+	s := &script{}
+	if err := f.over.write(s, &f.e.tails); err != nil {
+		return err
+	}
+	s.cut()
+	for _, part := range s.done {
+		if _, err := f.conn.Exec(string(part)); err != nil {
+			return fmt.Errorf("%s: %w", part, err)
+		}
+	}
+	*f.over, *f.cache = *newWrites(), *newCache()
+	return nil
+}
+
+func (f *flushing) ScanDentries(parent sys.Ino, after uint64, fn func(name []byte, d *metapb.Dentry) bool) error {
+	if err := f.flush(); err != nil {
+		return err
+	}
+	return f.Tx.ScanDentries(parent, after, fn)
+}
+
+func (f *flushing) Inode(ino sys.Ino) (*metapb.Attr, error) {
+	if err := f.flush(); err != nil {
+		return nil, err
+	}
+	return f.Tx.Inode(ino)
+}
+
+func (f *flushing) NextOwner(after sys.Ino) (sys.Ino, bool, error) {
+	if err := f.flush(); err != nil {
+		return 0, false, err
+	}
+	return f.Tx.NextOwner(after)
+}
+
+// suites runs the suite of all engines, once on rows in the database and once
+// through a leader, all on one server.
+func suites(t *testing.T, s *mysqltest.Server) {
+	e := open(t, s.Create(t, "tree"))
+	t.Run("Rows", func(t *testing.T) {
+		metatest.RunTx(t, func(t *testing.T) meta.Tx {
+			st, err := prepare(context.Background(), e.writer)
+			if err != nil {
+				t.Fatal(err)
+			}
+			conn, err := e.writer.Begin()
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				if err := errors.Join(conn.Rollback(), st.close()); err != nil {
+					t.Error(err)
+				}
+			})
+			tx := &Tx{ctx: context.Background(), st: st, tx: conn, over: newWrites(), cache: newCache()}
+			return &flushing{Tx: tx, conn: conn, e: e}
+		}, metatest.Far)
+	})
+	t.Run("Commands", func(t *testing.T) {
+		epoch := uint64(0)
+		metatest.Run(t, func(t *testing.T) meta.Client {
+			for _, table := range []string{"inodes", "entries", "chunks", "xattrs", "counters", "results"} {
+				if _, err := e.db.Exec("DELETE FROM " + table); err != nil {
+					t.Fatal(err)
+				}
+			}
+			epoch++
+			return &client{e, lead(t, e, epoch)}
+		}, metatest.Far)
+	})
+}
+
+func TestMariaDB(t *testing.T) {
+	s := mysqltest.Start(t)
+	s.Durable(t, false) // which no suite asks for
+	suites(t, s)
+	s.Durable(t, true)
+	t.Run("Fence", func(t *testing.T) { testFence(t, s) })
+	t.Run("Once", func(t *testing.T) { testOnce(t, s) })
+	t.Run("Restart", func(t *testing.T) { testRestart(t, s) })
+	t.Run("Files", func(t *testing.T) { testFiles(t, s) })
+	t.Run("Refused", func(t *testing.T) { testRefused(t, s) })
+}
+
+func mknod(name string) *metapb.Command {
+	return &metapb.Command{Op: &metapb.Command_Mknod{Mknod: &metapb.Mknod{
+		Parent: uint64(sys.RootIno), Name: []byte(name), Type: uint32(sys.TypeRegular), Mode: 0o644,
+	}}}
+}
+
+func format() *metapb.Command {
+	return &metapb.Command{Op: &metapb.Command_Format{Format: &metapb.Format{}}}
+}
+
+func names(t *testing.T, e *Engine) []string {
+	t.Helper()
+	a, err := e.Query(context.Background(), &metapb.Query{Op: &metapb.Query_ReadDir{
+		ReadDir: &metapb.ReadDir{Ino: uint64(sys.RootIno), Limit: 1000},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []string
+	for _, e := range a.Entries {
+		all = append(all, string(e.Name))
+	}
+	return all
+}
+
+// Whoever led before commits nothing any more, even in a transaction that was
+// open when the next one took office.
+func testFence(t *testing.T, s *mysqltest.Server) {
+	url := s.Create(t, "fence")
+	old, ctx := lead(t, open(t, url), 5), context.Background()
+	e := open(t, url)
+	if _, err := old.Do(ctx, &Request{Body: body(format())}); err != nil {
+		t.Fatal(err)
+	}
+	// A transaction that stands still with the fence's row in its hand, as
+	// that of a process that is stopped.
+	conn, err := old.e.writer.Conn(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.ExecContext(ctx, "START TRANSACTION; UPDATE fence SET seq=seq+1, time_ns=1 WHERE id=1 AND epoch=5"); err != nil {
+		t.Fatal(err)
+	}
+	var next *Leader
+	for next == nil { // until the server gives up the old connection
+		l, err := e.Lead(ctx, 6, nil)
+		if err == nil {
+			next = l
+			t.Cleanup(l.Close)
+		} else if n := number(err); n != errLockTimeout {
+			t.Fatalf("expected to wait for the lock, found %v", err)
+		}
+	}
+	if _, err := conn.ExecContext(ctx, "COMMIT"); err == nil {
+		t.Fatal("expected the old transaction to be gone, found that it commits")
+	}
+	if err := conn.Close(); err != nil {
+		t.Log(err)
+	}
+	if _, err := next.Do(ctx, &Request{Body: body(mknod("new"))}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := old.Do(ctx, &Request{Body: body(mknod("old"))}); sys.KindOf(err) != sys.NotLeader {
+		t.Fatalf("expected the old leader to be refused, found %v", err)
+	}
+	if _, err := old.e.Lead(ctx, 5, nil); sys.KindOf(err) != sys.NotLeader {
+		t.Fatalf("expected the old epoch to be refused, found %v", err)
+	}
+	if got := names(t, e); len(got) != 1 || got[0] != "new" {
+		t.Fatalf("expected only the new leader's file, found %q", got)
+	}
+}
+
+// A command that comes again has the result it had, at the next leader too,
+// and a transaction whose reply was lost is not run again.
+func testOnce(t *testing.T, s *mysqltest.Server) {
+	e, ctx := open(t, s.Create(t, "once")), context.Background()
+	l := lead(t, e, 1)
+	if _, err := l.Do(ctx, &Request{Body: body(format())}); err != nil {
+		t.Fatal(err)
+	}
+	req := &Request{Session: 7, Seq: 1, Body: body(mknod("f"))}
+	first, err := l.Do(ctx, req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for epoch := uint64(1); epoch < 3; epoch++ {
+		again, err := l.Do(ctx, req)
+		if err != nil || again.Outcome != nil || result(again).Attr.GetIno() != result(first).Attr.Ino {
+			t.Fatalf("expected inode %d again, found %v, %v", result(first).Attr.Ino, result(again), err)
+		}
+		l = lead(t, e, epoch+1)
+	}
+	// The reply to COMMIT is lost: the text goes there twice.
+	b := &carried{l: l, rows: newWrites(), nowNs: l.lastNs + 1}
+	b.rows.counters[meta.CounterFreed] = 42
+	text, err := b.script(l.Seq())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.send(ctx, text); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.commit(ctx, b); err != nil {
+		t.Fatalf("expected a transaction that was committed to be known as such, found %v", err)
+	}
+	// What is acknowledged is forgotten.
+	if _, err := l.Do(ctx, &Request{Session: 7, Seq: 2, Ack: 1, Body: body(mknod("g"))}); err != nil {
+		t.Fatal(err)
+	}
+	var n int
+	if err := e.db.QueryRow("SELECT COUNT(*) FROM results").Scan(&n); err != nil || n != 1 {
+		t.Fatalf("expected 1 result, found %d, %v", n, err)
+	}
+}
+
+// A leader goes on after the server was killed, and nothing it answered for is
+// lost.
+func testRestart(t *testing.T, s *mysqltest.Server) {
+	e, err := Open(context.Background(), Config{URL: s.Create(t, "restart"), Cluster: testCluster, Wait: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	l, err := e.Lead(context.Background(), 1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	ctx := context.Background()
+	if _, err := l.Do(ctx, &Request{Body: body(format())}); err != nil {
+		t.Fatal(err)
+	}
+	const workers, files = 4, 50
+	done, halfway := make(chan error, workers), make(chan struct{}, workers)
+	for w := range workers {
+		go func() {
+			for i := range files {
+				if i == files/2 {
+					halfway <- struct{}{}
+				}
+				r, err := l.Do(ctx, &Request{Session: sys.SessionID(w + 1), Seq: uint64(i + 1), Ack: uint64(i), Body: body(mknod(fmt.Sprintf("f%d-%d", w, i)))})
+				if f := result(r).Failure; err == nil && f != nil {
+					err = f.Err()
+				}
+				if err != nil {
+					done <- err
+					return
+				}
+			}
+			done <- nil
+		}()
+	}
+	<-halfway
+	s.Kill()
+	s.Restart()
+	for range workers {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	if got := names(t, e); len(got) != workers*files {
+		t.Errorf("expected %d files, found %d", workers*files, len(got))
+	}
+	report, err := meta.Check(ctx, &client{e, l}, meta.CheckOptions{Thorough: true})
+	if err != nil || len(report.Problems) > 0 {
+		t.Errorf("expected a sound tree, found %v, %v", report, err)
+	}
+}
+
+// A person finds a file in SQL.
+func testFiles(t *testing.T, s *mysqltest.Server) {
+	e, ctx := open(t, s.Create(t, "files")), context.Background()
+	c := &client{e, lead(t, e, 1)}
+	dir := mknod("a dir")
+	dir.GetMknod().Type = uint32(sys.TypeDir)
+	for _, cmd := range []*metapb.Command{format(), dir} {
+		if _, err := c.Do(ctx, cmd); err != nil {
+			t.Fatal(err)
+		}
+	}
+	file := mknod("file.txt")
+	file.GetMknod().Parent = uint64(sys.FirstIno)
+	file.GetMknod().Body = &metapb.Commit{Inline: []byte("hello")}
+	if _, err := c.Do(ctx, file); err != nil {
+		t.Fatal(err)
+	}
+	var owner, mode, typ, path string
+	var size int
+	var age float64
+	err := s.DB(t, "files").QueryRow("SELECT size, owner, mode, type, path, TIMESTAMPDIFF(SECOND, mtime, NOW()) "+
+		"FROM files WHERE name = 'file.txt'").Scan(&size, &owner, &mode, &typ, &path, &age)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if size != 5 || owner != "root" && owner != "0" || mode != "0644" || typ != "file" || path != "/a dir/file.txt" || age < -1 || age > 60 {
+		t.Fatalf("expected the file, found size %d owner %q mode %q type %q path %q age %v", size, owner, mode, typ, path, age)
+	}
+}
+
+// What is wrong is named, and the password never is.
+func testRefused(t *testing.T, s *mysqltest.Server) {
+	good := s.Create(t, "refused")
+	open(t, good)
+	newer := s.Create(t, "newer")
+	open(t, newer)
+	if _, err := s.DB(t, "newer").Exec("INSERT INTO goose_db_version (version_id, is_applied) VALUES (9999, 1)"); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ url, cluster, want string }{
+		{"http://koinon:geheim@h/db", "test", "scheme"},
+		{"mysql://:geheim@h/db", "test", "user"},
+		{"mysql://koinon:geheim@h/", "test", "database"},
+		{"mysql://koinon:geheim@/db", "test", "host"},
+		{"mysql://koinon:gehe%im@h:x/db", "test", "not a URL"},
+		{good + "?speed=9", "test", "parameter"},
+		{strings.Replace(good, "se%3Acr%2Fet", "geheim", 1), "test", "password"},
+		{strings.Replace(good, "/refused", "/nowhere", 1), "test", "database"},
+		{good + "?tls=true", "test", "TLS"},
+		{fmt.Sprintf("mysql://koinon:geheim@127.0.0.1:%d/db", mysqltest.FreePort(t)), "test", "does not answer"},
+		{good, "another", "cluster"},
+		{newer, "test", "newer"},
+	} {
+		e, err := Open(context.Background(), Config{URL: c.url, Cluster: c.cluster})
+		if err == nil {
+			t.Errorf("%s: expected to be refused", c.url)
+			_ = e.Close() // the test has failed
+			continue
+		}
+		if !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "geheim") || strings.Contains(err.Error(), mysqltest.Password) {
+			t.Errorf("%s: expected %q and no password, found %v", c.url, c.want, err)
+		}
+	}
+	socket := fmt.Sprintf("mysql://koinon:se%%3Acr%%2Fet@/refused?socket=%s", s.Socket())
+	open(t, socket)
+}

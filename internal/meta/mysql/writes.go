@@ -1,0 +1,213 @@
+package mysql
+
+import (
+	"encoding/hex"
+	"fmt"
+	"strconv"
+
+	"github.com/koinon/koinon/internal/meta"
+	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/sys"
+)
+
+// writes are rows that are to be in the database: what commands have written
+// and no transaction has carried there yet. A nil row is to be deleted.
+type writes struct {
+	inodes   map[sys.Ino]*metapb.Attr
+	entries  map[sys.Ino]map[string]*metapb.Dentry
+	chunks   map[sys.Ino]map[uint32]*metapb.Chunk
+	xattrs   map[sys.Ino]*metapb.Xattrs
+	counters map[meta.Counter]int64
+}
+
+func newWrites() *writes {
+	return &writes{
+		inodes: map[sys.Ino]*metapb.Attr{}, entries: map[sys.Ino]map[string]*metapb.Dentry{},
+		chunks: map[sys.Ino]map[uint32]*metapb.Chunk{}, xattrs: map[sys.Ino]*metapb.Xattrs{},
+		counters: map[meta.Counter]int64{},
+	}
+}
+
+// scriptMax is how long the text of one round trip becomes before it is cut,
+// in bytes. Servers take 16 MiB unless told otherwise; one row has up to twice
+// its limit of 256 KiB.
+const scriptMax = 1 << 20
+
+// script is SQL text: statements with their values in them, numbers as digits
+// and bytes as hexadecimal, so that nothing needs quoting.
+type script struct {
+	done [][]byte // parts of a round trip each
+	text []byte
+	open string // what ends the statement that is being written; "" between statements
+}
+
+// rows adds one row to a statement of many: head (row), (row) tail.
+func (s *script) row(head, tail string, values ...any) {
+	if s.open != "" {
+		s.text = append(s.text, ',')
+	} else {
+		s.text = append(s.text, head...)
+		s.open = tail + ";"
+	}
+	s.text = append(s.text, '(')
+	for i, v := range values {
+		if i > 0 {
+			s.text = append(s.text, ',')
+		}
+		s.text = appendValue(s.text, v)
+	}
+	s.text = append(s.text, ')')
+	if len(s.text) >= scriptMax {
+		s.end()
+		s.cut()
+	}
+}
+
+// end ends the statement that is being written, if any.
+func (s *script) end() {
+	s.text = append(s.text, s.open...)
+	s.open = ""
+}
+
+// add adds a whole statement.
+func (s *script) add(statement string) {
+	s.end()
+	s.text = append(append(s.text, statement...), ';')
+}
+
+func (s *script) cut() {
+	if len(s.text) > 0 {
+		s.done = append(s.done, s.text)
+		s.text = nil
+	}
+}
+
+func appendValue(b []byte, v any) []byte {
+	switch v := v.(type) {
+	case nil:
+		return append(b, "NULL"...)
+	case uint64:
+		return strconv.AppendUint(b, v, 10)
+	case uint32:
+		return strconv.AppendUint(b, uint64(v), 10)
+	case int64:
+		return strconv.AppendInt(b, v, 10)
+	case bool:
+		return strconv.AppendBool(b, v)
+	case []byte:
+		return append(hex.AppendEncode(append(b, "x'"...), v), '\'')
+	}
+	panic(fmt.Sprintf("mysql: expected a value of a column, found %T", v))
+}
+
+// onto is what follows the rows of an INSERT so that they replace others.
+func onto(columns ...string) string {
+	b := " ON DUPLICATE KEY UPDATE "
+	for i, c := range columns {
+		if i > 0 {
+			b += ","
+		}
+		b += c + "=VALUES(" + c + ")"
+	}
+	return b
+}
+
+const (
+	insertInode = "INSERT INTO inodes (" + attrColumns + ") VALUES "
+	insertEntry = "INSERT INTO entries (parent, cookie, name, inode, type, " + originColumns + ") VALUES "
+	insertChunk = "INSERT INTO chunks (inode, chunk, bytes, slices, layout) VALUES "
+	insertXattr = "INSERT INTO xattrs (inode, name, value) VALUES "
+	insertCount = "INSERT INTO counters (name, value) VALUES "
+)
+
+// tails are what follows the rows of each INSERT.
+type tails struct{ inode, entry, chunk, count string }
+
+func newTails() tails {
+	return tails{
+		inode: onto("type", "mode", "uid", "gid", "size", "nlink", "atime_ns", "mtime_ns", "ctime_ns", "rdev", "parent",
+			"version", "next_cookie", "target", "xattrs", "deadline_ns", "purging", "stored"),
+		entry: onto("cookie", "inode", "type", "origin_parent", "origin_name", "removed_ns"),
+		chunk: onto("bytes", "slices", "layout"),
+		count: onto("value"),
+	}
+}
+
+// write adds to s what brings the rows into the database: what goes first, so
+// that a name may come back with another cookie.
+func (w *writes) write(s *script, t *tails) error {
+	w.deletes(s)
+	for _, a := range w.inodes {
+		if a != nil {
+			s.row(insertInode, t.inode, a.Ino, a.Type, a.Mode, a.Uid, a.Gid, a.Size, a.Nlink, a.AtimeNs, a.MtimeNs, a.CtimeNs,
+				a.Rdev, a.Parent, a.Version, a.NextCookie, a.Target, a.Xattrs, a.DeadlineNs, a.Purging, a.Stored)
+		}
+	}
+	s.end()
+	for parent, dir := range w.entries {
+		for name, d := range dir {
+			if d == nil {
+				continue
+			}
+			row := []any{uint64(parent), d.Cookie, []byte(name), d.Ino, d.Type, nil, nil, nil}
+			if o := d.Origin; o != nil {
+				row[5], row[6], row[7] = o.Parent, o.Name, o.RemovedNs
+			}
+			s.row(insertEntry, t.entry, row...)
+		}
+	}
+	s.end()
+	for ino, chunks := range w.chunks {
+		for n, c := range chunks {
+			if c == nil {
+				continue
+			}
+			layout, err := rowOptions.Marshal(&metapb.Chunk{Slices: c.Slices, Ranges: c.Ranges, FreedNs: c.FreedNs})
+			if err != nil {
+				return fmt.Errorf("mysql: chunk %d of inode %d: %w", n, ino, err)
+			}
+			s.row(insertChunk, t.chunk, uint64(ino), n, c.Inline, uint32(len(c.Slices)), layout)
+		}
+	}
+	s.end()
+	for ino, x := range w.xattrs {
+		for _, x := range x.GetXattrs() {
+			s.row(insertXattr, "", uint64(ino), x.Name, x.Value)
+		}
+	}
+	s.end()
+	for c, n := range w.counters {
+		s.row(insertCount, t.count, []byte(c.String()), n)
+	}
+	s.end()
+	return nil
+}
+
+func (w *writes) deletes(s *script) {
+	for ino, a := range w.inodes {
+		if a == nil {
+			s.row("DELETE FROM inodes WHERE id IN (", ")", uint64(ino))
+		}
+	}
+	s.end()
+	// One by one: servers look for rows of several columns in a list by reading
+	// the whole table.
+	for parent, dir := range w.entries {
+		for name, d := range dir {
+			if d == nil {
+				s.add(fmt.Sprintf("DELETE FROM entries WHERE parent=%d AND name=x'%x'", uint64(parent), name))
+			}
+		}
+	}
+	for ino, chunks := range w.chunks {
+		for n, c := range chunks {
+			if c == nil {
+				s.add(fmt.Sprintf("DELETE FROM chunks WHERE inode=%d AND chunk=%d", uint64(ino), n))
+			}
+		}
+	}
+	for ino := range w.xattrs {
+		s.row("DELETE FROM xattrs WHERE inode IN (", ")", uint64(ino))
+	}
+	s.end()
+}

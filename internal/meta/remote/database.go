@@ -1,0 +1,201 @@
+package remote
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/meta"
+	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/meta/mysql"
+	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/sys"
+)
+
+// inDatabase are rows in a database. The leader of the group alone writes
+// there, under a fence of its ballot.
+type inDatabase struct {
+	group *replica.Group
+	db    *mysql.Engine
+	clock env.Clock
+	tell  changed
+
+	mu     sync.Mutex
+	round  uint64 // that leader is of
+	leader *mysql.Leader
+	failed error         // why the last try to take office failed
+	tried  time.Duration // Boot time at which it did
+}
+
+// againAfter is how long nobody tries to take office anew after a failure:
+// those who wait are not each to wait for a server that is away.
+const againAfter = 100 * time.Millisecond
+
+// leadWait bounds one try: the loss of the leadership waits for it.
+const leadWait = 3 * time.Second
+
+func newInDatabase(g *replica.Group, db *mysql.Engine, clock env.Clock, tell changed) *inDatabase {
+	return &inDatabase{group: g, db: db, clock: clock, tell: tell}
+}
+
+// epoch is a ballot as one number, ordered as ballots are.
+func epoch(round uint64, self sys.NodeID) uint64 { return round<<32 | uint64(self)&(1<<32-1) }
+
+func (d *inDatabase) lead(ctx context.Context, round uint64) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.leader != nil && d.round == round {
+		return nil
+	}
+	if d.failed != nil && d.clock.Boot()-d.tried < againAfter {
+		return d.failed
+	}
+	d.drop()
+	ctx, cancel := context.WithTimeout(ctx, leadWait)
+	defer cancel()
+	l, err := d.db.Lead(ctx, epoch(round, d.group.Status().Self), func(at uint64, r *mysql.Request, o *meta.Outcome) {
+		d.tell(at, r.Session, r.Seq, o)
+	})
+	d.failed, d.tried = err, d.clock.Boot()
+	if err != nil {
+		return err
+	}
+	d.round, d.leader = round, l
+	return nil
+}
+
+func (d *inDatabase) follow() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.drop()
+	d.failed = nil
+}
+
+func (d *inDatabase) drop() {
+	if d.leader != nil {
+		d.leader.Close()
+		d.leader = nil
+	}
+}
+
+// office returns the leader of the present leadership.
+func (d *inDatabase) office(ctx context.Context, op sys.Op) (*mysql.Leader, error) {
+	round := d.group.Leading()
+	if round == 0 {
+		return nil, d.group.NotLeader(op)
+	}
+	if err := d.lead(ctx, round); err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.leader == nil || d.round != round {
+		return nil, d.group.NotLeader(op)
+	}
+	return d.leader, nil
+}
+
+func (d *inDatabase) propose(ctx context.Context, cmd replica.Command) ([]byte, any, error) {
+	l, err := d.office(ctx, "meta.Do")
+	if err != nil {
+		return nil, nil, err
+	}
+	if cmd.Session != 0 { // a session that has ended must not run its commands again
+		if err := d.group.KeepAlive(cmd.Session); err != nil {
+			return nil, nil, err
+		}
+	}
+	r, err := l.Do(ctx, &mysql.Request{Session: cmd.Session, Seq: cmd.Seq, Ack: cmd.Ack, Body: cmd.Body})
+	if err != nil || r.Outcome == nil {
+		return r.Result, nil, err
+	}
+	return r.Result, r.Outcome, nil
+}
+
+func (d *inDatabase) read(ctx context.Context, q *metapb.Query) (*metapb.Answer, uint64, error) {
+	l, err := d.office(ctx, "meta.Query")
+	if err != nil {
+		return nil, 0, err
+	}
+	seen := l.Seq() // before the view is taken, so never newer than it
+	a, err := d.db.Query(ctx, q)
+	if err != nil {
+		return nil, 0, err
+	}
+	return a, seen, readNothing(ctx, d.group) // only a leader may let others cache it
+}
+
+func (d *inDatabase) pin(ctx context.Context) (pinned, error) {
+	if _, err := d.office(ctx, "meta.View"); err != nil {
+		return nil, err
+	}
+	round := d.group.Leading()
+	v, err := d.db.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &databaseView{view: v, group: d.group, round: round}, nil
+}
+
+// databaseView is a view that takes turns.
+type databaseView struct {
+	mu    sync.Mutex
+	view  *mysql.View
+	group *replica.Group
+	round uint64
+}
+
+// Query implements pinned.
+func (v *databaseView) Query(ctx context.Context, q *metapb.Query) (*metapb.Answer, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.view.Query(ctx, q)
+}
+
+// Good implements pinned: the next leader deletes blocks as it likes.
+func (v *databaseView) Good() bool { return v.round != 0 && v.group.Leading() == v.round }
+
+// Close implements pinned.
+func (v *databaseView) Close() error { return v.view.Close() }
+
+func (d *inDatabase) tidy(ctx context.Context) error {
+	l, err := d.office(ctx, "meta.EndSession")
+	if err != nil {
+		return err
+	}
+	known, err := d.db.Sessions(ctx)
+	if err != nil || len(known) == 0 {
+		return err
+	}
+	// The log is asked afterwards, so that a session which is not there has
+	// ended, and not just begun.
+	if err := readNothing(ctx, d.group); err != nil {
+		return err
+	}
+	infos, err := d.group.Sessions()
+	if err != nil {
+		return err
+	}
+	for _, id := range known {
+		if slices.ContainsFunc(infos, func(i replica.SessionInfo) bool { return i.ID == id }) {
+			continue
+		}
+		body, err := proto.Marshal(&metapb.Command{Op: &metapb.Command_EndSession{EndSession: &metapb.EndSession{Session: uint64(id)}}})
+		if err != nil {
+			return err
+		}
+		r, err := l.Do(ctx, &mysql.Request{Ends: id, Body: body})
+		if err != nil {
+			return err
+		}
+		if _, err := decodeResult(r.Result); err != nil {
+			return fmt.Errorf("session %d: %w", id, err)
+		}
+	}
+	return nil
+}
