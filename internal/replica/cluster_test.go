@@ -198,7 +198,7 @@ func (c *cluster) count(id sys.NodeID, key string) uint64 {
 // await polls until ok, as what it waits for has no event of its own.
 func (c *cluster) await(what string, ok func() bool) {
 	c.t.Helper()
-	deadline := time.Now().Add(15 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for !ok() {
 		if time.Now().After(deadline) {
 			for id := sys.NodeID(1); id <= sys.NodeID(c.n); id++ {

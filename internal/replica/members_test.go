@@ -36,7 +36,10 @@ func without(list []sys.NodeID, id sys.NodeID) []sys.NodeID {
 // tryChange asks whoever leads for a change, as often as it takes.
 func (c *cluster) tryChange(ctx context.Context, voters, learners []sys.NodeID) error {
 	for {
-		err := c.group(c.leader()).Reconfigure(ctx, voters, learners)
+		err := sys.E(sys.Unavailable)
+		if h := c.host(c.leader()); h != nil { // else it has been crashed since
+			err = h.Group(0).Reconfigure(ctx, voters, learners)
+		}
 		if err == nil || !sys.Is(err, sys.NotLeader) && !sys.Is(err, sys.Unavailable) && !sys.Is(err, sys.Busy) || ctx.Err() != nil {
 			return err
 		}
