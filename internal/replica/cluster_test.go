@@ -267,7 +267,7 @@ func (c *cluster) do(ctx context.Context, cmd replica.Command) ([]byte, error) {
 }
 
 func (c *cluster) ctx() context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	c.t.Cleanup(cancel)
 	return ctx
 }
