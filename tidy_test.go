@@ -52,6 +52,7 @@ var layers = map[string][]string{
 	"internal/daemon":          {},
 	"internal/logfile":         {},
 	"internal/proc/sched":      {},
+	"internal/proc/executor":   {"internal/daemon"},
 	"internal/sim":             {"*"},
 	"internal/node":            {"*"},
 	"":                         {"internal/vfs", "internal/node", "internal/config", "internal/meta", "internal/block", "internal/kv"},
