@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/koinon/koinon/commit"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -91,3 +92,7 @@ func OutPath(task Name, epoch uint32) string { return fmt.Sprintf("%s/%v-%d", Ou
 
 // Over says whether a state is an end.
 func Over(s procpb.State) bool { return s >= procpb.State_EXITED }
+
+// PartyOf names a node in transactions: another one each time that it was
+// declared lost.
+func PartyOf(node, fence uint64) commit.Party { return commit.Party(node<<24 | fence&(1<<24-1)) }
