@@ -749,6 +749,7 @@ type Task struct {
 	Lost          uint32                 `protobuf:"varint,12,opt,name=lost,proto3" json:"lost,omitempty"`                         // how many of the tries were lost with a node
 	TimedOut      bool                   `protobuf:"varint,13,opt,name=timed_out,json=timedOut,proto3" json:"timed_out,omitempty"` // signal is of the timeout
 	OutIno        uint64                 `protobuf:"varint,14,opt,name=out_ino,json=outIno,proto3" json:"out_ino,omitempty"`       // the private directory of its outputs
+	Version       uint64                 `protobuf:"varint,15,opt,name=version,proto3" json:"version,omitempty"`                   // Job.version of its last change
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -877,6 +878,13 @@ func (x *Task) GetTimedOut() bool {
 func (x *Task) GetOutIno() uint64 {
 	if x != nil {
 		return x.OutIno
+	}
+	return 0
+}
+
+func (x *Task) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
 	}
 	return 0
 }
@@ -4127,7 +4135,7 @@ const file_proc_procpb_proc_proto_rawDesc = "" +
 	"\x06cpu_ns\x18\t \x01(\x03R\x05cpuNs\x12\x17\n" +
 	"\arss_max\x18\n" +
 	" \x01(\x03R\x06rssMax\x12\x10\n" +
-	"\x03oom\x18\v \x01(\bR\x03oom\"\x83\x03\n" +
+	"\x03oom\x18\v \x01(\bR\x03oom\"\x9d\x03\n" +
 	"\x04Task\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\x04R\x03job\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\rR\x05index\x12+\n" +
@@ -4144,7 +4152,8 @@ const file_proc_procpb_proc_proto_rawDesc = "" +
 	"\x06killer\x18\v \x01(\tR\x06killer\x12\x12\n" +
 	"\x04lost\x18\f \x01(\rR\x04lost\x12\x1b\n" +
 	"\ttimed_out\x18\r \x01(\bR\btimedOut\x12\x17\n" +
-	"\aout_ino\x18\x0e \x01(\x04R\x06outIno\"\x83\x04\n" +
+	"\aout_ino\x18\x0e \x01(\x04R\x06outIno\x12\x18\n" +
+	"\aversion\x18\x0f \x01(\x04R\aversion\"\x83\x04\n" +
 	"\x03Job\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12+\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x15.koinon.proc.v1.StateR\x05state\x12!\n" +
