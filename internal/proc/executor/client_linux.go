@@ -39,7 +39,8 @@ type Executor struct {
 	dir     string
 	opts    Options
 	http    *http.Client
-	mu      sync.Mutex // held while a supervisor is being started
+	mu      sync.Mutex     // held while a supervisor is being started
+	started daemon.Process // the last one that was started here
 	closed  context.Context
 	close   context.CancelFunc
 	limits  Enforced
@@ -217,7 +218,7 @@ func (s *stdin) Close() error {
 const (
 	closeWithin = 10 * time.Second
 	retryEvery  = 100 * time.Millisecond
-	callTries   = 3
+	retryWithin = 5 * time.Second
 	readyWithin = 20 * time.Second
 )
 
@@ -246,17 +247,17 @@ func call[Reply, Request any](ctx context.Context, x *Executor, name string, req
 	}
 	ctx, cancel := x.within(ctx)
 	defer cancel()
-	for try := 1; ; try++ {
+	for begun := time.Now(); ; {
 		err = x.post(ctx, name, body, &reply)
 		var remote *remoteError
 		switch {
 		case err == nil:
 			return reply, nil
-		case errors.As(err, &remote):
+		case errors.As(err, &remote) && !errors.Is(err, errEnding):
 			return reply, err
 		case ctx.Err() != nil:
 			return reply, sys.E(op, sys.Interrupted, context.Cause(ctx))
-		case try == callTries:
+		case time.Since(begun) > retryWithin:
 			return reply, sys.E(op, sys.Unavailable, err)
 		}
 		pause(ctx, retryEvery)
@@ -297,11 +298,15 @@ func (x *Executor) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	if conn, err = dialSocket(ctx, x.dir); err == nil {
 		return conn, nil // somebody was faster
 	}
+	if _, err := x.started.Alive(); err != nil { // takes it off the list of children that have ended
+		return nil, err
+	}
 	log := filepath.Join(x.dir, logName)
 	d, err := daemon.Start(daemon.Spec{Path: x.opts.Command[0], Args: x.opts.Command[1:], Log: log, Ready: true})
 	if err != nil {
 		return nil, fmt.Errorf("start the supervisor: %w", err)
 	}
+	x.started = d.Process
 	ctx, cancel := context.WithTimeout(ctx, readyWithin)
 	defer cancel()
 	_, err = d.AwaitReady(ctx)

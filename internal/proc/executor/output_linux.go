@@ -54,3 +54,5 @@ func (o *Output) Ack(ctx context.Context, offset int64) error {
 	_, err := call[struct{}](ctx, o.x, callAck, ackRequest{o.id, o.stream, offset})
 	return err
 }
+
+var _ io.ReaderAt = (*Output)(nil)

@@ -98,12 +98,16 @@ type failure struct {
 	Text   string
 }
 
+// errEnding is the answer of a supervisor that is about to end. The next one may be asked again.
+var errEnding = errors.New("the supervisor is ending")
+
 // sentinels are the errors that must stay what they are on their way through the socket.
 var sentinels = map[string]error{
 	"not found":      ErrNotFound,
 	"not executable": ErrNotExecutable,
 	"no directory":   ErrNoDirectory,
 	"no user":        ErrNoUser,
+	"ending":         errEnding,
 }
 
 func newFailure(err error) failure {
