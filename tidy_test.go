@@ -57,6 +57,7 @@ var layers = map[string][]string{
 	"internal/proc/executor":   {},
 	"internal/proc/proctest":   {"internal/proc"},
 	"internal/proc/sched":      {},
+	"internal/proc/executor":   {"internal/daemon"},
 	"internal/sim":             {"*"},
 	"internal/node":            {"*"},
 	"":                         {"internal/vfs", "internal/node", "internal/config", "internal/meta", "internal/block", "internal/kv", "internal/proc"},
