@@ -55,6 +55,7 @@ var layers = map[string][]string{
 	"internal/proc/agent":      {"commit", "internal/cluster", "internal/proc", "internal/proc/executor", "internal/vfs", "internal/wire"},
 	"internal/proc/executor":   {},
 	"internal/proc/sched":      {},
+	"internal/proc/executor":   {"internal/daemon"},
 	"internal/sim":             {"*"},
 	"internal/node":            {"*"},
 	"":                         {"internal/vfs", "internal/node", "internal/config", "internal/meta", "internal/block", "internal/kv", "internal/proc"},
