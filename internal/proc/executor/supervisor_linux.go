@@ -69,7 +69,11 @@ type supervisor struct {
 // daemon that is connected. It is the main function of a process of its own, started by Open, which must
 // not do anything else: it takes over the process's children, signals and umask. At the end it kills what runs.
 func Supervise(ctx context.Context, dir string) (err error) {
-	daemon.KeepFromChildren(daemon.ReadyFD)
+	// Nor do children inherit what the daemon, or who started it, has left open.
+	const firstFile = 3
+	if err := unix.CloseRange(firstFile, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return os.NewSyscallError("close_range", err)
+	}
 	dir, err = filepath.Abs(dir)
 	if err == nil {
 		err = becomeSupervisor(dir)

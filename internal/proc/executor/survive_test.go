@@ -142,7 +142,7 @@ func TestTheSupervisorIsKilled(t *testing.T) {
 	n := newNode(t)
 	done := spec(1, "echo done; exit 9")
 	n.run(done)
-	s := spec(2, forksAway+"; echo more; exec sleep 1000")
+	s := spec(2, forksAway+"; exec sleep 1000")
 	n.start(s)
 	pid := n.awaitLine(s.ID)
 	main := fmt.Sprint(n.list()[s.ID].PID)
@@ -483,4 +483,3 @@ func BenchmarkTrue(b *testing.B) {
 		})
 	}
 }
-
