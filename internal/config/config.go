@@ -127,6 +127,10 @@ type Proc struct {
 	// Labels tell what the node has beside, for those who want it, as in
 	// `koinon run --on gpu=a100`. arch and os are there by themselves.
 	Labels map[string]string `toml:"labels,omitempty"`
+	// Supervisor is the command that calls executor.Supervise with the directory
+	// that is appended to it. It is not in the file: without it the node runs no
+	// processes.
+	Supervisor []string `toml:"-"`
 }
 
 // Client is the configuration of a mount or of any other command that speaks
