@@ -60,11 +60,10 @@ const (
 	GraceDefault = 10 * time.Second
 	// Beat is how often a node gives a sign of life.
 	Beat = time.Second
-	// Lease is how long after the sending of a heartbeat that was answered the
-	// node's processes may run.
-	Lease = 10 * time.Second
 	// LostAfter is how long after the last answer the leader declares a node
-	// lost: more than Lease by far more than clocks drift and a KILL takes.
+	// lost. A lease, which lets the node's processes run on, is two thirds of it,
+	// from the sending of the heartbeat: less by far more than clocks drift and a
+	// KILL takes.
 	LostAfter = 15 * time.Second
 	// Retention is how long ended jobs stay in the table.
 	Retention = 7 * 24 * time.Hour

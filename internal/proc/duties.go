@@ -19,7 +19,7 @@ import (
 func (s *Server) look(l *leadership, now time.Duration) {
 	for id, n := range l.model.nodes {
 		silent := now - max(n.heard, l.since)
-		if n.row.Lost || n.losing || silent <= LostAfter {
+		if n.row.Lost || n.losing || silent <= s.opt.LostAfter {
 			continue
 		}
 		n.losing = true
@@ -49,7 +49,7 @@ func (s *Server) look(l *leadership, now time.Duration) {
 func (s *Server) lose(l *leadership, id, fence uint64) {
 	ctx, cancel := context.WithTimeout(s.ctx, proposeTimeout)
 	defer cancel()
-	why := fmt.Sprintf("its node, %v, was not heard of for %v", sys.NodeID(id), LostAfter)
+	why := fmt.Sprintf("its node, %v, was not heard of for %v", sys.NodeID(id), s.opt.LostAfter)
 	_, _, err := s.propose(ctx, &procpb.Command{Op: &procpb.Command_LoseNode{LoseNode: &procpb.LoseNode{Node: id, Fence: fence, Why: why}}})
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -89,7 +89,7 @@ func (s *Server) beat(l *leadership, hb *procpb.Heartbeat) (*procpb.HeartbeatRep
 	was := n.alive(s.opt.Clock.Boot())
 	n.heard = s.opt.Clock.Boot()
 	n.used, n.processes = hb.Used, len(hb.Running)
-	reply.LeaseNs = int64(Lease)
+	reply.LeaseNs = int64(s.opt.LostAfter * 2 / 3)
 	for _, r := range hb.Running {
 		if !l.model.runs(r, hb.Node.Id) {
 			reply.Stop = append(reply.Stop, r)

@@ -33,6 +33,9 @@ type ServerOptions struct {
 	Logger  *slog.Logger
 	// Retention is how long ended jobs are kept; 0 is Retention.
 	Retention time.Duration
+	// LostAfter is how long after the last answer a node is declared lost; 0 is
+	// LostAfter. Leases are two thirds of it.
+	LostAfter time.Duration
 }
 
 // Server is the leader's half of the process table on one node; it answers only
@@ -75,6 +78,9 @@ func NewServer(opt ServerOptions) *Server {
 	}
 	if opt.Retention == 0 {
 		opt.Retention = Retention
+	}
+	if opt.LostAfter == 0 {
+		opt.LostAfter = LostAfter
 	}
 	s := &Server{opt: opt, group: opt.Group, hub: opt.Machine.hub, wake: make(chan struct{}, 1)}
 	s.ctx, s.stop = context.WithCancel(context.Background())
