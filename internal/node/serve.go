@@ -49,6 +49,7 @@ type server struct {
 	tree      *remote.Server
 	kv        *kv.Server
 	procs     *proc.Server
+	processes *processes    // nil: this node runs none
 	spread    *spread.Store // this node's own use of all blocks
 	healer    *spread.Healer
 	scrubber  *spread.Scrubber
@@ -122,6 +123,7 @@ func (s *server) open(ctx context.Context) (err error) {
 	s.healer = spread.NewHealer(spread.HealerConfig{Every: healEvery, Self: s.cfg.ID, Engine: s.blocks, Cluster: s.peers, Logger: s.log})
 	s.scrubber = spread.NewScrubber(spread.ScrubberConfig{Self: s.cfg.ID, Engine: s.blocks, Cluster: s.peers, Logger: s.log})
 	s.spread = spread.New(spread.Options{Cluster: s.peers, Prefer: s.cfg.ID, Local: server, Logger: s.log})
+	s.processes = s.openProcesses(ctx)
 	return nil
 }
 
@@ -196,6 +198,7 @@ func (s *server) run(ctx context.Context, listener net.Listener) error {
 	wg.Go(func() { s.member(ctx, cancel) })
 	wg.Go(func() { s.duties(ctx) })
 	wg.Go(func() { s.govern(ctx) })
+	wg.Go(func() { s.processes.run(ctx) })
 	s.log.Info("serving", "node", s.cfg.ID, "cluster", s.cfg.Cluster, "addr", listener.Addr().String(), "version", s.version)
 	select {
 	case <-ctx.Done():
@@ -224,6 +227,7 @@ func (s *server) close(listener net.Listener) error {
 	if err := listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 		errs = append(errs, err)
 	}
+	errs = append(errs, s.processes.close())
 	if s.tree != nil {
 		s.tree.Close()
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -41,7 +42,7 @@ type Options struct {
 	Mount    func() (string, error)
 	Clock    env.Clock // nil is the system's
 	Logger   *slog.Logger
-	Executor executor.Options
+	Executor executor.Options // the supervisor's directory is appended to Command
 }
 
 // Agent is a node's half of the process table. Register, Run once, and Close.
@@ -104,7 +105,9 @@ func New(ctx context.Context, opts Options) (*Agent, error) {
 	a.began = reporter{a: a, method: proc.MethodBegan, wake: newWake()}
 	a.ended = reporter{a: a, method: proc.MethodEnded, wake: newWake()}
 	a.era = newEra(a.runCtx)
-	if a.exec, err = executor.Open(ctx, filepath.Join(opts.Dir, "executor"), opts.Executor); err != nil {
+	dir := filepath.Join(opts.Dir, "executor")
+	opts.Executor.Command = append(slices.Clone(opts.Executor.Command), dir)
+	if a.exec, err = executor.Open(ctx, dir, opts.Executor); err != nil {
 		return nil, err
 	}
 	if a.store, a.was, err = openStore(filepath.Join(opts.Dir, "store"), opts.Logger); err != nil {
@@ -149,11 +152,21 @@ func (a *Agent) Run(ctx context.Context) error {
 	return nil
 }
 
-// Close ends the connection to the executor. Run has returned, or was never
-// called.
+// shutdownWithin bounds how long a supervisor that has nothing to do may take
+// to end.
+const shutdownWithin = 2 * time.Second
+
+// Close ends the connection to the executor, and the supervisor when nothing
+// runs. Run has returned, or was never called.
 func (a *Agent) Close() error {
 	a.stopRun()
-	return errors.Join(a.exec.Close(), a.store.close())
+	ctx, cancel := context.WithTimeout(context.Background(), shutdownWithin)
+	defer cancel()
+	list, err := a.exec.List(ctx)
+	if err == nil && !slices.ContainsFunc(list, func(p executor.Process) bool { return p.Status == nil }) {
+		err = a.exec.Shutdown(ctx)
+	}
+	return errors.Join(err, a.exec.Close(), a.store.close())
 }
 
 // resume takes up the reservations and the tasks that the store had, and

@@ -19,7 +19,7 @@ const (
 	beatGap = 20 * time.Millisecond
 	// beatTimeout bounds one heartbeat, so that the next one may find a leader
 	// before the lease is over.
-	beatTimeout = proc.Lease / 4
+	beatTimeout = proc.LostAfter / 6
 )
 
 // beats sends heartbeats until ctx is done.

@@ -187,15 +187,28 @@ func (x *Executor) Events(ctx context.Context, after uint64) <-chan Event {
 // a slow reader ends with ctx.
 func (x *Executor) Stdin(ctx context.Context, id ID) (io.WriteCloser, error) {
 	const op = sys.Op("executor.Stdin")
-	f, err := os.OpenFile(spoolPath(x.dir, id, inSuffix), os.O_WRONLY|unix.O_NONBLOCK, 0)
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENXIO) {
-		return nil, sys.E(op, sys.NotExist, sys.Subject(id.String()), "the process has ended, has closed its input, or was started without one")
-	} else if err != nil {
-		return nil, sys.E(op, err)
+	at, err := call[stdinReply](ctx, x, callStdin, idRequest{id})
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(at.Path, os.O_WRONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, sys.E(op, sys.Unavailable, err)
+	}
+	if is, err := inode(f); err != nil || is != at.Inode {
+		return nil, errors.Join(sys.E(op, sys.NotExist, sys.Subject(id.String()), "the process has just ended", err), f.Close())
 	}
 	s := &stdin{File: f, x: x, id: id}
 	s.stop = context.AfterFunc(ctx, func() { _ = f.SetWriteDeadline(time.Unix(1, 0)) }) // fails only on a closed file
 	return s, nil
+}
+
+func inode(f *os.File) (uint64, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return info.Sys().(*syscall.Stat_t).Ino, nil
 }
 
 type stdin struct {

@@ -88,7 +88,7 @@ type Status struct {
 	Core   bool           // it dumped core
 	Ended  time.Time
 	CPU    time.Duration // used by the process and all that it started, as far as the node can tell (Enforced.Tracking)
-	RSS    int64         // the most memory that the process, or a child it waited for, had resident: bytes
+	RSS    int64         // the most memory that the process, or a child it waited for, had resident: bytes; not below that of the supervisor, from which it was forked
 	Stdout int64         // bytes printed in all
 	Stderr int64
 }
@@ -155,7 +155,8 @@ type Tracking string
 const (
 	ByCgroup Tracking = "cgroup" // the kernel does it, without a gap
 	// ByAttempt: without cgroups, by process group, session, descent and KOINON_ATTEMPT in the environment. What changes
-	// all of them is found at the latest when nothing else runs. CPU is that of the process and the children it waited for.
+	// all of them is found at the latest when nothing else runs, but not if the supervisor dies before. CPU is that of the
+	// process and the children it waited for.
 	ByAttempt Tracking = "attempt"
 )
 

@@ -34,29 +34,67 @@ const nobody = 65534
 func TestMain(m *testing.M) {
 	if len(os.Args) == 3 {
 		switch os.Args[1] {
-		case "supervise":
-			ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
-			defer stop()
-			if err := Supervise(ctx, os.Args[2]); err != nil {
-				fmt.Fprintln(os.Stderr, err)
-				os.Exit(1)
-			}
-			return
+		case withCgroups:
+			playSupervisor(os.Args[2], openGroups)
+		case withoutCgroups:
+			playSupervisor(os.Args[2], func(name string) (*groups, error) {
+				return &groups{name: name, enforced: Enforced{Tracking: ByAttempt, Why: "the test wants none"}}, nil
+			})
 		case "daemon":
 			playDaemon(os.Args[2])
+		case "panic":
+			playPanic(os.Args[2])
 		}
 	}
 	os.Exit(m.Run())
+}
+
+// How the test binary plays the supervisor.
+const (
+	withCgroups    = "supervise"
+	withoutCgroups = "supervise-without-cgroups"
+)
+
+// playSupervisor is one that also ends when who started it does, so that nothing is left of a test that panics.
+func playSupervisor(dir string, open func(string) (*groups, error)) {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+	parent, err := daemon.Identify(os.Getppid())
+	if err == nil {
+		go func() {
+			defer stop()
+			if err := parent.Wait(ctx); err != nil && ctx.Err() == nil {
+				panic(err)
+			}
+		}()
+		err = supervise(ctx, dir, open)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
 }
 
 type node struct {
 	*Executor
 	t   testing.TB
 	dir string
-	seq uint64
 }
 
-func options(dir string) Options { return Options{Command: []string{os.Args[0], "supervise", dir}} }
+func options(dir string) Options { return Options{Command: []string{os.Args[0], withCgroups, dir}} }
+
+// eachTracking runs a test with cgroups, where they can be had, and without.
+func eachTracking(t *testing.T, test func(t *testing.T, n *node)) {
+	for _, how := range []string{withCgroups, withoutCgroups} {
+		t.Run(how, func(t *testing.T) {
+			n := newNode(t, func(o *Options) { o.Command[1] = how })
+			if how == withoutCgroups && n.Enforced().Tracking != ByAttempt {
+				t.Fatalf("the node says %+v", n.Enforced())
+			}
+			test(t, n)
+		})
+	}
+}
 
 // newNode opens an executor with a lease in a directory of its own, and makes sure at the end that nothing is left.
 func newNode(t testing.TB, change ...func(*Options)) *node {
@@ -79,6 +117,10 @@ func newNode(t testing.TB, change ...func(*Options)) *node {
 			t.Error(err)
 		}
 		nothingLeft(t, dir)
+		text, err := os.ReadFile(filepath.Join(dir, logName))
+		if err != nil || bytes.Contains(text, []byte("DATA RACE")) || bytes.Contains(text, []byte("panic:")) {
+			t.Errorf("the supervisor's log: %v\n%s", err, text)
+		}
 	})
 	return n
 }
@@ -375,8 +417,9 @@ func TestSignals(t *testing.T) {
 	}
 }
 
-func TestStop(t *testing.T) {
-	n := newNode(t)
+func TestStop(t *testing.T) { eachTracking(t, testStop) }
+
+func testStop(t *testing.T, n *node) {
 	for i, tc := range []struct {
 		name, script string
 		grace        time.Duration
@@ -413,21 +456,18 @@ func TestStop(t *testing.T) {
 // prints its PID.
 const forksAway = "(setsid env -i PATH=$PATH sh -c 'echo $$; trap \"\" TERM HUP; exec sleep 1000' &) "
 
-func TestWhatForksAwayIsKilled(t *testing.T) {
-	n := newNode(t)
+func TestWhatForksAwayIsKilled(t *testing.T) { eachTracking(t, testWhatForksAwayIsKilled) }
+
+func testWhatForksAwayIsKilled(t *testing.T, n *node) {
 	for i, tc := range []struct {
 		name, script string
 		stop         bool
 	}{
-		{"after its end", forksAway + "; while [ ! -s $0 ]; do sleep 0.01; done", false},
+		{"after its end", forksAway + "; read line; exit 0", false},
 		{"by stop", forksAway + "; sleep 1000", true},
 	} {
 		s := spec(uint64(i), tc.script)
-		s.Argv = append(s.Argv, fmt.Sprintf("/proc/%d/cmdline", os.Getpid())) // $0: something that is there
-		if !tc.stop {
-			s.Argv[2] = forksAway + "; read line <&0; exit 0"
-			s.Stdin = true
-		}
+		s.Stdin = !tc.stop
 		n.start(s)
 		pid := n.awaitLine(s.ID)
 		if tc.stop {

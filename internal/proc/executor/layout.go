@@ -17,11 +17,8 @@ const (
 // logLines is how much of its log is shown when a supervisor does not start.
 const logLines = 20
 
-// Suffixes of the files of a process.
-const (
-	inSuffix  = "in"  // FIFO: its standard input
-	ackSuffix = "ack" // what was acknowledged of both outputs
-)
+// ackSuffix is that of the file that tells what was acknowledged of both outputs of a process.
+const ackSuffix = "ack"
 
 func (s Stream) suffix() string {
 	if s == Stderr {

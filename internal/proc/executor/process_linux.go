@@ -192,14 +192,7 @@ func prepare(spec Spec) (string, error) {
 // stdio makes the three files of a process. They belong to its user, so that it can open /dev/stdout and its like.
 func (s *supervisor) stdio(p *process, one *launch) (err error) {
 	if one.spec.Stdin {
-		path := spoolPath(s.dir, p.id, inSuffix)
-		if err := unix.Mkfifo(path, 0o600); err != nil {
-			return err
-		}
-		if one.stdio[0], err = os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0); err != nil {
-			return err
-		}
-		if p.stdin, err = os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK, 0); err != nil {
+		if one.stdio[0], p.stdin, err = os.Pipe(); err != nil {
 			return err
 		}
 	} else if one.stdio[0], err = os.Open(os.DevNull); err != nil {

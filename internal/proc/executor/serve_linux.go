@@ -35,7 +35,8 @@ func (s *supervisor) serve(ctx context.Context) error {
 		ReadHeaderTimeout: closeWithin, ErrorLog: slog.NewLogLogger(slog.Default().Handler(), slog.LevelWarn)}
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(l) }()
-	if _, err := os.NewFile(daemon.ReadyFD, "ready").Stat(); err == nil {
+	var ready unix.Stat_t // an os.File would close it when it is collected
+	if err := unix.Fstat(daemon.ReadyFD, &ready); err == nil && ready.Mode&unix.S_IFMT == unix.S_IFIFO {
 		if err := daemon.TellReady(daemon.ReadyFD, "ready"); err != nil {
 			slog.Error("say that the supervisor is ready", "error", err)
 		}
@@ -131,6 +132,7 @@ func (s *supervisor) handler() http.Handler {
 	handle(mux, callStart, s.start)
 	handle(mux, callSignal, s.signal)
 	handle(mux, callStop, s.stop)
+	handle(mux, callStdin, s.openStdin)
 	handle(mux, callCloseStdin, s.closeStdin)
 	handle(mux, callRenew, s.renew)
 	handle(mux, callFence, s.setFence)
@@ -229,6 +231,26 @@ func (s *supervisor) stop(ctx context.Context, req stopRequest) (struct{}, error
 	return struct{}{}, nil
 }
 
+// openStdin tells where the input of a process can be opened.
+func (s *supervisor) openStdin(ctx context.Context, req idRequest) (stdinReply, error) {
+	const op = sys.Op("executor.Stdin")
+	p, err := s.find(ctx, op, req.ID)
+	if err != nil {
+		return stdinReply{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p.stdin == nil {
+		return stdinReply{}, sys.E(op, sys.NotExist, sys.Subject(req.ID.String()), "the process has ended, its input was closed, or it was started without one")
+	}
+	var st unix.Stat_t
+	fd := int(p.stdin.Fd())
+	if err := unix.Fstat(fd, &st); err != nil {
+		return stdinReply{}, sys.E(op, err)
+	}
+	return stdinReply{Path: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd), Inode: st.Ino}, nil
+}
+
 func (s *supervisor) closeStdin(ctx context.Context, req idRequest) (struct{}, error) {
 	p, err := s.find(ctx, "executor.Stdin", req.ID)
 	if sys.Is(err, sys.NotExist) {
@@ -243,8 +265,7 @@ func (s *supervisor) closeStdin(ctx context.Context, req idRequest) (struct{}, e
 	if f == nil {
 		return struct{}{}, nil
 	}
-	// Without its name nobody opens the input again.
-	return struct{}{}, errors.Join(f.Close(), ignore(os.Remove(f.Name()), unix.ENOENT))
+	return struct{}{}, f.Close()
 }
 
 func (s *supervisor) setFence(_ context.Context, req epochRequest) (struct{}, error) {

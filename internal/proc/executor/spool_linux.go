@@ -271,7 +271,7 @@ func mustPunch(dir string) error {
 // discard removes what a process has left in the directory.
 func discard(dir string, id ID) error {
 	var err error
-	for _, suffix := range []string{Stdout.suffix(), Stderr.suffix(), inSuffix, ackSuffix} {
+	for _, suffix := range []string{Stdout.suffix(), Stderr.suffix(), ackSuffix} {
 		if e := os.Remove(spoolPath(dir, id, suffix)); !errors.Is(e, fs.ErrNotExist) {
 			err = errors.Join(err, e)
 		}

@@ -68,8 +68,15 @@ type supervisor struct {
 // Supervise runs the processes of a directory until ctx ends or nothing is left to do for it: no processes, and no
 // daemon that is connected. It is the main function of a process of its own, started by Open, which must
 // not do anything else: it takes over the process's children, signals and umask. At the end it kills what runs.
-func Supervise(ctx context.Context, dir string) (err error) {
-	daemon.KeepFromChildren(daemon.ReadyFD)
+func Supervise(ctx context.Context, dir string) error { return supervise(ctx, dir, openGroups) }
+
+// supervise is Supervise with another way to find cgroups.
+func supervise(ctx context.Context, dir string, open func(name string) (*groups, error)) (err error) {
+	// Nor do children inherit what the daemon, or who started it, has left open.
+	const firstFile = 3
+	if err := unix.CloseRange(firstFile, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return os.NewSyscallError("close_range", err)
+	}
 	dir, err = filepath.Abs(dir)
 	if err == nil {
 		err = becomeSupervisor(dir)
@@ -87,7 +94,7 @@ func Supervise(ctx context.Context, dir string) (err error) {
 		procs: map[ID]*process{}, newest: map[rank]*process{}, byPID: map[int]*process{}, changed: make(chan struct{}),
 		shutdownAsks: make(chan struct{}, 1),
 	}
-	if err := s.recover(); err != nil {
+	if err := s.recover(open); err != nil {
 		return err
 	}
 	s.launcher = newLauncher(s.groups)
@@ -142,7 +149,7 @@ func lockDir(ctx context.Context, dir string) (*os.File, error) {
 }
 
 // recover reads the records, makes sure that nothing of an earlier supervisor runs any more, and records that as lost.
-func (s *supervisor) recover() error {
+func (s *supervisor) recover(open func(name string) (*groups, error)) error {
 	var err error
 	if s.records, err = openRecords(filepath.Join(s.dir, recordsName), s.replay); err != nil {
 		return err
@@ -150,7 +157,7 @@ func (s *supervisor) recover() error {
 	if s.leaseTimer, err = newBootTimer(); err != nil {
 		return err
 	}
-	if s.groups, err = openGroups(supervisorName(s.dir)); err != nil {
+	if s.groups, err = open(supervisorName(s.dir)); err != nil {
 		return err
 	}
 	for _, p := range s.procs {

@@ -40,6 +40,47 @@ func playDaemon(dir string) {
 	os.Exit(1)
 }
 
+// playPanic is a test that panics while a process of it runs. It prints the PID of one that forked away.
+func playPanic(dir string) {
+	x, err := Open(context.Background(), dir, options(dir))
+	if err == nil {
+		err = x.Renew(context.Background(), env.System{}.Boot()+time.Hour)
+	}
+	s := spec(1, forksAway+"; sleep 1000")
+	if err == nil {
+		err = x.Start(context.Background(), s)
+	}
+	if err == nil {
+		_, err = x.Output(s.ID, Stdout).Wait(context.Background(), 0)
+	}
+	if err == nil {
+		_, err = io.Copy(os.Stdout, io.NewSectionReader(x.Output(s.ID, Stdout), 0, 1<<20))
+	}
+	panic(fmt.Sprint("as it should: ", err))
+}
+
+func TestNothingIsLeftOfATestThatPanics(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "supervisor")
+	cmd := exec.Command(os.Args[0], "panic", dir)
+	out, err := cmd.Output()
+	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 2 {
+		t.Fatalf("it ended by %v and printed %q", err, out)
+	}
+	lock, err := os.Open(filepath.Join(dir, lockName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The supervisor gives its lock up when all is done.
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	if err := lock.Close(); err != nil {
+		t.Error(err)
+	}
+	gone(t, strings.TrimSpace(string(out)))
+	nothingLeft(t, dir)
+}
+
 // killedDaemon runs a daemon that starts scripts and is then killed.
 func killedDaemon(t *testing.T, dir string, scripts ...string) {
 	t.Helper()
@@ -111,11 +152,8 @@ func TestTheDaemonIsKilled(t *testing.T) {
 			break
 		}
 	}
-	for e := range n.Events(ctx, seqs[2]) {
-		if e.Seq != seqs[3] || e.ID != id || e.Status.Code != 42 {
-			t.Errorf("the event after %d is %+v", seqs[2], e)
-		}
-		break
+	if e := <-n.Events(ctx, seqs[2]); e.Seq != seqs[3] || e.ID != id || e.Status.Code != 42 {
+		t.Errorf("the event after %d is %+v", seqs[2], e)
 	}
 }
 
@@ -138,11 +176,16 @@ func (n *node) supervisorPID() int {
 	return int(peer.Pid)
 }
 
-func TestTheSupervisorIsKilled(t *testing.T) {
-	n := newNode(t)
+func TestTheSupervisorIsKilled(t *testing.T) { eachTracking(t, testTheSupervisorIsKilled) }
+
+func testTheSupervisorIsKilled(t *testing.T, n *node) {
 	done := spec(1, "echo done; exit 9")
 	n.run(done)
-	s := spec(2, forksAway+"; echo more; exec sleep 1000")
+	away := forksAway
+	if n.Enforced().Tracking == ByAttempt {
+		away = strings.Replace(away, "env -i PATH=$PATH", "", 1) // who hides even that is not found by the next supervisor
+	}
+	s := spec(2, away+"; exec sleep 1000")
 	n.start(s)
 	pid := n.awaitLine(s.ID)
 	main := fmt.Sprint(n.list()[s.ID].PID)
@@ -191,8 +234,9 @@ func (n *node) list() map[ID]Process {
 	return m
 }
 
-func TestTheLeaseRunsOut(t *testing.T) {
-	n := newNode(t)
+func TestTheLeaseRunsOut(t *testing.T) { eachTracking(t, testTheLeaseRunsOut) }
+
+func testTheLeaseRunsOut(t *testing.T, n *node) {
 	s := spec(1, forksAway+"; trap '' TERM; sleep 1000")
 	n.start(s)
 	pid := n.awaitLine(s.ID)
@@ -483,4 +527,3 @@ func BenchmarkTrue(b *testing.B) {
 		})
 	}
 }
-

@@ -18,6 +18,7 @@ const (
 	callStart      = "start"
 	callSignal     = "signal"
 	callStop       = "stop"
+	callStdin      = "stdin"
 	callCloseStdin = "close-stdin"
 	callRenew      = "renew"
 	callFence      = "fence"
@@ -90,6 +91,12 @@ type (
 		Offset int64
 	}
 )
+
+// stdinReply names a descriptor of the supervisor, and the pipe that it must be when it is opened.
+type stdinReply struct {
+	Path  string
+	Inode uint64
+}
 
 // failure is the answer to a call that failed.
 type failure struct {
