@@ -65,6 +65,7 @@ const (
 	// from the sending of the heartbeat: less by far more than clocks drift and a
 	// KILL takes.
 	LostAfter = 15 * time.Second
+	Lease     = LostAfter * 2 / 3
 	// Retention is how long ended jobs stay in the table.
 	Retention = 7 * 24 * time.Hour
 )
