@@ -162,6 +162,11 @@ func (a *Agent) run(e *era, p *process) {
 			return
 		}
 		recorded = true
+		select { // its output is final a little before its end is told
+		case <-p.over:
+		case <-ctx.Done():
+			return
+		}
 	}
 	r, err := a.endReport(p, recorded, why)
 	if err != nil {
