@@ -158,10 +158,12 @@ func (a *Agent) run(e *era, p *process) {
 	}
 	recorded, why := false, ""
 	if p.goesToTree() {
-		if why = a.record(ctx, p); ctx.Err() != nil {
-			return
-		}
-		recorded = true
+		why, recorded = a.record(ctx, p), true
+	}
+	select {
+	case <-ctx.Done():
+		return
+	case <-p.over: // which may be heard of later than the end of its output
 	}
 	r, err := a.endReport(p, recorded, why)
 	if err != nil {
