@@ -67,13 +67,13 @@ type Agent struct {
 	stopRun context.CancelFunc
 	running sync.WaitGroup // everything that Run has started
 
-	mu       sync.Mutex
-	fence    uint64
-	holds    map[commit.Tx]*hold // reserved, not decided
-	tasks    map[taskKey]*task   // decided, and not all known to the leader
-	procs    map[executor.ID]*process
-	retired  []*process // the leader knows their end; the oldest first
-	used     procpb.Resources
+	mu      sync.Mutex
+	fence   uint64
+	holds   map[commit.Tx]*hold // reserved, not decided
+	tasks   map[taskKey]*task   // decided, and not all known to the leader
+	procs   map[executor.ID]*process
+	retired []*process // the leader knows their end; the oldest first
+	used    procpb.Resources
 }
 
 // hold is a reservation that is not decided.

@@ -44,13 +44,13 @@ type process struct {
 	mu      sync.Mutex
 	pid     int
 	started time.Time
-	order   *stopOrder       // it was asked to end
-	end     *procpb.Process  // once over
-	printed [2]int64         // bytes of stdout and stderr, once over
-	files   [2]sys.Ino       // in the tree; 0: none
-	acked   [2]int64         // the spool may not have what is before
-	unborn  *procpb.Process  // how it ended without a start, as the store had it
-	report  *procpb.Report   // of its end
+	order   *stopOrder      // it was asked to end
+	end     *procpb.Process // once over
+	printed [2]int64        // bytes of stdout and stderr, once over
+	files   [2]sys.Ino      // in the tree; 0: none
+	acked   [2]int64        // the spool may not have what is before
+	unborn  *procpb.Process // how it ended without a start, as the store had it
+	report  *procpb.Report  // of its end
 }
 
 // stopOrder is a wish that a process should end.
