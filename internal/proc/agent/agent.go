@@ -152,8 +152,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	return nil
 }
 
-// shutdownWithin bounds how long a supervisor that has nothing to do may take
-// to end.
+// shutdownWithin bounds how long Close waits for a supervisor that has nothing
+// to do; it ends by itself in any case.
 const shutdownWithin = 2 * time.Second
 
 // Close ends the connection to the executor, and the supervisor when nothing
@@ -162,11 +162,27 @@ func (a *Agent) Close() error {
 	a.stopRun()
 	ctx, cancel := context.WithTimeout(context.Background(), shutdownWithin)
 	defer cancel()
-	list, err := a.exec.List(ctx)
-	if err == nil && !slices.ContainsFunc(list, func(p executor.Process) bool { return p.Status == nil }) {
-		err = a.exec.Shutdown(ctx)
+	var err error
+	if a.was == nil && a.idle(ctx) {
+		if err = a.exec.Shutdown(ctx); ctx.Err() != nil {
+			err = nil
+		}
 	}
 	return errors.Join(err, a.exec.Close(), a.store.close())
+}
+
+// idle says that nothing runs and nothing is about to.
+func (a *Agent) idle(ctx context.Context) bool {
+	a.mu.Lock()
+	for _, t := range a.tasks {
+		if t.alive > 0 { // perhaps it is being started just now, and in no list
+			a.mu.Unlock()
+			return false
+		}
+	}
+	a.mu.Unlock()
+	list, err := a.exec.List(ctx)
+	return err == nil && !slices.ContainsFunc(list, func(p executor.Process) bool { return p.Status == nil })
 }
 
 // resume takes up the reservations and the tasks that the store had, and

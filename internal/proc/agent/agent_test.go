@@ -446,10 +446,11 @@ func (w *world) end(job uint64) *procpb.Report {
 	return found
 }
 
-// free waits until the node says that nothing is reserved.
+// free waits until the node says, from now on, that nothing is reserved.
 func (w *world) free() {
 	w.t.Helper()
-	w.await("free resources", func() bool { return w.beat.GetUsed().GetCpuMilli() == 0 && w.beat.GetUsed().GetMemory() == 0 })
+	w.set(func() { w.beat = nil })
+	w.await("free resources", func() bool { return w.beat != nil && w.beat.Used.CpuMilli == 0 && w.beat.Used.Memory == 0 })
 }
 
 // file reads a file of the tree, "" when there is none.

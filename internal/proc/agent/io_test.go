@@ -112,7 +112,7 @@ func TestOutputWhileItRuns(t *testing.T) {
 func TestLargeOutput(t *testing.T) {
 	w := newWorld(t)
 	w.up()
-	const size = 40 << 20
+	const size = 24 << 20
 	w.start(w.reservation(1, fmt.Sprintf("head -c %d /dev/zero | tr '\\0' x; echo done >&2", size)))
 	r := w.end(1)
 	if !r.Recorded || len(r.Stdout) > 0 || r.Process.ExitCode != 0 || r.Process.Why != "" {
