@@ -69,7 +69,9 @@ func TestGangs(t *testing.T) {
 
 	procs := d.procs()
 	jobs := g.ended(procs)
-	t.Logf("seed %d: %d gangs, %d jobs, %d kills of nodes, %d of clients: %v", seed, count, len(jobs), kills, g.clients, g.states)
+	slices.Sort(g.took)
+	t.Logf("seed %d: %d gangs, %d jobs, %d kills of nodes, %d of clients: %v; a run took %v in the median, %v at most", seed, count, len(jobs), kills, g.clients, g.states,
+		g.took[len(g.took)/2].Round(time.Millisecond), g.took[len(g.took)-1].Round(time.Millisecond))
 	if kills == 0 {
 		t.Fatal("nothing was killed: this proves nothing")
 	}
@@ -78,10 +80,13 @@ func TestGangs(t *testing.T) {
 
 type gangs struct {
 	*dev
-	rng     *rand.Rand
-	plans   []*gangPlan
-	clients int // killed
-	states  map[koinon.State]int
+	rng    *rand.Rand
+	plans  []*gangPlan
+	states map[koinon.State]int
+
+	mu      sync.Mutex
+	clients int             // killed
+	took    []time.Duration // the runs in the foreground, without what they slept
 }
 
 // trouble kills nodes and starts them again until stop, and returns how often.
@@ -109,15 +114,14 @@ func (g *gangs) trouble(stop <-chan struct{}) int {
 func (g *gangs) submitAll(workers int) {
 	var wg sync.WaitGroup
 	next := make(chan *gangPlan)
-	var mu sync.Mutex
 	for range workers {
 		rng := rand.New(rand.NewPCG(g.rng.Uint64(), 7))
 		wg.Go(func() {
 			for p := range next {
 				if p.killed = g.submit(p, rng); p.killed {
-					mu.Lock()
+					g.mu.Lock()
 					g.clients++
-					mu.Unlock()
+					g.mu.Unlock()
 				}
 			}
 		})
@@ -154,7 +158,11 @@ func (g *gangs) submit(p *gangPlan, rng *rand.Rand) (killed bool) {
 		})
 		defer timer.Stop()
 	}
+	began := time.Now()
 	err := cmd.Wait()
+	g.mu.Lock()
+	g.took = append(g.took, time.Since(began)-p.sleep)
+	g.mu.Unlock()
 	if code := cmd.ProcessState.ExitCode(); !killed && code != p.code && !strings.Contains(out.String(), "lost") {
 		g.t.Errorf("%s: expected exit code %d, found %v: %s", p.name, p.code, err, out.String())
 	}
