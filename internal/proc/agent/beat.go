@@ -126,7 +126,11 @@ func limits(e executor.Enforced) string {
 // submit takes a higher fence: the node was declared lost. What runs is of
 // before and must end; only then may anything new come.
 func (a *Agent) submit(ctx context.Context, fence uint64) error {
-	a.log.Warn("the node was declared lost: everything that runs here ends", "fence", fence)
+	if a.fenceNow() == 0 {
+		a.log.Info("the process table has this node", "fence", fence)
+	} else {
+		a.log.Warn("the node was declared lost: everything that runs here ends", "fence", fence)
+	}
 	if err := a.exec.Fence(ctx, fenceEpoch(fence)); err != nil {
 		return err
 	}
