@@ -63,6 +63,9 @@ type Agent struct {
 	ended  reporter
 	era    *era // changed by the owner of the participant alone
 
+	usage    map[executor.ID]executor.Process // what runs, as it was measured last; of beats alone
+	measured time.Duration
+
 	runCtx  context.Context // ends with Run
 	stopRun context.CancelFunc
 	running sync.WaitGroup // everything that Run has started

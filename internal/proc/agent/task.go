@@ -309,7 +309,9 @@ func (a *Agent) watch(ctx context.Context) {
 func (p *process) note(e executor.Event) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.started.IsZero() {
+	select {
+	case <-p.seen:
+	default:
 		close(p.seen)
 	}
 	p.pid, p.started = e.PID, e.Started
