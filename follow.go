@@ -184,8 +184,11 @@ func (f *follow) learn(ctx context.Context, tasks []*procpb.Task) {
 // start follows a process.
 func (f *follow) start(ctx context.Context, y try) {
 	if f.opt.Output != nil {
+		reach, stop := context.WithCancel(ctx)
+		f.work.Go(func() { f.awaitEnd(reach, y, endPatience); stop() })
 		f.work.Go(func() {
-			if err := f.output(ctx, y); err != nil {
+			defer stop()
+			if err := f.output(ctx, reach, y); err != nil {
 				f.cancel(err)
 			}
 		})
@@ -194,14 +197,19 @@ func (f *follow) start(ctx context.Context, y try) {
 		in := f.opt.Stdin
 		f.opt.Stdin = nil // a further try finds it read
 		feed, stop := context.WithCancel(ctx)
-		f.work.Go(func() { f.awaitEnd(feed, y); stop() })
+		f.work.Go(func() { f.awaitEnd(feed, y, 0); stop() })
 		f.work.Go(func() {
+			defer stop()
 			if err := f.feed(feed, y, in); err != nil && feed.Err() == nil {
 				f.cancel(err)
 			}
 		})
 	}
 }
+
+// endPatience is for how long a node is asked for the output of a process that
+// has ended: it may have ended with the node.
+const endPatience = 2 * time.Second
 
 // state is a process as it was last heard of: whether its try has ended, and
 // whether a later one has taken its place.
@@ -214,11 +222,15 @@ func (f *follow) state(y try) (ended, replaced bool, news <-chan struct{}) {
 	return ended, replaced, f.news
 }
 
-// awaitEnd returns when the process has ended.
-func (f *follow) awaitEnd(ctx context.Context, y try) {
+// awaitEnd returns when the process has ended so long ago.
+func (f *follow) awaitEnd(ctx context.Context, y try, since time.Duration) {
 	for {
 		ended, _, news := f.state(y)
 		if ended {
+			select {
+			case <-time.After(since):
+			case <-ctx.Done():
+			}
 			return
 		}
 		select {
@@ -230,12 +242,12 @@ func (f *follow) awaitEnd(ctx context.Context, y try) {
 }
 
 // output passes on what a process writes: from its node as long as that has
-// it, then from the files in the tree.
-func (f *follow) output(ctx context.Context, y try) error {
+// it and reach lasts, then from the files in the tree.
+func (f *follow) output(ctx, reach context.Context, y try) error {
 	req := &procpb.OutputRequest{Job: f.name.Job, Index: y.index, Rank: y.rank, Epoch: y.epoch, WaitNs: int64(outputWait)}
 	for pause := pauseLeast; ; pause = min(2*pause, pauseMost) {
 		ended, replaced, news := f.state(y) // before asking: what was written before the end is there then
-		r, err := f.ask(ctx, y.node, req)
+		r, err := f.ask(reach, y.node, req)
 		switch {
 		case ctx.Err() != nil:
 			return nil // whoever ended it knows why
@@ -245,7 +257,7 @@ func (f *follow) output(ctx context.Context, y try) error {
 			}
 			pause = pauseLeast
 			continue
-		case err != nil && !away(err):
+		case err != nil && !away(err) && reach.Err() == nil:
 			return err
 		case replaced:
 			return f.end(y) // the files are those of the later try

@@ -146,8 +146,7 @@ func (c *Client) located(ctx context.Context, info *Info) (map[uint64]int64, err
 // Items expands a pattern (path.Match, element by element; an absolute path in
 // the tree) to the items of a job: as paths from the working directory dir on,
 // in name order, each with where its bytes are. Names that begin with a dot are
-// matched by patterns that do. The error is fs.ErrNotExist when nothing
-// matches.
+// matched by patterns that do. That nothing matches is an error.
 func (c *Client) Items(ctx context.Context, pattern, dir string) ([]Item, error) {
 	paths, infos, err := c.glob(ctx, pattern)
 	if err != nil {
@@ -155,7 +154,7 @@ func (c *Client) Items(ctx context.Context, pattern, dir string) ([]Item, error)
 	}
 	switch {
 	case len(paths) == 0:
-		return nil, pathError("expand", pattern, sys.E(sys.NotExist, "nothing in the tree matches"))
+		return nil, pathError("expand", pattern, sys.E(sys.Invalid, "nothing in the tree matches"))
 	case len(paths) > proc.ArrayMax:
 		return nil, pathError("expand", pattern, sys.E(sys.Invalid, fmt.Sprintf("%d files match, more than the %d tasks that a job may have: use several jobs, or one task for a directory", len(paths), proc.ArrayMax)))
 	}

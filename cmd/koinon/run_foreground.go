@@ -149,7 +149,7 @@ func (r *attended) kill(ctx context.Context, signal int) {
 	_, err := r.procs.Kill(ctx, strconv.FormatUint(r.id, 10), signal, caller())
 	if err != nil && ctx.Err() == nil {
 		r.line.clear()
-		r.complain(fmt.Errorf("cannot stop job %d: %w", r.id, err))
+		r.complain(&toldError{fmt.Sprintf("cannot stop job %d: %s", r.id, words(err)), err})
 	}
 }
 
@@ -228,7 +228,7 @@ func (r *attended) broken(ctx context.Context, err error) error {
 		r.kill(ctx, int(syscall.SIGTERM))
 		return &exitError{code: codeSignal + int(syscall.SIGPIPE)}
 	}
-	return fmt.Errorf("job %d goes on, `koinon logs -f %d` and `koinon wait %d` follow it: %w", r.id, r.id, r.id, err)
+	return &toldError{fmt.Sprintf("job %d goes on, `koinon logs -f %d` and `koinon wait %d` follow it: %s", r.id, r.id, r.id, words(err)), err}
 }
 
 // outcome is the exit code of a job that has ended, with what its processes
@@ -250,7 +250,7 @@ func (p *procsApp) failure(ctx context.Context, procs *koinon.Procs, job *koinon
 	}
 	d, err := procs.Inspect(ctx, strconv.FormatUint(job.ID, 10))
 	if err != nil {
-		return fmt.Errorf("job %d is %s; why is not to be had: %w", job.ID, job.State, err)
+		return &toldError{fmt.Sprintf("job %d is %s; why is not to be had: %s", job.ID, job.State, words(err)), err}
 	}
 	var failed []koinon.Task
 	for _, t := range d.TaskList {

@@ -13,11 +13,15 @@ import (
 	"github.com/koinon/koinon/internal/sys"
 )
 
-// call begins a call: it counts it, and says what is wrong with everything.
-// The table is locked when it succeeds.
+// call begins a call: it counts it, and locks the table (see lock).
 func (t *Table) call(method string) error {
+	t.change(func() { t.calls[method]++ })
+	return t.lock()
+}
+
+// lock locks the table, unless something is wrong with everything.
+func (t *Table) lock() error {
 	t.mu.Lock()
-	t.calls[method]++
 	if err := t.trouble; err != nil {
 		t.mu.Unlock()
 		return err
@@ -89,10 +93,10 @@ func (t *Table) List(_ context.Context, req *procpb.ListRequest) (*procpb.ListRe
 
 // Wait is proc.Client's.
 func (t *Table) Wait(ctx context.Context, req *procpb.WaitRequest) (*procpb.WaitReply, error) {
+	if err := t.call("Wait"); err != nil {
+		return nil, err
+	}
 	for {
-		if err := t.call("Wait"); err != nil {
-			return nil, err
-		}
 		j, changed := t.jobs[req.Job], t.changed
 		if j == nil {
 			t.mu.Unlock()
@@ -116,6 +120,9 @@ func (t *Table) Wait(ctx context.Context, req *procpb.WaitRequest) (*procpb.Wait
 		case <-changed:
 		case <-ctx.Done():
 			return nil, sys.E(sys.Interrupted, context.Cause(ctx))
+		}
+		if err := t.lock(); err != nil {
+			return nil, err
 		}
 	}
 }
@@ -157,7 +164,7 @@ func (t *Table) Kill(_ context.Context, req *procpb.KillRequest) (int, error) {
 				continue
 			}
 			n++
-			if k.State != procpb.State_RUNNING {
+			if k.State != procpb.State_RUNNING && (req.Signal == 9 || req.Signal == 15) {
 				k.State, k.ExitCode = procpb.State_KILLED, 128+req.Signal
 				j.touch(k)
 			}
@@ -186,8 +193,8 @@ func (t *Table) Drain(_ context.Context, node sys.NodeID, on bool) error {
 }
 
 // node finds a process at its node. The table is locked when it succeeds.
-func (t *Table) node(method string, node sys.NodeID, id uint64, y spool) (*spooled, error) {
-	if err := t.call(method); err != nil {
+func (t *Table) node(node sys.NodeID, id uint64, y spool) (*spooled, error) {
+	if err := t.lock(); err != nil {
 		return nil, err
 	}
 	if t.away[node] {
@@ -199,8 +206,9 @@ func (t *Table) node(method string, node sys.NodeID, id uint64, y spool) (*spool
 
 // Output is proc.Client's.
 func (t *Table) Output(ctx context.Context, node sys.NodeID, req *procpb.OutputRequest) (*procpb.OutputReply, error) {
+	t.change(func() { t.calls["Output"]++ })
 	for {
-		s, err := t.node("Output", node, req.Job, spool{req.Index, req.Rank, req.Epoch})
+		s, err := t.node(node, req.Job, spool{req.Index, req.Rank, req.Epoch})
 		if err != nil {
 			return nil, err
 		}
@@ -227,7 +235,7 @@ func (t *Table) Output(ctx context.Context, node sys.NodeID, req *procpb.OutputR
 
 // Stdin is proc.Client's.
 func (t *Table) Stdin(_ context.Context, node sys.NodeID, req *procpb.StdinRequest, data []byte) (*procpb.StdinReply, error) {
-	s, err := t.node("Stdin", node, req.Job, spool{req.Index, req.Rank, req.Epoch})
+	s, err := t.node(node, req.Job, spool{req.Index, req.Rank, req.Epoch})
 	if err != nil {
 		return nil, err
 	}

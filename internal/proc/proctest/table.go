@@ -199,9 +199,13 @@ func (t *Table) Why(id uint64, index, rank uint32, why string) {
 // Set gives a task a state, without a process doing anything.
 func (t *Table) Set(id uint64, index uint32, state procpb.State, code uint32) {
 	t.change(func() {
-		k := t.jobs[id].task(index)
+		j := t.jobs[id]
+		k := j.task(index)
 		k.State, k.ExitCode = state, code
-		t.jobs[id].touch(k)
+		for y, s := range j.spools {
+			s.ended = s.ended || y.index == index
+		}
+		j.touch(k)
 	})
 }
 
