@@ -53,7 +53,7 @@ var layers = map[string][]string{
 	"internal/logfile":         {},
 	"internal/mountinfo":       {},
 	"internal/proc":            {"commit", "internal/cluster", "internal/meta", "internal/meta/embedded", "internal/proc/sched", "internal/replica", "internal/wire"},
-	"internal/proc/agent":      {"commit", "internal/cluster", "internal/proc", "internal/proc/executor", "internal/mountinfo", "internal/vfs", "internal/wire"},
+	"internal/proc/agent":      {"commit", "internal/cluster", "internal/meta", "internal/mountinfo", "internal/proc", "internal/proc/executor", "internal/vfs", "internal/wire"},
 	"internal/proc/executor":   {"internal/daemon"},
 	"internal/proc/proctest":   {"internal/proc"},
 	"internal/proc/sched":      {},

@@ -59,6 +59,7 @@ type nodeModel struct {
 	heard     time.Duration // Boot time of the last answer to its heartbeat; 0: never
 	used      *procpb.Resources
 	processes int
+	silent    bool // it could not be reached since it was heard
 	losing    bool // it is being declared lost
 	telling   bool // its row is being written
 }
@@ -194,7 +195,7 @@ func (m *model) setNode(n *procpb.Node) {
 
 // alive says that a node may be asked to start something.
 func (n *nodeModel) alive(now time.Duration) bool {
-	return n.heard > 0 && now-n.heard < 3*Beat && !n.row.Lost && !n.losing
+	return n.heard > 0 && now-n.heard < 3*Beat && !n.silent && !n.row.Lost && !n.losing
 }
 
 func resources(r *procpb.Resources) sched.Resources {

@@ -87,7 +87,7 @@ func (s *Server) beat(l *leadership, hb *procpb.Heartbeat) (*procpb.HeartbeatRep
 		return reply, nil
 	}
 	was := n.alive(s.opt.Clock.Boot())
-	n.heard = s.opt.Clock.Boot()
+	n.heard, n.silent = s.opt.Clock.Boot(), false
 	n.used, n.processes = hb.Used, len(hb.Running)
 	reply.LeaseNs = int64(s.opt.LostAfter * 2 / 3)
 	for _, r := range hb.Running {

@@ -227,6 +227,7 @@ func (s *Server) send(l *leadership, p commit.Party, ms []commit.Message) {
 	reply, err := conn.Call(ctx, MethodParty, nil, encode(Messages(ms)))
 	if err != nil {
 		s.opt.Logger.Debug("messages of a transaction have not arrived; they are sent again", "node", nodeOf(p), "err", err)
+		s.unreached(l, p, ms)
 		return
 	}
 	back := &procpb.Messages{}
@@ -239,6 +240,28 @@ func (s *Server) send(l *leadership, p commit.Party, ms []commit.Message) {
 	if s.lead == l {
 		s.stepMessages(l, back)
 	}
+}
+
+// unreached does without a node that could not be asked, until its next sign of
+// life: waiting for its vote would hold up the others.
+func (s *Server) unreached(l *leadership, p commit.Party, ms []commit.Message) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lead != l {
+		return
+	}
+	if n := l.model.nodes[uint64(nodeOf(p))]; n != nil {
+		n.silent = true
+	}
+	for _, m := range ms {
+		if m.Kind != commit.MsgPrepare {
+			continue
+		}
+		if err := l.coord.Abort(m.Tx, nodeOf(p).String()+" could not be reached"); err != nil {
+			s.opt.Logger.Debug("it is decided already", "tx", m.Tx, "err", err)
+		}
+	}
+	s.pump(l)
 }
 
 // stepMessages gives messages to the coordinator. The caller holds mu.

@@ -63,17 +63,20 @@ type Agent struct {
 	ended  reporter
 	era    *era // changed by the owner of the participant alone
 
+	usage    map[executor.ID]executor.Process // what runs, as it was measured last; of beats alone
+	measured time.Duration
+
 	runCtx  context.Context // ends with Run
 	stopRun context.CancelFunc
 	running sync.WaitGroup // everything that Run has started
 
-	mu       sync.Mutex
-	fence    uint64
-	holds    map[commit.Tx]*hold // reserved, not decided
-	tasks    map[taskKey]*task   // decided, and not all known to the leader
-	procs    map[executor.ID]*process
-	retired  []*process // the leader knows their end; the oldest first
-	used     procpb.Resources
+	mu      sync.Mutex
+	fence   uint64
+	holds   map[commit.Tx]*hold // reserved, not decided
+	tasks   map[taskKey]*task   // decided, and not all known to the leader
+	procs   map[executor.ID]*process
+	retired []*process // the leader knows their end; the oldest first
+	used    procpb.Resources
 }
 
 // hold is a reservation that is not decided.
@@ -152,8 +155,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	return nil
 }
 
-// shutdownWithin bounds how long a supervisor that has nothing to do may take
-// to end.
+// shutdownWithin bounds how long Close waits for a supervisor that has nothing
+// to do; it ends by itself in any case.
 const shutdownWithin = 2 * time.Second
 
 // Close ends the connection to the executor, and the supervisor when nothing
@@ -162,11 +165,27 @@ func (a *Agent) Close() error {
 	a.stopRun()
 	ctx, cancel := context.WithTimeout(context.Background(), shutdownWithin)
 	defer cancel()
-	list, err := a.exec.List(ctx)
-	if err == nil && !slices.ContainsFunc(list, func(p executor.Process) bool { return p.Status == nil }) {
-		err = a.exec.Shutdown(ctx)
+	var err error
+	if a.was == nil && a.idle(ctx) {
+		if err = a.exec.Shutdown(ctx); ctx.Err() != nil {
+			err = nil
+		}
 	}
 	return errors.Join(err, a.exec.Close(), a.store.close())
+}
+
+// idle says that nothing runs and nothing is about to.
+func (a *Agent) idle(ctx context.Context) bool {
+	a.mu.Lock()
+	for _, t := range a.tasks {
+		if t.alive > 0 { // perhaps it is being started just now, and in no list
+			a.mu.Unlock()
+			return false
+		}
+	}
+	a.mu.Unlock()
+	list, err := a.exec.List(ctx)
+	return err == nil && !slices.ContainsFunc(list, func(p executor.Process) bool { return p.Status == nil })
 }
 
 // resume takes up the reservations and the tasks that the store had, and

@@ -66,7 +66,7 @@ type world struct {
 	t      *testing.T
 	dir    string
 	ca     *auth.CA
-	server *wire.Server // the leader's
+	server *wire.Server    // the leader's
 	peers  *cluster.Client // the agent's
 	fs     *vfs.FS
 	log    *slog.Logger
@@ -182,7 +182,8 @@ func (w *world) up() *Agent {
 	w.agent, w.node = a, w.newServer(agentNode)
 	a.Register(w.node)
 	addr, served := w.serve(w.node)
-	w.conn = wire.NewClient(addr, wire.ClientConfig{TLS: must(w.ca.IssueNode(1, []string{"127.0.0.1"})).ClientTLS(), Logger: w.log})
+	conn := wire.NewClient(addr, wire.ClientConfig{TLS: must(w.ca.IssueNode(1, []string{"127.0.0.1"})).ClientTLS(), Logger: w.log})
+	w.set(func() { w.conn = conn })
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- a.Run(ctx) }()
@@ -297,13 +298,16 @@ func (w *world) settle() []commit.Message {
 
 // send brings messages to the agent, and its answers to the coordinator.
 func (w *world) send(ms []commit.Message) {
-	for len(ms) > 0 && w.conn != nil {
+	w.mu.Lock()
+	conn := w.conn
+	w.mu.Unlock()
+	for len(ms) > 0 && conn != nil {
 		req := &procpb.Messages{}
 		for _, m := range ms {
 			req.Messages = append(req.Messages, toWire(m))
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		reply, err := w.conn.Call(ctx, proc.MethodParty, nil, must(proto.Marshal(req)))
+		reply, err := conn.Call(ctx, proc.MethodParty, nil, must(proto.Marshal(req)))
 		cancel()
 		if err != nil {
 			return // it is down; they are sent again
@@ -442,10 +446,11 @@ func (w *world) end(job uint64) *procpb.Report {
 	return found
 }
 
-// free waits until the node says that nothing is reserved.
+// free waits until the node says, from now on, that nothing is reserved.
 func (w *world) free() {
 	w.t.Helper()
-	w.await("free resources", func() bool { return w.beat.GetUsed().GetCpuMilli() == 0 && w.beat.GetUsed().GetMemory() == 0 })
+	w.set(func() { w.beat = nil })
+	w.await("free resources", func() bool { return w.beat != nil && w.beat.Used.CpuMilli == 0 && w.beat.Used.Memory == 0 })
 }
 
 // file reads a file of the tree, "" when there is none.

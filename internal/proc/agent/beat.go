@@ -81,13 +81,17 @@ func (a *Agent) heartbeat(ctx context.Context) error {
 // report is what a heartbeat says: of all processes whose end the leader does
 // not know yet, so that one it misses is not here.
 func (a *Agent) report(ctx context.Context) (*procpb.Heartbeat, error) {
-	list, err := a.exec.List(ctx)
-	if err != nil {
-		return nil, err
-	}
-	usage := map[executor.ID]executor.Process{}
-	for _, p := range list {
-		usage[p.ID] = p
+	if now := a.clock.Boot(); a.usage == nil || now-a.measured >= proc.Beat/2 { // it is not for free
+		list, err := a.exec.List(ctx)
+		if err != nil {
+			return nil, err
+		}
+		a.usage, a.measured = map[executor.ID]executor.Process{}, now
+		for _, p := range list {
+			if p.Status == nil {
+				a.usage[p.ID] = p
+			}
+		}
 	}
 	labels := map[string]string{"arch": runtime.GOARCH, "os": runtime.GOOS}
 	maps.Copy(labels, a.opts.Labels)
@@ -104,7 +108,7 @@ func (a *Agent) report(ctx context.Context) (*procpb.Heartbeat, error) {
 			if p.taken || p.taking != 0 {
 				continue
 			}
-			u := usage[p.id]
+			u := a.usage[p.id]
 			beat.Running = append(beat.Running, &procpb.Running{Job: t.key.job, Index: t.key.index, Rank: p.rank, Epoch: t.key.epoch,
 				CpuNs: int64(u.CPU), Rss: u.RSS})
 		}
@@ -126,7 +130,11 @@ func limits(e executor.Enforced) string {
 // submit takes a higher fence: the node was declared lost. What runs is of
 // before and must end; only then may anything new come.
 func (a *Agent) submit(ctx context.Context, fence uint64) error {
-	a.log.Warn("the node was declared lost: everything that runs here ends", "fence", fence)
+	if a.fenceNow() == 0 {
+		a.log.Info("the process table has this node", "fence", fence)
+	} else {
+		a.log.Warn("the node was declared lost: everything that runs here ends", "fence", fence)
+	}
 	if err := a.exec.Fence(ctx, fenceEpoch(fence)); err != nil {
 		return err
 	}

@@ -33,9 +33,9 @@ const (
 	// those who follow, in bytes. It is less than the executor's bound.
 	spoolKeep = 4 << 20
 
-	// patience is how long a trouble of the tree may last that does not look as
-	// if it would pass, and patienceAway how long the tree may be away after the
-	// process has ended. Then the output is cut.
+	// patience is how long a trouble of the tree may last that may pass or not,
+	// and patienceAway how long the tree may be away after the process has ended.
+	// Then the output is cut.
 	patience     = 10 * time.Second
 	patienceAway = time.Minute
 	retryMin     = 50 * time.Millisecond
@@ -112,10 +112,10 @@ func (a *Agent) hopeless(p *process, err error, lasted time.Duration) bool {
 	case sys.Unavailable, sys.NotLeader, sys.SessionGone, sys.Interrupted, sys.StaleEpoch:
 		// Without the leader the lease ends before long, and the process with it.
 		return p.isOver() && lasted > patienceAway
-	case sys.Stale: // somebody has removed the file; a later try has its own
-		return true
+	case sys.NoSpace, sys.Busy, sys.Corrupt, sys.Other:
+		return lasted > patience
 	}
-	return lasted > patience
+	return true // it says so for ever: such as Stale, of a file that was removed
 }
 
 func (p *process) isOver() bool {

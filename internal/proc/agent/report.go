@@ -55,7 +55,7 @@ func (r *reporter) clear() {
 
 // run reports until ctx is done.
 func (r *reporter) run(ctx context.Context) {
-	wait := reportPauseMin
+	wait, told := reportPauseMin, ""
 	for {
 		batch, reports, round := r.next()
 		if len(batch) == 0 {
@@ -71,7 +71,7 @@ func (r *reporter) run(ctx context.Context) {
 			err = r.sent(batch, round)
 		}
 		if err == nil {
-			wait = reportPauseMin
+			wait, told = reportPauseMin, ""
 			continue
 		}
 		r.mu.Lock()
@@ -79,8 +79,9 @@ func (r *reporter) run(ctx context.Context) {
 			r.queue = append(batch, r.queue...)
 		}
 		r.mu.Unlock()
-		if ctx.Err() == nil {
-			r.a.log.Debug("the leader has not taken reports of processes", "method", r.method, "err", err)
+		if ctx.Err() == nil && told != err.Error() {
+			told = err.Error()
+			r.a.log.Warn("the leader has not taken reports of processes", "method", r.method, "err", err)
 		}
 		if pause(ctx, wait) != nil {
 			return

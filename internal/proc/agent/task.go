@@ -44,13 +44,13 @@ type process struct {
 	mu      sync.Mutex
 	pid     int
 	started time.Time
-	order   *stopOrder       // it was asked to end
-	end     *procpb.Process  // once over
-	printed [2]int64         // bytes of stdout and stderr, once over
-	files   [2]sys.Ino       // in the tree; 0: none
-	acked   [2]int64         // the spool may not have what is before
-	unborn  *procpb.Process  // how it ended without a start, as the store had it
-	report  *procpb.Report   // of its end
+	order   *stopOrder      // it was asked to end
+	end     *procpb.Process // once over
+	printed [2]int64        // bytes of stdout and stderr, once over
+	files   [2]sys.Ino      // in the tree; 0: none
+	acked   [2]int64        // the spool may not have what is before
+	unborn  *procpb.Process // how it ended without a start, as the store had it
+	report  *procpb.Report  // of its end
 }
 
 // stopOrder is a wish that a process should end.
@@ -158,10 +158,12 @@ func (a *Agent) run(e *era, p *process) {
 	}
 	recorded, why := false, ""
 	if p.goesToTree() {
-		if why = a.record(ctx, p); ctx.Err() != nil {
-			return
-		}
-		recorded = true
+		why, recorded = a.record(ctx, p), true
+	}
+	select {
+	case <-ctx.Done():
+		return
+	case <-p.over: // which may be heard of later than the end of its output
 	}
 	r, err := a.endReport(p, recorded, why)
 	if err != nil {
@@ -307,7 +309,9 @@ func (a *Agent) watch(ctx context.Context) {
 func (p *process) note(e executor.Event) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.started.IsZero() {
+	select {
+	case <-p.seen:
+	default:
 		close(p.seen)
 	}
 	p.pid, p.started = e.PID, e.Started

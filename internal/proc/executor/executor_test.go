@@ -118,7 +118,7 @@ func newNode(t testing.TB, change ...func(*Options)) *node {
 		}
 		nothingLeft(t, dir)
 		text, err := os.ReadFile(filepath.Join(dir, logName))
-		if err != nil || bytes.Contains(text, []byte("DATA RACE")) || bytes.Contains(text, []byte("panic:")) {
+		if err != nil || len(text) > 0 && t.Failed() || bytes.Contains(text, []byte("DATA RACE")) || bytes.Contains(text, []byte("panic:")) {
 			t.Errorf("the supervisor's log: %v\n%s", err, text)
 		}
 	})

@@ -82,30 +82,62 @@ func (l *launcher) start(one *launch) error {
 // serveLimited forks from within cgroups of v1, in which a child is from its first instruction on: a thread is moved to the
 // group of the next process before there is one.
 func (l *launcher) serveLimited(i int) {
-	runtime.LockOSThread() // for ever: it ends with the goroutine
-	home, err := cgroup1.Load(cgroup1.NestedPath(""), cgroup1.WithHierarchy(func() ([]cgroup1.Subsystem, error) { return l.groups.v1, nil }))
+	runtime.LockOSThread() // for ever: the thread ends with the goroutine
 	left := make(chan struct{})
-	defer func() { close(left) }()
-	for n := 0; err == nil; n++ {
-		var next cgroup1.Cgroup
-		if next, err = l.groups.makeV1(fmt.Sprintf("%d.%d", i, n)); err != nil {
-			break
+	defer func() { close(left) }() // deferred first: after the thread has gone home
+	hierarchy := cgroup1.WithHierarchy(func() ([]cgroup1.Subsystem, error) { return l.groups.v1, nil })
+	home, err := cgroup1.Load(cgroup1.NestedPath(""), hierarchy)
+	for err != nil {
+		if more := l.refuse(err); !more {
+			return
 		}
-		if err = next.AddTask(cgroup1.Process{Pid: unix.Gettid()}); err != nil {
-			break
+		home, err = cgroup1.Load(cgroup1.NestedPath(""), hierarchy)
+	}
+	self := cgroup1.Process{Pid: unix.Gettid()}
+	defer func() {
+		if err := home.AddTask(self); err != nil {
+			slog.Error("leave a cgroup", "error", err)
+		}
+	}()
+	for n := 0; ; n++ {
+		next, err := l.groups.makeV1(fmt.Sprintf("%d.%d", i, n))
+		if err == nil {
+			if err = next.AddTask(self); err != nil { // it may be in some of it
+				err = errors.Join(err, home.AddTask(self), next.Delete())
+				close(left)
+				left = make(chan struct{})
+			}
+		}
+		if err != nil {
+			slog.Error("make a cgroup", "error", err)
+			if more := l.refuse(err); !more {
+				return
+			}
+			continue
 		}
 		close(left)
 		left = make(chan struct{})
 		if more := l.serve(l.limited, next, left); !more {
-			err = errors.Join(home.AddTask(cgroup1.Process{Pid: unix.Gettid()}), next.Delete())
-			if err != nil {
-				slog.Error("leave a cgroup", "error", err)
+			if err := errors.Join(home.AddTask(self), next.Delete()); err != nil {
+				slog.Error("remove a cgroup", "error", err)
 			}
 			return
 		}
 	}
-	slog.Error("processes started by this thread have no limits", "error", err)
-	l.serve(l.limited, nil, nil)
+}
+
+// refuse answers for a while that limits cannot be set, for a reason, and then reports whether there is more to come.
+func (l *launcher) refuse(reason error) (more bool) {
+	for again := time.After(retryEvery); ; {
+		select {
+		case <-l.stop:
+			return false
+		case one := <-l.limited:
+			one.err <- fmt.Errorf("limits cannot be set: %w", reason)
+		case <-again:
+			return true
+		}
+	}
 }
 
 // serve forks what comes: one when it is for a cgroup, and then reports whether there is more to come; else all.
@@ -160,11 +192,17 @@ func (l *launcher) fork(one *launch) error {
 	if errors.Is(err, syscall.ENOEXEC) { // a script without "#!", as execvp(3) has it
 		pid, err = syscall.ForkExec(shell, append([]string{shell, one.path}, one.spec.Argv[1:]...), attr)
 	}
-	if err == nil {
-		one.known(pid)
+	if err != nil {
+		return &forkError{err}
 	}
-	return err
+	one.known(pid)
+	return nil
 }
+
+// forkError is an errno of fork, chdir or exec.
+type forkError struct{ error }
+
+func (e *forkError) Unwrap() error { return e.error }
 
 // lookUp finds the program of a Spec as execvp(3) does.
 func lookUp(spec Spec) (string, error) {
@@ -240,9 +278,12 @@ func checkDir(dir string) error {
 	return nil
 }
 
-// explain says what an errno of the fork means: the kernel gives the same ones for directory and program.
+// explain says what an error of a start means: the kernel gives the same errnos for directory and program.
 func explain(err error, spec Spec, path string) error {
 	const op = sys.Op("executor.Start")
+	if fork := (*forkError)(nil); !errors.As(err, &fork) {
+		return sys.E(op, sys.Unavailable, err)
+	}
 	if dir := checkDir(spec.Dir); dir != nil {
 		return sys.E(op, sys.NotExist, dir)
 	}

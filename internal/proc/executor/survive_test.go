@@ -527,3 +527,35 @@ func BenchmarkTrue(b *testing.B) {
 		})
 	}
 }
+
+// Somebody removes the cgroups in which the threads wait, or what they go to: it is an error, or repaired, but limits are
+// never dropped in silence, and nothing is left.
+func TestCgroupsAreRemovedByOthers(t *testing.T) {
+	n := limited(t)
+	if !n.Enforced().Memory {
+		t.Logf("not enforced: %s", n.Enforced().Why)
+		return
+	}
+	for i := range uint64(40) {
+		s := spec(i, "cat /proc/self/cgroup")
+		s.Limits.Memory = 64 << 20
+		waiting, err := filepath.Glob("/sys/fs/cgroup/*/" + supervisorName(n.dir) + "/[0-9].*")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, w := range waiting {
+			if err := unix.Rmdir(w); err != nil && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENOENT) {
+				t.Fatal(err)
+			}
+		}
+		if err := n.Start(t.Context(), s); sys.Is(err, sys.Unavailable) {
+			continue
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		n.await(s.ID)
+		if out := n.read(s.ID, Stdout); !strings.Contains(out, supervisorName(n.dir)) {
+			t.Errorf("it ran in %q", out)
+		}
+	}
+}
