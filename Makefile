@@ -13,10 +13,13 @@ TOOL := $(GO) tool -modfile=tools/go.mod
 SEED ?= 1
 SEEDS ?= 1000
 COUNT ?= 50
+RUNS ?= 200
+TASKS ?= 1000
+MIB ?= 1024
 MINUTES ?= 30
 DIR ?= .
 
-.PHONY: build dev gangs test unit system race lint cross generate bench clean crash crash-database scale failover sim mutations explore fuzz histories bench-consensus deps-test deps-generate
+.PHONY: build dev gangs test unit system race lint cross generate bench clean crash crash-database scale failover sim mutations explore fuzz histories bench-consensus bench-run words deps-test deps-generate
 
 build: ## the one binary
 	$(GO) build -ldflags '$(LDFLAGS)' -o bin/koinon ./cmd/koinon
@@ -59,6 +62,13 @@ generate: deps-generate ## protobuf code; the result is committed
 
 bench: build ## ./bin/koinon bench on DIR
 	bin/koinon bench $(DIR)
+
+bench-run: build ## koinon run beside slurm-wlm and GNU parallel: make bench-run RUNS=200 TASKS=1000; as root
+	./test/deps.sh bench
+	RUNS=$(RUNS) TASKS=$(TASKS) ./test/bench-run.sh
+
+words: build ## words of 1 GiB of text counted by three nodes and by one machine: make words MIB=1024
+	KOINON_WORDS_MIB=$(MIB) $(GO) test -timeout 0 -count=1 -v -run TestCountWords ./test/...
 
 bench-consensus: ## the log beside hashicorp/raft and etcd's raft, on the disk of DIR; under five minutes
 	cd bench/consensus && $(GO) vet . && $(GO) test . && $(GO) build -o ../../bin/bench-consensus .

@@ -110,7 +110,11 @@ func writeAskedFor(line func(string, any), s *koinon.JobSpec) {
 func writeExplanation(w io.Writer, e koinon.Explanation, now time.Time) {
 	fmt.Fprintf(w, "\n%s waits: %s\n", e.Task, e.Why)
 	for _, n := range e.Nodes {
-		fmt.Fprintf(w, "  %s\t%s\troom for %d\t%s\n", nodeID(n.Node), n.Name, n.Room, n.Why)
+		name := nodeID(n.Node)
+		if n.Name != "" && n.Name != name {
+			name += " (" + n.Name + ")"
+		}
+		fmt.Fprintf(w, "  %s\troom for %d\t%s\n", name, n.Room, n.Why)
 	}
 	for _, r := range e.Refusals {
 		fmt.Fprintf(w, "  %s refused %d times, last %s ago: %s\n", nodeID(r.Node), r.Count, ago(now.Sub(r.Last)), r.Reason)
