@@ -158,24 +158,12 @@ func (a *Agent) run(e *era, p *process) {
 	}
 	recorded, why := false, ""
 	if p.goesToTree() {
-<<<<<<< HEAD
 		why, recorded = a.record(ctx, p), true
 	}
 	select {
 	case <-ctx.Done():
 		return
 	case <-p.over: // which may be heard of later than the end of its output
-=======
-		if why = a.record(ctx, p); ctx.Err() != nil {
-			return
-		}
-		recorded = true
-		select { // its output is final a little before its end is told
-		case <-p.over:
-		case <-ctx.Done():
-			return
-		}
->>>>>>> w/proc
 	}
 	r, err := a.endReport(p, recorded, why)
 	if err != nil {
