@@ -46,7 +46,7 @@ func (g *gangPlan) script(mount string) string {
 // with the right status, outputs are there if and only if it has succeeded, and
 // every reservation is given back. `make gangs COUNT=500` does it at length.
 func TestGangs(t *testing.T) {
-	count := int(setting(t, "KOINON_GANGS", 40))
+	count := int(setting(t, "KOINON_GANGS", 60))
 	seed := uint64(setting(t, "KOINON_GANGS_SEED", 1))
 	d := up(t, 3)
 	for _, name := range []string{"proof", "outs"} {
@@ -97,7 +97,7 @@ func (g *gangs) trouble(stop <-chan struct{}) int {
 		select {
 		case <-stop:
 			return kills
-		case <-time.After(time.Duration(300+rng.IntN(2200)) * time.Millisecond):
+		case <-time.After(time.Duration(200+rng.IntN(1300)) * time.Millisecond):
 		}
 		victim := 1 + rng.IntN(3)
 		if rng.IntN(3) == 0 {
