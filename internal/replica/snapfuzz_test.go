@@ -154,6 +154,7 @@ func FuzzSnapshot(f *testing.F) {
 	f.Add(whole)
 	f.Add(append(bytes.Clone(whole), 1, 2, 12, 0, 0, 2, 2, 0, 0, 1, 0, 0))
 	f.Add(append([]byte{0, 60}, whole...))
+	f.Add(append([]byte{1, 1, 8, 0, 0}, whole...)) // another snapshot of the same name before
 	f.Add([]byte{1, 1, 9, 1, 3, 9, 9, 9, 0, 2, 1, 0, 0, 1, 0, 0})
 	f.Fuzz(func(t *testing.T, in []byte) {
 		if len(in) > 1<<12 {
