@@ -3,7 +3,6 @@ package replica
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"runtime"
 	"testing"
 
@@ -187,7 +186,7 @@ func FuzzSnapshot(f *testing.F) {
 		runtime.ReadMemStats(&after)
 		// A table, a memtable and a segment for each request at most.
 		if got, most := after.TotalAlloc-before.TotalAlloc, uint64(16<<20+len(in)<<16); got > most {
-			t.Fatal(fmt.Sprintf("at most %d bytes allocated expected, found %d", most, got))
+			t.Fatalf("at most %d bytes allocated expected, found %d", most, got)
 		}
 	})
 }
