@@ -59,7 +59,7 @@ then on.`,
 	flags.StringVar(&f.retention, "retention", "", "keep unlinked data for this `TIME`, like 10m")
 	flags.StringVar(&f.logLevel, "log-level", "", "debug, info, warn or error")
 	flags.StringVar(&f.logFile, "log-file", "", "log to `FILE` (rotated) instead of standard error")
-	flags.StringVar(&f.metrics, "metrics", "", "let Prometheus read numbers about this node at http://`HOST:PORT`/metrics, which is not encrypted: give an address that only trusted machines reach, like 127.0.0.1:9740")
+	flags.StringVar(&f.metrics, "metrics", "", "answer Prometheus at http://`HOST:PORT`/metrics, not encrypted: an address that only trusted machines reach")
 	flags.StringVar(&f.meta, "meta", "", metaUsage)
 	flags.BoolVar(&f.rejoin, "rejoin", false, "this node has voted before and lost its data: learn from the others before voting")
 	return cmd

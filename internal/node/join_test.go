@@ -345,15 +345,6 @@ func TestJoinRefused(t *testing.T) {
 	_, _, err = w.join("x1", foreign.Encode(), nil)
 	w.refused(err, sys.Access, "does not know the CA that the token names")
 
-	late := w.token(a, cluster.TokenLifeMin)
-	await(t, "the token has expired", func() bool {
-		tokens, err := a.Tokens(t.Context())
-		check(t, err)
-		return slices.ContainsFunc(tokens, func(x node.TokenInfo) bool { return x.State == "expired" })
-	})
-	_, _, err = w.join("x1", late, nil)
-	w.refused(err, sys.Access, "has expired", "make a new one")
-
 	never, err := auth.NewToken(w.creds)
 	check(t, err)
 	_, _, err = w.join("x1", never.Encode(), func(o *node.JoinOptions) { o.Listen = w.nodes[0].Listen })
@@ -434,6 +425,20 @@ func TestWrongTokensAreSlowed(t *testing.T) {
 	if len(tokens) != 1 || tokens[0].Wrong != 1 {
 		t.Errorf("tokens %+v, expected one with one wrong secret", tokens)
 	}
+}
+
+// TestExpiredToken: a token whose time is over lets nobody in.
+func TestExpiredToken(t *testing.T) {
+	w := newTown(t, 1, 1)
+	a := w.admin()
+	late := w.token(a, cluster.TokenLifeMin)
+	await(t, "the token has expired", func() bool {
+		tokens, err := a.Tokens(t.Context())
+		check(t, err)
+		return slices.ContainsFunc(tokens, func(x node.TokenInfo) bool { return x.State == "expired" })
+	})
+	_, _, err := w.join("x1", late, nil)
+	w.refused(err, sys.Access, "has expired", "make a new one")
 }
 
 // TestFound: a cluster of one machine that others join.
