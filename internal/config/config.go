@@ -41,6 +41,10 @@ type Node struct {
 	// DefaultRetention, at least LeastRetention.
 	Retention Duration `toml:"retention,omitzero"`
 
+	// Metrics is the address, host:port, at which Prometheus may read numbers
+	// about this node, over plain HTTP. Empty: nobody may.
+	Metrics string `toml:"metrics,omitempty"`
+
 	// Rejoin says that this node has voted before and lost its directory. With
 	// an empty directory it then does not vote until it has learned from the
 	// others what it may have promised. It does nothing once there is data.

@@ -43,6 +43,7 @@ type server struct {
 	blocks    *disk.Store
 	transport *replica.WireTransport
 	wire      *wire.Server
+	metrics   net.Listener // nil: not asked for
 	host      *replica.Host
 	group     *replica.Group
 	database  *mysql.Engine // nil: the tree is in the replica's state
@@ -73,21 +74,27 @@ func Serve(ctx context.Context, cfg *config.Node, version string, log *slog.Logg
 			return err
 		}
 	}
-	listener, err := listen(cfg.Listen)
+	listener, err := listen("listen", cfg.Listen)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.close(listener)) }()
+	if cfg.Metrics != "" {
+		if s.metrics, err = listen("metrics", cfg.Metrics); err != nil {
+			return err
+		}
+	}
 	if err := s.open(ctx); err != nil {
 		return err
 	}
 	return s.run(ctx, listener)
 }
 
-func listen(addr string) (net.Listener, error) {
+// listen opens an address that the configuration gives under a key.
+func listen(key, addr string) (net.Listener, error) {
 	l, err := net.Listen("tcp", addr)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, sys.E(sys.Op("node.Serve"), sys.Busy, sys.Subject(addr), "the port is in use: end the process that has it (ss -ltnp shows it), or set another `listen` address")
+		return nil, sys.E(sys.Op("node.Serve"), sys.Busy, sys.Subject(addr), "the port is in use: end the process that has it (ss -ltnp shows it), or set another `"+key+"` address")
 	}
 	if err != nil {
 		return nil, sys.E(sys.Op("node.Serve"), sys.Invalid, sys.Subject(addr), err)
@@ -195,6 +202,9 @@ func (s *server) run(ctx context.Context, listener net.Listener) error {
 			cancel(err)
 		}
 	})
+	if s.metrics != nil {
+		wg.Go(func() { s.serveMetrics(ctx, s.metrics) })
+	}
 	wg.Go(func() { s.member(ctx, cancel) })
 	wg.Go(func() { s.duties(ctx) })
 	wg.Go(func() { s.govern(ctx) })
@@ -224,8 +234,13 @@ func (s *server) run(ctx context.Context, listener net.Listener) error {
 // close ends the parts in the reverse order of open.
 func (s *server) close(listener net.Listener) error {
 	var errs []error
-	if err := listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-		errs = append(errs, err)
+	for _, l := range []net.Listener{listener, s.metrics} {
+		if l == nil {
+			continue
+		}
+		if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
 	}
 	errs = append(errs, s.processes.close())
 	if s.tree != nil {
