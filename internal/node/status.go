@@ -25,8 +25,11 @@ type Status struct {
 	Leader  sys.NodeID `json:"leader"` // 0 when there is none
 	// Majority says that there is a leader and most nodes are up, so that
 	// writes go on.
-	Majority bool         `json:"majority"`
-	Nodes    []NodeStatus `json:"nodes"`
+	Majority bool `json:"majority"`
+	// Blocks says where the blocks are and what that promises; empty when the
+	// nodes keep them.
+	Blocks string       `json:"block_store,omitempty"`
+	Nodes  []NodeStatus `json:"nodes"`
 }
 
 // NodeStatus is one node. Only ID, Addr, State and Trouble are set of a node
@@ -59,6 +62,7 @@ type NodeStatus struct {
 	Signs bool `json:"signs"`
 
 	voters []uint64 // that it knows
+	blocks string   // where it says the blocks are
 }
 
 // statusTimeout is how long a node may take to tell of itself.
@@ -158,7 +162,7 @@ func nodeStatus(addr string, r *clusterpb.StatusReply) NodeStatus {
 		BytesFree: r.BytesFree, Resident: r.ResidentBytes, Healing: r.Healing, Trouble: r.Trouble,
 		UptimeSecs: time.Since(time.Unix(0, r.StartedNs)).Round(time.Second).Seconds(),
 		Signs:      r.CaKey,
-		voters:     r.Voters,
+		voters:     r.Voters, blocks: r.BlockStore,
 	}
 }
 
@@ -187,6 +191,7 @@ func summarize(s *Status) {
 			continue
 		}
 		up[uint64(n.ID)] = true
+		s.Blocks = or(s.Blocks, n.blocks)
 		if len(n.voters) > 0 && n.Chosen >= chosen {
 			voters = n.voters
 		}

@@ -43,23 +43,39 @@ var _ block.Store = (*Store)(nil)
 
 var once sync.Once
 
-// Open connects. It is Invalid or Access when the URL, the user, the password,
-// the database or the name in the certificate is wrong, Unavailable when the
-// server does not answer or is not ready. Whose blocks it holds is not looked
-// at yet, see Verify.
-func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
+// Open is New and Ping.
+func Open(ctx context.Context, cfg Config) (*Store, error) {
+	s, err := New(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.Ping(ctx); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+// New returns a store that does not speak to the servers yet. It is Invalid
+// when the URL is wrong.
+func New(cfg Config) (*Store, error) {
 	once.Do(quiet)
 	p, err := parse(cfg.URL)
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{place: p, where: cfg.URL.String(), cluster: cfg.Cluster, identity: cfg.Identity, client: p.connect(), blocks: prefix(cfg.Cluster) + "b:"}
+	return &Store{place: p, where: cfg.URL.String(), cluster: cfg.Cluster, identity: cfg.Identity, client: p.connect(), blocks: prefix(cfg.Cluster) + "b:"}, nil
+}
+
+// Ping asks the servers. It is Invalid or Access when the user, the password,
+// the database or the name in the certificate is wrong, Unavailable when they
+// do not answer or are not ready. Whose blocks they hold is Verify's question.
+func (s *Store) Ping(ctx context.Context) error {
 	// A server of a Redis Cluster that is asked as one alone would answer PING.
-	if _, err := s.owner(ctx); err != nil {
-		return nil, errors.Join(err, s.Close())
+	_, err := s.owner(ctx)
+	if err == nil {
+		s.opened.Store(true)
 	}
-	s.opened.Store(true)
-	return s, nil
+	return err
 }
 
 // Close ends the connections. Calls under way fail.
