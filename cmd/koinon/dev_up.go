@@ -79,6 +79,7 @@ func (d *devCommand) up(ctx context.Context, f devUpFlags) error {
 		return err
 	}
 	opts.Meta, opts.Blocks = engine.Ref(f.meta).In(here), f.blocks.in(here)
+	opts.Probe = func(ctx context.Context) error { return node.ProbeBlocks(ctx, opts.Blocks) }
 	force, release := d.onSecondSignal()
 	defer release()
 	c, res, err := devcluster.Up(ctx, force, opts)

@@ -59,6 +59,9 @@ type Options struct {
 	// Blocks is where a new cluster keeps its blocks; the zero value means
 	// with the nodes.
 	Blocks config.Blocks
+	// Probe tries the engines from outside, before a new cluster is made on
+	// them. May be nil.
+	Probe func(ctx context.Context) error
 	// NoMount leaves the tree unmounted.
 	NoMount bool
 	// Binary is the koinon program to run.

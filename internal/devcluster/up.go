@@ -67,6 +67,11 @@ func Up(ctx, force context.Context, opts Options) (_ *Cluster, _ *UpResult, err 
 				return nil, nil, err
 			}
 		}
+		if opts.Probe != nil {
+			if err := opts.Probe(ctx); err != nil {
+				return nil, nil, err
+			}
+		}
 		if err := create(opts.Dir, opts); err != nil {
 			return nil, nil, err
 		}

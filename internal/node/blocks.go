@@ -41,6 +41,33 @@ func checkBlocks(m *clusterpb.Map, url engine.Ref) error {
 	return nil
 }
 
+// ProbeBlocks tries an engine on which a cluster is to be made. It changes
+// nothing.
+func ProbeBlocks(ctx context.Context, cfg config.Blocks) (err error) {
+	if cfg.URL == "" {
+		return nil
+	}
+	url, err := cfg.URL.Load()
+	if err != nil {
+		return err
+	}
+	store, err := redis.New(redis.Config{URL: url})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	ctx, cancel := context.WithTimeout(ctx, watchMax)
+	defer cancel()
+	if err := store.Ping(ctx); err != nil {
+		return err
+	}
+	all, err := store.Settings(ctx)
+	if err != nil || cfg.AcceptVolatile {
+		return err
+	}
+	return redis.Volatile(all)
+}
+
 // newRedis is the store with the blocks of the cluster that credentials are of.
 func newRedis(ref engine.Ref, creds *auth.Credentials) (*redis.Store, error) {
 	url, err := ref.Load()
@@ -164,7 +191,7 @@ func (r *redisBlocks) check(ctx context.Context, made bool) error {
 		return err
 	}
 	err = r.store.Verify(ctx)
-	if !made && sys.Is(err, sys.NotExist) {
+	if !made && errors.Is(err, redis.ErrUnclaimed) {
 		return nil
 	}
 	return err

@@ -61,8 +61,11 @@ type NodeStatus struct {
 	// certificates of new nodes.
 	Signs bool `json:"signs"`
 
+	// BlockStore says where the blocks are and what that promises; empty when
+	// the nodes keep them.
+	BlockStore string `json:"block_store,omitempty"`
+
 	voters []uint64 // that it knows
-	blocks string   // where it says the blocks are
 }
 
 // statusTimeout is how long a node may take to tell of itself.
@@ -162,7 +165,7 @@ func nodeStatus(addr string, r *clusterpb.StatusReply) NodeStatus {
 		BytesFree: r.BytesFree, Resident: r.ResidentBytes, Healing: r.Healing, Trouble: r.Trouble,
 		UptimeSecs: time.Since(time.Unix(0, r.StartedNs)).Round(time.Second).Seconds(),
 		Signs:      r.CaKey,
-		voters:     r.Voters, blocks: r.BlockStore,
+		voters:     r.Voters, BlockStore: r.BlockStore,
 	}
 }
 
@@ -191,7 +194,7 @@ func summarize(s *Status) {
 			continue
 		}
 		up[uint64(n.ID)] = true
-		s.Blocks = or(s.Blocks, n.blocks)
+		s.Blocks = or(s.Blocks, n.BlockStore)
 		if len(n.voters) > 0 && n.Chosen >= chosen {
 			voters = n.voters
 		}

@@ -22,16 +22,14 @@ func (s *Store) Put(ctx context.Context, key sys.BlockKey, data []byte) error {
 	buf := s.memory.take(len(data) + trailerLen(len(data)))
 	defer s.memory.give(buf)
 	value := appendTrailer(append(buf[:0], data...), key, data)
-	fresh, err := s.client.SetNX(ctx, s.key(key), value, 0).Result()
-	if err != nil {
-		return s.explain(ctx, op, block.Subject(key), err)
+	fresh, err := s.set(ctx, key, value)
+	if err != nil || fresh {
+		return err
 	}
-	if !fresh {
-		if err := s.same(ctx, key, value[len(data):]); err != nil {
-			return err
-		}
+	if err := s.same(ctx, key, value[len(data):]); err != nil {
+		return err
 	}
-	return s.replicated(ctx, key)
+	return s.again(ctx, key, value)
 }
 
 // same is nil when the block that is there already has the trailer that it

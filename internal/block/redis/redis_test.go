@@ -3,6 +3,7 @@ package redis_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync/atomic"
@@ -139,7 +140,7 @@ func TestIdentity(t *testing.T) {
 		return s
 	}
 	mine, other := as("a"), as("b")
-	if err := mine.Verify(t.Context()); !sys.Is(err, sys.NotExist) || !strings.Contains(err.Error(), "lost its data") {
+	if err := mine.Verify(t.Context()); !errors.Is(err, redis.ErrUnclaimed) {
 		t.Errorf("an empty store: %v", err)
 	}
 	for range 2 {
@@ -305,5 +306,51 @@ func TestSentinel(t *testing.T) {
 	got := make([]byte, len(want))
 	if err := patient.Get(t.Context(), key, 0, got); err != nil || !bytes.Equal(got, want) {
 		t.Fatalf("after the failover: %v", err)
+	}
+}
+
+// With replicas=1 a block counts when a replica has it, and so survives its
+// master.
+func TestReplicas(t *testing.T) {
+	c := redistest.StartCluster(t)
+	s := open(t, c.URL()+"?replicas=1", "c")
+	patient := block.Retried(s, time.Minute)
+	put := func(seq uint64) error {
+		key := blocktest.Key(seq, 0, 0)
+		return patient.Put(t.Context(), key, blocktest.Bytes(key, 200_000))
+	}
+	for seq := range uint64(30) {
+		if err := put(seq + 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := put(1); err != nil {
+		t.Fatalf("the same block again: %v", err)
+	}
+	victim := c.Masters()[1]
+	victim.Kill()
+	done := make(chan error)
+	go func() {
+		var err error
+		for seq := uint64(31); seq <= 60 && err == nil; seq++ {
+			err = put(seq)
+		}
+		done <- err
+	}()
+	c.AwaitMasters(3)
+	victim.Restart()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	for seq := uint64(1); seq <= 60; seq++ {
+		key, got := blocktest.Key(seq, 0, 0), make([]byte, 200_000)
+		if err := patient.Get(t.Context(), key, 0, got); err != nil || !bytes.Equal(got, blocktest.Bytes(key, 200_000)) {
+			t.Fatalf("%v: %v", key, err)
+		}
+	}
+	alone := redistest.Start(t)
+	one := open(t, alone.URL(0)+"?replicas=1", "c")
+	if err := one.Put(t.Context(), blocktest.Key(1, 0, 0), []byte("x")); !sys.Is(err, sys.Unavailable) || !strings.Contains(err.Error(), "0 of 1 replicas") {
+		t.Errorf("without replicas: %v", err)
 	}
 }

@@ -120,8 +120,12 @@ func (s *Store) Claim(ctx context.Context) error {
 	return s.Verify(ctx)
 }
 
+// ErrUnclaimed is in the error of Verify when the store is no cluster's of
+// this name.
+var ErrUnclaimed = errors.New("it holds no blocks of this cluster: the server or the database is another one, or has lost its data")
+
 // Verify is Exist when the store holds the blocks of another cluster of this
-// name, NotExist when it holds none of any.
+// name, Invalid and ErrUnclaimed when it holds none of any.
 func (s *Store) Verify(ctx context.Context) error {
 	const op = sys.Op("redis.Verify")
 	id, err := s.owner(ctx)
@@ -129,8 +133,7 @@ func (s *Store) Verify(ctx context.Context) error {
 	case err != nil:
 		return err
 	case id == "":
-		return sys.E(op, sys.NotExist, sys.Subject(s.where), fmt.Sprintf(
-			"it holds no blocks of cluster %q: the server or the database is another one, or has lost its data", s.cluster))
+		return sys.E(op, sys.Invalid, sys.Subject(s.where), fmt.Errorf("cluster %q: %w", s.cluster, ErrUnclaimed))
 	case id != s.identity:
 		return sys.E(op, sys.Exist, sys.Subject(s.where), fmt.Sprintf(
 			"it holds the blocks of another cluster that is called %q as well: name another database", s.cluster))

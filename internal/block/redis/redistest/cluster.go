@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // Cluster is a Redis Cluster: three masters, each with a replica.
@@ -55,6 +56,16 @@ func (c *Cluster) Masters() []*Server {
 		}
 	}
 	return all
+}
+
+// AwaitMasters returns when so many of the servers that run are masters.
+func (c *Cluster) AwaitMasters(n int) {
+	c.tb.Helper()
+	for end := time.Now().Add(startWait); len(c.Masters()) != n; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			c.tb.Fatalf("expected %d masters, found %d", n, len(c.Masters()))
+		}
+	}
 }
 
 // Sentinel is a master and a replica, watched by three Sentinels.
