@@ -136,9 +136,6 @@ type Client struct {
 	// Mount is the directory where this client usually mounts the tree. May
 	// be empty.
 	Mount string `toml:"mount,omitempty"`
-	// Blocks is where the blocks are, for a cluster whose nodes do not keep
-	// them.
-	Blocks Engine `toml:"blocks,omitempty"`
 	// Timeout is how long an operation waits for a majority before it fails.
 	// Default DefaultTimeout.
 	Timeout Duration `toml:"timeout,omitzero"`
@@ -146,6 +143,9 @@ type Client struct {
 	TLS    TLS          `toml:"tls"`
 	Log    Log          `toml:"log,omitempty"`
 	Limits ClientLimits `toml:"limits,omitempty"`
+	// Blocks is where the blocks are, for a cluster whose nodes do not keep
+	// them.
+	Blocks Engine `toml:"blocks,omitempty"`
 }
 
 // ClientLimits bounds what a client takes of its machine. Zero means the

@@ -17,7 +17,7 @@ type Cluster struct {
 }
 
 // nodeTimeout is after how many milliseconds the others take a server for lost.
-const nodeTimeout = "2000"
+const nodeTimeout = "1000"
 
 // StartCluster runs a Redis Cluster of six until the test ends.
 func StartCluster(tb testing.TB, args ...string) *Cluster {
