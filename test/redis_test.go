@@ -248,3 +248,39 @@ func TestRedisClusterMasterDies(t *testing.T) {
 		t.Errorf("a master has no block: %q", total.String())
 	}
 }
+
+// TestBlocksCopy moves a tree to another Redis, and blocks between clusters of
+// either kind.
+func TestBlocksCopy(t *testing.T) {
+	first, second, third := redistest.Start(t), redistest.Start(t), redistest.Start(t)
+	d := up(t, 1, "--blocks", inFile(t, first.URL(0)))
+	d.sh("head -c 20M /dev/urandom > $M/big && cp -r /usr/share/doc/apt $M/doc && head -c 200K /dev/urandom > $M/small && (cd $M && sha256sum big small > " + d.besides("sums") + ")")
+	d.stop()
+	from, to := inFile(t, first.URL(0)), inFile(t, second.URL(0))
+	edit(t, d.at("n1/node.toml"), func(s string) string { return strings.Replace(s, from, to, 1) })
+	d.useBlocks(to)
+	d.refused(10*time.Second, []string{"serve", "--config", d.at("n1/node.toml"), "--log-file", d.besides("log")}, "lost its data")
+	says(t, d.koinon("blocks", "copy", "--from", from, "--to", to), "blocks copied and read back", " 0 were there")
+	says(t, d.koinon("blocks", "copy", "--from", from, "--to", to, "--verify"), "0 blocks copied")
+	first.Kill()
+	d.start()
+	d.sh("cd $M && sha256sum -c " + d.besides("sums"))
+	d.fsck()
+
+	// To nodes, and from there into the Redis of yet another cluster.
+	nodes := up(t, 3)
+	says(t, d.koinon("blocks", "copy", "--from", to, "--to", "cluster:"+nodes.at("client.toml")), "blocks copied and read back")
+	other := up(t, 1, "--blocks", inFile(t, third.URL(0)))
+	says(t, d.koinon("blocks", "copy", "--from", "cluster:"+nodes.at("client.toml"), "--to", "cluster:"+other.at("client.toml")), "blocks copied and read back")
+	says(t, d.koinon("blocks", "copy", "--from", to, "--to", "cluster:"+other.at("client.toml"), "--verify"), "0 blocks copied")
+	d.refused(10*time.Second, []string{"blocks", "copy", "--from", inFile(t, third.URL(3)), "--to", to}, "holds no blocks")
+	d.refused(10*time.Second, []string{"blocks", "copy", "--from", to}, "--to STORE")
+}
+
+// useBlocks changes where the client finds the blocks.
+func (d *dev) useBlocks(ref string) {
+	d.t.Helper()
+	edit(d.t, d.at("client.toml"), func(s string) string {
+		return regexp.MustCompile(`(?m)^url = .*$`).ReplaceAllString(s, `url = "`+ref+`"`)
+	})
+}

@@ -169,3 +169,42 @@ func (s *Store) masters(ctx context.Context) ([]*redis.Client, error) {
 	})
 	return all, nil
 }
+
+// copyKey marks a store that is being filled with a cluster's blocks.
+func (s *Store) copyKey() string { return prefix(s.cluster) + "copy" }
+
+// BeginCopy makes the store the place of a copy of the cluster's blocks. It is
+// not the cluster's own before EndCopy, so that nobody takes half a copy for
+// all. It is Exist when it holds the blocks, or a copy of those, of another
+// cluster of this name.
+func (s *Store) BeginCopy(ctx context.Context) error {
+	const op = sys.Op("redis.BeginCopy")
+	if err := s.Verify(ctx); err == nil || !errors.Is(err, ErrUnclaimed) {
+		return err
+	}
+	err := s.client.SetNX(ctx, s.copyKey(), s.identity, 0).Err()
+	if err != nil {
+		return s.explain(ctx, op, "", err)
+	}
+	id, err := s.client.Get(ctx, s.copyKey()).Result()
+	if err != nil {
+		return s.explain(ctx, op, "", err)
+	}
+	if id != s.identity {
+		return sys.E(op, sys.Exist, sys.Subject(s.where), fmt.Sprintf("it holds a copy for another cluster that is called %q as well: name another database", s.cluster))
+	}
+	return nil
+}
+
+// EndCopy makes a store that holds all of the cluster's blocks the cluster's
+// own.
+func (s *Store) EndCopy(ctx context.Context) error {
+	const op = sys.Op("redis.EndCopy")
+	if err := s.client.SetNX(ctx, s.ownerKey(), s.identity, 0).Err(); err != nil {
+		return s.explain(ctx, op, "", err)
+	}
+	if err := s.client.Unlink(ctx, s.copyKey()).Err(); err != nil {
+		return s.explain(ctx, op, "", err)
+	}
+	return s.Verify(ctx)
+}
