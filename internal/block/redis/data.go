@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"math/bits"
 	"sync"
 
@@ -13,36 +14,50 @@ import (
 	"github.com/koinon/koinon/internal/sys"
 )
 
-// Put implements block.Store: one SET of the block and its checksums.
+// Put implements block.Store: one round trip sets the pages, and then the sums.
+// What is there is never overwritten.
 func (s *Store) Put(ctx context.Context, key sys.BlockKey, data []byte) error {
-	const op = sys.Op("redis.Put")
-	if err := block.CheckPut(op, key, data); err != nil {
+	if err := block.CheckPut("redis.Put", key, data); err != nil {
 		return err
 	}
-	buf := s.memory.take(len(data) + trailerLen(len(data)))
-	defer s.memory.give(buf)
-	value := appendTrailer(append(buf[:0], data...), key, data)
-	fresh, err := s.set(ctx, key, value)
+	sums := sumsOf(key, data)
+	fresh, err := s.set(ctx, key, data, sums, true)
 	if err != nil || fresh {
 		return err
 	}
-	if err := s.same(ctx, key, value[len(data):]); err != nil {
+	if err := s.same(ctx, key, sums); err != nil || s.place.replicas == 0 {
 		return err
 	}
-	return s.again(ctx, key, value)
+	// An earlier try may not have waited for the replicas.
+	_, err = s.set(ctx, key, data, sums, false)
+	return err
 }
 
-// same is nil when the block that is there already has the trailer that it
-// should have.
+// fill adds to a pipeline what makes a block, and returns the command that does
+// so in the end.
+func (s *Store) fill(ctx context.Context, p redis.Pipeliner, key sys.BlockKey, data, sums []byte, nx bool) *redis.Cmd {
+	verb := "hset"
+	if nx {
+		verb = "hsetnx"
+	}
+	name := s.key(key)
+	for n := range block.PageCount(len(data)) {
+		p.Do(ctx, verb, name, field(n), page(data, n))
+	}
+	return p.Do(ctx, verb, name, sumsField, sums)
+}
+
+// same is nil when the block that is there already has the sums that it should
+// have.
 func (s *Store) same(ctx context.Context, key sys.BlockKey, want []byte) error {
 	const op = sys.Op("redis.Put")
-	end, err := s.client.GetRange(ctx, s.key(key), int64(-len(want)), -1).Bytes()
+	got, err := s.client.HGet(ctx, s.key(key), sumsField).Bytes()
 	switch {
+	case errors.Is(err, redis.Nil):
+		return sys.E(op, sys.Unavailable, block.Subject(key), "it was deleted at this moment")
 	case err != nil:
 		return s.explain(ctx, op, block.Subject(key), err)
-	case len(end) == 0:
-		return sys.E(op, sys.Unavailable, block.Subject(key), "it was deleted at this moment")
-	case !bytes.Equal(end, want):
+	case !bytes.Equal(got, want):
 		return sys.E(op, sys.Exist, block.Subject(key), "holds other bytes")
 	}
 	return nil
@@ -60,62 +75,65 @@ func (s *Store) Get(ctx context.Context, key sys.BlockKey, off int, dst []byte) 
 }
 
 // Read implements block.Store. One round trip brings the pages that hold the
-// range, and the end of the value, which has their checksums.
+// range, and the sums.
 func (s *Store) Read(ctx context.Context, key sys.BlockKey, off, n int) (block.Buffer, error) {
 	const op = sys.Op("redis.Get")
 	if err := block.CheckRange(op, key, sys.BlockSize, off, n); err != nil {
 		return block.Buffer{}, err
 	}
 	first, end := block.Pages(off, n)
-	start, stop := first*sys.PageSize, end*sys.PageSize
-	buf := s.memory.take(stop - start + 2) // the library wants room for the line's end
-	b, err := s.read(ctx, key, off, n, start, stop, first, buf)
-	if err != nil {
+	if n == 0 {
+		return block.Buffer{}, s.read(ctx, key, off, n, first, end, nil)
+	}
+	buf := s.memory.take((end - first) * sys.PageSize)
+	if err := s.read(ctx, key, off, n, first, end, buf); err != nil {
 		s.memory.give(buf)
 		return block.Buffer{}, err
 	}
-	return b, nil
+	off -= first * sys.PageSize
+	return block.Buffer{Data: buf[off : off+n : off+n], Memory: cap(buf), Free: func() { s.memory.give(buf) }}, nil
 }
 
-// read is Read of the pages in [start, stop) into buf.
-func (s *Store) read(ctx context.Context, key sys.BlockKey, off, n, start, stop, first int, buf []byte) (block.Buffer, error) {
+// read fills buf with the pages from first up to end, as far as the block goes,
+// and checks them.
+func (s *Store) read(ctx context.Context, key sys.BlockKey, off, n, first, end int, buf []byte) error {
 	const op = sys.Op("redis.Get")
-	subject := block.Subject(key)
+	subject, name := block.Subject(key), s.key(key)
 	pipe := s.client.Pipeline()
-	end := pipe.GetRange(ctx, s.key(key), -trailerMax, -1)
-	var pages *redis.ZeroCopyStringCmd
-	if n > 0 {
-		pages = redis.NewZeroCopyStringCmd(ctx, buf[:stop-start+2], "getrange", s.key(key), start, stop-1)
-		_ = pipe.Process(ctx, pages) // its error comes from Exec
+	sumsCmd := pipe.HGet(ctx, name, sumsField)
+	pages := make([]*redis.ZeroCopyStringCmd, 0, end-first)
+	for p := first; p < end; p++ {
+		cmd := redis.NewZeroCopyStringCmd(ctx, page(buf, p-first), "hget", name, field(p))
+		_ = pipe.Process(ctx, cmd) // its error comes from Exec
+		pages = append(pages, cmd)
 	}
-	if _, err := pipe.Exec(ctx); err != nil {
-		return block.Buffer{}, s.explain(ctx, op, subject, err)
+	if _, err := pipe.Exec(ctx); err != nil && !errors.Is(err, redis.Nil) {
+		return s.explain(ctx, op, subject, err)
 	}
-	raw, err := end.Bytes()
+	raw, err := sumsCmd.Bytes()
+	if errors.Is(err, redis.Nil) {
+		return sys.E(op, sys.NotExist, subject)
+	} else if err != nil {
+		return s.explain(ctx, op, subject, err)
+	}
+	size, sums, err := parseSums(raw, key)
 	if err != nil {
-		return block.Buffer{}, s.explain(ctx, op, subject, err)
+		return err
 	}
-	if len(raw) == 0 {
-		return block.Buffer{}, sys.E(op, sys.NotExist, subject)
+	if err := block.CheckRange(op, key, size, off, n); err != nil {
+		return err
 	}
-	t, err := parseTrailer(raw, key)
-	if err != nil {
-		return block.Buffer{}, err
+	for i, cmd := range pages {
+		got, err := cmd.Result()
+		if err != nil && !errors.Is(err, redis.Nil) {
+			return s.explain(ctx, op, subject, err)
+		}
+		p := first + i
+		if want := min(size-p*sys.PageSize, sys.PageSize); err != nil || got != want || block.Checksum(cmd.Bytes()) != sums[p] {
+			return sys.E(op, sys.Corrupt, subject, fmt.Sprintf("page %d does not match the checksum of its writer", p))
+		}
 	}
-	if err := block.CheckRange(op, key, t.size, off, n); err != nil {
-		return block.Buffer{}, err
-	}
-	free := func() { s.memory.give(buf) }
-	if n == 0 {
-		return block.Buffer{Data: buf[:0], Memory: cap(buf), Free: free}, nil
-	}
-	got := pages.Bytes()
-	if want := min(stop, t.size) - start; len(got) < want {
-		return block.Buffer{}, sys.E(op, sys.Corrupt, subject, "its value is too short")
-	} else if got = got[:want]; !t.match(first, got) {
-		return block.Buffer{}, sys.E(op, sys.Corrupt, subject, "its bytes do not match the checksums of their writer")
-	}
-	return block.Buffer{Data: got[off-start : off-start+n], Memory: cap(buf), Free: free}, nil
+	return nil
 }
 
 // unlinks is how many keys one round trip deletes.

@@ -2,6 +2,7 @@ package redis
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strconv"
 	"strings"
@@ -87,16 +88,17 @@ func (s *Store) Walk(ctx context.Context, fn func([]block.Info) error) error {
 	})
 }
 
-// measure asks how long values are. Those that are gone are left out.
+// measure asks how large blocks are. Those that are gone, or that nobody has
+// put whole, are left out.
 func (s *Store) measure(ctx context.Context, keys []string) ([]block.Info, error) {
-	lens := make([]*redis.IntCmd, len(keys))
+	sums := make([]*redis.StringCmd, len(keys))
 	_, err := s.client.Pipelined(ctx, func(p redis.Pipeliner) error {
 		for i, key := range keys {
-			lens[i] = p.StrLen(ctx, key)
+			sums[i] = p.HGet(ctx, key, sumsField)
 		}
 		return nil
 	})
-	if err != nil {
+	if err != nil && !errors.Is(err, redis.Nil) {
 		return nil, s.explain(ctx, "redis.List", "", err)
 	}
 	infos := make([]block.Info, 0, len(keys))
@@ -105,13 +107,15 @@ func (s *Store) measure(ctx context.Context, keys []string) ([]block.Info, error
 		if !ok {
 			return nil, keyError(text)
 		}
-		n := int(lens[i].Val())
-		if n == 0 {
+		raw, err := sums[i].Bytes()
+		if errors.Is(err, redis.Nil) {
 			continue
+		} else if err != nil {
+			return nil, s.explain(ctx, "redis.List", block.Subject(key), err)
 		}
-		size, ok := sizeOf(n)
-		if !ok {
-			return nil, sys.E(sys.Op("redis.List"), sys.Corrupt, block.Subject(key), "its value has an impossible length")
+		size, _, err := parseSums(raw, key)
+		if err != nil {
+			return nil, err
 		}
 		infos = append(infos, block.Info{Key: key, Size: size})
 	}
@@ -120,8 +124,8 @@ func (s *Store) measure(ctx context.Context, keys []string) ([]block.Info, error
 
 // Has reports whether a block is there.
 func (s *Store) Has(ctx context.Context, key sys.BlockKey) (bool, error) {
-	n, err := s.client.Exists(ctx, s.key(key)).Result()
-	return n > 0, s.explain(ctx, "redis.Has", block.Subject(key), err)
+	has, err := s.client.HExists(ctx, s.key(key), sumsField).Result()
+	return has, s.explain(ctx, "redis.Has", block.Subject(key), err)
 }
 
 // List implements block.Store. Each call looks at all keys of the servers,

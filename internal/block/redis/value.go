@@ -11,82 +11,62 @@ import (
 	"github.com/koinon/koinon/internal/sys"
 )
 
-// A value is a block's bytes and then its trailer, all numbers little endian:
+// A block is a hash. Its pages are in the fields "0", "1", ...; the field
+// sumsField is set last and makes it a block: all numbers little endian,
 //
 //	sums   4 bytes for each page: its CRC32C
 //	size   4 bytes: of the block
 //	check  4 bytes: CRC32C of sums, size and the block's name
 //	magic  4 bytes
-//
-// The bytes come first, so that a range of a block is that range of the value.
 const (
-	fixedLen   = 12
-	trailerMax = sys.BlockSize/sys.PageSize*4 + fixedLen
-	magic      = "KBv1"
+	sumsField = "sums"
+	fixedLen  = 12
+	magic     = "KBv1"
 )
 
-// trailerLen is how long the trailer of a block of size bytes is.
-func trailerLen(size int) int { return 4*block.PageCount(size) + fixedLen }
+// field is where a page is.
+func field(page int) string { return strconv.Itoa(page) }
 
-// sizeOf is the size of the block whose value is n bytes long; ok is false when
-// there is none.
-func sizeOf(n int) (size int, ok bool) {
-	pages := (n - fixedLen + sys.PageSize + 3) / (sys.PageSize + 4)
-	size = n - fixedLen - 4*pages
-	return size, size > 0 && size <= sys.BlockSize && block.PageCount(size) == pages
+// page returns the bytes of a page of a block that holds data.
+func page(data []byte, n int) []byte {
+	return data[n*sys.PageSize : min((n+1)*sys.PageSize, len(data))]
 }
 
-// appendTrailer appends the trailer of a block that holds data to dst.
-func appendTrailer(dst []byte, key sys.BlockKey, data []byte) []byte {
-	start := len(dst)
-	for rest := data; len(rest) > 0; rest = rest[min(len(rest), sys.PageSize):] {
-		dst = binary.LittleEndian.AppendUint32(dst, block.Checksum(rest[:min(len(rest), sys.PageSize)]))
+// sumsOf is what sumsField holds for a block that holds data.
+func sumsOf(key sys.BlockKey, data []byte) []byte {
+	v := make([]byte, 0, 4*block.PageCount(len(data))+fixedLen)
+	for n := range block.PageCount(len(data)) {
+		v = binary.LittleEndian.AppendUint32(v, block.Checksum(page(data, n)))
 	}
-	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(data)))
-	dst = binary.LittleEndian.AppendUint32(dst, checkOf(dst[start:], key))
-	return append(dst, magic...)
+	v = binary.LittleEndian.AppendUint32(v, uint32(len(data)))
+	v = binary.LittleEndian.AppendUint32(v, checkOf(v, key))
+	return append(v, magic...)
 }
 
-// checkOf covers the block's name, so that a value under another's key is told.
+// checkOf covers the block's name, so that a hash under another's key is told.
 func checkOf(sumsAndSize []byte, key sys.BlockKey) uint32 {
 	return block.Checksum(append(bytes.Clone(sumsAndSize), key.String()...))
 }
 
-// trailer is what the end of a value says.
-type trailer struct {
-	size int
-	sums block.Sums
-}
-
-// parseTrailer reads the end of a value: its last trailerMax bytes, or all of
-// it.
-func parseTrailer(end []byte, key sys.BlockKey) (*trailer, error) {
-	bad := func(what string) (*trailer, error) {
-		return nil, sys.E(sys.Op("redis.Get"), sys.Corrupt, block.Subject(key), "the end of its value "+what)
+// parseSums reads what sumsField holds.
+func parseSums(v []byte, key sys.BlockKey) (size int, sums block.Sums, err error) {
+	bad := func(what string) (int, block.Sums, error) {
+		return 0, nil, sys.E(sys.Op("redis.Get"), sys.Corrupt, block.Subject(key), "its field "+sumsField+" "+what)
 	}
-	if len(end) < fixedLen || string(end[len(end)-len(magic):]) != magic {
+	if len(v) < fixedLen || string(v[len(v)-len(magic):]) != magic {
 		return bad("is not that of a block")
 	}
-	check := binary.LittleEndian.Uint32(end[len(end)-8:])
-	t := &trailer{size: int(binary.LittleEndian.Uint32(end[len(end)-fixedLen:]))}
-	if t.size < 1 || t.size > sys.BlockSize || len(end) < trailerLen(t.size) {
+	size = int(binary.LittleEndian.Uint32(v[len(v)-fixedLen:]))
+	if size < 1 || size > sys.BlockSize || len(v) != 4*block.PageCount(size)+fixedLen {
 		return bad("names an impossible size")
 	}
-	covered := end[len(end)-trailerLen(t.size) : len(end)-8]
-	if checkOf(covered, key) != check {
+	if checkOf(v[:len(v)-8], key) != binary.LittleEndian.Uint32(v[len(v)-8:]) {
 		return bad("does not match its checksum")
 	}
-	for i := range block.PageCount(t.size) {
-		t.sums = append(t.sums, binary.LittleEndian.Uint32(covered[4*i:]))
+	for i := range block.PageCount(size) {
+		sums = append(sums, binary.LittleEndian.Uint32(v[4*i:]))
 	}
-	return t, nil
-}
-
-// match reports whether data are the pages from first on, whole pages but for
-// the block's last.
-func (t *trailer) match(first int, data []byte) bool {
-	pages := block.PageCount(len(data))
-	return first+pages <= len(t.sums) && t.sums[first:first+pages].Match(data)
+	return size, sums, nil
 }
 
 // prefix begins the keys of a cluster. Names hold no braces, so the blocks of a
