@@ -3,8 +3,16 @@ package redis_test
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -391,5 +399,97 @@ func TestReplicas(t *testing.T) {
 	one := open(t, alone.URL(0)+"?replicas=1", "c")
 	if err := one.Put(t.Context(), blocktest.Key(1, 0, 0), []byte("x")); !sys.Is(err, sys.Unavailable) || !strings.Contains(err.Error(), "0 of 1 replicas") {
 		t.Errorf("without replicas: %v", err)
+	}
+}
+
+// The user that docs/operating/engines.md describes can do all, on a cluster
+// too, and one with less is told.
+func TestRights(t *testing.T) {
+	const rights = "~koinon:* +hget +hset +hsetnx +hexists +get +set +unlink +scan +dbsize +info +wait +config|get +client|setname"
+	run := func(t *testing.T, url string) {
+		s := open(t, url, "c")
+		if err := s.Claim(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		all, err := s.Settings(t.Context())
+		if err != nil || redis.Volatile(all) != nil || all[0].AppendOnly != "yes" || all[0].Fsync != "always" {
+			t.Fatalf("%+v, %v", all, err)
+		}
+		key := blocktest.Key(1, 0, 0)
+		for range 2 {
+			if err := s.Put(t.Context(), key, []byte("x")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := s.List(t.Context(), 0, sys.BlockKey{}, 0); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Usage(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if has, err := s.Has(t.Context(), key); err != nil || !has {
+			t.Fatal(err)
+		}
+		if err := s.Delete(t.Context(), []sys.BlockKey{key}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	srv := redistest.Start(t)
+	srv.CLI(append([]string{"ACL", "SETUSER", "koinon", "on", ">hush"}, strings.Fields(rights)...)...)
+	srv.CLI("ACL", "SETUSER", "guest", "on", ">hush", "~other:*", "+get")
+	run(t, fmt.Sprintf("redis://koinon:hush@%s", srv.Addr()))
+	if _, err := tryOpen(t, fmt.Sprintf("redis://guest:hush@%s", srv.Addr()), "c"); !sys.Is(err, sys.Access) || !strings.Contains(err.Error(), "rights") {
+		t.Errorf("a user without rights: %v", err)
+	}
+	t.Run("cluster", func(t *testing.T) {
+		c := redistest.StartCluster(t)
+		for _, s := range c.Servers {
+			s.CLI(append([]string{"ACL", "SETUSER", "koinon", "on", ">hush", "+cluster"}, strings.Fields(rights)...)...)
+		}
+		run(t, fmt.Sprintf("redis+cluster://koinon:hush@%s?replicas=1", c.Servers[0].Addr()))
+	})
+}
+
+// The certificate must be from the authority and for the name.
+func TestTLS(t *testing.T) {
+	dir := t.TempDir()
+	writeCert(t, dir, "redis.example")
+	port := redistest.FreePort(t)
+	redistest.Start(t, "--tls-port", fmt.Sprint(port), "--tls-auth-clients", "no", "--tls-cert-file", filepath.Join(dir, "crt"),
+		"--tls-key-file", filepath.Join(dir, "key"), "--tls-ca-cert-file", filepath.Join(dir, "crt"))
+	url := fmt.Sprintf("rediss://:%s@127.0.0.1:%d/0", redistest.Coded, port)
+	s := open(t, url+"?server-name=redis.example&ca="+filepath.Join(dir, "crt"), "c")
+	key := blocktest.Key(1, 0, 0)
+	if err := s.Put(t.Context(), key, blocktest.Bytes(key, 300_000)); err != nil {
+		t.Fatal(err)
+	}
+	for _, params := range []string{"", "?server-name=redis.example", "?ca=" + filepath.Join(dir, "crt"), "?server-name=other.example&ca=" + filepath.Join(dir, "crt")} {
+		if _, err := tryOpen(t, url+params, "c"); !sys.Is(err, sys.Invalid) || !strings.Contains(err.Error(), "TLS: the server's certificate") {
+			t.Errorf("%s: %v", params, err)
+		}
+	}
+}
+
+// writeCert makes a certificate for a name, its own authority.
+func writeCert(t *testing.T, dir, name string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, b := range map[string]*pem.Block{"crt": {Type: "CERTIFICATE", Bytes: cert}, "key": {Type: "EC PRIVATE KEY", Bytes: der}} {
+		if err := os.WriteFile(filepath.Join(dir, file), pem.EncodeToMemory(b), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

@@ -81,7 +81,7 @@ func StartSentinel(tb testing.TB) *Sentinel {
 	s.Replica = Start(tb, "--repl-diskless-sync-delay", "0", "--replicaof", fmt.Sprintf("127.0.0.1 %d", s.Master.Port))
 	s.Master.await("state=online", "INFO", "replication")
 	for range 3 {
-		w := make1(tb)
+		w := newServer(tb)
 		conf := filepath.Join(w.dir, "sentinel.conf")
 		text := fmt.Sprintf("port %d\nbind 127.0.0.1\ndir %s\nlogfile %s\nrequirepass %s\nsentinel monitor koinon 127.0.0.1 %d 2\n"+
 			"sentinel auth-pass koinon %s\nsentinel sentinel-pass %s\nsentinel down-after-milliseconds koinon 1000\nsentinel failover-timeout koinon 5000\n",

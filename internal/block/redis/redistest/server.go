@@ -38,19 +38,19 @@ type Server struct {
 // before each answer, unless args, which come last, say otherwise.
 func Start(tb testing.TB, args ...string) *Server {
 	tb.Helper()
-	s := make1(tb, append([]string{"--requirepass", Password, "--masterauth", Password}, args...)...)
+	s := newServer(tb, append([]string{"--requirepass", Password, "--masterauth", Password}, args...)...)
 	s.Restart()
 	return s
 }
 
-// make1 makes a server that does not run yet.
-func make1(tb testing.TB, args ...string) *Server {
+// newServer makes a server that does not run yet.
+func newServer(tb testing.TB, args ...string) *Server {
 	tb.Helper()
 	dir, err := os.MkdirTemp("", "redistest")
 	if err != nil {
 		tb.Fatal(err)
 	}
-	s := &Server{Port: freePort(tb), tb: tb, dir: dir, args: args}
+	s := &Server{Port: FreePort(tb), tb: tb, dir: dir, args: args}
 	tb.Cleanup(func() {
 		s.Kill()
 		if err := os.RemoveAll(dir); err != nil {
@@ -60,9 +60,9 @@ func make1(tb testing.TB, args ...string) *Server {
 	return s
 }
 
-// freePort returns a port of this machine that is free, and with it the one
+// FreePort returns a port of this machine that is free, and with it the one
 // that a server of a cluster takes beside it, ten thousand higher.
-func freePort(tb testing.TB) int {
+func FreePort(tb testing.TB) int {
 	tb.Helper()
 	for range 1000 {
 		port, ok := tryPort(tb, 0)
