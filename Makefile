@@ -16,7 +16,7 @@ COUNT ?= 50
 MINUTES ?= 30
 DIR ?= .
 
-.PHONY: build dev test unit system race lint cross generate bench clean crash crash-database crash-redis scale failover sim mutations explore fuzz histories bench-consensus deps-test deps-generate
+.PHONY: build dev gangs test unit system race lint cross generate bench clean crash crash-database crash-redis scale failover sim mutations explore fuzz histories bench-consensus deps-test deps-generate
 
 build: ## the one binary
 	$(GO) build -ldflags '$(LDFLAGS)' -o bin/koinon ./cmd/koinon
@@ -91,6 +91,9 @@ explore: ## the consensus core through every order of events, in larger groups
 
 fuzz: ## the consensus core with arbitrary messages: make fuzz MINUTES=30
 	$(GO) test -run '^$$' -fuzz FuzzStep -fuzztime $(MINUTES)m ./paxos
+
+gangs: build ## gangs of processes while nodes, leaders and clients are killed: make gangs COUNT=500 SEED=7
+	KOINON_GANGS=$(COUNT) KOINON_GANGS_SEED=$(SEED) $(GO) test -timeout 0 -count=1 -v -run 'TestGangs$$' ./test/...
 
 histories: build ## what clients saw under kills, pauses and cuts is linearizable: make histories COUNT=50 SEED=7
 	KOINON_HISTORIES=$(COUNT) KOINON_HISTORY_SEED=$(SEED) $(GO) test -timeout 0 -count=1 -v -run 'TestHistor(ies|yChecker)$$' ./test/...

@@ -110,6 +110,9 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 	if err != nil {
 		return err
 	}
+	if cfg.Proc.Supervisor, err = supervisor(); err != nil {
+		return err
+	}
 	log, closeLog, err := a.fileLogger(cfg.Log)
 	if err != nil {
 		return err

@@ -23,6 +23,7 @@ import (
 	"github.com/koinon/koinon/internal/meta/embedded"
 	"github.com/koinon/koinon/internal/meta/mysql"
 	"github.com/koinon/koinon/internal/meta/remote"
+	"github.com/koinon/koinon/internal/proc"
 	"github.com/koinon/koinon/internal/replica"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
@@ -46,6 +47,8 @@ type server struct {
 	database  *mysql.Engine // nil: the tree is in the replica's state
 	tree      *remote.Server
 	kv        *kv.Server
+	procs     *proc.Server
+	processes *processes   // nil: this node runs none
 	redis     *redisBlocks // nil: the nodes keep the blocks, by the four below
 	blocks    *disk.Store
 	spread    *spread.Store // this node's own use of all blocks
@@ -115,6 +118,7 @@ func (s *server) open(ctx context.Context) (err error) {
 	if err := s.openBlocks(ctx); err != nil {
 		return err
 	}
+	s.processes = s.openProcesses(ctx)
 	return s.followMap()
 }
 
@@ -145,12 +149,12 @@ func (s *server) openReplica() (err error) {
 			return wire.ClientConfig{TLS: s.creds.ClientTLSFor(p.ID), Logger: s.log, Dial: s.dialer(p.ID)}
 		},
 	})
-	keys := kv.NewMachine()
+	keys, procs := kv.NewMachine(), proc.NewMachine(s.database != nil)
 	s.host, err = replica.Open(replica.Config{
 		Dir: filepath.Join(s.cfg.Dir, "replica"), FS: env.Disk, Clock: s.clock, Cluster: s.cfg.Cluster, Self: s.cfg.ID, Voters: voters,
 		Transport: s.transport, Logger: s.log, SessionTTL: remote.SessionLife, Rejoin: s.cfg.Rejoin,
 		BlockCacheBytes: int64(s.cfg.Limits.StateCache), ReserveBytes: int64(s.cfg.Limits.MinFree) / 2,
-	}, map[replica.Namespace]replica.Machine{replica.NSMeta: embedded.Machine{}, replica.NSCluster: cluster.Machine{}, replica.NSKV: keys})
+	}, map[replica.Namespace]replica.Machine{replica.NSMeta: embedded.Machine{}, replica.NSCluster: cluster.Machine{}, replica.NSKV: keys, replica.NSProc: procs})
 	if err != nil {
 		return err
 	}
@@ -159,6 +163,8 @@ func (s *server) openReplica() (err error) {
 	s.tree.Register(s.wire)
 	s.kv = kv.NewServer(kv.ServerOptions{Group: s.group, Machine: keys, Clock: s.clock, Logger: s.log})
 	s.kv.Register(s.wire)
+	s.procs = proc.NewServer(proc.ServerOptions{Group: s.group, Machine: procs, Cluster: s.peers, Tree: s.tree, Barrier: s.tree.Barrier, Clock: s.clock, Logger: s.log})
+	s.procs.Register(s.wire)
 	return nil
 }
 
@@ -204,6 +210,7 @@ func (s *server) run(ctx context.Context, listener net.Listener) error {
 		wg.Go(func() { s.redis.watch(ctx) })
 	}
 	wg.Go(func() { s.govern(ctx) })
+	wg.Go(func() { s.processes.run(ctx) })
 	s.log.Info("serving", "node", s.cfg.ID, "cluster", s.cfg.Cluster, "addr", listener.Addr().String(), "version", s.version)
 	select {
 	case <-ctx.Done():
@@ -220,6 +227,7 @@ func (s *server) run(ctx context.Context, listener net.Listener) error {
 	}
 	s.log.Info("stopping", "err", err)
 	s.kv.Close() // before wire, which lets those who wait finish
+	s.procs.Close()
 	closeErr := s.wire.Close()
 	wg.Wait()
 	return errors.Join(err, closeErr)
@@ -231,6 +239,7 @@ func (s *server) close(listener net.Listener) error {
 	if err := listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 		errs = append(errs, err)
 	}
+	errs = append(errs, s.processes.close())
 	if s.tree != nil {
 		s.tree.Close()
 	}
@@ -239,6 +248,9 @@ func (s *server) close(listener net.Listener) error {
 	}
 	if s.kv != nil {
 		s.kv.Close()
+	}
+	if s.procs != nil {
+		s.procs.Close()
 	}
 	if s.host != nil {
 		errs = append(errs, s.host.Close())
