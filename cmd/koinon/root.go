@@ -84,7 +84,7 @@ func newRootCommand(a *app) *cobra.Command {
 		&cobra.Group{ID: groupTools, Title: "Tools:"},
 	)
 	addTo(root, groupStart, newDevCommand(a), newStatusCommand(a))
-	addTo(root, groupCluster, newInitCommand(a), newServeCommand(a), newMountCommand(a), newNodeCommand(a), newFsckCommand(a))
+	addTo(root, groupCluster, newInitCommand(a), newServeCommand(a), newMountCommand(a), newNodeCommand(a), newFsckCommand(a), newMetaCommand(a))
 	addTo(root, groupTree, treeCommands(a, a.openTree)...)
 	addTo(root, groupKeys, newKVCommand(a), newLockCommand(a))
 	addTo(root, groupTools, newBenchCommand(a))

@@ -38,6 +38,9 @@ func (s *server) found(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := s.tree.Adopt(ctx); err != nil {
+		return err
+	}
 	if _, err := s.tree.Do(ctx, &metapb.Command{Op: &metapb.Command_Format{Format: &metapb.Format{RetentionNs: int64(s.cfg.Retention)}}}); err != nil {
 		return err
 	}
@@ -131,6 +134,9 @@ func (s *server) status() *clusterpb.StatusReply {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
+	if t := s.tree.Trouble(ctx); t != "" {
+		trouble = append(trouble, t)
+	}
 	if u, err := s.blocks.Usage(ctx); err != nil {
 		trouble = append(trouble, err.Error())
 	} else {

@@ -133,6 +133,13 @@ func (f *flushing) NextOwner(after sys.Ino) (sys.Ino, bool, error) {
 	return f.Tx.NextOwner(after)
 }
 
+func (f *flushing) AllDentries(parent sys.Ino, cookie uint64, fn func(sys.Ino, []byte, *metapb.Dentry) bool) error {
+	if err := f.flush(); err != nil {
+		return err
+	}
+	return f.Tx.AllDentries(parent, cookie, fn)
+}
+
 // suites runs the suite of all engines, once on rows in the database and once
 // through a leader, all on one server.
 func suites(t *testing.T, s *mysqltest.Server) {
