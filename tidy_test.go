@@ -42,7 +42,7 @@ var layers = map[string][]string{
 	"internal/meta/metatest":   {"internal/meta", "internal/meta/dump"},
 	"internal/meta/dump":       {"internal/meta"},
 	"internal/meta/embedded":   {"internal/meta", "internal/replica"},
-	"internal/meta/mysql":      {"internal/meta"},
+	"internal/meta/mysql":      {"internal/meta", "internal/engine"},
 	"internal/meta/remote":     {"internal/meta", "internal/meta/embedded", "internal/meta/mysql", "internal/replica", "internal/wire", "internal/cluster"},
 	"internal/kv":              {"internal/replica", "internal/wire", "internal/cluster"},
 	"internal/vfs":             {"internal/meta", "internal/block"},

@@ -42,6 +42,14 @@ func Start(tb testing.TB, flags ...string) *Server {
 	if err != nil {
 		tb.Fatal(err)
 	}
+	s := newServer(tb, dir, flags)
+	s.install()
+	s.Restart()
+	s.grant()
+	return s
+}
+
+func newServer(tb testing.TB, dir string, flags []string) *Server {
 	s := &Server{Port: FreePort(tb), tb: tb, dir: dir, flags: flags}
 	tb.Cleanup(func() {
 		s.Kill()
@@ -49,22 +57,31 @@ func Start(tb testing.TB, flags ...string) *Server {
 			tb.Error(err)
 		}
 	})
+	return s
+}
+
+// install makes the server's data.
+func (s *Server) install() {
+	s.tb.Helper()
 	install := exec.Command("mariadb-install-db", "--no-defaults", "--datadir="+s.data(), "--skip-test-db",
 		"--auth-root-authentication-method=normal", "--innodb-log-file-size=16M", "--user="+user())
 	if out, err := install.CombinedOutput(); err != nil {
-		tb.Fatalf("mariadb-install-db: %v\n%s", err, out)
+		s.tb.Fatalf("mariadb-install-db: %v\n%s", err, out)
 	}
-	s.Restart()
+}
+
+// grant makes the user.
+func (s *Server) grant() {
+	s.tb.Helper()
 	db := s.open("root", "", "")
 	defer func() {
 		if err := db.Close(); err != nil {
-			tb.Error(err)
+			s.tb.Error(err)
 		}
 	}()
 	if _, err := db.Exec("GRANT ALL ON *.* TO koinon@'%' IDENTIFIED BY '" + Password + "'"); err != nil {
-		tb.Fatal(err)
+		s.tb.Fatal(err)
 	}
-	return s
 }
 
 // user is whom the server runs as: it does not run as root unless told to.
@@ -87,7 +104,7 @@ func (s *Server) Restart() {
 	args := []string{
 		"--no-defaults", "--datadir=" + s.data(), "--socket=" + s.Socket(), fmt.Sprintf("--port=%d", s.Port),
 		"--bind-address=127.0.0.1", "--user=" + user(), "--pid-file=" + filepath.Join(s.dir, "pid"),
-		"--log-error=" + filepath.Join(s.dir, "log"), "--innodb-buffer-pool-size=64M", "--innodb-log-file-size=16M",
+		"--log-error=" + s.logFile(), "--innodb-buffer-pool-size=64M", "--innodb-log-file-size=16M",
 		"--innodb-flush-log-at-trx-commit=1", "--skip-name-resolve", "--max-connections=200",
 	}
 	s.cmd = exec.Command("mariadbd", append(args, s.flags...)...)
@@ -131,9 +148,12 @@ func (s *Server) await() {
 	}
 }
 
+// logFile has the ending that the server would add.
+func (s *Server) logFile() string { return filepath.Join(s.dir, "log.err") }
+
 // Log returns what the server has logged.
 func (s *Server) Log() string {
-	b, err := os.ReadFile(filepath.Join(s.dir, "log"))
+	b, err := os.ReadFile(s.logFile())
 	if err != nil {
 		return err.Error()
 	}
