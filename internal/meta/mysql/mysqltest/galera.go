@@ -4,9 +4,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
+	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -35,43 +34,35 @@ func StartGalera(tb testing.TB) *Galera {
 		g.Servers = append(g.Servers, newServer(tb, dir, []string{
 			"--wsrep-on=ON", "--wsrep-provider=" + galeraLibrary, "--binlog-format=ROW", "--innodb-autoinc-lock-mode=2",
 			"--wsrep-cluster-name=koinon", "--wsrep-cluster-address=gcomm://" + strings.Join(ports, ","), "--wsrep-node-address=" + port,
+			fmt.Sprintf("--wsrep-sst-receive-address=127.0.0.1:%d", FreePort(tb)),
 			"--wsrep-provider-options=gmcast.listen_addr=tcp://" + port + fmt.Sprintf(";ist.recv_addr=127.0.0.1:%d", FreePort(tb)) +
 				";gcache.size=32M;evs.keepalive_period=PT0.2S;evs.inactive_check_period=PT0.2S;evs.suspect_timeout=PT1S;evs.inactive_timeout=PT3S;evs.install_timeout=PT3S",
 		}))
 	}
-	// All begin with the same data, at the same position, so that none has to
-	// be filled by another.
-	first := g.Servers[0]
-	first.install()
-	together := first.flags
-	first.flags = append(append([]string{}, together...), "--wsrep-new-cluster")
-	first.Restart()
-	first.grant()
-	first.stop()
-	for _, s := range g.Servers[1:] {
-		if out, err := exec.Command("cp", "-a", first.data(), s.data()).CombinedOutput(); err != nil {
-			tb.Fatalf("cp: %v\n%s", err, out)
+	for i, s := range g.Servers {
+		if i == 0 {
+			s.install()
+		} else if err := os.Mkdir(s.data(), 0o700); err != nil {
+			tb.Fatal(err)
 		}
-		for _, own := range []string{"gvwstate.dat", "galera.cache"} {
-			if err := os.Remove(filepath.Join(s.data(), own)); err != nil && !os.IsNotExist(err) {
-				tb.Fatal(err)
+		if os.Getuid() == 0 { // rsync, which fills the other servers, does not run as root
+			if out, err := exec.Command("chown", "-R", "mysql", s.dir).CombinedOutput(); err != nil {
+				tb.Fatalf("chown: %v\n%s", err, out)
 			}
+			s.user = "mysql"
 		}
-	}
-	first.Restart()
-	first.flags = together
-	for _, s := range g.Servers[1:] {
+		together := s.flags
+		if i == 0 {
+			s.flags = append(slices.Clone(together), "--wsrep-new-cluster")
+		}
 		s.Restart()
+		s.flags = together
+		if i == 0 {
+			s.grant()
+		}
 	}
 	g.await(tb)
 	return g
-}
-
-// stop ends the server in order.
-func (s *Server) stop() {
-	s.Signal(syscall.SIGTERM)
-	<-s.ended
-	s.cmd = nil
 }
 
 // await polls until each server is in step with all others.

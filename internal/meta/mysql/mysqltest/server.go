@@ -27,6 +27,7 @@ type Server struct {
 	tb    testing.TB
 	dir   string
 	flags []string
+	user  string // whom it runs as
 	cmd   *exec.Cmd
 	ended chan struct{}
 }
@@ -50,7 +51,7 @@ func Start(tb testing.TB, flags ...string) *Server {
 }
 
 func newServer(tb testing.TB, dir string, flags []string) *Server {
-	s := &Server{Port: FreePort(tb), tb: tb, dir: dir, flags: flags}
+	s := &Server{Port: FreePort(tb), tb: tb, dir: dir, flags: flags, user: user()}
 	tb.Cleanup(func() {
 		s.Kill()
 		if err := os.RemoveAll(dir); err != nil {
@@ -103,7 +104,7 @@ func (s *Server) Restart() {
 	s.tb.Helper()
 	args := []string{
 		"--no-defaults", "--datadir=" + s.data(), "--socket=" + s.Socket(), fmt.Sprintf("--port=%d", s.Port),
-		"--bind-address=127.0.0.1", "--user=" + user(), "--pid-file=" + filepath.Join(s.dir, "pid"),
+		"--bind-address=127.0.0.1", "--user=" + s.user, "--pid-file=" + filepath.Join(s.dir, "pid"),
 		"--log-error=" + s.logFile(), "--innodb-buffer-pool-size=64M", "--innodb-log-file-size=16M",
 		"--innodb-flush-log-at-trx-commit=1", "--skip-name-resolve", "--max-connections=200",
 	}
