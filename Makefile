@@ -16,7 +16,7 @@ COUNT ?= 50
 MINUTES ?= 30
 DIR ?= .
 
-.PHONY: build dev test unit system race lint cross generate bench clean crash crash-database scale move failover sim mutations explore fuzz histories bench-consensus deps-test deps-generate
+.PHONY: build dev gangs test unit system race lint cross generate bench clean crash crash-database scale move failover sim mutations explore fuzz histories bench-consensus deps-test deps-generate
 
 build: ## the one binary
 	$(GO) build -ldflags '$(LDFLAGS)' -o bin/koinon ./cmd/koinon
@@ -89,11 +89,18 @@ mutations: ## which seed finds each of the planted mistakes
 explore: ## the consensus core through every order of events, in larger groups
 	KOINON_EXPLORE=1 $(GO) test -timeout 0 -count=1 -v -run TestExplore ./paxos
 
-fuzz: ## the consensus core with arbitrary messages: make fuzz MINUTES=30
-	$(GO) test -run '^$$' -fuzz FuzzStep -fuzztime $(MINUTES)m ./paxos
+# What reads bytes or messages from outside: the core, the log, snapshots, the wire.
+FUZZ := paxos/FuzzStep paxos/FuzzHistory internal/replica/wal/FuzzReplay internal/replica/FuzzSnapshot internal/replica/FuzzDecode \
+	internal/wire/FuzzDecoder internal/wire/FuzzPreface internal/wire/FuzzError
+
+fuzz: ## every fuzz target in turn, MINUTES in all: make fuzz MINUTES=30
+	@set -e; for f in $(FUZZ); do echo "$$f"; $(GO) test -run '^$$' -fuzz "^$${f##*/}$$" -fuzztime $$(($(MINUTES) * 60 / $(words $(FUZZ))))s ./$${f%/*}; done
+
+gangs: build ## gangs of processes while nodes, leaders and clients are killed: make gangs COUNT=500 SEED=7
+	KOINON_GANGS=$(COUNT) KOINON_GANGS_SEED=$(SEED) $(GO) test -timeout 0 -count=1 -v -run 'TestGangs$$' ./test/...
 
 histories: build ## what clients saw under kills, pauses and cuts is linearizable: make histories COUNT=50 SEED=7
-	KOINON_HISTORIES=$(COUNT) KOINON_HISTORY_SEED=$(SEED) $(GO) test -timeout 0 -count=1 -v -run 'TestHistor(ies|yChecker)$$' ./test/...
+	KOINON_HISTORIES=$(COUNT) KOINON_HISTORY_SEED=$(SEED) $(GO) test -timeout 0 -count=1 -v -run 'TestHistor(ies|iesWhileMembersChange|yChecker)$$' ./test/...
 
 clean:
 	rm -rf bin

@@ -18,9 +18,10 @@ import (
 // A context bounds each call; a change that has been sent takes effect even
 // when its context ends meanwhile.
 type Client struct {
-	fs    *vfs.FS
-	cred  *metapb.Cred
-	close func(ctx context.Context) error
+	fs     *vfs.FS
+	cred   *metapb.Cred
+	locate func(ctx context.Context, ino sys.Ino) (map[sys.NodeID]int64, error) // nil: not known
+	close  func(ctx context.Context) error
 }
 
 // New returns a Client over a tree that is there already; its Close leaves

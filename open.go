@@ -38,6 +38,6 @@ func Open(ctx context.Context, opt Options) (*Client, error) {
 		return nil, err
 	}
 	c := New(conn.FS())
-	c.close = conn.Close
+	c.close, c.locate = conn.Close, conn.Locate
 	return c, nil
 }

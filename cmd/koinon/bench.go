@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"runtime"
 	"strings"
 	"time"
 
@@ -168,36 +167,4 @@ func benchProgress(p bench.Progress, targets int) string {
 		s += fmt.Sprintf(": %d operations, %.0f/s", p.Ops, float64(p.Ops)/p.Elapsed.Seconds())
 	}
 	return s
-}
-
-// A statusLine is one line at the bottom of a terminal that is written over.
-// One that is not shown does nothing.
-type statusLine struct {
-	w     io.Writer // nil when not shown
-	width int
-}
-
-// newStatusLine shows nothing with --quiet or when standard error is no
-// terminal.
-func (a *app) newStatusLine() *statusLine {
-	if a.quiet || !isTerminal(a.err) || runtime.GOOS == "windows" {
-		return &statusLine{}
-	}
-	return &statusLine{w: a.err}
-}
-
-func (l *statusLine) shown() bool { return l.w != nil }
-
-// set replaces the line. Errors of the terminal must not stop the work.
-func (l *statusLine) set(s string) {
-	if l.w != nil {
-		_, _ = fmt.Fprintf(l.w, "\r%-*s", l.width, s)
-		l.width = max(len(s), l.width)
-	}
-}
-
-func (l *statusLine) clear() {
-	if l.w != nil && l.width > 0 {
-		_, _ = fmt.Fprintf(l.w, "\r%*s\r", l.width, "")
-	}
 }

@@ -6,9 +6,6 @@ import (
 	"fmt"
 	"strings"
 
-	"golang.org/x/term"
-	"os"
-
 	"github.com/koinon/koinon/internal/devcluster"
 )
 
@@ -33,7 +30,7 @@ func (l *watchLine) show(s *devcluster.Status) {
 		fmt.Fprintln(l.app.out, line)
 		return
 	}
-	fmt.Fprintf(l.app.out, "\r\x1b[K%s", fit(line, l.width()))
+	fmt.Fprintf(l.app.out, "\r\x1b[K%s", fit(line, terminalWidth(l.app.out)-1))
 }
 
 // end leaves the line and starts a new one.
@@ -41,24 +38,6 @@ func (l *watchLine) end() {
 	if l.live && l.shown != "" {
 		fmt.Fprintln(l.app.out)
 	}
-}
-
-func (l *watchLine) width() int {
-	if f, ok := l.app.out.(*os.File); ok {
-		if w, _, err := term.GetSize(int(f.Fd())); err == nil && w > 1 {
-			return w - 1
-		}
-	}
-	return 79
-}
-
-// fit cuts a line at n characters, so that it stays one line.
-func fit(line string, n int) string {
-	runes := []rune(line)
-	if len(runes) <= n {
-		return line
-	}
-	return string(runes[:n-1]) + "…"
 }
 
 // statusWords writes a status in one line.

@@ -253,6 +253,15 @@ func terminalWidth(w io.Writer) int {
 	return 80
 }
 
+func terminalHeight(w io.Writer) int {
+	if f, ok := w.(*os.File); ok {
+		if _, height, err := term.GetSize(int(f.Fd())); err == nil && height > 0 {
+			return height
+		}
+	}
+	return 24
+}
+
 // writeColumns writes names in as many columns as fit, downwards as ls(1).
 func writeColumns(w io.Writer, names []string, width int) {
 	const gap = 2

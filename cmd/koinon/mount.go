@@ -17,6 +17,7 @@ import (
 	"github.com/koinon/koinon/internal/config"
 	"github.com/koinon/koinon/internal/daemon"
 	"github.com/koinon/koinon/internal/fusefs"
+	"github.com/koinon/koinon/internal/mountinfo"
 	"github.com/koinon/koinon/internal/node"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -172,7 +173,7 @@ func mountLeased(dir string, c *node.Client, cluster string, log *slog.Logger) (
 		}
 		return c.LeaseLeft()
 	}
-	server, err := fusefs.Mount(dir, c.FS(), fusefs.Options{FsName: "koinon:" + cluster, Logger: log,
+	server, err := fusefs.Mount(dir, c.FS(), fusefs.Options{FsName: mountinfo.TreeSource(cluster), Logger: log,
 		AttrTTL:  func(sys.Ino) time.Duration { return left(&attrs) },
 		EntryTTL: func(sys.Ino, string) time.Duration { return left(&names) }})
 	if err != nil {

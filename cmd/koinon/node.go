@@ -11,7 +11,8 @@ import (
 
 func newNodeCommand(a *app) *cobra.Command {
 	cmd := parent("node", "Look at the nodes of the cluster, let new ones in, take others out")
-	cmd.AddCommand(newNodeLsCommand(a), newTokenCommand(a), newNodeRmCommand(a))
+	p := newProcsApp(a)
+	cmd.AddCommand(newNodeLsCommand(a), newTokenCommand(a), newNodeRmCommand(a), newNodeDrainCommand(p), newNodeUndrainCommand(p))
 	return cmd
 }
 

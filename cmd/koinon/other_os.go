@@ -19,6 +19,12 @@ func newMountCommand(*app) *cobra.Command {
 
 func newDevCommand(*app) *cobra.Command { return linuxOnly("dev", "Run a cluster on this machine") }
 
+func newSuperviseCommand() *cobra.Command {
+	c := linuxOnly("supervise", "Run a node's processes")
+	c.Hidden = true
+	return c
+}
+
 func linuxOnly(name, short string) *cobra.Command {
 	return &cobra.Command{
 		Use:                name,

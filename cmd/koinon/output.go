@@ -76,6 +76,15 @@ func isTerminal(w any) bool {
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
+// fit cuts a line at n characters, so that it stays one line.
+func fit(line string, n int) string {
+	runes := []rune(line)
+	if len(runes) <= n {
+		return line
+	}
+	return string(runes[:n-1]) + "…"
+}
+
 // byteSize writes a number of bytes for people: "1.5 GiB".
 func byteSize(n uint64) string {
 	const units = "KMGTPE"

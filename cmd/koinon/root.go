@@ -27,13 +27,14 @@ type app struct {
 const (
 	groupStart   = "start"
 	groupTree    = "tree"
+	groupProcs   = "processes"
 	groupKeys    = "keys"
 	groupCluster = "cluster"
 	groupTools   = "tools"
 )
 
 const rootLong = `Koinon joins machines into one system: one file tree mounted on every machine,
-agreed on by Paxos, every block kept on several nodes.
+agreed on by Paxos, every block kept on several nodes, and one process table.
 
 A cluster on this machine, three nodes and a mounted tree, is one command away:
 
@@ -47,6 +48,7 @@ const rootExample = `  koinon dev up                      three nodes and a moun
   koinon dev kill 2                  kill node 2; the tree goes on
   koinon status                      who leads, who is up
   koinon cp -r ./photos koinon:/     copy into the tree without a mount
+  koinon run -n 3 -- uname -a        run a command on the nodes
   koinon mount ~/tree                mount the tree elsewhere`
 
 // newRootCommand builds the whole command tree.
@@ -79,13 +81,15 @@ func newRootCommand(a *app) *cobra.Command {
 	root.AddGroup(
 		&cobra.Group{ID: groupStart, Title: "Start here:"},
 		&cobra.Group{ID: groupTree, Title: "The tree, without a mount:"},
+		&cobra.Group{ID: groupProcs, Title: "Processes:"},
 		&cobra.Group{ID: groupKeys, Title: "Keys and locks:"},
 		&cobra.Group{ID: groupCluster, Title: "Nodes and mounts:"},
 		&cobra.Group{ID: groupTools, Title: "Tools:"},
 	)
 	addTo(root, groupStart, newDevCommand(a), newStatusCommand(a))
-	addTo(root, groupCluster, newInitCommand(a), newServeCommand(a), newMountCommand(a), newNodeCommand(a), newFsckCommand(a), newMetaCommand(a))
+	addTo(root, groupCluster, newInitCommand(a), newServeCommand(a), newMountCommand(a), newNodeCommand(a), newFsckCommand(a), newMetaCommand(a), newSuperviseCommand())
 	addTo(root, groupTree, treeCommands(a, a.openTree)...)
+	addTo(root, groupProcs, processCommands(newProcsApp(a))...)
 	addTo(root, groupKeys, newKVCommand(a), newLockCommand(a))
 	addTo(root, groupTools, newBenchCommand(a))
 	root.SetHelpCommandGroupID(groupTools)

@@ -22,8 +22,8 @@ import (
 
 // serveFlags are the flags of serve that go over the file's keys.
 type serveFlags struct {
-	dir, listen, advertise, zone, retention, logLevel, logFile, meta string
-	rejoin                                                           bool
+	dir, listen, advertise, zone, retention, logLevel, logFile, meta, metrics string
+	rejoin                                                                    bool
 
 	join  []string // seeds of the cluster to join
 	token string
@@ -59,6 +59,7 @@ then on.`,
 	flags.StringVar(&f.retention, "retention", "", "keep unlinked data for this `TIME`, like 10m")
 	flags.StringVar(&f.logLevel, "log-level", "", "debug, info, warn or error")
 	flags.StringVar(&f.logFile, "log-file", "", "log to `FILE` (rotated) instead of standard error")
+	flags.StringVar(&f.metrics, "metrics", "", "answer Prometheus at http://`HOST:PORT`/metrics, not encrypted: an address that only trusted machines reach")
 	flags.StringVar(&f.meta, "meta", "", metaUsage)
 	flags.BoolVar(&f.rejoin, "rejoin", false, "this node has voted before and lost its data: learn from the others before voting")
 	return cmd
@@ -89,6 +90,9 @@ func (a *app) serve(ctx context.Context, f serveFlags) error {
 	a.configPath = "" // what is advised below is for clients
 	cfg, err := config.LoadNode(path, f.override)
 	if err != nil {
+		return err
+	}
+	if cfg.Proc.Supervisor, err = supervisor(); err != nil {
 		return err
 	}
 	log, closeLog, err := a.fileLogger(cfg.Log)
@@ -159,7 +163,7 @@ func (f serveFlags) override(n *config.Node) error {
 		to   *string
 		from string
 		path bool
-	}{{&n.Dir, f.dir, true}, {&n.Listen, f.listen, false}, {&n.Zone, f.zone, false}, {&n.Advertise, f.advertise, false},
+	}{{&n.Dir, f.dir, true}, {&n.Listen, f.listen, false}, {&n.Zone, f.zone, false}, {&n.Advertise, f.advertise, false}, {&n.Metrics, f.metrics, false},
 		{&n.Log.Level, f.logLevel, false}, {&n.Log.File, f.logFile, true}} {
 		if s.from == "" {
 			continue

@@ -62,7 +62,7 @@ func (t *treeApp) run(ctx context.Context, do func(ctx context.Context, c *koino
 
 // each does the same to every argument. It goes on after an error, having told
 // it, when there are more.
-func (t *treeApp) each(ctx context.Context, args []string, do func(arg string) error) error {
+func (a *app) each(ctx context.Context, args []string, do func(arg string) error) error {
 	if len(args) == 1 {
 		return do(args[0])
 	}
@@ -74,7 +74,7 @@ func (t *treeApp) each(ctx context.Context, args []string, do func(arg string) e
 		}
 		if err != nil {
 			failed = true
-			t.complain(err)
+			a.complain(err)
 		}
 	}
 	if failed {

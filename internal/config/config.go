@@ -41,6 +41,10 @@ type Node struct {
 	// DefaultRetention, at least LeastRetention.
 	Retention Duration `toml:"retention,omitzero"`
 
+	// Metrics is the address, host:port, at which Prometheus may read numbers
+	// about this node, over plain HTTP. Empty: nobody may.
+	Metrics string `toml:"metrics,omitempty"`
+
 	// Rejoin says that this node has voted before and lost its directory. With
 	// an empty directory it then does not vote until it has learned from the
 	// others what it may have promised. It does nothing once there is data.
@@ -52,6 +56,8 @@ type Node struct {
 	TLS    TLS    `toml:"tls"`
 	Log    Log    `toml:"log,omitempty"`
 	Limits Limits `toml:"limits,omitempty"`
+	// Proc is what the node gives to processes.
+	Proc Proc `toml:"proc,omitempty"`
 	// Voters are the nodes that make a new cluster, on those nodes. A node
 	// that has joined has Seeds in their place.
 	Voters []Voter `toml:"voters,omitempty"`
@@ -112,6 +118,23 @@ type Limits struct {
 	// MinFree is the disk space to leave free: with less, writes of blocks
 	// are refused with "no space left". Default DefaultMinFree.
 	MinFree Size `toml:"min_free,omitzero"`
+}
+
+// Proc is what a node gives to processes of the cluster's users.
+type Proc struct {
+	// Off keeps processes away from the node.
+	Off bool `toml:"off,omitempty"`
+	// CPUs is how many, like 1.5; 0 is all that the machine has.
+	CPUs float64 `toml:"cpus,omitzero"`
+	// Memory is how much; 0 is three quarters of the machine's.
+	Memory Size `toml:"memory,omitzero"`
+	// Labels tell what the node has beside, for those who want it, as in
+	// `koinon run --on gpu=a100`. arch and os are there by themselves.
+	Labels map[string]string `toml:"labels,omitempty"`
+	// Supervisor is the command that calls executor.Supervise with the directory
+	// that is appended to it. It is not in the file: without it the node runs no
+	// processes.
+	Supervisor []string `toml:"-"`
 }
 
 // Client is the configuration of a mount or of any other command that speaks

@@ -81,6 +81,24 @@ func TestLoadNode(t *testing.T) {
 	}
 }
 
+// TestProc: what a node gives to processes, read and kept.
+func TestProc(t *testing.T) {
+	path := write(t, nodeTOML+"\n[proc]\ncpus = 1.5\nmemory = \"2GiB\"\nlabels = { gpu = \"a100\", rack = \"r/7\" }\n")
+	want := Proc{CPUs: 1.5, Memory: 2 * GiB, Labels: map[string]string{"gpu": "a100", "rack": "r/7"}}
+	for range 2 {
+		got, err := LoadNode(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !reflect.DeepEqual(got.Proc, want) {
+			t.Errorf("got  %+v\nwant %+v", got.Proc, want)
+		}
+		if err := got.Save(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestLoadClient(t *testing.T) {
 	path := write(t, clientTOML)
 	got, err := LoadClient(path)
@@ -206,6 +224,7 @@ func TestNodeErrorsSayWhatToDo(t *testing.T) {
 		{"voter without id", "id = 1", "", []string{`"voters[0].id" is missing`}},
 		{"not a voter", "id = 2\ndir", "id = 7\ndir", []string{`"voters"`, "id 7"}},
 		{"two truths", `zone = "rack-a"`, `advertise = "10.0.0.9:7400"`, []string{`"advertise"`, "10.0.0.2:7400"}},
+		{"metrics without a port", `zone = "rack-a"`, `metrics = "localhost"`, []string{`"metrics"`, "host:port"}},
 		{"voters and seeds", `zone = "rack-a"`, `seeds = ["10.0.0.1:7400"]`, []string{`"voters" and "seeds"`}},
 		{"too many replicas", `zone = "rack-a"`, `replicas = 10`, []string{`"replicas" is 10`, "1 to 9"}},
 		{"no duration", `"90m"`, `"90"`, []string{"90", `"10m"`}},
@@ -214,6 +233,10 @@ func TestNodeErrorsSayWhatToDo(t *testing.T) {
 		{"short retention", `"90m"`, `"9s"`, []string{`"retention"`, "give 10s or more"}},
 		{"no size", `"32MiB"`, `"32 apples"`, []string{"apples", `"64MiB"`}},
 		{"no certificate", `cert = "/etc/koinon/node.crt"`, ``, []string{`"tls.cert" is missing`, "certificate"}},
+		{"negative CPUs", `[limits]`, "[proc]\ncpus = -1.0\n[limits]", []string{`"proc.cpus"`, "like 1.5"}},
+		{"next to no CPU", `[limits]`, "[proc]\ncpus = 0.0001\n[limits]", []string{`"proc.cpus"`, "off = true"}},
+		{"bad label", `[limits]`, "[proc]\nlabels = { gpu = \"a 100\" }\n[limits]", []string{`"proc.labels"`, `"gpu"`, "letters"}},
+		{"misspelt label table", `[limits]`, "[proc]\nlabel = { gpu = \"a100\" }\n[limits]", []string{`"proc.label"`, `did you mean "proc.labels"`}},
 		{"log level", `"debug"`, `"loud"`, []string{`"log.level"`, "debug, info, warn or error"}},
 	}
 	for _, test := range tests {

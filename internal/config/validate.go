@@ -2,8 +2,10 @@ package config
 
 import (
 	"fmt"
+	"maps"
 	"net"
 	"regexp"
+	"slices"
 	"strconv"
 
 	"github.com/koinon/koinon/internal/sys"
@@ -31,6 +33,12 @@ func (n *Node) Validate() error {
 			return ""
 		},
 		func() string { return checkAddr("listen", n.Listen, true) },
+		func() string {
+			if n.Metrics == "" {
+				return ""
+			}
+			return checkAddr("metrics", n.Metrics, true)
+		},
 		n.checkVoters,
 		n.checkAdvertise,
 		func() string {
@@ -47,7 +55,29 @@ func (n *Node) Validate() error {
 		},
 		n.TLS.check,
 		n.Log.check,
+		n.Proc.check,
 	)
+}
+
+// labelWord is what keys and values of labels are made of.
+var labelWord = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$`)
+
+// cpusMax bounds what a node says that it has.
+const cpusMax = 1 << 16
+
+func (p Proc) check() string {
+	if !(p.CPUs >= 0 && p.CPUs <= cpusMax) {
+		return fmt.Sprintf(`"proc.cpus" is %v: give how many CPUs processes may use, like 1.5, or leave it out for all`, p.CPUs)
+	}
+	if p.CPUs > 0 && p.CPUs < 0.001 {
+		return fmt.Sprintf(`"proc.cpus" is %v: give at least 0.001, or "off = true" to keep processes away`, p.CPUs)
+	}
+	for _, k := range slices.Sorted(maps.Keys(p.Labels)) {
+		if v := p.Labels[k]; !labelWord.MatchString(k) || !labelWord.MatchString(v) {
+			return fmt.Sprintf(`"proc.labels" has %q = %q: use 1 to 63 letters, digits, '.', '_', '/' and '-' for each, the first a letter or a digit`, k, v)
+		}
+	}
+	return ""
 }
 
 // Validate checks a client's configuration after SetDefaults, as Node's does.

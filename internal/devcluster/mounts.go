@@ -10,82 +10,32 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/koinon/koinon/internal/mountinfo"
 	"github.com/koinon/koinon/internal/sys"
 )
 
-// mountEntry is a line of /proc/self/mountinfo.
-type mountEntry struct {
-	path   string
-	fstype string // "fuse.koinon" is ours
-	source string
-}
-
-func (m mountEntry) koinon() bool { return m.fstype == "fuse.koinon" }
-
-// mounts lists what is mounted in this process's namespace, in order: of two
-// entries with one path, the later one is seen.
-func mounts() ([]mountEntry, error) {
-	text, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return nil, err
-	}
-	return parseMounts(string(text)), nil
-}
-
-// parseMounts reads proc_pid_mountinfo(5) and leaves out lines that it does
-// not understand.
-func parseMounts(text string) []mountEntry {
-	var entries []mountEntry
-	for line := range strings.Lines(text) {
-		left, right, ok := strings.Cut(line, " - ")
-		l, r := strings.Fields(left), strings.Fields(right)
-		if !ok || len(l) < 5 || len(r) < 2 {
-			continue
-		}
-		entries = append(entries, mountEntry{path: unescape(l[4]), fstype: r[0], source: unescape(r[1])})
-	}
-	return entries
-}
-
-// unescape undoes the \040 by which the kernel writes blanks and backslashes.
-func unescape(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+3 < len(s) {
-			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(n))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
-}
-
 // mountAt returns what is mounted on path.
-func mountAt(path string) (mountEntry, bool, error) {
-	all, err := mounts()
+func mountAt(path string) (mountinfo.Mount, bool, error) {
+	all, err := mountinfo.List()
 	for i := len(all) - 1; i >= 0; i-- {
-		if all[i].path == path {
+		if all[i].Path == path {
 			return all[i], true, nil
 		}
 	}
-	return mountEntry{}, false, err
+	return mountinfo.Mount{}, false, err
 }
 
 // mountedBelow returns a mount point in or below dir, "" when there is none.
 func mountedBelow(dir string) (string, error) {
-	all, err := mounts()
+	all, err := mountinfo.List()
 	for _, m := range all {
-		if m.path == dir || strings.HasPrefix(m.path, dir+"/") {
-			return m.path, nil
+		if m.Path == dir || strings.HasPrefix(m.Path, dir+"/") {
+			return m.Path, nil
 		}
 	}
 	return "", err
@@ -99,7 +49,7 @@ const answerWait = 2 * time.Second
 // process serves is left alone.
 func clearStale(path string) error {
 	m, ok, err := mountAt(path)
-	if err != nil || !ok || !m.koinon() {
+	if err != nil || !ok || !m.Tree() {
 		return err
 	}
 	// With its process gone, the kernel answers ENOTCONN at once, unless a
@@ -128,11 +78,11 @@ func clearStale(path string) error {
 
 // mountsOf lists where the tree of a cluster is mounted, the last first, as
 // they can be unmounted.
-func mountsOf(all []mountEntry, cluster string) []string {
+func mountsOf(all []mountinfo.Mount, cluster string) []string {
 	var paths []string
 	for _, m := range slices.Backward(all) {
-		if m.koinon() && m.source == "koinon:"+cluster {
-			paths = append(paths, m.path)
+		if m.Tree() && m.Cluster() == cluster {
+			paths = append(paths, m.Path)
 		}
 	}
 	return paths
@@ -141,7 +91,7 @@ func mountsOf(all []mountEntry, cluster string) []string {
 // unmountOthers unmounts the tree wherever it is mounted beside the cluster's
 // own mount point.
 func (c *Cluster) unmountOthers() error {
-	all, err := mounts()
+	all, err := mountinfo.List()
 	if err != nil {
 		return err
 	}
@@ -253,7 +203,7 @@ func prepareMountPoint(path string) (made bool, err error) {
 		return false, err
 	} else if ok {
 		return false, sys.E(op, sys.Busy, sys.Subject(path),
-			fmt.Sprintf("%s (%s) is mounted there: unmount it with `umount %s`, or choose another directory with --mount", m.source, m.fstype, path))
+			fmt.Sprintf("%s (%s) is mounted there: unmount it with `umount %s`, or choose another directory with --mount", m.Source, m.Type, path))
 	}
 	if err := openMountPoint(path); err != nil {
 		return false, sys.E(op, sys.Subject(path), err)

@@ -5,9 +5,10 @@ package devcluster
 import (
 	"os"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"testing"
+
+	"github.com/koinon/koinon/internal/mountinfo"
 )
 
 // A port from which the kernel takes outgoing connections could be taken
@@ -25,18 +26,6 @@ func TestFreePorts(t *testing.T) {
 		if p < portsLow || ok && low > portsLow+1000 && p >= low {
 			t.Errorf("port %d is out of range, outgoing connections start at %d", p, low)
 		}
-	}
-}
-
-func TestParseMounts(t *testing.T) {
-	text := `22 28 0:20 / /proc rw,nosuid shared:5 - proc proc rw
-36 35 98:0 /mnt1 /mnt/a\040b rw,noatime master:1 - fuse.koinon dev-1 rw,errors=continue
-junk
-37 35 98:0 / /mnt/\134x rw - ext4 /dev/vda1 rw
-`
-	want := []mountEntry{{"/proc", "proc", "proc"}, {"/mnt/a b", "fuse.koinon", "dev-1"}, {`/mnt/\x`, "ext4", "/dev/vda1"}}
-	if got := parseMounts(text); !reflect.DeepEqual(got, want) {
-		t.Errorf("got %+v\nwant %+v", got, want)
 	}
 }
 
@@ -72,7 +61,8 @@ func TestDefaultDir(t *testing.T) {
 }
 
 func TestMountsOf(t *testing.T) {
-	all := []mountEntry{{"/a", "fuse.koinon", "koinon:dev-1"}, {"/b", "fuse.koinon", "koinon:dev-12"}, {"/c", "ext4", "koinon:dev-1"}, {"/a/d", "fuse.koinon", "koinon:dev-1"}}
+	all := []mountinfo.Mount{{Path: "/a", Type: "fuse.koinon", Source: "koinon:dev-1"}, {Path: "/b", Type: "fuse.koinon", Source: "koinon:dev-12"},
+		{Path: "/c", Type: "ext4", Source: "koinon:dev-1"}, {Path: "/a/d", Type: "fuse.koinon", Source: "koinon:dev-1"}}
 	if got, want := mountsOf(all, "dev-1"), []string{"/a/d", "/a"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}

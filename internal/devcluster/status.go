@@ -118,7 +118,7 @@ func (c *Cluster) status(ctx context.Context, p *probe) (*Status, error) {
 	if st == running {
 		s.MountPID, s.Mounted = id.PID, there
 	} else {
-		s.MountDead = there && at.koinon()
+		s.MountDead = there && at.Tree()
 	}
 	alive := false
 	for _, n := range c.nodes {

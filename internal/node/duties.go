@@ -123,8 +123,10 @@ func (s *server) status() *clusterpb.StatusReply {
 		r.Voters = append(r.Voters, uint64(id))
 	}
 	for _, p := range st.Peers {
-		r.Lags = append(r.Lags, &clusterpb.PeerLag{Node: uint64(p.ID), Slots: p.Lag})
+		r.Lags = append(r.Lags, &clusterpb.PeerLag{Node: uint64(p.ID), Slots: p.Lag, Reachable: p.Reachable,
+			Snapshot: p.Snapshot, LastSeenNs: int64(p.LastSeen)})
 	}
+	r.Load = logLoad(&st)
 	var trouble []string
 	if st.Damaged != "" {
 		trouble = append(trouble, st.Damaged)
@@ -144,6 +146,19 @@ func (s *server) status() *clusterpb.StatusReply {
 	}
 	r.Trouble = strings.Join(trouble, "; ")
 	return r
+}
+
+// logLoad is what the wire tells of how busy the log is.
+func logLoad(st *replica.Status) *clusterpb.LogLoad {
+	return &clusterpb.LogLoad{
+		LeaseNs: int64(st.Lease), QueueCommands: uint64(st.QueueCommands), QueueBytes: uint64(st.QueueBytes), InFlight: uint64(st.InFlight),
+		Applies: st.Applies, Deduped: st.Deduped, Reads: st.Reads, ReadIndexes: st.ReadIndex, Elections: st.Elections, Dropped: st.Dropped,
+		Snapshots: st.Snapshots, Installs: st.Installs, Sessions: uint64(st.Sessions), Batch: spreadOf(&st.Batch), SyncNs: spreadOf(&st.SyncTime),
+	}
+}
+
+func spreadOf(s *replica.Spread) *clusterpb.Spread {
+	return &clusterpb.Spread{Count: s.Count, Mean: s.Mean, P50: s.P50, P99: s.P99, Max: s.Max}
 }
 
 // healing says in words what a node still fetches, nothing when it has all.

@@ -210,7 +210,7 @@ func answer(listenAddr string, key *auth.JoinKey) (stop func() error, err error)
 	if err != nil {
 		return nil, err
 	}
-	l, err := listen(listenAddr)
+	l, err := listen("listen", listenAddr)
 	if err != nil {
 		return nil, err
 	}

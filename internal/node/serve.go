@@ -23,6 +23,7 @@ import (
 	"github.com/koinon/koinon/internal/meta/embedded"
 	"github.com/koinon/koinon/internal/meta/mysql"
 	"github.com/koinon/koinon/internal/meta/remote"
+	"github.com/koinon/koinon/internal/proc"
 	"github.com/koinon/koinon/internal/replica"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
@@ -42,11 +43,14 @@ type server struct {
 	blocks    *disk.Store
 	transport *replica.WireTransport
 	wire      *wire.Server
+	metrics   net.Listener // nil: not asked for
 	host      *replica.Host
 	group     *replica.Group
 	database  *mysql.Engine // nil: the tree is in the replica's state
 	tree      *remote.Server
 	kv        *kv.Server
+	procs     *proc.Server
+	processes *processes    // nil: this node runs none
 	spread    *spread.Store // this node's own use of all blocks
 	healer    *spread.Healer
 	scrubber  *spread.Scrubber
@@ -70,21 +74,27 @@ func Serve(ctx context.Context, cfg *config.Node, version string, log *slog.Logg
 			return err
 		}
 	}
-	listener, err := listen(cfg.Listen)
+	listener, err := listen("listen", cfg.Listen)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.close(listener)) }()
+	if cfg.Metrics != "" {
+		if s.metrics, err = listen("metrics", cfg.Metrics); err != nil {
+			return err
+		}
+	}
 	if err := s.open(ctx); err != nil {
 		return err
 	}
 	return s.run(ctx, listener)
 }
 
-func listen(addr string) (net.Listener, error) {
+// listen opens an address that the configuration gives under a key.
+func listen(key, addr string) (net.Listener, error) {
 	l, err := net.Listen("tcp", addr)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, sys.E(sys.Op("node.Serve"), sys.Busy, sys.Subject(addr), "the port is in use: end the process that has it (ss -ltnp shows it), or set another `listen` address")
+		return nil, sys.E(sys.Op("node.Serve"), sys.Busy, sys.Subject(addr), "the port is in use: end the process that has it (ss -ltnp shows it), or set another `"+key+"` address")
 	}
 	if err != nil {
 		return nil, sys.E(sys.Op("node.Serve"), sys.Invalid, sys.Subject(addr), err)
@@ -120,6 +130,7 @@ func (s *server) open(ctx context.Context) (err error) {
 	s.healer = spread.NewHealer(spread.HealerConfig{Every: healEvery, Self: s.cfg.ID, Engine: s.blocks, Cluster: s.peers, Logger: s.log})
 	s.scrubber = spread.NewScrubber(spread.ScrubberConfig{Self: s.cfg.ID, Engine: s.blocks, Cluster: s.peers, Logger: s.log})
 	s.spread = spread.New(spread.Options{Cluster: s.peers, Prefer: s.cfg.ID, Local: server, Logger: s.log})
+	s.processes = s.openProcesses(ctx)
 	return nil
 }
 
@@ -136,12 +147,12 @@ func (s *server) openReplica() (err error) {
 			return wire.ClientConfig{TLS: s.creds.ClientTLSFor(p.ID), Logger: s.log, Dial: s.dialer(p.ID)}
 		},
 	})
-	keys := kv.NewMachine()
+	keys, procs := kv.NewMachine(), proc.NewMachine(s.database != nil)
 	s.host, err = replica.Open(replica.Config{
 		Dir: filepath.Join(s.cfg.Dir, "replica"), FS: env.Disk, Clock: s.clock, Cluster: s.cfg.Cluster, Self: s.cfg.ID, Voters: voters,
 		Transport: s.transport, Logger: s.log, SessionTTL: remote.SessionLife, Rejoin: s.cfg.Rejoin,
 		BlockCacheBytes: int64(s.cfg.Limits.StateCache), ReserveBytes: int64(s.cfg.Limits.MinFree) / 2,
-	}, map[replica.Namespace]replica.Machine{replica.NSMeta: embedded.Machine{}, replica.NSCluster: cluster.Machine{}, replica.NSKV: keys})
+	}, map[replica.Namespace]replica.Machine{replica.NSMeta: embedded.Machine{}, replica.NSCluster: cluster.Machine{}, replica.NSKV: keys, replica.NSProc: procs})
 	if err != nil {
 		return err
 	}
@@ -150,6 +161,8 @@ func (s *server) openReplica() (err error) {
 	s.tree.Register(s.wire)
 	s.kv = kv.NewServer(kv.ServerOptions{Group: s.group, Machine: keys, Clock: s.clock, Logger: s.log})
 	s.kv.Register(s.wire)
+	s.procs = proc.NewServer(proc.ServerOptions{Group: s.group, Machine: procs, Cluster: s.peers, Tree: s.tree, Barrier: s.tree.Barrier, Clock: s.clock, Logger: s.log})
+	s.procs.Register(s.wire)
 	return nil
 }
 
@@ -189,9 +202,13 @@ func (s *server) run(ctx context.Context, listener net.Listener) error {
 			cancel(err)
 		}
 	})
+	if s.metrics != nil {
+		wg.Go(func() { s.serveMetrics(ctx, s.metrics) })
+	}
 	wg.Go(func() { s.member(ctx, cancel) })
 	wg.Go(func() { s.duties(ctx) })
 	wg.Go(func() { s.govern(ctx) })
+	wg.Go(func() { s.processes.run(ctx) })
 	s.log.Info("serving", "node", s.cfg.ID, "cluster", s.cfg.Cluster, "addr", listener.Addr().String(), "version", s.version)
 	select {
 	case <-ctx.Done():
@@ -208,6 +225,7 @@ func (s *server) run(ctx context.Context, listener net.Listener) error {
 	}
 	s.log.Info("stopping", "err", err)
 	s.kv.Close() // before wire, which lets those who wait finish
+	s.procs.Close()
 	closeErr := s.wire.Close()
 	wg.Wait()
 	return errors.Join(err, closeErr)
@@ -216,9 +234,15 @@ func (s *server) run(ctx context.Context, listener net.Listener) error {
 // close ends the parts in the reverse order of open.
 func (s *server) close(listener net.Listener) error {
 	var errs []error
-	if err := listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-		errs = append(errs, err)
+	for _, l := range []net.Listener{listener, s.metrics} {
+		if l == nil {
+			continue
+		}
+		if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
 	}
+	errs = append(errs, s.processes.close())
 	if s.tree != nil {
 		s.tree.Close()
 	}
@@ -227,6 +251,9 @@ func (s *server) close(listener net.Listener) error {
 	}
 	if s.kv != nil {
 		s.kv.Close()
+	}
+	if s.procs != nil {
+		s.procs.Close()
 	}
 	if s.host != nil {
 		errs = append(errs, s.host.Close())

@@ -328,7 +328,7 @@ func mixDigest(digest, slot uint64, sum uint32) uint64 {
 func (a *applier) tx(ns Namespace) *Tx {
 	tx := a.txs[ns]
 	if tx == nil {
-		tx = &Tx{o: a.over, prefix: namespacePrefix(a.g.id, ns)}
+		tx = &Tx{a: a, o: a.over, ns: ns, prefix: namespacePrefix(a.g.id, ns)}
 		a.txs[ns] = tx
 	}
 	return tx
@@ -372,13 +372,22 @@ func (a *applier) execute(c *Command, st Stamp) (outcome, error) {
 	}
 	tx := a.tx(c.NS)
 	result, local := m.Apply(tx, st, c.Body)
-	if tx.err != nil {
-		return outcome{}, tx.err
+	if err := a.trouble(); err != nil {
+		return outcome{}, err
 	}
 	// The hooks run before the batch is committed, so before anybody can read
 	// what the command wrote.
-	for _, fn := range a.g.hooksOf(c.NS) {
-		fn(st, local)
-	}
+	tx.Applied(st, local)
 	return outcome{result: result, local: local}, nil
+}
+
+// trouble is the first trouble of the engine in any namespace: a command may
+// change several.
+func (a *applier) trouble() error {
+	for _, ns := range a.order {
+		if tx := a.txs[ns]; tx != nil && tx.err != nil {
+			return tx.err
+		}
+	}
+	return nil
 }

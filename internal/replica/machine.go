@@ -16,6 +16,7 @@ const (
 	NSMeta    Namespace = 1
 	NSCluster Namespace = 2
 	NSKV      Namespace = 3
+	NSProc    Namespace = 4
 	// nsLocal holds what belongs to this replica and not to the state.
 	nsLocal Namespace = 0xff
 )

@@ -47,13 +47,28 @@ func bounds(prefix, lo, hi []byte) (from, to []byte) {
 // returned. Slices from Get are valid until Apply returns, those of Scan
 // during the callback; neither may be changed.
 type Tx struct {
+	a      *applier
 	o      *overlay
+	ns     Namespace
 	prefix []byte // of the namespace
 	key    []byte // scratch
 	err    error  // first trouble of the engine
 }
 
 var _ Reader = (*Tx)(nil)
+
+// In returns the Tx of another namespace of the group, for a command that
+// changes more than its own: all of it becomes visible in one step. What it did
+// there it has to tell by Applied.
+func (tx *Tx) In(ns Namespace) *Tx { return tx.a.tx(ns) }
+
+// Applied has the OnApply hooks of tx's namespace called for a change that a
+// command of another namespace has made in it.
+func (tx *Tx) Applied(st Stamp, local any) {
+	for _, fn := range tx.a.g.hooksOf(tx.ns) {
+		fn(st, local)
+	}
+}
 
 func (tx *Tx) full(key []byte) []byte {
 	tx.key = append(append(tx.key[:0], tx.prefix...), key...)

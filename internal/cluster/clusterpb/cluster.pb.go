@@ -1457,6 +1457,7 @@ type StatusReply struct {
 	Drained       []*Drained `protobuf:"bytes,26,rep,name=drained,proto3" json:"drained,omitempty"`
 	Voters        []uint64   `protobuf:"varint,25,rep,packed,name=voters,proto3" json:"voters,omitempty"`     // of the log, as this node knows them
 	CaKey         bool       `protobuf:"varint,27,opt,name=ca_key,json=caKey,proto3" json:"ca_key,omitempty"` // it signs the certificates of new nodes
+	Load          *LogLoad   `protobuf:"bytes,28,opt,name=load,proto3" json:"load,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1673,10 +1674,20 @@ func (x *StatusReply) GetCaKey() bool {
 	return false
 }
 
+func (x *StatusReply) GetLoad() *LogLoad {
+	if x != nil {
+		return x.Load
+	}
+	return nil
+}
+
 type PeerLag struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          uint64                 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
 	Slots         uint64                 `protobuf:"varint,2,opt,name=slots,proto3" json:"slots,omitempty"`
+	Reachable     bool                   `protobuf:"varint,3,opt,name=reachable,proto3" json:"reachable,omitempty"`                       // it has answered within an election timeout
+	Snapshot      bool                   `protobuf:"varint,4,opt,name=snapshot,proto3" json:"snapshot,omitempty"`                         // one is on its way to it
+	LastSeenNs    int64                  `protobuf:"varint,5,opt,name=last_seen_ns,json=lastSeenNs,proto3" json:"last_seen_ns,omitempty"` // how long ago it answered, negative when never
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1725,6 +1736,261 @@ func (x *PeerLag) GetSlots() uint64 {
 	return 0
 }
 
+func (x *PeerLag) GetReachable() bool {
+	if x != nil {
+		return x.Reachable
+	}
+	return false
+}
+
+func (x *PeerLag) GetSnapshot() bool {
+	if x != nil {
+		return x.Snapshot
+	}
+	return false
+}
+
+func (x *PeerLag) GetLastSeenNs() int64 {
+	if x != nil {
+		return x.LastSeenNs
+	}
+	return 0
+}
+
+// LogLoad is what an operator looks at when the log is slow. Counters are since
+// the start of the process.
+type LogLoad struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	LeaseNs       int64                  `protobuf:"varint,1,opt,name=lease_ns,json=leaseNs,proto3" json:"lease_ns,omitempty"`                   // how much longer the leader answers reads by itself
+	QueueCommands uint64                 `protobuf:"varint,2,opt,name=queue_commands,json=queueCommands,proto3" json:"queue_commands,omitempty"` // that wait to be proposed
+	QueueBytes    uint64                 `protobuf:"varint,3,opt,name=queue_bytes,json=queueBytes,proto3" json:"queue_bytes,omitempty"`
+	InFlight      uint64                 `protobuf:"varint,4,opt,name=in_flight,json=inFlight,proto3" json:"in_flight,omitempty"`          // entries proposed and not applied
+	Applies       uint64                 `protobuf:"varint,5,opt,name=applies,proto3" json:"applies,omitempty"`                            // commands
+	Deduped       uint64                 `protobuf:"varint,6,opt,name=deduped,proto3" json:"deduped,omitempty"`                            // commands that had been applied before
+	Reads         uint64                 `protobuf:"varint,7,opt,name=reads,proto3" json:"reads,omitempty"`                                // linearizable ones
+	ReadIndexes   uint64                 `protobuf:"varint,8,opt,name=read_indexes,json=readIndexes,proto3" json:"read_indexes,omitempty"` // of these, how many needed a round
+	Elections     uint64                 `protobuf:"varint,9,opt,name=elections,proto3" json:"elections,omitempty"`                        // changes of leader seen
+	Dropped       uint64                 `protobuf:"varint,10,opt,name=dropped,proto3" json:"dropped,omitempty"`                           // messages that came faster than they were handled
+	Snapshots     uint64                 `protobuf:"varint,11,opt,name=snapshots,proto3" json:"snapshots,omitempty"`                       // sent
+	Installs      uint64                 `protobuf:"varint,12,opt,name=installs,proto3" json:"installs,omitempty"`                         // snapshots received
+	Sessions      uint64                 `protobuf:"varint,13,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	Batch         *Spread                `protobuf:"bytes,14,opt,name=batch,proto3" json:"batch,omitempty"`                 // commands in an entry
+	SyncNs        *Spread                `protobuf:"bytes,15,opt,name=sync_ns,json=syncNs,proto3" json:"sync_ns,omitempty"` // writes of the log with their sync
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogLoad) Reset() {
+	*x = LogLoad{}
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogLoad) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogLoad) ProtoMessage() {}
+
+func (x *LogLoad) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogLoad.ProtoReflect.Descriptor instead.
+func (*LogLoad) Descriptor() ([]byte, []int) {
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *LogLoad) GetLeaseNs() int64 {
+	if x != nil {
+		return x.LeaseNs
+	}
+	return 0
+}
+
+func (x *LogLoad) GetQueueCommands() uint64 {
+	if x != nil {
+		return x.QueueCommands
+	}
+	return 0
+}
+
+func (x *LogLoad) GetQueueBytes() uint64 {
+	if x != nil {
+		return x.QueueBytes
+	}
+	return 0
+}
+
+func (x *LogLoad) GetInFlight() uint64 {
+	if x != nil {
+		return x.InFlight
+	}
+	return 0
+}
+
+func (x *LogLoad) GetApplies() uint64 {
+	if x != nil {
+		return x.Applies
+	}
+	return 0
+}
+
+func (x *LogLoad) GetDeduped() uint64 {
+	if x != nil {
+		return x.Deduped
+	}
+	return 0
+}
+
+func (x *LogLoad) GetReads() uint64 {
+	if x != nil {
+		return x.Reads
+	}
+	return 0
+}
+
+func (x *LogLoad) GetReadIndexes() uint64 {
+	if x != nil {
+		return x.ReadIndexes
+	}
+	return 0
+}
+
+func (x *LogLoad) GetElections() uint64 {
+	if x != nil {
+		return x.Elections
+	}
+	return 0
+}
+
+func (x *LogLoad) GetDropped() uint64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
+func (x *LogLoad) GetSnapshots() uint64 {
+	if x != nil {
+		return x.Snapshots
+	}
+	return 0
+}
+
+func (x *LogLoad) GetInstalls() uint64 {
+	if x != nil {
+		return x.Installs
+	}
+	return 0
+}
+
+func (x *LogLoad) GetSessions() uint64 {
+	if x != nil {
+		return x.Sessions
+	}
+	return 0
+}
+
+func (x *LogLoad) GetBatch() *Spread {
+	if x != nil {
+		return x.Batch
+	}
+	return nil
+}
+
+func (x *LogLoad) GetSyncNs() *Spread {
+	if x != nil {
+		return x.SyncNs
+	}
+	return nil
+}
+
+type Spread struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Count         uint64                 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`
+	Mean          float64                `protobuf:"fixed64,2,opt,name=mean,proto3" json:"mean,omitempty"`
+	P50           uint64                 `protobuf:"varint,3,opt,name=p50,proto3" json:"p50,omitempty"`
+	P99           uint64                 `protobuf:"varint,4,opt,name=p99,proto3" json:"p99,omitempty"`
+	Max           uint64                 `protobuf:"varint,5,opt,name=max,proto3" json:"max,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Spread) Reset() {
+	*x = Spread{}
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Spread) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Spread) ProtoMessage() {}
+
+func (x *Spread) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Spread.ProtoReflect.Descriptor instead.
+func (*Spread) Descriptor() ([]byte, []int) {
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Spread) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *Spread) GetMean() float64 {
+	if x != nil {
+		return x.Mean
+	}
+	return 0
+}
+
+func (x *Spread) GetP50() uint64 {
+	if x != nil {
+		return x.P50
+	}
+	return 0
+}
+
+func (x *Spread) GetP99() uint64 {
+	if x != nil {
+		return x.P99
+	}
+	return 0
+}
+
+func (x *Spread) GetMax() uint64 {
+	if x != nil {
+		return x.Max
+	}
+	return 0
+}
+
 type OpenSessionRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1734,7 +2000,7 @@ type OpenSessionRequest struct {
 
 func (x *OpenSessionRequest) Reset() {
 	*x = OpenSessionRequest{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[20]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1746,7 +2012,7 @@ func (x *OpenSessionRequest) String() string {
 func (*OpenSessionRequest) ProtoMessage() {}
 
 func (x *OpenSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[20]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1759,7 +2025,7 @@ func (x *OpenSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenSessionRequest.ProtoReflect.Descriptor instead.
 func (*OpenSessionRequest) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{20}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *OpenSessionRequest) GetName() string {
@@ -1778,7 +2044,7 @@ type OpenSessionReply struct {
 
 func (x *OpenSessionReply) Reset() {
 	*x = OpenSessionReply{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[21]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1790,7 +2056,7 @@ func (x *OpenSessionReply) String() string {
 func (*OpenSessionReply) ProtoMessage() {}
 
 func (x *OpenSessionReply) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[21]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1803,7 +2069,7 @@ func (x *OpenSessionReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenSessionReply.ProtoReflect.Descriptor instead.
 func (*OpenSessionReply) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{21}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *OpenSessionReply) GetSession() uint64 {
@@ -1912,7 +2178,7 @@ const file_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\rStatusRequest\"9\n" +
 	"\aDrained\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\x04R\x06source\x12\x16\n" +
-	"\x06groups\x18\x02 \x03(\rR\x06groups\"\x81\x06\n" +
+	"\x06groups\x18\x02 \x03(\rR\x06groups\"\xb1\x06\n" +
 	"\vStatusReply\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x18\n" +
@@ -1944,10 +2210,39 @@ const file_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"tableEpoch\x124\n" +
 	"\adrained\x18\x1a \x03(\v2\x1a.koinon.cluster.v1.DrainedR\adrained\x12\x16\n" +
 	"\x06voters\x18\x19 \x03(\x04R\x06voters\x12\x15\n" +
-	"\x06ca_key\x18\x1b \x01(\bR\x05caKeyJ\x04\b\x18\x10\x19\"3\n" +
+	"\x06ca_key\x18\x1b \x01(\bR\x05caKey\x12.\n" +
+	"\x04load\x18\x1c \x01(\v2\x1a.koinon.cluster.v1.LogLoadR\x04loadJ\x04\b\x18\x10\x19\"\x8f\x01\n" +
 	"\aPeerLag\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x14\n" +
-	"\x05slots\x18\x02 \x01(\x04R\x05slots\"(\n" +
+	"\x05slots\x18\x02 \x01(\x04R\x05slots\x12\x1c\n" +
+	"\treachable\x18\x03 \x01(\bR\treachable\x12\x1a\n" +
+	"\bsnapshot\x18\x04 \x01(\bR\bsnapshot\x12 \n" +
+	"\flast_seen_ns\x18\x05 \x01(\x03R\n" +
+	"lastSeenNs\"\xe9\x03\n" +
+	"\aLogLoad\x12\x19\n" +
+	"\blease_ns\x18\x01 \x01(\x03R\aleaseNs\x12%\n" +
+	"\x0equeue_commands\x18\x02 \x01(\x04R\rqueueCommands\x12\x1f\n" +
+	"\vqueue_bytes\x18\x03 \x01(\x04R\n" +
+	"queueBytes\x12\x1b\n" +
+	"\tin_flight\x18\x04 \x01(\x04R\binFlight\x12\x18\n" +
+	"\aapplies\x18\x05 \x01(\x04R\aapplies\x12\x18\n" +
+	"\adeduped\x18\x06 \x01(\x04R\adeduped\x12\x14\n" +
+	"\x05reads\x18\a \x01(\x04R\x05reads\x12!\n" +
+	"\fread_indexes\x18\b \x01(\x04R\vreadIndexes\x12\x1c\n" +
+	"\telections\x18\t \x01(\x04R\telections\x12\x18\n" +
+	"\adropped\x18\n" +
+	" \x01(\x04R\adropped\x12\x1c\n" +
+	"\tsnapshots\x18\v \x01(\x04R\tsnapshots\x12\x1a\n" +
+	"\binstalls\x18\f \x01(\x04R\binstalls\x12\x1a\n" +
+	"\bsessions\x18\r \x01(\x04R\bsessions\x12/\n" +
+	"\x05batch\x18\x0e \x01(\v2\x19.koinon.cluster.v1.SpreadR\x05batch\x122\n" +
+	"\async_ns\x18\x0f \x01(\v2\x19.koinon.cluster.v1.SpreadR\x06syncNs\"h\n" +
+	"\x06Spread\x12\x14\n" +
+	"\x05count\x18\x01 \x01(\x04R\x05count\x12\x12\n" +
+	"\x04mean\x18\x02 \x01(\x01R\x04mean\x12\x10\n" +
+	"\x03p50\x18\x03 \x01(\x04R\x03p50\x12\x10\n" +
+	"\x03p99\x18\x04 \x01(\x04R\x03p99\x12\x10\n" +
+	"\x03max\x18\x05 \x01(\x04R\x03max\"(\n" +
 	"\x12OpenSessionRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\",\n" +
 	"\x10OpenSessionReply\x12\x18\n" +
@@ -1990,7 +2285,7 @@ func file_cluster_clusterpb_cluster_proto_rawDescGZIP() []byte {
 }
 
 var file_cluster_clusterpb_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_cluster_clusterpb_cluster_proto_goTypes = []any{
 	(State)(0),                 // 0: koinon.cluster.v1.State
 	(Refusal)(0),               // 1: koinon.cluster.v1.Refusal
@@ -2014,8 +2309,10 @@ var file_cluster_clusterpb_cluster_proto_goTypes = []any{
 	(*Drained)(nil),            // 19: koinon.cluster.v1.Drained
 	(*StatusReply)(nil),        // 20: koinon.cluster.v1.StatusReply
 	(*PeerLag)(nil),            // 21: koinon.cluster.v1.PeerLag
-	(*OpenSessionRequest)(nil), // 22: koinon.cluster.v1.OpenSessionRequest
-	(*OpenSessionReply)(nil),   // 23: koinon.cluster.v1.OpenSessionReply
+	(*LogLoad)(nil),            // 22: koinon.cluster.v1.LogLoad
+	(*Spread)(nil),             // 23: koinon.cluster.v1.Spread
+	(*OpenSessionRequest)(nil), // 24: koinon.cluster.v1.OpenSessionRequest
+	(*OpenSessionReply)(nil),   // 25: koinon.cluster.v1.OpenSessionReply
 }
 var file_cluster_clusterpb_cluster_proto_depIdxs = []int32{
 	0,  // 0: koinon.cluster.v1.Member.state:type_name -> koinon.cluster.v1.State
@@ -2032,11 +2329,14 @@ var file_cluster_clusterpb_cluster_proto_depIdxs = []int32{
 	4,  // 11: koinon.cluster.v1.TokensReply.tokens:type_name -> koinon.cluster.v1.Token
 	21, // 12: koinon.cluster.v1.StatusReply.lags:type_name -> koinon.cluster.v1.PeerLag
 	19, // 13: koinon.cluster.v1.StatusReply.drained:type_name -> koinon.cluster.v1.Drained
-	14, // [14:14] is the sub-list for method output_type
-	14, // [14:14] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	22, // 14: koinon.cluster.v1.StatusReply.load:type_name -> koinon.cluster.v1.LogLoad
+	23, // 15: koinon.cluster.v1.LogLoad.batch:type_name -> koinon.cluster.v1.Spread
+	23, // 16: koinon.cluster.v1.LogLoad.sync_ns:type_name -> koinon.cluster.v1.Spread
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_cluster_clusterpb_cluster_proto_init() }
@@ -2058,7 +2358,7 @@ func file_cluster_clusterpb_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cluster_clusterpb_cluster_proto_rawDesc), len(file_cluster_clusterpb_cluster_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   22,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

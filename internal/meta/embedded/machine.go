@@ -35,6 +35,20 @@ func (Machine) Apply(tx *replica.Tx, st replica.Stamp, body []byte) (result []by
 	return apply(tx, st, body)
 }
 
+// Run runs a command as part of one of another namespace: tx is that of the
+// tree. Nothing but the result says what it refused. The Outcome has been
+// passed on to those who hear of changes of the tree.
+func Run(tx *replica.Tx, st replica.Stamp, cmd *metapb.Command) (*metapb.Result, *Outcome) {
+	res, out := run(tx, st, cmd)
+	if res == nil { // trouble of the store: its host stops, whatever follows
+		res = &metapb.Result{Failure: &metapb.Failure{Kind: uint32(sys.Other), Op: "meta.Run", Cause: "the state cannot be read"}}
+	}
+	if out != nil {
+		tx.Applied(st, out)
+	}
+	return res, out
+}
+
 // SessionEnded queues the slices that the session reserved and never
 // committed.
 func (Machine) SessionEnded(tx *replica.Tx, st replica.Stamp, session sys.SessionID) {

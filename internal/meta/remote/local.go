@@ -43,3 +43,10 @@ func (s *Server) Query(ctx context.Context, q *metapb.Query) (*metapb.Answer, er
 	}
 	return a, nil
 }
+
+// Barrier waits until no session can still see inodes as they were before
+// changes that this leader has applied, with none given of any: for changes
+// that did not come by Do.
+func (s *Server) Barrier(ctx context.Context, inos ...sys.Ino) error {
+	return s.leases.barrier(ctx, s.group.Leading(), inos...)
+}

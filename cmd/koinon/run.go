@@ -1,0 +1,143 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/koinon/koinon"
+	"github.com/koinon/koinon/internal/config"
+)
+
+const runLong = `Run a command on the cluster's nodes: as one process, as a gang of processes that
+start together or not at all (-n), or as an array of tasks (--array, --each). The
+cluster chooses the nodes, reserves what is needed on all of them or on none, and
+records how every process ended.
+
+In the foreground, output appears as it is written, and the exit code is the
+command's own. It is tagged [RANK], [INDEX] or [INDEX:RANK] when there are several
+processes, whose lines stay whole. A single process reads this command's standard
+input when that is no terminal; with -i also when it is one. Ctrl-C asks the job
+to stop (SIGTERM, and SIGKILL --grace later), a second one kills it, a third one
+leaves it alone. When this command itself is killed the job goes on.
+
+The working directory is this one when it is in a mount of the tree, else the
+tree's root. PATHs are koinon:/PATH, or paths of this machine in a mount of the
+tree. The process gets no variables of this shell but those given with --env; see
+docs/processes.md for those of Koinon's own, such as KOINON_RANK and KOINON_SIZE.
+
+In the command {} stands for the index or the item. Items of --each are paths
+from the working directory on, and each task is placed near its file.
+
+Exit codes: the command's own, 128 and the signal's number when one ended it, of
+several the first that failed; 125 trouble of Koinon's own, also a wrong command
+line; 126 and 127 the command cannot be run, or is not there.`
+
+const runExample = `  koinon run -- uname -a
+  koinon run -n 3 -c 0.5 -- sh -c 'echo $KOINON_RANK of $KOINON_SIZE on $KOINON_NODE'
+  koinon run --array 0-99%10 -- ./render --frame {}
+  koinon run --each 'text/*.txt' -- sh -c 'wc -w {} > {}.count'
+  koinon run -d --name nightly -m 2GiB --timeout 1h -- ./backup.sh
+  koinon run --after ok:17 --out koinon:/results -- sh -c './sum > $KOINON_OUT/total'`
+
+// runFlags are those of koinon run.
+type runFlags struct {
+	size                 int
+	cpus                 float64
+	memory               config.Size
+	near, dir, out, each string
+	on, env, after       []string
+	name, array          string
+	detach, pack, stdin  bool
+	timeout, grace       time.Duration
+	retries, atOnce      int
+}
+
+func newRunCommand(p *procsApp) *cobra.Command {
+	var f runFlags
+	cmd := &cobra.Command{
+		Use: "run [flags] -- COMMAND [ARG...]", Short: "Run a command on the cluster's nodes", Long: runLong, Example: runExample,
+		DisableFlagsInUseLine: true,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return errors.New("a command is missing: koinon run -- COMMAND [ARG...]")
+			}
+			return f.check()
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return p.with(cmd.Context(), func(ctx context.Context, procs *koinon.Procs) error {
+				spec, err := p.jobSpec(ctx, procs, f, args)
+				if err != nil {
+					return err
+				}
+				if f.detach {
+					return p.submit(ctx, procs, spec)
+				}
+				return p.foreground(ctx, procs, spec)
+			})
+		},
+	}
+	flags := cmd.Flags()
+	flags.SetInterspersed(false) // what follows COMMAND is its own
+	flags.IntVarP(&f.size, "gang", "n", 1, "`N` processes, which start together or not at all")
+	flags.Float64VarP(&f.cpus, "cpus", "c", koinon.DefaultCPUs, "`CPUS` for each process, such as 0.5")
+	flags.VarP(&sizeValue{&f.memory}, "memory", "m", "`MEM` for each process, such as 512MiB: more is not to be had (default no limit)")
+	flags.StringVar(&f.near, "near", "", "on nodes that hold the bytes of `PATH`, where they have room")
+	flags.StringArrayVar(&f.on, "on", nil, "only on `NODE` (number or host), or on nodes with LABEL=V; may be repeated")
+	flags.BoolVar(&f.pack, "pack", false, "on few nodes, not spread")
+	flags.BoolVarP(&f.detach, "detach", "d", false, "print the job's number and do not wait")
+	flags.StringVar(&f.name, "name", "", "call the job `S` in lists")
+	flags.StringArrayVar(&f.env, "env", nil, "set a variable, `K=V`, or pass on this shell's, K; may be repeated")
+	flags.StringVarP(&f.dir, "directory", "C", "", "working directory, a `PATH` in the tree")
+	flags.DurationVar(&f.timeout, "timeout", 0, "stop a task after `TIME`, such as 10m; 0 is never")
+	flags.DurationVar(&f.grace, "grace", 0, "`TIME` from SIGTERM to SIGKILL; 0 is 10s")
+	flags.IntVar(&f.retries, "retries", 0, "try a task that fails or is lost up to `K` times more")
+	flags.StringVar(&f.array, "array", "", "a task for each index of `FIRST-LAST`; FIRST-LAST%N runs at most N at once")
+	flags.StringVar(&f.each, "each", "", "a task for each file that matches `GLOB`")
+	flags.IntVar(&f.atOnce, "at-once", 0, "at most `N` tasks at once; 0 is as many as there is room for")
+	flags.StringArrayVar(&f.after, "after", nil, "not before job ID has succeeded, `ok:ID`, or ended, any:ID; may be repeated")
+	flags.StringVar(&f.out, "out", "", "outputs in $KOINON_OUT become the new directory `PATH`, when it exits with 0")
+	flags.BoolVarP(&f.stdin, "interactive", "i", false, "read standard input also from a terminal")
+	complete := func(flag string, fn cobra.CompletionFunc) {
+		if err := cmd.RegisterFlagCompletionFunc(flag, fn); err != nil {
+			panic(fmt.Sprintf("koinon: expected the flag --%s to exist, found %v", flag, err))
+		}
+	}
+	complete("on", p.completeNodes)
+	complete("directory", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+		return nil, cobra.ShellCompDirectiveFilterDirs
+	})
+	return troubledCommand(cmd)
+}
+
+// sizeValue is a flag of a config.Size.
+type sizeValue struct{ size *config.Size }
+
+func (v *sizeValue) String() string {
+	if v.size == nil || *v.size == 0 {
+		return ""
+	}
+	return v.size.String()
+}
+
+func (v *sizeValue) Set(s string) error { return v.size.UnmarshalText([]byte(s)) }
+
+func (v *sizeValue) Type() string { return "SIZE" }
+
+// submitted is a job that was made, as -o json prints it.
+type submitted struct {
+	ID uint64 `json:"id"`
+}
+
+// submit makes a job and leaves it to itself.
+func (p *procsApp) submit(ctx context.Context, procs *koinon.Procs, spec koinon.JobSpec) error {
+	id, err := procs.Submit(ctx, spec)
+	if err != nil {
+		return err
+	}
+	return p.print(submitted{id}, func(w io.Writer) { row(w, id) })
+}

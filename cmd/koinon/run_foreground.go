@@ -1,0 +1,305 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/koinon/koinon"
+)
+
+// foreground makes a job and stays with it to its end.
+func (p *procsApp) foreground(ctx context.Context, procs *koinon.Procs, spec koinon.JobSpec) error {
+	// A signal is passed on to the job, so it must not end the calls.
+	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	signals, release := p.signals()
+	defer release()
+	r := &attended{procsApp: p, procs: procs, spec: spec, line: p.newStatusLine()}
+	defer r.line.clear()
+	stops := r.stops(life, signals)
+	made := make(chan error, 1)
+	go func() {
+		var err error
+		r.id, err = procs.Submit(life, spec)
+		made <- err
+	}()
+	for asked := 0; ; {
+		select {
+		case err := <-made:
+			if err != nil {
+				return err
+			}
+			return r.attend(life, stops, asked)
+		case <-stops:
+			if asked++; asked > 1 {
+				return &exitError{130, errors.New("the cluster has not answered, so the job may have been made: `koinon ps` shows it")}
+			}
+			p.note("koinon: waiting for the cluster's answer, then the job is stopped; Ctrl-C again does not wait")
+		}
+	}
+}
+
+// attended is a job in the foreground.
+type attended struct {
+	*procsApp
+	procs *koinon.Procs
+	spec  koinon.JobSpec
+	id    uint64
+	line  *statusLine
+
+	mu   sync.Mutex
+	job  koinon.Job // as last heard of
+	told string     // why it waits
+}
+
+// stops passes on signals, without those that come twice (see sameSignal).
+func (r *attended) stops(ctx context.Context, signals <-chan os.Signal) <-chan struct{} {
+	stops := make(chan struct{})
+	go func() {
+		var last time.Time
+		for {
+			select {
+			case <-signals:
+			case <-ctx.Done():
+				return
+			}
+			if now := time.Now(); last.IsZero() || now.Sub(last) >= r.same {
+				last = now
+				select {
+				case stops <- struct{}{}:
+				case <-ctx.Done():
+					return
+				}
+			}
+		}
+	}()
+	return stops
+}
+
+// waitPatience is how long a job may wait before that is told, and how often
+// the reason is looked at.
+const waitPatience = time.Second
+
+// attend follows the job to its end; asked is how often it has been asked to
+// stop before.
+func (r *attended) attend(ctx context.Context, stops <-chan struct{}, asked int) error {
+	var asides sync.WaitGroup
+	defer asides.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	kill := func() {
+		signal := syscall.SIGTERM
+		if asked > 1 {
+			signal = syscall.SIGKILL
+		}
+		asides.Go(func() { r.kill(ctx, int(signal)) })
+	}
+	if asked > 0 {
+		kill()
+	}
+	type end struct {
+		job *koinon.Job
+		err error
+	}
+	ended := make(chan end, 1)
+	go func() {
+		job, err := r.follow(ctx)
+		ended <- end{job, err}
+	}()
+	tick := time.NewTicker(waitPatience)
+	defer tick.Stop()
+	for {
+		select {
+		case e := <-ended:
+			if e.err != nil {
+				return r.broken(ctx, e.err)
+			}
+			return r.outcome(ctx, e.job)
+		case <-stops:
+			switch asked++; asked {
+			case 1:
+				r.say("asking job %d to stop; Ctrl-C again kills it", r.id)
+			case 2:
+				r.say("killing job %d; Ctrl-C again leaves it alone", r.id)
+			default:
+				return &exitError{130, fmt.Errorf("job %d may go on: `koinon ps` shows it", r.id)}
+			}
+			kill()
+		case <-tick.C:
+			asides.Go(func() { r.tellWait(ctx) })
+		}
+	}
+}
+
+// say tells the user something about the job.
+func (r *attended) say(format string, args ...any) {
+	r.line.clear()
+	r.note("koinon: "+format, args...)
+}
+
+func (r *attended) kill(ctx context.Context, signal int) {
+	_, err := r.procs.Kill(ctx, strconv.FormatUint(r.id, 10), signal, caller())
+	if err != nil && ctx.Err() == nil {
+		r.line.clear()
+		r.complain(&toldError{fmt.Sprintf("cannot stop job %d: %s", r.id, words(err)), err})
+	}
+}
+
+// follow passes output and input on until the job has ended.
+func (r *attended) follow(ctx context.Context) (*koinon.Job, error) {
+	name := strconv.FormatUint(r.id, 10)
+	t := &tagged{name: name, out: r.out, err: r.err}
+	opt := koinon.FollowOptions{
+		Output: func(c koinon.Chunk) error {
+			r.line.clear()
+			return t.write(c)
+		},
+		Changed: func(j koinon.Job) {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.job = j
+		},
+	}
+	if r.spec.Stdin {
+		opt.Stdin = r.in
+	}
+	return r.procs.Follow(ctx, name, opt)
+}
+
+// tellWait says why nothing of the job runs yet.
+func (r *attended) tellWait(ctx context.Context) {
+	waits := func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.job.Tasks.Running == 0 && r.job.Tasks.Ended() == 0
+	}
+	if r.quiet || !waits() {
+		r.line.clear()
+		return
+	}
+	d, err := r.procs.Inspect(ctx, strconv.FormatUint(r.id, 10))
+	if err != nil || !waits() {
+		return // it is only news
+	}
+	why := waitReason(d)
+	r.mu.Lock()
+	known := why == r.told
+	r.told = why
+	r.mu.Unlock()
+	text := fmt.Sprintf("koinon: job %d waits: %s", r.id, why)
+	switch {
+	case why == "":
+	case r.line.shown():
+		r.line.set(text)
+	case !known:
+		r.note("%s", text)
+	}
+}
+
+// waitReason is why a job waits, in one line.
+func waitReason(d *koinon.JobDetails) string {
+	for _, e := range d.Waiting {
+		if e.Why != "" {
+			return e.Why
+		}
+	}
+	if len(d.BlockedBy) > 0 {
+		words := make([]string, len(d.BlockedBy))
+		for i, id := range d.BlockedBy {
+			words[i] = strconv.FormatUint(id, 10)
+		}
+		return "for job " + strings.Join(words, ", ")
+	}
+	return ""
+}
+
+// broken is what is to be said when the job cannot be followed to its end. When
+// nobody reads its output it has no use any more, as in a pipe of the shell.
+func (r *attended) broken(ctx context.Context, err error) error {
+	if errors.Is(err, syscall.EPIPE) || errors.Is(err, io.ErrClosedPipe) {
+		r.kill(ctx, int(syscall.SIGTERM))
+		return &exitError{code: codeSignal + int(syscall.SIGPIPE)}
+	}
+	return &toldError{fmt.Sprintf("job %d goes on, `koinon logs -f %d` and `koinon wait %d` follow it: %s", r.id, r.id, r.id, words(err)), err}
+}
+
+// outcome is the exit code of a job that has ended, with what its processes
+// cannot have said themselves.
+func (r *attended) outcome(ctx context.Context, job *koinon.Job) error {
+	code := job.Exit()
+	if code == 0 {
+		return nil
+	}
+	return &exitError{code, r.failure(ctx, r.procs, job)}
+}
+
+// failure says what has become of a job that did not end well; nil when its
+// exit code says everything.
+func (p *procsApp) failure(ctx context.Context, procs *koinon.Procs, job *koinon.Job) error {
+	single := !job.Array && job.Size == 1
+	if single && job.State == koinon.StateFailed && job.Exit() < koinon.ExitTrouble {
+		return nil
+	}
+	d, err := procs.Inspect(ctx, strconv.FormatUint(job.ID, 10))
+	if err != nil {
+		return &toldError{fmt.Sprintf("job %d is %s; why is not to be had: %s", job.ID, job.State, words(err)), err}
+	}
+	var failed []koinon.Task
+	for _, t := range d.TaskList {
+		if t.State.Over() && t.State != koinon.StateExited {
+			failed = append(failed, t)
+		}
+	}
+	if len(failed) == 0 {
+		return nil
+	}
+	first := failed[0]
+	if single && first.State == koinon.StateFailed && reason(first) == "" {
+		return nil
+	}
+	text := fmt.Sprintf("job %s %s", first.Name, endWords(first))
+	if job.Array {
+		text = fmt.Sprintf("%d of %d tasks did not succeed: %s", len(failed), job.Tasks.Total, text)
+	}
+	return errors.New(text)
+}
+
+// reason is why a task ended as it did, where that is known.
+func reason(t koinon.Task) string {
+	if t.TimedOut {
+		return "its time was over"
+	}
+	why := t.Why
+	for _, q := range t.Processes {
+		if why == "" && q.State != koinon.StateExited {
+			why = q.Why
+		}
+	}
+	return why
+}
+
+// endWords says how a task ended that did not end well.
+func endWords(t koinon.Task) string {
+	words := map[koinon.State]string{
+		koinon.StateFailed: fmt.Sprintf("failed with exit code %d", t.ExitCode), koinon.StateKilled: "was ended",
+		koinon.StateLost: "was lost with its node", koinon.StateCancelled: "was never run",
+	}[t.State]
+	for _, q := range t.Processes {
+		if q.State != koinon.StateExited && len(t.Processes) > 1 {
+			words += fmt.Sprintf(", rank %d on %s first", q.Rank, nodeID(q.Node))
+			break
+		}
+	}
+	if why := reason(t); why != "" {
+		words += ": " + why
+	}
+	return words
+}

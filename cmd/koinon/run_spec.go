@@ -1,0 +1,215 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/koinon/koinon"
+)
+
+// check refuses flags that make no sense together.
+func (f *runFlags) check() error {
+	switch {
+	case f.size < 1:
+		return fmt.Errorf("-n is %d: give the number of processes, from 1 on", f.size)
+	case f.cpus < 0 || f.cpus == 0 && f.memory == 0:
+		return fmt.Errorf("-c is %v: every process needs some CPU or memory, such as -c 0.1", f.cpus)
+	case f.memory < 0:
+		return fmt.Errorf("-m is %v, which is negative", f.memory)
+	case f.timeout < 0 || f.grace < 0:
+		return errors.New("--timeout and --grace are not negative")
+	case f.retries < 0 || f.atOnce < 0:
+		return errors.New("--retries and --at-once are not negative")
+	case f.array != "" && f.each != "":
+		return errors.New("a job has indices (--array) or files (--each), not both")
+	case f.atOnce > 0 && f.array == "" && f.each == "":
+		return errors.New("--at-once is for --array and --each")
+	case f.stdin && f.detach:
+		return errors.New("-i reads from this terminal, -d leaves the job to itself: give one of them")
+	case f.stdin && (f.size > 1 || f.array != "" || f.each != ""):
+		return errors.New("-i is for a single process: nobody could say which of several reads what")
+	case f.stdin && f.retries > 0:
+		return errors.New("-i and --retries: what one try has read, the next cannot read again; pass it as a file of the tree")
+	}
+	return nil
+}
+
+// jobSpec is what the flags ask for.
+func (p *procsApp) jobSpec(ctx context.Context, procs *koinon.Procs, f runFlags, command []string) (koinon.JobSpec, error) {
+	s := koinon.JobSpec{
+		Name: f.name, Command: command, CPUs: f.cpus, Memory: int64(f.memory), Size: f.size, Pack: f.pack,
+		Timeout: f.timeout, Grace: f.grace, Retries: f.retries, AtOnce: f.atOnce, Stdin: p.passesInput(f),
+	}
+	var err error
+	if s.Env, err = environment(f.env, os.LookupEnv); err != nil {
+		return s, err
+	}
+	if s.After, err = dependencies(f.after); err != nil {
+		return s, err
+	}
+	if f.array != "" {
+		atOnce := 0
+		if s.Array, atOnce, err = parseArray(f.array); err != nil {
+			return s, err
+		}
+		if atOnce > 0 && f.atOnce > 0 {
+			return s, fmt.Errorf("--array %s and --at-once %d both say how many tasks run at once: give one of them", f.array, f.atOnce)
+		}
+		s.AtOnce += atOnce
+	}
+	if err := placement(&s, f.on, func() ([]koinon.ProcNode, error) { return procs.Nodes(ctx) }); err != nil {
+		return s, err
+	}
+	return s, p.paths(ctx, procs, f, &s)
+}
+
+// paths sets what lies in the tree.
+func (p *procsApp) paths(ctx context.Context, procs *koinon.Procs, f runFlags, s *koinon.JobSpec) error {
+	at, err := p.where()
+	if err != nil {
+		return err
+	}
+	s.Dir = at.treeDir()
+	for _, a := range []struct {
+		arg string
+		to  *string
+	}{{f.dir, &s.Dir}, {f.near, &s.Near}, {f.out, &s.Out}} {
+		if a.arg == "" {
+			continue
+		}
+		if *a.to, err = at.path(a.arg); err != nil {
+			return err
+		}
+	}
+	if f.dir == "" && f.each == "" {
+		return nil
+	}
+	tree, err := procs.Tree(ctx)
+	if err != nil {
+		return err
+	}
+	if f.dir != "" {
+		info, err := tree.Stat(ctx, s.Dir)
+		if err == nil && !info.IsDir() {
+			err = fmt.Errorf("%w: not a directory", fs.ErrInvalid)
+		}
+		if err != nil {
+			return treeError("start in", s.Dir, err)
+		}
+	}
+	if f.each != "" {
+		pattern, err := at.path(f.each)
+		if err != nil {
+			return err
+		}
+		if s.Items, err = tree.Items(ctx, pattern, s.Dir); err != nil {
+			return treeError("expand", pattern, err)
+		}
+	}
+	return nil
+}
+
+// passesInput says whether the process reads this command's standard input.
+// What is not asked for by -i is passed where it can be, and is more than
+// /dev/null.
+func (p *procsApp) passesInput(f runFlags) bool {
+	if f.stdin {
+		return true
+	}
+	if f.detach || f.size > 1 || f.array != "" || f.each != "" || f.retries > 0 || isTerminal(p.in) {
+		return false
+	}
+	file, ok := p.in.(*os.File)
+	if !ok {
+		return p.in != nil
+	}
+	info, err := file.Stat()
+	return err == nil && info.Mode()&fs.ModeCharDevice == 0
+}
+
+// environment is what --env asks for.
+func environment(args []string, lookup func(string) (string, bool)) ([]string, error) {
+	var env []string
+	for _, a := range args {
+		name, _, given := strings.Cut(a, "=")
+		if name == "" {
+			return nil, fmt.Errorf("--env is %q: give K=V, or K for this shell's value", a)
+		}
+		if !given {
+			value, ok := lookup(name)
+			if !ok {
+				return nil, fmt.Errorf("--env %s: there is no such variable here: give its value, %s=V", name, name)
+			}
+			a = name + "=" + value
+		}
+		env = append(env, a)
+	}
+	return env, nil
+}
+
+// dependencies are what --after asks for.
+func dependencies(args []string) ([]koinon.Dependency, error) {
+	var after []koinon.Dependency
+	for _, a := range args {
+		how, job, _ := strings.Cut(a, ":")
+		id, err := strconv.ParseUint(job, 10, 64)
+		if how != "ok" && how != "any" || err != nil || id == 0 {
+			return nil, fmt.Errorf("--after is %q: give ok:ID to wait for a job's success, any:ID to wait for its end", a)
+		}
+		after = append(after, koinon.Dependency{Job: id, Any: how == "any"})
+	}
+	return after, nil
+}
+
+// parseArray reads FIRST-LAST[%ATONCE], or a single index.
+func parseArray(s string) (*koinon.IndexRange, int, error) {
+	bad := fmt.Errorf("--array is %q: give the first and the last index, such as 0-99, or 0-99%%10 for at most ten tasks at once", s)
+	indices, most, limited := strings.Cut(s, "%")
+	first, last, ranged := strings.Cut(indices, "-")
+	if !ranged {
+		last = first
+	}
+	a, aerr := strconv.ParseUint(first, 10, 31)
+	b, berr := strconv.ParseUint(last, 10, 31)
+	if aerr != nil || berr != nil || b < a {
+		return nil, 0, bad
+	}
+	atOnce := uint64(0)
+	if limited {
+		var err error
+		if atOnce, err = strconv.ParseUint(most, 10, 31); err != nil || atOnce == 0 {
+			return nil, 0, bad
+		}
+	}
+	return &koinon.IndexRange{First: int(a), Last: int(b)}, int(atOnce), nil
+}
+
+// placement sets what --on asks for.
+func placement(s *koinon.JobSpec, args []string, nodes func() ([]koinon.ProcNode, error)) error {
+	for _, a := range args {
+		if label, value, ok := strings.Cut(a, "="); ok {
+			if label == "" {
+				return fmt.Errorf("--on is %q: give NODE, or LABEL=V", a)
+			}
+			if had, twice := s.Labels[label]; twice && had != value {
+				return fmt.Errorf("--on asks for %s=%s and %s=%s: no node has both", label, had, label, value)
+			}
+			if s.Labels == nil {
+				s.Labels = map[string]string{}
+			}
+			s.Labels[label] = value
+			continue
+		}
+		id, err := findNode(a, nodes)
+		if err != nil {
+			return err
+		}
+		s.Nodes = append(s.Nodes, id)
+	}
+	return nil
+}

@@ -1,0 +1,116 @@
+package proc
+
+import (
+	"fmt"
+	"path"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/koinon/koinon/internal/proc/procpb"
+	"github.com/koinon/koinon/internal/sys"
+)
+
+// Check refuses a specification that makes no sense, whatever the nodes are.
+// Client, leader and machine all ask it.
+func Check(s *procpb.Spec) error {
+	const op = sys.Op("proc.Check")
+	refuse := func(format string, args ...any) error { return sys.E(op, sys.Invalid, fmt.Sprintf(format, args...)) }
+	each := s.GetEach()
+	switch {
+	case s == nil || len(s.Argv) == 0 || s.Argv[0] == "":
+		return refuse("a command is wanted: koinon run -- COMMAND ARGUMENT...")
+	case proto.Size(s) > SpecMax:
+		return refuse("command, environment and items take %d bytes, more than %d: put them into a file of the tree", proto.Size(s), SpecMax)
+	case s.Size < 1 || s.Size > SizeMax:
+		return refuse("a gang has 1 to %d processes, not %d", SizeMax, s.Size)
+	case each.GetCpuMilli() < 0 || each.GetMemory() < 0 || each.GetCpuMilli() == 0 && each.GetMemory() == 0:
+		return refuse("every process needs some CPU or memory")
+	case s.User == nil:
+		return refuse("a job needs a user")
+	case s.TimeoutNs < 0 || s.GraceNs < 0:
+		return refuse("times are not negative")
+	case s.Stdin && (s.Size > 1 || s.Array):
+		return refuse("standard input goes to a single process, not to %d", max(uint64(s.Size), tasksOf(s)))
+	case len(s.After) > AfterMax:
+		return refuse("a job may wait for %d others, not for %d", AfterMax, len(s.After))
+	}
+	return firstError(checkArray(s), checkEnv(s), checkPath("the working directory", s.Dir), checkOut(s))
+}
+
+func firstError(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkArray(s *procpb.Spec) error {
+	const op = sys.Op("proc.Check")
+	switch {
+	case !s.Array && (s.First != 0 || s.Last != 0 || s.AtOnce != 0 || len(s.Items) > 0):
+		return sys.E(op, sys.Invalid, "only an array has indices and items")
+	case s.Array && (s.Last < s.First || tasksOf(s) > ArrayMax):
+		return sys.E(op, sys.Invalid, fmt.Sprintf("an array has 1 to %d tasks, not indices %d to %d", ArrayMax, s.First, s.Last))
+	case len(s.Items) > 0 && (s.First != 0 || int(s.Last) != len(s.Items)-1):
+		return sys.E(op, sys.Invalid, fmt.Sprintf("%d items need indices 0 to %d", len(s.Items), len(s.Items)-1))
+	case len(s.NearItems) > 0 && len(s.NearItems) != len(s.Items):
+		return sys.E(op, sys.Invalid, "every item or none says where it is")
+	}
+	return nil
+}
+
+func checkEnv(s *procpb.Spec) error {
+	for _, e := range s.Env {
+		if name, _, ok := strings.Cut(e, "="); !ok || name == "" || strings.ContainsRune(e, 0) {
+			return sys.E(sys.Op("proc.Check"), sys.Invalid, sys.Subject(e), "an environment variable is NAME=VALUE")
+		}
+	}
+	for _, a := range s.Argv {
+		if strings.ContainsRune(a, 0) {
+			return sys.E(sys.Op("proc.Check"), sys.Invalid, "an argument holds no zero byte")
+		}
+	}
+	return nil
+}
+
+func checkPath(what, p string) error {
+	if p != "" && (!path.IsAbs(p) || path.Clean(p) != p || len(p) > sys.PathMax) {
+		return sys.E(sys.Op("proc.Check"), sys.Invalid, sys.Subject(p), what+" is a path in the tree, from its root on")
+	}
+	return nil
+}
+
+func checkOut(s *procpb.Spec) error {
+	if err := checkPath("the directory of outputs", s.Out); err != nil || s.Out == "" {
+		return err
+	}
+	switch {
+	case s.Out == "/" || s.Out == "/.koinon" || strings.HasPrefix(s.Out, "/.koinon/"):
+		return sys.E(sys.Op("proc.Check"), sys.Invalid, sys.Subject(s.Out), "outputs cannot appear there: name a directory that does not exist yet")
+	case tasksOf(s) > 1 && !strings.Contains(s.Out, "{}"):
+		return sys.E(sys.Op("proc.Check"), sys.Invalid, sys.Subject(s.Out), "each task of an array needs a directory of its own: put {} into its name")
+	}
+	return nil
+}
+
+// tasksOf is how many tasks a job has.
+func tasksOf(s *procpb.Spec) uint64 {
+	if !s.Array {
+		return 1
+	}
+	return uint64(s.Last) - uint64(s.First) + 1
+}
+
+// Item is what {} stands for in a task; empty when nothing does.
+func Item(s *procpb.Spec, index uint32) string {
+	switch {
+	case !s.Array:
+		return ""
+	case int(index) < len(s.Items):
+		return s.Items[index]
+	}
+	return fmt.Sprint(index)
+}

@@ -1,0 +1,556 @@
+package proc
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+	"pgregory.net/rapid"
+
+	"github.com/koinon/koinon/commit"
+	"github.com/koinon/koinon/internal/meta"
+	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/proc/procpb"
+	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/sys"
+)
+
+// rows is a store in memory.
+type rows map[string][]byte
+
+func (r rows) Get(k []byte) ([]byte, error) { return r[string(k)], nil }
+func (r rows) Set(k, v []byte) {
+	if v == nil {
+		v = []byte{}
+	}
+	r[string(k)] = v
+}
+func (r rows) Delete(k []byte) { delete(r, string(k)) }
+func (r rows) Scan(lo, hi []byte, fn func(k, v []byte) bool) error {
+	for _, k := range slices.Sorted(maps.Keys(r)) {
+		if k >= string(lo) && (hi == nil || k < string(hi)) && !fn([]byte(k), r[k]) {
+			break
+		}
+	}
+	return nil
+}
+
+// table is a machine on rows, with a tree in memory.
+type table struct {
+	t    require
+	m    *Machine
+	rows rows
+	tree *meta.Memory
+	now  int64
+	seq  uint64
+}
+
+// require is what testing.T and rapid.T have.
+type require interface {
+	Fatalf(format string, args ...any)
+	Helper()
+}
+
+func newTable(t require) *table {
+	x := &table{t: t, m: NewMachine(false), rows: rows{}, tree: meta.NewMemory(), now: 1e18}
+	x.m.hub.subscribe(true)
+	x.do(&procpb.Command{Op: &procpb.Command_Agree{Agree: &procpb.Agree{Kind: uint32(commit.RecordOpen)}}})
+	for id := uint64(1); id <= 3; id++ {
+		x.do(&procpb.Command{Op: &procpb.Command_SetNode{SetNode: &procpb.SetNode{Node: &procpb.Node{Id: id, Capacity: &procpb.Resources{CpuMilli: 4000}}}}})
+	}
+	return x
+}
+
+func (x *table) do(cmd *procpb.Command) *procpb.Result {
+	x.now += 1e6
+	res, _ := x.m.apply(x.rows, treeNow{context.Background(), x.tree}, replica.Stamp{TimeNs: x.now}, encode(cmd))
+	return res
+}
+
+func (x *table) must(cmd *procpb.Command) *procpb.Result {
+	x.t.Helper()
+	res := x.do(cmd)
+	if res.Failure != nil {
+		x.t.Fatalf("%v: %v", cmd, failed("test", res.Failure))
+	}
+	return res
+}
+
+func (x *table) job(id uint64) *procpb.Job { return (&command{tx: x.rows}).job(id) }
+func (x *table) task(id uint64, i uint32) *procpb.Task {
+	return (&command{tx: x.rows}).task(id, i)
+}
+
+func specOf(edit ...func(*procpb.Spec)) *procpb.Spec {
+	s := &procpb.Spec{Argv: []string{"true"}, Size: 1, Each: &procpb.Resources{CpuMilli: 1000}, User: &procpb.User{Uid: 1000, Gid: 1000, Name: "ana"}}
+	for _, e := range edit {
+		e(s)
+	}
+	return s
+}
+
+func (x *table) submit(s *procpb.Spec) uint64 {
+	x.t.Helper()
+	x.seq++
+	return x.must(submission(x.seq, s)).Job
+}
+
+func submission(n uint64, s *procpb.Spec) *procpb.Command {
+	return &procpb.Command{Op: &procpb.Command_Submit{Submit: &procpb.Submit{Request: binary.BigEndian.AppendUint64(make([]byte, 8), n), Spec: s}}}
+}
+
+// start commits a try of a task on nodes.
+func (x *table) start(job uint64, index uint32, nodes ...uint64) *procpb.Result {
+	x.seq++
+	t := x.task(job, index)
+	return x.do(&procpb.Command{Op: &procpb.Command_Agree{Agree: &procpb.Agree{Kind: uint32(commit.RecordCommit), Epoch: 1, Seq: x.seq, Parties: []uint64{1},
+		Job: job, Index: index, Try: t.Epoch + 1, Nodes: nodes, Why: "there is room"}}})
+}
+
+func (x *table) end(job uint64, index, rank uint32, p *procpb.Process) {
+	x.t.Helper()
+	t := x.task(job, index)
+	p.StartedNs, p.EndedNs = max(p.StartedNs, 1), x.now
+	x.must(&procpb.Command{Op: &procpb.Command_Ended{Ended: &procpb.Ended{Reports: []*procpb.Report{{
+		Job: job, Index: index, Rank: rank, Epoch: t.Epoch, Node: t.Procs[rank].Node, Process: p, Stdout: []byte("out\n"), Stderr: []byte("err\n")}}}}})
+}
+
+func (x *table) file(p string) (string, *metapb.Attr) {
+	x.t.Helper()
+	f := files{treeNow{context.Background(), x.tree}}
+	ino, err := f.walk(rootCred, p)
+	if sys.Is(err, sys.NotExist) {
+		return "", nil
+	}
+	a, err := x.tree.Query(context.Background(), &metapb.Query{Cred: rootCred, Op: &metapb.Query_Open{Open: &metapb.Open{Ino: ino}}})
+	if err != nil {
+		x.t.Fatalf("%s: %v", p, err)
+	}
+	if len(a.Chunks) == 0 {
+		return "", a.Attr
+	}
+	return string(a.Chunks[0].Chunk.Inline), a.Attr
+}
+
+func TestASubmissionTakesEffectOnce(t *testing.T) {
+	x := newTable(t)
+	first := x.must(submission(7, specOf())).Job
+	if again := x.must(submission(7, specOf())).Job; again != first {
+		t.Fatalf("the same request made jobs %d and %d", first, again)
+	}
+	if other := x.must(submission(8, specOf())).Job; other == first {
+		t.Fatal("another request made no job of its own")
+	}
+}
+
+func TestWhatMakesNoSenseIsRefused(t *testing.T) {
+	for name, s := range map[string]*procpb.Spec{
+		"no command":            specOf(func(s *procpb.Spec) { s.Argv = nil }),
+		"no process":            specOf(func(s *procpb.Spec) { s.Size = 0 }),
+		"a huge gang":           specOf(func(s *procpb.Spec) { s.Size = SizeMax + 1 }),
+		"needs nothing":         specOf(func(s *procpb.Spec) { s.Each = nil }),
+		"needs less than none":  specOf(func(s *procpb.Spec) { s.Each.Memory = -1 }),
+		"no user":               specOf(func(s *procpb.Spec) { s.User = nil }),
+		"stdin for a gang":      specOf(func(s *procpb.Spec) { s.Size, s.Stdin = 2, true }),
+		"an empty array":        specOf(func(s *procpb.Spec) { s.Array, s.First = true, 5 }),
+		"a huge array":          specOf(func(s *procpb.Spec) { s.Array, s.Last = true, ArrayMax }),
+		"items without indices": specOf(func(s *procpb.Spec) { s.Items = []string{"a"} }),
+		"a relative directory":  specOf(func(s *procpb.Spec) { s.Dir = "home" }),
+		"a bad variable":        specOf(func(s *procpb.Spec) { s.Env = []string{"=x"} }),
+		"outputs at the root":   specOf(func(s *procpb.Spec) { s.Out = "/" }),
+		"outputs among ours":    specOf(func(s *procpb.Spec) { s.Out = "/.koinon/proc/1" }),
+		"one output for many":   specOf(func(s *procpb.Spec) { s.Array, s.Last, s.Out = true, 3, "/out" }),
+		"waits for nobody":      specOf(func(s *procpb.Spec) { s.After = []*procpb.After{{Job: 99}} }),
+	} {
+		x := newTable(t)
+		before := len(x.rows)
+		if res := x.do(submission(1, s)); res.Failure == nil {
+			t.Errorf("%s: it was taken", name)
+		}
+		if len(x.rows) != before {
+			t.Errorf("%s: a refusal has written rows", name)
+		}
+	}
+}
+
+func TestTheLifeOfAGang(t *testing.T) {
+	x := newTable(t)
+	id := x.submit(specOf(func(s *procpb.Spec) { s.Size = 3 }))
+	if res := x.start(id, 0, 1, 2, 3); !res.Took {
+		t.Fatal("the commit took no effect")
+	}
+	if j := x.job(id); j.State != procpb.State_RUNNING || j.Running != 1 {
+		t.Fatalf("expected a running job, found %v", j)
+	}
+	x.end(id, 0, 0, &procpb.Process{})
+	x.end(id, 0, 1, &procpb.Process{ExitCode: 3})
+	if x.task(id, 0).State != procpb.State_RUNNING {
+		t.Fatal("the task ended before its last process")
+	}
+	x.end(id, 0, 2, &procpb.Process{Signal: 11})
+	task := x.task(id, 0)
+	if task.State != procpb.State_FAILED || task.ExitCode != 3 {
+		t.Fatalf("expected a failure with the code of the first that failed, found %v", task)
+	}
+	if got := task.Procs[2]; got.ExitCode != 139 || got.State != procpb.State_FAILED {
+		t.Fatalf("expected 128+11 of a process that died by SIGSEGV, found %v", got)
+	}
+	if j := x.job(id); j.State != procpb.State_FAILED || j.EndedNs == 0 || j.ExitCode != 3 {
+		t.Fatalf("expected a failed job, found %v", j)
+	}
+	out, attr := x.file(FilesDir(Name{id, -1, 1}) + "/stdout")
+	if out != "out\n" || attr.GetUid() != 1000 {
+		t.Fatalf("expected the output as the user's file, found %q of %d", out, attr.GetUid())
+	}
+	raw, _ := x.file(FilesDir(Name{id, -1, 2}) + "/status")
+	var st Status
+	if err := json.Unmarshal([]byte(raw), &st); err != nil || st.State != "failed" || st.ExitCode == nil || *st.ExitCode != 139 {
+		t.Fatalf("expected the status in the tree, found %q (%v)", raw, err)
+	}
+}
+
+func TestAReportThatComesTwiceOrLateChangesNothing(t *testing.T) {
+	x := newTable(t)
+	id := x.submit(specOf(func(s *procpb.Spec) { s.Retries = 1 }))
+	x.start(id, 0, 1)
+	old := &procpb.Report{Job: id, Rank: 0, Epoch: 1, Node: 1, Process: &procpb.Process{ExitCode: 1, StartedNs: 1, EndedNs: 2}}
+	ended := &procpb.Command{Op: &procpb.Command_Ended{Ended: &procpb.Ended{Reports: []*procpb.Report{old}}}}
+	x.must(ended)
+	if got := x.task(id, 0); got.State != procpb.State_QUEUED || !strings.Contains(got.Why, "try 1 of 2") {
+		t.Fatalf("expected another try, found %v", got)
+	}
+	x.start(id, 0, 2)
+	before := maps.Clone(x.rows)
+	x.must(ended)
+	if !maps.EqualFunc(before, x.rows, bytes.Equal) {
+		t.Fatal("a report of an earlier try has changed the table")
+	}
+	x.end(id, 0, 0, &procpb.Process{})
+	if got := x.job(id); got.State != procpb.State_EXITED || got.ExitCode != 0 {
+		t.Fatalf("expected success at the second try, found %v", got)
+	}
+}
+
+func TestOneCommitStartsATaskOnce(t *testing.T) {
+	x := newTable(t)
+	id := x.submit(specOf())
+	agree := &procpb.Command{Op: &procpb.Command_Agree{Agree: &procpb.Agree{Kind: uint32(commit.RecordCommit), Epoch: 1, Seq: 1, Parties: []uint64{1}, Job: id, Try: 1, Nodes: []uint64{1}}}}
+	x.must(agree)
+	x.end(id, 0, 0, &procpb.Process{ExitCode: 1})
+	if res := x.must(agree); !res.Took || x.task(id, 0).State != procpb.State_FAILED {
+		t.Fatalf("a commit that was proposed twice: %v, %v", res, x.task(id, 0))
+	}
+	x.must(&procpb.Command{Op: &procpb.Command_Agree{Agree: &procpb.Agree{Kind: uint32(commit.RecordOpen)}}})
+	other := x.submit(specOf())
+	late := &procpb.Command{Op: &procpb.Command_Agree{Agree: &procpb.Agree{Kind: uint32(commit.RecordCommit), Epoch: 1, Seq: 2, Parties: []uint64{1}, Job: other, Try: 1, Nodes: []uint64{1}}}}
+	if res := x.must(late); res.Took || x.task(other, 0).State != procpb.State_QUEUED {
+		t.Fatalf("a deposed coordinator has started a task: %v", res)
+	}
+}
+
+func TestALostNodeEndsWhatItRan(t *testing.T) {
+	x := newTable(t)
+	gang := x.submit(specOf(func(s *procpb.Spec) { s.Size = 2 }))
+	again := x.submit(specOf(func(s *procpb.Spec) { s.Retries = 1 }))
+	x.start(gang, 0, 1, 2)
+	x.start(again, 0, 1)
+	lose := &procpb.Command{Op: &procpb.Command_LoseNode{LoseNode: &procpb.LoseNode{Node: 1, Fence: 1, Why: "gone"}}}
+	x.must(lose)
+	if got := x.task(gang, 0); got.State != procpb.State_RUNNING || !broken(got) {
+		t.Fatalf("expected half a gang that is to be ended, found %v", got)
+	}
+	x.end(gang, 0, 1, &procpb.Process{Signal: 15})
+	if got := x.job(gang); got.State != procpb.State_LOST {
+		t.Fatalf("expected a lost job, found %v", got)
+	}
+	if got := x.task(again, 0); got.State != procpb.State_QUEUED || got.Lost != 1 {
+		t.Fatalf("expected another try, found %v", got)
+	}
+	before := maps.Clone(x.rows)
+	x.must(lose)
+	if !maps.EqualFunc(before, x.rows, bytes.Equal) {
+		t.Fatal("the same loss counted twice")
+	}
+	node := &procpb.Node{}
+	decode(x.rows[string(key(rowNode, 1))], node)
+	if node.Fence != 2 || !node.Lost {
+		t.Fatalf("expected a fenced node, found %v", node)
+	}
+	x.must(&procpb.Command{Op: &procpb.Command_SetNode{SetNode: &procpb.SetNode{Node: &procpb.Node{Id: 1, Fence: 1}}}})
+	decode(x.rows[string(key(rowNode, 1))], node)
+	if !node.Lost {
+		t.Fatal("a node that does not know its fence counts as back")
+	}
+	x.must(&procpb.Command{Op: &procpb.Command_SetNode{SetNode: &procpb.SetNode{Node: &procpb.Node{Id: 1, Fence: 2}}}})
+	node.Reset()
+	decode(x.rows[string(key(rowNode, 1))], node)
+	if node.Lost || node.Fence != 2 {
+		t.Fatalf("expected the node back, found %v", node)
+	}
+}
+
+func TestAJobWaitsForOthers(t *testing.T) {
+	after := func(id uint64, any bool) func(*procpb.Spec) {
+		return func(s *procpb.Spec) { s.After = []*procpb.After{{Job: id, Any: any}} }
+	}
+	for _, c := range []struct {
+		name       string
+		code       uint32
+		any        bool
+		then, last procpb.State // of who waits, and of who waits for that one's success
+	}{
+		{"success", 0, false, procpb.State_QUEUED, procpb.State_WAITING},
+		{"failure, success wanted", 1, false, procpb.State_CANCELLED, procpb.State_CANCELLED},
+		{"failure, any end wanted", 1, true, procpb.State_QUEUED, procpb.State_WAITING},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			x := newTable(t)
+			a := x.submit(specOf())
+			b := x.submit(specOf(after(a, c.any)))
+			d := x.submit(specOf(after(b, false)))
+			if got := x.job(b).State; got != procpb.State_WAITING {
+				t.Fatalf("expected it to wait, found %v", got)
+			}
+			x.start(a, 0, 1)
+			x.end(a, 0, 0, &procpb.Process{ExitCode: c.code})
+			if got := x.job(b).State; got != c.then {
+				t.Errorf("expected %v, found %v", c.then, got)
+			}
+			if got := x.job(d).State; got != c.last {
+				t.Errorf("expected %v of the third, found %v", c.last, got)
+			}
+			late := x.submit(specOf(after(a, c.any)))
+			if want, got := c.then, x.job(late).State; got != want {
+				t.Errorf("expected %v of one that comes later, found %v", want, got)
+			}
+		})
+	}
+}
+
+func TestKill(t *testing.T) {
+	x := newTable(t)
+	id := x.submit(specOf(func(s *procpb.Spec) { s.Array, s.Last, s.Retries = true, 2, 5 }))
+	x.start(id, 0, 1)
+	res := x.must(&procpb.Command{Op: &procpb.Command_Kill{Kill: &procpb.Kill{Job: id, Signal: sigTerm, By: "ana"}}})
+	if res.Count != 3 {
+		t.Fatalf("expected 3 tasks concerned, found %d", res.Count)
+	}
+	if got := x.task(id, 1); got.State != procpb.State_KILLED || got.ExitCode != 143 {
+		t.Fatalf("expected what waits to be out of the queue, found %v", got)
+	}
+	if got := x.task(id, 0); got.State != procpb.State_RUNNING || got.Signal != sigTerm {
+		t.Fatalf("expected what runs to be ended, found %v", got)
+	}
+	x.end(id, 0, 0, &procpb.Process{Signal: 15})
+	if got := x.job(id); got.State != procpb.State_KILLED || got.Killed != 3 {
+		t.Fatalf("expected a killed job without another try, found %v", got)
+	}
+	if res := x.do(&procpb.Command{Op: &procpb.Command_Kill{Kill: &procpb.Kill{Job: 99, Signal: 9}}}); res.Failure == nil {
+		t.Fatal("an unknown job was killed")
+	}
+}
+
+func TestOutputsAndStatusAppearTogether(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		code uint32
+		dir  bool // somebody has made a directory with files of the name meanwhile
+		want procpb.State
+	}{
+		{"success", 0, false, procpb.State_EXITED},
+		{"failure", 1, false, procpb.State_FAILED},
+		{"the name is taken", 0, true, procpb.State_FAILED},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			x := newTable(t)
+			f := files{treeNow{context.Background(), x.tree}}
+			home, err := f.under("/home", "ana", &procpb.User{Uid: 1000, Gid: 1000})
+			if err != nil {
+				t.Fatal(err)
+			}
+			id := x.submit(specOf(func(s *procpb.Spec) { s.Out = "/home/ana/result" }))
+			private, err := f.under(OutDir, fmt.Sprintf("%d-1", id), &procpb.User{Uid: 1000, Gid: 1000})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := f.put(private, "data", []byte("42"), &procpb.User{Uid: 1000, Gid: 1000}); err != nil {
+				t.Fatal(err)
+			}
+			x.start(id, 0, 1)
+			if c.dir {
+				taken, err := f.directory(home, "result", nil)
+				if err != nil || f.put(taken, "theirs", nil, nil) != nil {
+					t.Fatal(err)
+				}
+			}
+			x.end(id, 0, 0, &procpb.Process{ExitCode: c.code})
+			got, attr := x.file("/home/ana/result/data")
+			if state := x.job(id).State; state != c.want || (attr != nil) != (c.want == procpb.State_EXITED) {
+				t.Fatalf("expected %v, found %v with outputs %q; %s", c.want, state, got, x.task(id, 0).Why)
+			}
+		})
+	}
+}
+
+func TestExpireForgetsAJobWithItsFiles(t *testing.T) {
+	x := newTable(t)
+	old := x.submit(specOf())
+	x.start(old, 0, 1)
+	x.end(old, 0, 0, &procpb.Process{})
+	before := x.now + 1
+	x.now += 1e9
+	young := x.submit(specOf())
+	x.start(young, 0, 1)
+	x.end(young, 0, 0, &procpb.Process{})
+	waits := x.submit(specOf())
+	if res := x.must(&procpb.Command{Op: &procpb.Command_Expire{Expire: &procpb.Expire{BeforeNs: before, Max: 10}}}); res.Count != 1 {
+		t.Fatalf("expected one job forgotten, found %d", res.Count)
+	}
+	if x.job(old) != nil || x.task(old, 0) != nil || x.job(young) == nil || x.job(waits) == nil {
+		t.Fatal("expected the old job gone and the others there")
+	}
+	if _, attr := x.file(FilesDir(Name{old, -1, -1})); attr != nil {
+		t.Fatal("the files of a forgotten job are still there")
+	}
+	if _, attr := x.file(FilesDir(Name{young, -1, -1}) + "/status"); attr == nil {
+		t.Fatal("the files of another job are gone")
+	}
+}
+
+// TestCountsAgree runs commands at random: what jobs count is what their tasks
+// are, what runs on a node is listed there, and the model that a leader follows
+// by what is published is the one that it would load.
+func TestCountsAgree(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		x := newTable(t)
+		m, err := loadModel(x.rows, 0)
+		if err != nil {
+			t.Fatalf("%v", err)
+		}
+		x.m.hub.take()
+		var jobs []uint64
+		steps := rapid.IntRange(1, 60).Draw(t, "steps")
+		for range steps {
+			x.random(t, &jobs)
+		}
+		for _, d := range x.m.hub.take() {
+			m.follow(&d, 0)
+		}
+		x.checkCounts(t, jobs)
+		want, err := loadModel(x.rows, 0)
+		if err != nil {
+			t.Fatalf("%v", err)
+		}
+		if !slices.Equal(m.order, want.order) {
+			t.Fatalf("expected jobs %v, found %v", want.order, m.order)
+		}
+		for _, id := range want.order {
+			for i, tm := range want.jobs[id].tasks {
+				if have := m.jobs[id].tasks[i]; !Over(tm.row.State) && (have == nil || !proto.Equal(have.row, tm.row)) {
+					t.Fatalf("job %d: expected task %v, found %v", id, tm.row, have)
+				}
+			}
+			if !proto.Equal(m.jobs[id].row, want.jobs[id].row) {
+				t.Fatalf("expected job %v, found %v", want.jobs[id].row, m.jobs[id].row)
+			}
+		}
+	})
+}
+
+// random runs one command.
+func (x *table) random(t *rapid.T, jobs *[]uint64) {
+	if len(*jobs) == 0 || rapid.IntRange(0, 4).Draw(t, "new") == 0 {
+		s := specOf(func(s *procpb.Spec) {
+			s.Size = rapid.Uint32Range(1, 3).Draw(t, "size")
+			s.Retries = rapid.Uint32Range(0, 2).Draw(t, "retries")
+			if rapid.Bool().Draw(t, "array") {
+				s.Array, s.Last = true, rapid.Uint32Range(0, 3).Draw(t, "last")
+			}
+			if len(*jobs) > 0 && rapid.Bool().Draw(t, "after") {
+				s.After = []*procpb.After{{Job: rapid.SampledFrom(*jobs).Draw(t, "on"), Any: rapid.Bool().Draw(t, "any")}}
+			}
+		})
+		*jobs = append(*jobs, x.submit(s))
+		return
+	}
+	id := rapid.SampledFrom(*jobs).Draw(t, "job")
+	var open []*procpb.Task
+	if err := loadTasks(x.rows, id, 0, func(t *procpb.Task) bool {
+		if !Over(t.State) {
+			open = append(open, t)
+		}
+		return true
+	}); err != nil || len(open) == 0 {
+		return
+	}
+	task := rapid.SampledFrom(open).Draw(t, "task")
+	switch rapid.IntRange(0, 9).Draw(t, "what") {
+	case 0:
+		x.must(&procpb.Command{Op: &procpb.Command_Kill{Kill: &procpb.Kill{Job: id, Indices: []uint32{task.Index}, Signal: sigKill, By: "test"}}})
+	case 1:
+		node := rapid.Uint64Range(1, 3).Draw(t, "node")
+		n := &procpb.Node{}
+		decode(x.rows[string(key(rowNode, node))], n)
+		x.must(&procpb.Command{Op: &procpb.Command_LoseNode{LoseNode: &procpb.LoseNode{Node: node, Fence: n.Fence, Why: "test"}}})
+	case 2:
+		x.must(&procpb.Command{Op: &procpb.Command_Refuse{Refuse: &procpb.Refuse{Job: id, Why: "test"}}})
+	default:
+		if task.State == procpb.State_QUEUED {
+			nodes := make([]uint64, (&command{tx: x.rows}).spec(id).Size)
+			for i := range nodes {
+				nodes[i] = rapid.Uint64Range(1, 3).Draw(t, "on")
+			}
+			x.start(id, task.Index, nodes...)
+			return
+		}
+		for rank, p := range task.Procs {
+			if !Over(p.State) {
+				x.end(id, task.Index, uint32(rank), &procpb.Process{ExitCode: rapid.Uint32Range(0, 1).Draw(t, "code")})
+				return
+			}
+		}
+	}
+}
+
+func (x *table) checkCounts(t *rapid.T, jobs []uint64) {
+	on := map[string]bool{}
+	for _, id := range jobs {
+		j := x.job(id)
+		have := &procpb.Job{}
+		if err := loadTasks(x.rows, id, 0, func(task *procpb.Task) bool {
+			*count(have, task.State)++
+			for _, p := range task.Procs {
+				if task.State == procpb.State_RUNNING && !Over(p.State) {
+					on[string(key(rowOn, p.Node, id, uint64(task.Index)))] = true
+				}
+			}
+			return true
+		}); err != nil {
+			t.Fatalf("%v", err)
+		}
+		for s := procpb.State_WAITING; s <= procpb.State_CANCELLED; s++ {
+			if s != procpb.State_RESERVING && *count(j, s) != *count(have, s) {
+				t.Fatalf("job %d: expected %d tasks %v, it counts %d", id, *count(have, s), s, *count(j, s))
+			}
+		}
+		if active := x.rows[string(key(rowActive, id))] != nil; active == Over(j.State) || Over(j.State) != (j.EndedNs != 0) {
+			t.Fatalf("job %d is %v, ended %d, and listed as active: %v", id, j.State, j.EndedNs, active)
+		}
+	}
+	for k := range x.rows {
+		if k[0] == rowOn && !on[k] {
+			t.Fatalf("row %x says that something runs there", k)
+		}
+		delete(on, k)
+	}
+	if len(on) > 0 {
+		t.Fatalf("rows are missing for what runs: %x", slices.Collect(maps.Keys(on)))
+	}
+}

@@ -1,0 +1,195 @@
+package proc
+
+import (
+	"context"
+	"maps"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/koinon/koinon/internal/cluster"
+	"github.com/koinon/koinon/internal/proc/procpb"
+	"github.com/koinon/koinon/internal/sys"
+	"github.com/koinon/koinon/internal/wire"
+)
+
+// ofNode refuses what a node alone may say of itself.
+func ofNode(op sys.Op, req *wire.Request, node uint64) error {
+	if req.Peer.Node == 0 || uint64(req.Peer.Node) != node {
+		return sys.E(op, sys.Permission, "only "+sys.NodeID(node).String()+" may say so")
+	}
+	return nil
+}
+
+// serveHeartbeat takes a node's sign of life. What it answers lets the node's
+// processes run on for a while, so it has to be sure that it leads, and that
+// the node is not being declared lost.
+func (s *Server) serveHeartbeat(ctx context.Context, req *wire.Request) (wire.Response, error) {
+	const op = sys.Op("proc.Heartbeat")
+	hb := &procpb.Heartbeat{}
+	if err := parse(op, req.Payload, hb); err != nil {
+		return wire.Response{}, err
+	}
+	if err := ofNode(op, req, hb.Node.GetId()); err != nil {
+		return wire.Response{}, err
+	}
+	if err := s.writeNode(ctx, hb.Node); err != nil {
+		return cluster.LeaderHint(err)
+	}
+	l, err := s.leader(ctx, op)
+	if err != nil {
+		return cluster.LeaderHint(err)
+	}
+	reply, err := s.beat(l, hb)
+	s.mu.Unlock()
+	if err != nil {
+		return cluster.LeaderHint(err)
+	}
+	// The lease counts only if no other leader can have waited for its end yet.
+	if l, err := s.leader(ctx, op); err != nil {
+		return cluster.LeaderHint(err)
+	} else {
+		reply.Leadership = l.term
+		s.mu.Unlock()
+	}
+	return respond(reply)
+}
+
+// writeNode keeps what a node tells of itself, when that is new.
+func (s *Server) writeNode(ctx context.Context, n *procpb.Node) error {
+	l, err := s.leader(ctx, "proc.Heartbeat")
+	if err != nil {
+		return err
+	}
+	nm := l.model.nodes[n.Id]
+	same := nm != nil && sameNode(nm.row, n) && !(nm.row.Lost && nm.row.Fence == n.Fence)
+	s.mu.Unlock()
+	if same {
+		return nil
+	}
+	_, _, err = s.propose(ctx, &procpb.Command{Op: &procpb.Command_SetNode{SetNode: &procpb.SetNode{Node: n}}})
+	return err
+}
+
+// sameNode compares what nodes tell of themselves.
+func sameNode(a, b *procpb.Node) bool {
+	return a.Name == b.Name && proto.Equal(a.Capacity, b.Capacity) && maps.Equal(a.Labels, b.Labels) && a.Mount == b.Mount && a.Limits == b.Limits
+}
+
+// beat answers a heartbeat. The caller holds mu.
+func (s *Server) beat(l *leadership, hb *procpb.Heartbeat) (*procpb.HeartbeatReply, error) {
+	n := l.model.nodes[hb.Node.Id]
+	if n == nil || n.losing {
+		return nil, sys.E(sys.Op("proc.Heartbeat"), sys.Unavailable, "the node is being declared lost; try again")
+	}
+	reply := &procpb.HeartbeatReply{Fence: n.row.Fence}
+	if hb.Node.Fence != n.row.Fence {
+		return reply, nil
+	}
+	was := n.alive(s.opt.Clock.Boot())
+	n.heard, n.silent = s.opt.Clock.Boot(), false
+	n.used, n.processes = hb.Used, len(hb.Running)
+	reply.LeaseNs = int64(s.opt.LostAfter * 2 / 3)
+	for _, r := range hb.Running {
+		if !l.model.runs(r, hb.Node.Id) {
+			reply.Stop = append(reply.Stop, r)
+		}
+	}
+	if !was {
+		l.model.dirty = true
+		signal(s.wake)
+	}
+	return reply, nil
+}
+
+// runs says that a process may run on a node.
+func (m *model) runs(r *procpb.Running, node uint64) bool {
+	j := m.jobs[r.Job]
+	if j == nil || j.tasks[r.Index] == nil {
+		return false
+	}
+	t := j.tasks[r.Index].row
+	return t.State == procpb.State_RUNNING && t.Epoch == r.Epoch && int(r.Rank) < len(t.Procs) && t.Procs[r.Rank].Node == node && !Over(t.Procs[r.Rank].State)
+}
+
+func (s *Server) serveVotes(ctx context.Context, req *wire.Request) (wire.Response, error) {
+	const op = sys.Op("proc.Votes")
+	ms := &procpb.Messages{}
+	if err := parse(op, req.Payload, ms); err != nil {
+		return wire.Response{}, err
+	}
+	for _, m := range ms.Messages {
+		if err := ofNode(op, req, m.Party>>24); err != nil {
+			return wire.Response{}, err
+		}
+	}
+	l, err := s.leader(ctx, op)
+	if err != nil {
+		return cluster.LeaderHint(err)
+	}
+	s.stepMessages(l, ms)
+	s.mu.Unlock()
+	return wire.Response{}, nil
+}
+
+// checkReports refuses reports of others.
+func checkReports(op sys.Op, req *wire.Request, reports []*procpb.Report) error {
+	if len(reports) > ReportsMax {
+		return sys.E(op, sys.TooBig, "too many reports at once")
+	}
+	for _, r := range reports {
+		if err := ofNode(op, req, r.Node); err != nil {
+			return err
+		}
+		if r.Process == nil || len(r.Stdout) > InlineMax || len(r.Stderr) > InlineMax {
+			return sys.E(op, sys.Invalid, "a report without its process, or with too much output")
+		}
+	}
+	return nil
+}
+
+func (s *Server) serveBegan(ctx context.Context, req *wire.Request) (wire.Response, error) {
+	const op = sys.Op("proc.Began")
+	b := &procpb.Began{}
+	if err := parse(op, req.Payload, b); err != nil {
+		return wire.Response{}, err
+	}
+	if err := checkReports(op, req, b.Reports); err != nil {
+		return wire.Response{}, err
+	}
+	return s.report(ctx, b.Reports, &procpb.Command{Op: &procpb.Command_Began{Began: b}})
+}
+
+func (s *Server) serveEnded(ctx context.Context, req *wire.Request) (wire.Response, error) {
+	const op = sys.Op("proc.Ended")
+	e := &procpb.Ended{}
+	if err := parse(op, req.Payload, e); err != nil {
+		return wire.Response{}, err
+	}
+	if err := checkReports(op, req, e.Reports); err != nil {
+		return wire.Response{}, err
+	}
+	if s.opt.Machine.treeApart {
+		if err := s.publishApart(ctx, e); err != nil {
+			return cluster.LeaderHint(err)
+		}
+	}
+	return s.report(ctx, e.Reports, &procpb.Command{Op: &procpb.Command_Ended{Ended: e}})
+}
+
+// report has reports agreed, and their files seen by every mount.
+func (s *Server) report(ctx context.Context, reports []*procpb.Report, cmd *procpb.Command) (wire.Response, error) {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	res, inos, err := s.propose(ctx, cmd)
+	if err == nil && s.opt.Machine.treeApart {
+		err = s.recordApart(ctx, reports)
+	}
+	if err == nil {
+		err = s.barrier(ctx, inos)
+	}
+	if err != nil {
+		return cluster.LeaderHint(err)
+	}
+	return respond(res)
+}

@@ -1,0 +1,489 @@
+package proc
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/koinon/koinon/commit"
+	"github.com/koinon/koinon/internal/cluster"
+	"github.com/koinon/koinon/internal/proc/procpb"
+	"github.com/koinon/koinon/internal/proc/sched"
+	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/sys"
+	"github.com/koinon/koinon/internal/wire"
+)
+
+// waitMax is how long a request may wait at the leader.
+const waitMax = 10 * time.Second
+
+func respond(m proto.Message) (wire.Response, error) { return wire.Response{Payload: encode(m)}, nil }
+
+func parse(op sys.Op, raw []byte, m proto.Message) error {
+	if err := proto.Unmarshal(raw, m); err != nil {
+		return sys.E(op, sys.Invalid, err)
+	}
+	return nil
+}
+
+func (s *Server) serveSubmit(ctx context.Context, req *wire.Request) (wire.Response, error) {
+	const op = sys.Op("proc.Submit")
+	var r procpb.Submit
+	if err := parse(op, req.Payload, &r); err != nil {
+		return wire.Response{}, err
+	}
+	if err := Check(r.Spec); err != nil {
+		return wire.Response{}, err
+	}
+	if err := s.canRun(ctx, r.Spec); err != nil {
+		return cluster.LeaderHint(err)
+	}
+	if err := s.checkTree(ctx, r.Spec); err != nil {
+		return cluster.LeaderHint(err)
+	}
+	res, _, err := s.propose(ctx, &procpb.Command{Op: &procpb.Command_Submit{Submit: &r}})
+	if err != nil {
+		return cluster.LeaderHint(err)
+	}
+	signal(s.wake)
+	return respond(&procpb.SubmitReply{Job: res.Job})
+}
+
+// nodesWithin is how long a new cluster's nodes have to tell of themselves
+// before a job is refused for want of them.
+const nodesWithin = 5 * time.Second
+
+// canRun refuses a job that no nodes could ever run.
+func (s *Server) canRun(ctx context.Context, spec *procpb.Spec) error {
+	const op = sys.Op("proc.Submit")
+	until := s.opt.Clock.Boot() + nodesWithin
+	for {
+		l, err := s.leader(ctx, op)
+		if err != nil {
+			return err
+		}
+		var nodes []sched.Node
+		for _, n := range l.model.nodes {
+			nodes = append(nodes, schedNode(n.row, sched.Resources{}))
+		}
+		s.mu.Unlock()
+		members := 0
+		if m := s.opt.Cluster.Map(); m != nil {
+			members = len(m.Members)
+		}
+		slices.SortFunc(nodes, func(a, b sched.Node) int { return cmp.Compare(a.ID, b.ID) })
+		err = checkNodes(spec, nodes)
+		if err == nil || len(nodes) >= members || s.opt.Clock.Boot() > until {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return sys.E(op, sys.Interrupted, ctx.Err())
+		case <-time.After(tick):
+		}
+	}
+}
+
+func checkNodes(spec *procpb.Spec, nodes []sched.Node) error {
+	const op = sys.Op("proc.Submit")
+	if len(nodes) == 0 {
+		return sys.E(op, sys.Unavailable, "no node runs processes: see [proc] in the nodes' configuration")
+	}
+	for _, id := range spec.On {
+		if !slices.ContainsFunc(nodes, func(n sched.Node) bool { return n.ID == sys.NodeID(id) }) {
+			return sys.E(op, sys.NotExist, sys.Subject(sys.NodeID(id).String()), "there is no such node, or it runs no processes: koinon top lists those that do")
+		}
+	}
+	j := &jobModel{spec: spec, row: &procpb.Job{}}
+	g := gangOf(j, &taskModel{row: &procpb.Task{Index: spec.First}}, 1)
+	if err := sched.Check(&g, nodes); err != nil {
+		return sys.E(op, sys.Invalid, err)
+	}
+	return nil
+}
+
+// checkTree refuses directories that are not there.
+func (s *Server) checkTree(ctx context.Context, spec *procpb.Spec) error {
+	const op = sys.Op("proc.Submit")
+	f := files{treeNow{ctx, s.opt.Tree}}
+	if spec.Dir != "" && spec.Dir != "/" {
+		if _, err := f.walk(credOf(spec.User), spec.Dir+"/."); sys.Is(err, sys.NotExist) || sys.Is(err, sys.NotDir) {
+			return sys.E(op, sys.NotExist, sys.Subject(spec.Dir), "the working directory is not in the tree")
+		} else if err != nil {
+			return err
+		}
+	}
+	if spec.Out != "" {
+		out := outOfItem(spec, Item(spec, spec.First))
+		dir, err := f.walk(credOf(spec.User), parentOf(out))
+		if sys.Is(err, sys.NotExist) || sys.Is(err, sys.NotDir) {
+			return sys.E(op, sys.NotExist, sys.Subject(parentOf(out)), "the directory in which outputs are to appear is not in the tree: make it first")
+		}
+		if err != nil {
+			return err
+		}
+		if a, err := f.lookup(rootCred, dir, base(out)); err != nil || a != nil {
+			return cmp.Or(err, sys.E(op, sys.Exist, sys.Subject(out), "outputs appear under a name that nothing has yet: choose another one, or move this away"))
+		}
+	}
+	return nil
+}
+
+func (s *Server) serveList(ctx context.Context, req *wire.Request) (wire.Response, error) {
+	var r procpb.ListRequest
+	if err := parse("proc.List", req.Header, &r); err != nil {
+		return wire.Response{}, err
+	}
+	reply := &procpb.ListReply{}
+	if err := s.group.Read(ctx, replica.NSProc, func(v replica.Reader) (err error) {
+		reply, err = list(v, &r)
+		return err
+	}); err != nil {
+		return cluster.LeaderHint(err)
+	}
+	s.mu.Lock()
+	if l := s.lead; l != nil {
+		for _, i := range reply.Jobs {
+			if j := l.model.jobs[i.Job.Id]; j != nil {
+				i.Why = j.waits()
+				if j.row.Running == 0 && j.starting() {
+					i.Job.State = procpb.State_RESERVING
+				}
+			}
+		}
+	}
+	s.mu.Unlock()
+	return respond(reply)
+}
+
+// waits is why the first of a job's tasks that waits does so.
+func (j *jobModel) waits() string {
+	if len(j.row.BlockedBy) > 0 {
+		return fmt.Sprintf("waits for job %d", j.row.BlockedBy[0])
+	}
+	for _, t := range j.waiting() {
+		return t.why
+	}
+	return ""
+}
+
+const (
+	listDefault = 1000
+	listMax     = 20_000
+	listWindow  = 256 // job IDs looked at in one go
+)
+
+// list reads jobs, the newest first.
+func list(v replica.Reader, r *procpb.ListRequest) (*procpb.ListReply, error) {
+	reply := &procpb.ListReply{}
+	limit := int(r.Limit)
+	if limit == 0 {
+		limit = listDefault
+	}
+	limit = min(limit, listMax)
+	raw, err := v.Get([]byte{rowLast})
+	if err != nil {
+		return nil, err
+	}
+	below := number(raw) + 1
+	if r.Below != 0 {
+		below = min(below, r.Below)
+	}
+	kind := byte(rowActive)
+	if r.All {
+		kind = rowJob
+	}
+	for below > 1 && len(reply.Jobs) <= limit {
+		from := max(below, listWindow+1) - listWindow
+		var ids []uint64
+		if err := v.Scan(key(kind, from), key(kind, below), func(k, _ []byte) bool {
+			ids = append(ids, numbers(k)[0])
+			return true
+		}); err != nil {
+			return nil, err
+		}
+		for _, id := range slices.Backward(ids) {
+			info, err := infoOf(v, id)
+			if err != nil {
+				return nil, err
+			}
+			if r.User == "" || r.User == info.User {
+				reply.Jobs = append(reply.Jobs, info)
+			}
+		}
+		below = from
+	}
+	if len(reply.Jobs) > limit {
+		reply.Jobs, reply.More = reply.Jobs[:limit], true
+	}
+	return reply, nil
+}
+
+// infoOf reads a job for a listing.
+func infoOf(v replica.Reader, id uint64) (*procpb.JobInfo, error) {
+	j, spec := &procpb.Job{}, &procpb.Spec{}
+	if _, err := load(v, key(rowJob, id), j); err != nil {
+		return nil, err
+	}
+	if _, err := load(v, key(rowSpec, id), spec); err != nil {
+		return nil, err
+	}
+	info := &procpb.JobInfo{Job: j, Name: spec.Name, Argv: spec.Argv, User: userOf(spec), Size: spec.Size}
+	if j.StartedNs == 0 {
+		return info, nil
+	}
+	looked := 0
+	err := loadTasks(v, id, spec.First, func(t *procpb.Task) bool {
+		for _, p := range t.Procs {
+			if !slices.Contains(info.Nodes, p.Node) {
+				info.Nodes = append(info.Nodes, p.Node)
+			}
+		}
+		if info.Why == "" && Over(t.State) && t.State != procpb.State_EXITED {
+			info.Why = t.Why
+		}
+		looked++
+		return looked < 64
+	})
+	slices.Sort(info.Nodes)
+	return info, err
+}
+
+func (s *Server) serveWait(ctx context.Context, req *wire.Request) (wire.Response, error) {
+	const op = sys.Op("proc.Wait")
+	var r procpb.WaitRequest
+	if err := parse(op, req.Header, &r); err != nil {
+		return wire.Response{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, waitMax+proposeTimeout)
+	defer cancel()
+	until := time.NewTimer(min(time.Duration(r.WaitNs), waitMax))
+	defer until.Stop()
+	for {
+		changed := s.hub.changed(r.Job)
+		reply, err := s.news(ctx, &r)
+		if err != nil {
+			return cluster.LeaderHint(err)
+		}
+		if reply.Job.Version > r.Version || over(reply.Job) {
+			return respond(reply)
+		}
+		select {
+		case <-changed:
+		case <-until.C:
+			return respond(reply)
+		case <-s.ctx.Done():
+			return cluster.LeaderHint(sys.E(op, sys.Unavailable, "the node is stopping"))
+		case <-ctx.Done():
+			return wire.Response{}, sys.E(op, sys.Interrupted, ctx.Err())
+		}
+	}
+}
+
+// news is what a Wait answers.
+func (s *Server) news(ctx context.Context, r *procpb.WaitRequest) (*procpb.WaitReply, error) {
+	reply := &procpb.WaitReply{}
+	err := s.group.Read(ctx, replica.NSProc, func(v replica.Reader) error {
+		reply = &procpb.WaitReply{Job: &procpb.Job{}}
+		if ok, err := load(v, key(rowJob, r.Job), reply.Job); err != nil || !ok {
+			return cmp.Or(err, noJob("proc.Wait", r.Job))
+		}
+		if r.Version == 0 {
+			spec, err := loadSpec(v, r.Job)
+			if err != nil {
+				return err
+			}
+			reply.Spec = spec
+		}
+		if !r.Tasks || reply.Job.Version <= r.Version {
+			return nil
+		}
+		return loadTasks(v, r.Job, 0, func(t *procpb.Task) bool {
+			if t.Version > r.Version {
+				reply.Tasks = append(reply.Tasks, t)
+			}
+			return true
+		})
+	})
+	return reply, err
+}
+
+func (s *Server) serveInspect(ctx context.Context, req *wire.Request) (wire.Response, error) {
+	const op = sys.Op("proc.Inspect")
+	var r procpb.InspectRequest
+	if err := parse(op, req.Header, &r); err != nil {
+		return wire.Response{}, err
+	}
+	reply := &procpb.InspectReply{}
+	if err := s.group.Read(ctx, replica.NSProc, func(v replica.Reader) (err error) {
+		reply = &procpb.InspectReply{Job: &procpb.Job{}}
+		if ok, err := load(v, key(rowJob, r.Job), reply.Job); err != nil || !ok {
+			return cmp.Or(err, noJob(op, r.Job))
+		}
+		if reply.Spec, err = loadSpec(v, r.Job); err != nil {
+			return err
+		}
+		return loadTasks(v, r.Job, 0, func(t *procpb.Task) bool {
+			if len(r.Indices) == 0 || slices.Contains(r.Indices, t.Index) {
+				reply.Tasks = append(reply.Tasks, t)
+			}
+			return true
+		})
+	}); err != nil {
+		return cluster.LeaderHint(err)
+	}
+	l, err := s.leader(ctx, op)
+	if err != nil {
+		return cluster.LeaderHint(err)
+	}
+	defer s.mu.Unlock()
+	s.explain(l, reply)
+	return respond(reply)
+}
+
+// explainMax is how many tasks of a job are explained: the others wait as they
+// do.
+const explainMax = 8
+
+// explain adds why tasks wait. The caller holds mu.
+func (s *Server) explain(l *leadership, reply *procpb.InspectReply) {
+	j := l.model.jobs[reply.Job.Id]
+	if j == nil {
+		return
+	}
+	snap, who := l.model.snapshot(s.opt.Clock.Boot(), s.opt.Clock.Wall().UnixNano())
+	for _, t := range reply.Tasks {
+		tm := j.tasks[t.Index]
+		if tm == nil || Over(t.State) || t.State == procpb.State_RUNNING || len(reply.Explanations) >= explainMax {
+			continue
+		}
+		e := &procpb.Explanation{Index: t.Index, Why: tm.why}
+		if len(j.row.BlockedBy) > 0 {
+			e.Why = fmt.Sprintf("waits for job %d", j.row.BlockedBy[0])
+		}
+		if tm.attempt != nil {
+			t.State = procpb.State_RESERVING
+		}
+		for _, r := range tm.gang.Refusals {
+			e.Refusals = append(e.Refusals, &procpb.Refusal{Node: uint64(r.Node), Reason: r.Reason, Count: uint32(r.Count), AtNs: int64(r.At)})
+		}
+		if at := slices.IndexFunc(who, func(a *attempt) bool { return a.task == tm }); at >= 0 {
+			for _, r := range sched.Explain(snap, sched.GangID(at+1)) {
+				e.Nodes = append(e.Nodes, &procpb.NodeReason{Node: uint64(r.Node), Name: r.Name, Room: r.Room, Why: r.Why})
+			}
+		}
+		reply.Explanations = append(reply.Explanations, e)
+	}
+}
+
+func (s *Server) serveKill(ctx context.Context, req *wire.Request) (wire.Response, error) {
+	const op = sys.Op("proc.Kill")
+	var r procpb.KillRequest
+	if err := parse(op, req.Header, &r); err != nil {
+		return wire.Response{}, err
+	}
+	if r.Signal == 0 || r.Signal > 64 {
+		return wire.Response{}, sys.E(op, sys.Invalid, fmt.Sprintf("there is no signal %d", r.Signal))
+	}
+	res, err := s.kill(ctx, &r)
+	if err != nil {
+		return cluster.LeaderHint(err)
+	}
+	return respond(res)
+}
+
+func (s *Server) kill(ctx context.Context, r *procpb.KillRequest) (*procpb.Result, error) {
+	const op = sys.Op("proc.Kill")
+	l, err := s.leader(ctx, op)
+	if err != nil {
+		return nil, err
+	}
+	j := l.model.jobs[r.Job]
+	concerned := func(t *taskModel) bool { return len(r.Indices) == 0 || slices.Contains(r.Indices, t.row.Index) }
+	if j == nil {
+		s.mu.Unlock()
+		_, err := s.news(ctx, &procpb.WaitRequest{Job: r.Job, Version: 1})
+		return &procpb.Result{}, err // it has ended, or never was
+	}
+	if r.Signal != sigTerm && r.Signal != sigKill {
+		defer s.mu.Unlock()
+		res := &procpb.Result{}
+		for _, t := range j.tasks {
+			if concerned(t) && t.row.State == procpb.State_RUNNING {
+				s.signal(t.row, r.Signal, 0)
+				res.Count++
+			}
+		}
+		return res, nil
+	}
+	// What is about to start must not start after this has been answered.
+	j.stops++
+	var open []*attempt
+	for _, t := range j.tasks {
+		if a := t.attempt; a != nil && concerned(t) {
+			open = append(open, a)
+			if a.tx != (commit.Tx{}) {
+				if err := l.coord.Abort(a.tx, "ended by "+r.By); err != nil {
+					s.opt.Logger.Debug("too late to abort: it is ended as soon as it has started", "err", err)
+				}
+			}
+		}
+	}
+	s.pump(l)
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		j.stops--
+		l.model.dirty = true
+		s.mu.Unlock()
+		signal(s.wake)
+	}()
+	for _, a := range open {
+		select {
+		case <-a.done:
+		case <-ctx.Done():
+			return nil, sys.E(op, sys.Interrupted, ctx.Err())
+		case <-s.ctx.Done():
+			return nil, sys.E(op, sys.Unavailable, "the node is stopping")
+		}
+	}
+	res, _, err := s.propose(ctx, &procpb.Command{Op: &procpb.Command_Kill{Kill: &procpb.Kill{Job: r.Job, Indices: r.Indices, Signal: r.Signal, By: r.By}}})
+	return res, err
+}
+
+func (s *Server) serveNodes(ctx context.Context, _ *wire.Request) (wire.Response, error) {
+	l, err := s.leader(ctx, "proc.Nodes")
+	if err != nil {
+		return cluster.LeaderHint(err)
+	}
+	defer s.mu.Unlock()
+	now := s.opt.Clock.Boot()
+	used := l.model.reserved()
+	reply := &procpb.NodesReply{}
+	for id, n := range l.model.nodes {
+		i := &procpb.NodeInfo{Node: n.row, Used: &procpb.Resources{CpuMilli: used[id].CPU, Memory: used[id].Memory},
+			Processes: uint32(n.processes), HeardNs: -1, Alive: n.alive(now)}
+		if n.heard > 0 {
+			i.HeardNs = int64(now - n.heard)
+		}
+		reply.Nodes = append(reply.Nodes, i)
+	}
+	slices.SortFunc(reply.Nodes, func(a, b *procpb.NodeInfo) int { return cmp.Compare(a.Node.Id, b.Node.Id) })
+	return respond(reply)
+}
+
+func (s *Server) serveDrain(ctx context.Context, req *wire.Request) (wire.Response, error) {
+	var r procpb.DrainRequest
+	if err := parse("proc.Drain", req.Header, &r); err != nil {
+		return wire.Response{}, err
+	}
+	res, _, err := s.propose(ctx, &procpb.Command{Op: &procpb.Command_Drain{Drain: &procpb.Drain{Node: r.Node, On: r.On}}})
+	if err != nil {
+		return cluster.LeaderHint(err)
+	}
+	return respond(res)
+}

@@ -1,0 +1,286 @@
+package proc
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/koinon/koinon/commit"
+	"github.com/koinon/koinon/internal/cluster"
+	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/meta"
+	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/proc/procpb"
+	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/sys"
+	"github.com/koinon/koinon/internal/wire"
+)
+
+// ServerOptions configure a Server. All but Clock, Logger and Retention are
+// required.
+type ServerOptions struct {
+	Group   *replica.Group
+	Machine *Machine        // the one that the group runs
+	Cluster *cluster.Client // to the nodes, on this node's own account
+	// Tree is the tree as the leader changes it. Barrier waits until no mount
+	// can still see inodes as they were; with none given, any.
+	Tree    meta.Client
+	Barrier func(ctx context.Context, inos ...sys.Ino) error
+	Clock   env.Clock // nil is the system's
+	Logger  *slog.Logger
+	// Retention is how long ended jobs are kept; 0 is Retention.
+	Retention time.Duration
+	// LostAfter is how long after the last answer a node is declared lost; 0 is
+	// LostAfter. Leases are two thirds of it.
+	LostAfter time.Duration
+}
+
+// Server is the leader's half of the process table on one node; it answers only
+// while the node leads the group.
+type Server struct {
+	opt   ServerOptions
+	group *replica.Group
+	hub   *hub
+
+	mu   sync.Mutex
+	lead *leadership // nil: not leading, or not ready to
+
+	ctx     context.Context // ends with Close
+	stop    context.CancelFunc
+	done    sync.WaitGroup
+	unwatch func()
+	wake    chan struct{}
+}
+
+// leadership is what a leader has in memory. Server.mu guards it.
+type leadership struct {
+	term    uint64
+	since   time.Duration // Boot time
+	coord   *commit.Coordinator
+	model   *model
+	planned time.Duration // when the last plan was made
+	took    time.Duration // and how long that took
+	looked  time.Duration // when lives and timeouts were last looked at
+	swept   time.Duration // when leftovers were
+	over    bool          // another coordinator has taken over
+}
+
+// NewServer starts to follow the leadership. Close stops it.
+func NewServer(opt ServerOptions) *Server {
+	if opt.Clock == nil {
+		opt.Clock = env.System{}
+	}
+	if opt.Logger == nil {
+		opt.Logger = slog.New(slog.DiscardHandler)
+	}
+	if opt.Retention == 0 {
+		opt.Retention = Retention
+	}
+	if opt.LostAfter == 0 {
+		opt.LostAfter = LostAfter
+	}
+	s := &Server{opt: opt, group: opt.Group, hub: opt.Machine.hub, wake: make(chan struct{}, 1)}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	s.done.Go(s.run)
+	s.unwatch = s.group.Watch(func(st replica.Status) {
+		if st.Role != replica.Leader {
+			s.hub.wakeAll() // they go to the next leader
+		}
+		signal(s.wake)
+	})
+	return s
+}
+
+// Close ends what NewServer started, and sends those who wait to other nodes.
+func (s *Server) Close() {
+	s.unwatch()
+	s.stop()
+	s.hub.wakeAll()
+	s.done.Wait()
+	s.hub.subscribe(false)
+}
+
+// Register adds the server's methods.
+func (s *Server) Register(srv *wire.Server) {
+	srv.Handle(MethodSubmit, s.serveSubmit)
+	srv.Handle(MethodList, s.serveList)
+	srv.Handle(MethodWait, s.serveWait)
+	srv.Handle(MethodInspect, s.serveInspect)
+	srv.Handle(MethodKill, s.serveKill)
+	srv.Handle(MethodNodes, s.serveNodes)
+	srv.Handle(MethodDrain, s.serveDrain)
+	srv.Handle(MethodHeartbeat, s.serveHeartbeat)
+	srv.Handle(MethodVotes, s.serveVotes)
+	srv.Handle(MethodBegan, s.serveBegan)
+	srv.Handle(MethodEnded, s.serveEnded)
+}
+
+const (
+	tick           = 50 * time.Millisecond
+	lookEvery      = 500 * time.Millisecond
+	sweepEvery     = time.Minute
+	planGap        = 10 * time.Millisecond
+	proposeTimeout = 10 * time.Second
+	againEvery     = 2 * time.Second // a node is told again to end something
+)
+
+// run drives what a leader does.
+func (s *Server) run() {
+	timer := time.NewTicker(tick)
+	defer timer.Stop()
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-s.hub.signal:
+		case <-s.wake:
+		case <-timer.C:
+		}
+		term := s.group.Leading()
+		s.mu.Lock()
+		l := s.lead
+		if l != nil && (l.term != term || l.over) {
+			s.lead, l = nil, nil
+			s.hub.subscribe(false)
+		}
+		s.mu.Unlock()
+		switch {
+		case l != nil:
+			s.step()
+		case term != 0:
+			if err := s.begin(term); err != nil && s.ctx.Err() == nil {
+				s.opt.Logger.Debug("the process table has no coordinator yet", "err", err)
+			}
+		}
+	}
+}
+
+// begin begins a leadership: an epoch of its own, and the model of what is not
+// over.
+func (s *Server) begin(term uint64) error {
+	ctx, cancel := context.WithTimeout(s.ctx, proposeTimeout)
+	defer cancel()
+	s.hub.subscribe(true)
+	res, _, err := s.propose(ctx, &procpb.Command{Op: &procpb.Command_Agree{Agree: &procpb.Agree{Kind: uint32(commit.RecordOpen)}}})
+	if err != nil {
+		return err
+	}
+	l := &leadership{term: term, since: s.opt.Clock.Boot()}
+	l.looked, l.swept = l.since, l.since
+	var table *commit.Table
+	if err := s.group.ReadLocal(replica.NSProc, func(r replica.Reader) (err error) {
+		if table, err = loadTable(r); err == nil {
+			l.model, err = loadModel(r, l.since)
+		}
+		return err
+	}); err != nil {
+		return err
+	}
+	if table.Epoch != res.Epoch || s.group.Leading() != term {
+		return s.group.NotLeader("proc.begin")
+	}
+	l.coord = commit.NewCoordinator(commit.Config{PrepareTimeout: commit.Time(prepareTimeout)}, res.Epoch, table.Commits, s.now())
+	for _, c := range table.Commits {
+		for _, p := range c.Parties {
+			if n := l.model.nodes[uint64(nodeOf(p))]; n != nil && PartyOf(n.row.Id, n.row.Fence) != p {
+				l.coord.Lost(p) // declared lost by an earlier leader
+			}
+		}
+	}
+	s.mu.Lock()
+	s.lead = l
+	s.mu.Unlock()
+	s.opt.Logger.Info("process table", "epoch", res.Epoch, "jobs", len(l.model.jobs), "unfinished", len(table.Commits))
+	s.step()
+	return nil
+}
+
+// prepareTimeout is how long nodes may take to vote.
+const prepareTimeout = 2 * time.Second
+
+func (s *Server) now() commit.Time { return commit.Time(s.opt.Clock.Boot()) }
+
+// propose has a command agreed. It returns its result, and which inodes it
+// changed. A refusal is an error.
+func (s *Server) propose(ctx context.Context, cmd *procpb.Command) (*procpb.Result, []sys.Ino, error) {
+	raw, local, err := s.group.Propose(ctx, replica.Command{NS: replica.NSProc, Body: encode(cmd), Reserve: cmd.GetSubmit() == nil})
+	if err != nil {
+		return nil, nil, err
+	}
+	res := &procpb.Result{}
+	if err := proto.Unmarshal(raw, res); err != nil {
+		return nil, nil, sys.E(sys.Op("proc.propose"), sys.Corrupt, err)
+	}
+	inos, _ := local.([]sys.Ino)
+	return res, inos, failed("proc.Do", res.Failure)
+}
+
+// step does all that is due.
+func (s *Server) step() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := s.lead
+	if l == nil {
+		return
+	}
+	now := s.opt.Clock.Boot()
+	s.follow(l, now)
+	l.coord.Tick(commit.Time(now))
+	if now-l.looked >= lookEvery {
+		l.looked = now
+		s.look(l, now)
+	}
+	s.tellEnds(l, now)
+	s.plan(l, now)
+	s.pump(l)
+	if now-l.swept >= sweepEvery {
+		l.swept = now
+		s.done.Go(s.sweep)
+	}
+}
+
+// follow brings the model up to date.
+func (s *Server) follow(l *leadership, now time.Duration) {
+	for _, d := range s.hub.take() {
+		l.model.follow(&d, now)
+	}
+}
+
+// leader makes sure that this node leads and can answer, and that the model
+// holds all that was acknowledged before. The caller unlocks s.mu when err is
+// nil.
+func (s *Server) leader(ctx context.Context, op sys.Op) (*leadership, error) {
+	if err := s.group.Read(ctx, replica.NSProc, func(replica.Reader) error { return nil }); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	l := s.lead
+	if l == nil || l.over || l.term != s.group.Leading() {
+		s.mu.Unlock()
+		signal(s.wake)
+		return nil, sys.E(op, sys.Unavailable, "this node has only just begun to lead")
+	}
+	s.follow(l, s.opt.Clock.Boot())
+	return l, nil
+}
+
+// treeNow is the tree as the leader changes it by itself.
+type treeNow struct {
+	ctx  context.Context
+	tree meta.Client
+}
+
+// Do implements tree.
+func (t treeNow) Do(cmd *metapb.Command) (*metapb.Result, error) {
+	res, err := t.tree.Do(t.ctx, cmd)
+	if err == nil && res.GetFailure() != nil {
+		err = res.Failure.Err()
+	}
+	return res, err
+}
+
+// Query implements tree.
+func (t treeNow) Query(q *metapb.Query) (*metapb.Answer, error) { return t.tree.Query(t.ctx, q) }

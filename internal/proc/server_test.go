@@ -1,0 +1,614 @@
+package proc
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"go.uber.org/goleak"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/koinon/koinon/commit"
+	"github.com/koinon/koinon/internal/auth"
+	"github.com/koinon/koinon/internal/cluster"
+	"github.com/koinon/koinon/internal/cluster/clusterpb"
+	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/meta/embedded"
+	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/proc/procpb"
+	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/replica/replicatest"
+	"github.com/koinon/koinon/internal/sys"
+	"github.com/koinon/koinon/internal/wire"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var quiet = slog.New(slog.DiscardHandler)
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+// world is three nodes in this process, each with a replica, a Server, and a
+// node's half that runs nothing but does what the test says.
+type world struct {
+	t     *testing.T
+	ca    *auth.CA
+	net   *replicatest.Network
+	nodes []*fakeNode
+	c     *Client
+	cc    *cluster.Client
+}
+
+// fakeNode votes by the real participant, and says that processes run.
+type fakeNode struct {
+	w      *world
+	id     sys.NodeID
+	host   *replica.Host
+	server *Server
+	wire   *wire.Server
+	served chan error
+	peers  *cluster.Client
+	stop   context.CancelFunc
+	done   sync.WaitGroup
+
+	mu       sync.Mutex
+	fence    uint64
+	part     *commit.Participant
+	refuse   string // why it votes no; empty: it votes yes
+	mute     bool   // it does not vote at all
+	dead     bool   // it gives no sign of life
+	reserved map[commit.Tx][]byte
+	running  map[string]*procpb.Reservation
+	started  map[string]int // how often, by process and epoch
+	signals  []uint32
+}
+
+// groupTree is the tree in a group's state, without leases.
+type groupTree struct{ g *replica.Group }
+
+// Do implements meta.Client.
+func (t groupTree) Do(ctx context.Context, cmd *metapb.Command) (*metapb.Result, error) {
+	raw, _, err := t.g.Propose(ctx, replica.Command{NS: replica.NSMeta, Body: encode(cmd)})
+	if err != nil {
+		return nil, err
+	}
+	res := &metapb.Result{}
+	if err := proto.Unmarshal(raw, res); err != nil {
+		return nil, err
+	}
+	if res.Failure != nil {
+		return nil, res.Failure.Err()
+	}
+	return res, nil
+}
+
+// Query implements meta.Client.
+func (t groupTree) Query(ctx context.Context, q *metapb.Query) (a *metapb.Answer, err error) {
+	err = t.g.Read(ctx, replica.NSMeta, func(r replica.Reader) (err error) {
+		a, err = embedded.Read(r, q)
+		return err
+	})
+	if err == nil && a.Failure != nil {
+		err = a.Failure.Err()
+	}
+	return a, err
+}
+
+func newWorld(t *testing.T) *world {
+	w := &world{t: t, ca: must(auth.NewCA("test")), net: replicatest.NewNetwork(1)}
+	var listeners []net.Listener
+	var members []*clusterpb.Member
+	var seeds []string
+	for id := sys.NodeID(1); id <= 3; id++ {
+		w.net.Endpoint(id)
+		l := must(net.Listen("tcp", "127.0.0.1:0"))
+		listeners = append(listeners, l)
+		seeds = append(seeds, l.Addr().String())
+		members = append(members, &clusterpb.Member{Id: uint64(id), Addr: l.Addr().String(), Weight: 1})
+	}
+	client := must(w.ca.IssueClient("test"))
+	for i, l := range listeners {
+		w.nodes = append(w.nodes, w.start(sys.NodeID(i+1), l, seeds))
+	}
+	t.Cleanup(w.close)
+	g := w.leader().host.Group(0)
+	if _, _, err := g.Propose(t.Context(), replica.Command{NS: replica.NSCluster, Body: encode(&clusterpb.Command{Map: must(cluster.First("test", members, 16, 3))})}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := (groupTree{g}).Do(t.Context(), &metapb.Command{Op: &metapb.Command_Format{Format: &metapb.Format{RetentionNs: 1e9}}}); err != nil {
+		t.Fatal(err)
+	}
+	w.cc = must(cluster.Dial(t.Context(), cluster.Config{Cluster: "test", Seeds: seeds, TLS: client.ClientTLS(), Timeout: 20 * time.Second, Logger: quiet}))
+	w.c = NewClient(w.cc)
+	for _, n := range w.nodes {
+		if err := n.peers.Refresh(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		n.stop = cancel
+		n.done.Go(func() { n.live(ctx) })
+	}
+	return w
+}
+
+func (w *world) start(id sys.NodeID, l net.Listener, seeds []string) *fakeNode {
+	creds := must(w.ca.IssueNode(id, []string{"127.0.0.1"}))
+	n := &fakeNode{w: w, id: id, served: make(chan error, 1), reserved: map[commit.Tx][]byte{}, running: map[string]*procpb.Reservation{}, started: map[string]int{}}
+	cfg := replica.Config{Dir: "/data", FS: vfs.NewMem(), Clock: env.System{}, Cluster: "test", Self: id,
+		Transport: w.net.Endpoint(id), Seed: uint64(id), SegmentBytes: 1 << 20, ReserveBytes: -1, SessionTTL: time.Minute,
+		Tick: 5 * time.Millisecond, Heartbeat: 20 * time.Millisecond, ElectionTimeout: 150 * time.Millisecond, Lease: 120 * time.Millisecond}
+	for v := sys.NodeID(1); v <= 3; v++ {
+		cfg.Voters = append(cfg.Voters, replica.Peer{ID: v})
+	}
+	machine := NewMachine(false)
+	n.host = must(replica.Open(cfg, map[replica.Namespace]replica.Machine{replica.NSCluster: cluster.Machine{}, replica.NSMeta: embedded.Machine{}, replica.NSProc: machine}))
+	n.peers = cluster.New(cluster.Config{Cluster: "test", Seeds: seeds, TLS: creds.ClientTLS(), Timeout: 10 * time.Second, Logger: quiet})
+	g := n.host.Group(0)
+	n.server = NewServer(ServerOptions{Group: g, Machine: machine, Cluster: n.peers, Tree: groupTree{g}, LostAfter: 1500 * time.Millisecond,
+		Barrier: func(context.Context, ...sys.Ino) error { return nil }, Logger: quiet})
+	n.wire = wire.NewServer(wire.ServerConfig{TLS: creds.ServerTLS(), Logger: quiet, CloseGrace: -1,
+		Identify: func(cs tls.ConnectionState) (wire.Identity, error) {
+			id, err := auth.PeerIdentity(cs)
+			return wire.Identity(id), err
+		}})
+	n.server.Register(n.wire)
+	n.wire.Handle(MethodParty, n.serveParty)
+	n.wire.Handle(MethodSignal, n.serveSignal)
+	(&cluster.Service{Group: g, Status: func() *clusterpb.StatusReply { return &clusterpb.StatusReply{Node: uint64(id)} }}).Register(n.wire)
+	go func() { n.served <- n.wire.Serve(l) }()
+	return n
+}
+
+func (w *world) close() {
+	w.t.Helper()
+	for _, n := range w.nodes {
+		n.stop()
+		n.done.Wait()
+	}
+	errs := []error{w.cc.Close()}
+	for _, n := range w.nodes {
+		n.server.Close()
+		errs = append(errs, n.wire.Close(), <-n.served, n.host.Close(), n.peers.Close())
+	}
+	w.net.Close()
+	for _, err := range errs {
+		if err != nil {
+			w.t.Error(err)
+		}
+	}
+}
+
+func (w *world) leader() *fakeNode {
+	for {
+		for _, n := range w.nodes {
+			if st := n.host.Group(0).Status(); st.Role == replica.Leader && st.Ready {
+				return n
+			}
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// depose has another node lead.
+func (w *world) depose() {
+	w.t.Helper()
+	old := w.leader()
+	w.net.Isolate(old.id, true)
+	w.await("another leader", func() bool {
+		for _, n := range w.nodes {
+			if st := n.host.Group(0).Status(); n != old && st.Role == replica.Leader && st.Ready {
+				return true
+			}
+		}
+		return false
+	})
+	w.net.Isolate(old.id, false)
+}
+
+func (w *world) await(what string, ok func() bool) {
+	w.t.Helper()
+	for until := time.Now().Add(30 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(until) {
+			w.t.Fatalf("%s: not within 30 s", what)
+		}
+	}
+}
+
+// live is a node's signs of life.
+func (n *fakeNode) live(ctx context.Context) {
+	for ctx.Err() == nil {
+		n.mu.Lock()
+		fence := n.fence
+		hb := &procpb.Heartbeat{Node: &procpb.Node{Id: uint64(n.id), Name: "host", Fence: fence, Labels: map[string]string{"rack": fmt.Sprint(n.id % 2)},
+			Capacity: &procpb.Resources{CpuMilli: 2000, Memory: 1 << 30}}}
+		dead := n.dead
+		for _, r := range n.running {
+			for _, rank := range r.Ranks {
+				hb.Running = append(hb.Running, &procpb.Running{Job: r.Job, Index: r.Index, Rank: rank, Epoch: r.Epoch})
+			}
+		}
+		n.mu.Unlock()
+		if !dead {
+			n.beat(ctx, hb, fence)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func (n *fakeNode) beat(ctx context.Context, hb *procpb.Heartbeat, fence uint64) {
+	one, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	reply, err := n.peers.CallLeader(one, MethodHeartbeat, nil, encode(hb))
+	if err != nil {
+		return
+	}
+	r := &procpb.HeartbeatReply{}
+	if err := take(reply, r); err != nil {
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if r.Fence != fence && r.Fence > n.fence {
+		n.fence, n.running = r.Fence, map[string]*procpb.Reservation{}
+		n.part = commit.NewParticipant(commit.Config{}, PartyOf(uint64(n.id), n.fence), commit.Recovered{}, 1)
+	}
+	for _, s := range r.Stop {
+		delete(n.running, fmt.Sprintf("%d.%d-%d", s.Job, s.Index, s.Epoch))
+	}
+}
+
+func (n *fakeNode) serveParty(_ context.Context, req *wire.Request) (wire.Response, error) {
+	ms := &procpb.Messages{}
+	if err := proto.Unmarshal(req.Payload, ms); err != nil {
+		return wire.Response{}, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var out []commit.Message
+	for _, m := range FromMessages(ms) {
+		m.Payload = slices.Clone(m.Payload)
+		if n.dead || n.part == nil || m.Party != PartyOf(uint64(n.id), n.fence) {
+			continue
+		}
+		if err := n.part.Step(commit.Time(time.Now().UnixNano()), m); err != nil {
+			return wire.Response{}, err
+		}
+		out = append(out, n.pump()...)
+	}
+	return respond(Messages(out))
+}
+
+// pump does what the participant asks for. The caller holds mu.
+func (n *fakeNode) pump() (out []commit.Message) {
+	for n.part.HasReady() {
+		rd := n.part.Ready()
+		for _, c := range rd.Changes {
+			if c.State == commit.Prepared {
+				n.reserved[c.Tx] = c.Payload
+			}
+			if c.State != commit.Committed {
+				continue
+			}
+			r := &procpb.Reservation{}
+			decode(n.reserved[c.Tx], r)
+			k := fmt.Sprintf("%d.%d-%d", r.Job, r.Index, r.Epoch)
+			n.running[k] = r
+			n.started[k]++
+		}
+		out = append(append(out, rd.Send...), rd.SendAfter...)
+		if rd.Seq != 0 {
+			n.part.Persisted(rd.Seq)
+		}
+		for _, p := range rd.Prepare {
+			vote := commit.Yes
+			if n.mute {
+				continue
+			}
+			if n.refuse != "" {
+				vote = commit.No
+			}
+			if err := n.part.Vote(commit.Time(time.Now().UnixNano()), p.Tx, vote, n.refuse); err != nil {
+				n.w.t.Errorf("vote: %v", err)
+			}
+		}
+	}
+	return out
+}
+
+func (n *fakeNode) serveSignal(_ context.Context, req *wire.Request) (wire.Response, error) {
+	r := &procpb.SignalRequest{}
+	if err := proto.Unmarshal(req.Header, r); err != nil {
+		return wire.Response{}, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.signals = append(n.signals, r.Signal)
+	return wire.Response{}, nil
+}
+
+func (n *fakeNode) set(edit func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	edit()
+}
+
+func (n *fakeNode) runs() []*procpb.Reservation {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var out []*procpb.Reservation
+	for _, r := range n.running {
+		out = append(out, r)
+	}
+	return out
+}
+
+// end reports the end of what a node runs of a job.
+func (n *fakeNode) end(job uint64, code, sig uint32) {
+	n.w.t.Helper()
+	e := &procpb.Ended{}
+	for _, r := range n.runs() {
+		for _, rank := range r.Ranks {
+			if r.Job == job {
+				e.Reports = append(e.Reports, &procpb.Report{Job: job, Index: r.Index, Rank: rank, Epoch: r.Epoch, Node: uint64(n.id),
+					Process: &procpb.Process{StartedNs: 1, EndedNs: 2, ExitCode: code, Signal: sig}, Stdout: []byte("hello\n")})
+			}
+		}
+		if r.Job == job {
+			n.set(func() { delete(n.running, fmt.Sprintf("%d.%d-%d", r.Job, r.Index, r.Epoch)) })
+		}
+	}
+	if len(e.Reports) == 0 {
+		return
+	}
+	reply, err := n.peers.CallLeader(n.w.t.Context(), MethodEnded, nil, encode(e))
+	if err != nil {
+		n.w.t.Fatal(err)
+	}
+	reply.Release()
+}
+
+func (w *world) submit(s *procpb.Spec) uint64 {
+	w.t.Helper()
+	id, err := w.c.Submit(w.t.Context(), s)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return id
+}
+
+// waitFor waits until a job is in a state.
+func (w *world) waitFor(id uint64, want procpb.State) *procpb.WaitReply {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(w.t.Context(), 30*time.Second)
+	defer cancel()
+	for version := uint64(0); ; {
+		r, err := w.c.Wait(ctx, &procpb.WaitRequest{Job: id, Version: version, WaitNs: int64(time.Second), Tasks: true})
+		if err != nil {
+			w.t.Fatalf("job %d is not %v: %v", id, want, err)
+		}
+		if r.Job.State == want {
+			return r
+		}
+		version = r.Job.Version
+	}
+}
+
+func (w *world) inspect(id uint64) *procpb.InspectReply {
+	w.t.Helper()
+	r, err := w.c.Inspect(w.t.Context(), &procpb.InspectRequest{Job: id})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return r
+}
+
+// finish ends what runs of a job until it has succeeded.
+func (w *world) finish(id uint64) {
+	w.t.Helper()
+	w.await("it ends", func() bool {
+		for _, n := range w.nodes {
+			n.end(id, 0, 0)
+		}
+		return w.inspect(id).Job.State == procpb.State_EXITED
+	})
+}
+
+func gang(n uint32) *procpb.Spec {
+	return specOf(func(s *procpb.Spec) { s.Size, s.Each = n, &procpb.Resources{CpuMilli: 1000} })
+}
+
+func TestAGangStartsAndEnds(t *testing.T) {
+	w := newWorld(t)
+	id := w.submit(gang(3))
+	w.waitFor(id, procpb.State_RUNNING)
+	w.await("three nodes run it", func() bool { return len(w.nodes[0].runs())+len(w.nodes[1].runs())+len(w.nodes[2].runs()) == 3 })
+	w.finish(id)
+	r := w.inspect(id)
+	if len(r.Job.Request) != 16 || r.Job.Exited != 1 {
+		t.Fatalf("unexpected job %v", r.Job)
+	}
+	l, err := w.c.List(t.Context(), &procpb.ListRequest{All: true})
+	if err != nil || len(l.Jobs) != 1 || len(l.Jobs[0].Nodes) != 3 {
+		t.Fatalf("expected one job on three nodes, found %v, %v", l, err)
+	}
+	nodes, err := w.c.Nodes(t.Context())
+	if err != nil || len(nodes.Nodes) != 3 {
+		t.Fatalf("nodes: %v, %v", nodes, err)
+	}
+	for _, n := range nodes.Nodes {
+		if n.Used.CpuMilli != 0 || !n.Alive {
+			t.Errorf("a reservation has leaked on %v: %v", n.Node.Id, n.Used)
+		}
+	}
+}
+
+func TestARefusalStartsNothingAnywhere(t *testing.T) {
+	w := newWorld(t)
+	w.nodes[1].set(func() { w.nodes[1].refuse = "it is Sunday" })
+	id := w.submit(gang(6)) // all that the three have
+	w.await("the refusal is told", func() bool {
+		r := w.inspect(id)
+		return len(r.Explanations) == 1 && len(r.Explanations[0].Refusals) == 1 && r.Explanations[0].Refusals[0].Reason == "it is Sunday"
+	})
+	for _, n := range w.nodes {
+		if len(n.runs()) != 0 {
+			t.Fatalf("%v runs a part of a gang that was refused", n.id)
+		}
+	}
+	small := w.submit(gang(1)) // which the refusing node does not block
+	w.finish(small)
+	w.nodes[1].set(func() { w.nodes[1].refuse = "" })
+	w.waitFor(id, procpb.State_RUNNING)
+}
+
+func TestWhatCanNeverRunIsRefusedAtOnce(t *testing.T) {
+	w := newWorld(t)
+	for name, c := range map[string]struct {
+		spec *procpb.Spec
+		says string
+	}{
+		"too large":        {specOf(func(s *procpb.Spec) { s.Each.CpuMilli = 3000 }), "the largest node has 2 CPUs"},
+		"too many":         {gang(7), "room for 6 processes"},
+		"an unknown node":  {specOf(func(s *procpb.Spec) { s.On = []uint64{9} }), "no such node"},
+		"an unknown label": {specOf(func(s *procpb.Spec) { s.Want = []*procpb.Label{{Key: "gpu", Value: "a100"}} }), "has no label gpu"},
+		"no such dir":      {specOf(func(s *procpb.Spec) { s.Dir = "/nowhere" }), "working directory"},
+		"no place for out": {specOf(func(s *procpb.Spec) { s.Out = "/nowhere/out" }), "make it first"},
+	} {
+		if id, err := w.c.Submit(t.Context(), c.spec); err == nil || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: expected an error with %q, found job %d, %v", name, c.says, id, err)
+		}
+	}
+}
+
+func TestANewLeaderGoesOn(t *testing.T) {
+	w := newWorld(t)
+	var ids []uint64
+	for range 4 {
+		ids = append(ids, w.submit(gang(2)))
+	}
+	w.waitFor(ids[0], procpb.State_RUNNING)
+	w.depose()
+	for _, id := range ids {
+		w.waitFor(id, procpb.State_RUNNING)
+		w.finish(id)
+	}
+	for _, n := range w.nodes {
+		n.set(func() {
+			for k, times := range n.started {
+				if times != 1 {
+					t.Errorf("%v started %s %d times", n.id, k, times)
+				}
+			}
+		})
+	}
+}
+
+func TestKillWhileItIsReservedAndWhileItRuns(t *testing.T) {
+	w := newWorld(t)
+	for _, n := range w.nodes {
+		n.set(func() { n.mute = true })
+	}
+	waits := w.submit(gang(2))
+	w.await("it is being reserved", func() bool {
+		l, err := w.c.List(t.Context(), &procpb.ListRequest{})
+		return err == nil && len(l.Jobs) == 1 && l.Jobs[0].Job.State == procpb.State_RESERVING
+	})
+	if n, err := w.c.Kill(t.Context(), &procpb.KillRequest{Job: waits, Signal: 15, By: "ana"}); err != nil || n != 1 {
+		t.Fatalf("kill: %d, %v", n, err)
+	}
+	w.waitFor(waits, procpb.State_KILLED)
+	for _, n := range w.nodes {
+		n.set(func() { n.mute = false })
+	}
+	runs := w.submit(gang(1))
+	w.waitFor(runs, procpb.State_RUNNING)
+	if _, err := w.c.Kill(t.Context(), &procpb.KillRequest{Job: runs, Signal: 15, By: "ana"}); err != nil {
+		t.Fatal(err)
+	}
+	w.await("its node is told", func() bool {
+		told := false
+		for _, n := range w.nodes {
+			n.set(func() { told = told || slices.Contains(n.signals, 15) })
+		}
+		return told
+	})
+	w.await("it ends", func() bool {
+		for _, n := range w.nodes {
+			n.end(runs, 0, 15)
+		}
+		return w.inspect(runs).Job.State == procpb.State_KILLED
+	})
+	for _, n := range w.nodes {
+		if len(n.runs()) != 0 {
+			t.Errorf("%v still runs something", n.id)
+		}
+	}
+}
+
+func TestALostNodesWorkIsDoneElsewhere(t *testing.T) {
+	w := newWorld(t)
+	id := w.submit(specOf(func(s *procpb.Spec) { s.Retries = 1 }))
+	w.waitFor(id, procpb.State_RUNNING)
+	var lost *fakeNode
+	w.await("a node runs it", func() bool {
+		for _, n := range w.nodes {
+			if len(n.runs()) == 1 {
+				lost = n
+			}
+		}
+		return lost != nil
+	})
+	lost.set(func() { lost.dead = true })
+	w.await("another node runs it", func() bool {
+		for _, n := range w.nodes {
+			if rs := n.runs(); n != lost && len(rs) == 1 && rs[0].Epoch == 2 {
+				return true
+			}
+		}
+		return false
+	})
+	lost.set(func() { lost.dead = false })
+	w.await("the old process is ended, and the node is back", func() bool {
+		nodes, err := w.c.Nodes(t.Context())
+		return len(lost.runs()) == 0 && err == nil && slices.ContainsFunc(nodes.Nodes, func(n *procpb.NodeInfo) bool {
+			return n.Node.Id == uint64(lost.id) && n.Alive && n.Node.Fence == 2
+		})
+	})
+	w.finish(id)
+}
+
+func TestAnArrayRunsAtMostSoManyAtOnce(t *testing.T) {
+	w := newWorld(t)
+	id := w.submit(specOf(func(s *procpb.Spec) { s.Array, s.Last, s.AtOnce = true, 19, 3 }))
+	most := 0
+	w.await("all have run", func() bool {
+		at := 0
+		for _, n := range w.nodes {
+			at += len(n.runs())
+		}
+		most = max(most, at)
+		for _, n := range w.nodes {
+			n.end(id, 0, 0)
+		}
+		return w.inspect(id).Job.State == procpb.State_EXITED
+	})
+	if most == 0 || most > 3 {
+		t.Fatalf("expected at most 3 at once, found %d", most)
+	}
+}

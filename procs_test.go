@@ -1,0 +1,199 @@
+package koinon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"path"
+	"reflect"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/koinon/koinon/internal/proc/procpb"
+	"github.com/koinon/koinon/internal/proc/proctest"
+	"github.com/koinon/koinon/internal/sys"
+)
+
+// What a job asks for comes back as it was given.
+func TestJobSpecRoundTrip(t *testing.T) {
+	table := proctest.New(1)
+	p := NewProcs(table, nil)
+	want := JobSpec{
+		Name: "n", Command: []string{"a", "{}"}, Env: []string{"A=b"}, Dir: "/d", CPUs: 0.25, Memory: 1 << 20, Size: 3, Labels: map[string]string{"b": "2", "a": "1"},
+		Nodes: []uint64{2, 3}, Pack: true, Timeout: time.Minute, Grace: time.Second, Retries: 2, Array: &IndexRange{First: 3, Last: 9}, AtOnce: 4,
+		After: []Dependency{{Job: 7}, {Job: 8, Any: true}}, Out: "/o/{}",
+	}
+	id, err := p.Submit(t.Context(), want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := p.Inspect(t.Context(), fmt.Sprint(id))
+	if err != nil || !reflect.DeepEqual(d.Spec, want) {
+		t.Errorf("got %+v, %v\nwant %+v", d.Spec, err, want)
+	}
+	items := JobSpec{Command: []string{"a"}, CPUs: 1, Size: 1, Items: []Item{{Text: "x", Bytes: map[uint64]int64{1: 5}}, {Text: "y"}}}
+	id, err = p.Submit(t.Context(), items)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d, err := p.Inspect(t.Context(), fmt.Sprint(id)); err != nil || !reflect.DeepEqual(d.Spec, items) || d.TaskList[1].Item != "y" {
+		t.Errorf("got %+v, %v\nwant %+v", d.Spec, err, items)
+	}
+}
+
+// Nothing asked for is one CPU; memory alone is memory alone.
+func TestJobSpecDefaults(t *testing.T) {
+	table := proctest.New(1)
+	p := NewProcs(table, nil)
+	for _, tc := range []struct {
+		ask  JobSpec
+		want *procpb.Resources
+	}{
+		{JobSpec{}, &procpb.Resources{CpuMilli: 1000}},
+		{JobSpec{Memory: 5}, &procpb.Resources{Memory: 5}},
+		{JobSpec{CPUs: 0.0015, Memory: 5}, &procpb.Resources{CpuMilli: 2, Memory: 5}},
+	} {
+		tc.ask.Command = []string{"true"}
+		id, err := p.Submit(t.Context(), tc.ask)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s := table.Spec(id); s.Each.String() != tc.want.String() || s.Size != 1 || s.User == nil {
+			t.Errorf("%+v is %v", tc.ask, s)
+		}
+	}
+}
+
+// A job's exit code is never 0 unless all of it succeeded.
+func TestJobExit(t *testing.T) {
+	for _, tc := range []struct {
+		state State
+		code  int
+		want  int
+	}{
+		{StateExited, 0, 0}, {StateFailed, 3, 3}, {StateKilled, 143, 143}, {StateLost, 0, 125}, {StateCancelled, 0, 125}, {StateLost, 4, 4}, {StateRunning, 0, 125},
+	} {
+		if got := (&Job{State: tc.state, ExitCode: tc.code}).Exit(); got != tc.want {
+			t.Errorf("%s with %d is %d, want %d", tc.state, tc.code, got, tc.want)
+		}
+	}
+}
+
+// When the leader cannot be reached any more, those who follow are told; an
+// error of their own ends it, too.
+func TestFollowEnds(t *testing.T) {
+	table := proctest.New(1)
+	p := NewProcs(table, nil)
+	id, err := p.Submit(t.Context(), JobSpec{Command: []string{"true"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	table.Start(id, 0, 1)
+	table.Write(id, 0, 0, "x", "")
+	full := errors.New("full")
+	if _, err := p.Follow(t.Context(), fmt.Sprint(id), FollowOptions{Output: func(Chunk) error { return full }}); !errors.Is(err, full) {
+		t.Errorf("an output that takes nothing: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	seen := make(chan Job, 100)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := p.Follow(ctx, fmt.Sprint(id), FollowOptions{Changed: func(j Job) { seen <- j }})
+		ended <- err
+	}()
+	if j := <-seen; j.State != StateRunning || j.Size != 1 || !slices.Equal(j.Command, []string{"true"}) {
+		t.Errorf("the job is %+v", j)
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) && !sys.Is(err, sys.Interrupted) {
+		t.Errorf("after the end of ctx: %v", err)
+	}
+	go func() {
+		_, err := p.Follow(t.Context(), fmt.Sprint(id), FollowOptions{Changed: func(j Job) { seen <- j }})
+		ended <- err
+	}()
+	<-seen
+	table.Break(sys.E(sys.Unavailable, "no majority"))
+	if err := <-ended; !sys.Is(err, sys.Unavailable) {
+		t.Errorf("without a majority: %v", err)
+	}
+}
+
+// held puts the bytes of a file on nodes by its name.
+func held(c *Client, where map[string]map[sys.NodeID]int64) {
+	byIno := map[sys.Ino]map[sys.NodeID]int64{}
+	for name, at := range where {
+		info, err := c.Stat(context.Background(), name)
+		if err != nil {
+			panic("expected " + name + " to be there, found " + err.Error())
+		}
+		byIno[sys.Ino(info.Ino())] = at
+	}
+	c.locate = func(_ context.Context, ino sys.Ino) (map[sys.NodeID]int64, error) { return byIno[ino], nil }
+}
+
+func TestLocateAndItems(t *testing.T) {
+	ctx := t.Context()
+	c := newClient(t)
+	for _, dir := range []string{"/d/e", "/d/.h"} {
+		if err := c.MkdirAll(ctx, dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"/d/one", "/d/two", "/d/e/three", "/d/.h/four", "/d/empty"} {
+		data := []byte("bytes")
+		if path.Base(name) == "empty" {
+			data = nil
+		}
+		if err := c.WriteFile(ctx, name, data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	held(c, map[string]map[sys.NodeID]int64{"/d/one": {1: 5, 2: 5}, "/d/two": {2: 5}, "/d/e/three": {3: 5}})
+	for name, want := range map[string]Located{
+		"/d/one":   {Bytes: map[uint64]int64{1: 5, 2: 5}, Total: 5, Files: 1},
+		"/d":       {Bytes: map[uint64]int64{1: 5, 2: 10, 3: 5}, Total: 20, Files: 5},
+		"/d/empty": {Bytes: map[uint64]int64{}, Files: 1},
+	} {
+		if got, err := c.Locate(ctx, name); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: got %+v, %v, want %+v", name, got, err, want)
+		}
+	}
+	if _, err := c.Locate(ctx, "/none"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what is not there: %v", err)
+	}
+	table := proctest.New(3)
+	id, err := NewProcs(table, c).Submit(ctx, JobSpec{Command: []string{"x"}, Near: "/d"})
+	if s := table.Spec(id); err != nil || !maps.Equal(s.Near, map[uint64]int64{1: 5, 2: 10, 3: 5}) || s.NearPath != "/d" {
+		t.Errorf("near is %v, %v", s, err)
+	}
+	for _, tc := range []struct {
+		pattern, dir string
+		want         []string
+	}{
+		{"/d/*", "/d", []string{"e", "empty", "one", "two"}},
+		{"/d/t*", "", []string{"d/two"}},
+		{"/d/*/*", "/d/e", []string{"three"}},
+		{"/d/.h/*", "/d/e", []string{"../.h/four"}},
+		{"/d/[eo]*", "/", []string{"d/e", "d/empty", "d/one"}},
+		{"/d/one", "/d", []string{"one"}},
+		{"/d/one/*", "/d", nil},
+		{"/none/*", "/d", nil},
+		{"/d/[", "/d", nil},
+	} {
+		items, err := c.Items(ctx, tc.pattern, tc.dir)
+		var got []string
+		for _, i := range items {
+			got = append(got, i.Text)
+			if i.Text == "one" && !maps.Equal(i.Bytes, map[uint64]int64{1: 5, 2: 5}) {
+				t.Errorf("one is at %v", i.Bytes)
+			}
+		}
+		if !slices.Equal(got, tc.want) || (err == nil) != (tc.want != nil) {
+			t.Errorf("%s from %s is %q, %v, want %q", tc.pattern, tc.dir, got, err, tc.want)
+		}
+	}
+}

@@ -1,0 +1,83 @@
+//go:build linux
+
+package test
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestProcessOutlivesDaemon: a process goes on while its node's daemon is killed
+// and started again. Its output is in the tree as it comes, each line once; its
+// exit code is not lost; and after a stop nothing of the cluster runs.
+func TestProcessOutlivesDaemon(t *testing.T) {
+	d := up(t, 3)
+	node := d.leader()%3 + 1
+	gate := filepath.Join(d.mount, "gate")
+	script := fmt.Sprintf("i=0; while [ $i -lt 500 ]; do i=$((i+1)); echo line $i; [ $i = 250 ] && until [ -e %s ]; do sleep 0.05; done; done; exit 7", gate)
+	job := strings.TrimSpace(d.koinon("run", "-d", "-q", "--on", fmt.Sprintf("n%d", node), "--", "sh", "-c", script))
+	stdout := filepath.Join(d.mount, ".koinon/proc", job, "stdout")
+	await(t, "half of the output", func() bool { return strings.HasSuffix(read(stdout), "line 250\n") })
+	d.kill(node)
+	if err := os.WriteFile(gate, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	d.restart(node)
+	out, err := d.try("wait", job)
+	if exit, ok := err.(*exec.ExitError); !ok || exit.ExitCode() != 7 {
+		t.Errorf("exit code 7 expected, found %v\n%s\n%s", err, out, d.koinon("inspect", job))
+	}
+	var want strings.Builder
+	for i := range 500 {
+		fmt.Fprintf(&want, "line %d\n", i+1)
+	}
+	if got := read(stdout); got != want.String() {
+		t.Errorf("the output has %d bytes, %d expected", len(got), want.Len())
+	}
+	if status := read(filepath.Join(filepath.Dir(stdout), "status")); !strings.Contains(status, `"exit_code":7`) || !strings.Contains(status, `"epoch":1,`) {
+		t.Errorf("found %s", status)
+	}
+	d.koinon("dev", "stop", "--dir", d.dir)
+	await(t, "the end of all processes of the cluster", func() bool { return len(withArgument(t, d.dir)) == 0 })
+}
+
+// read returns what a file holds, nothing when there is none.
+func read(path string) string {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	return string(raw)
+}
+
+// await polls until ok.
+func await(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+// withArgument lists the command lines of processes that name a directory.
+func withArgument(t *testing.T, dir string) []string {
+	t.Helper()
+	paths, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for _, p := range paths {
+		if line, err := os.ReadFile(p); err == nil && bytes.Contains(line, []byte(dir)) {
+			found = append(found, string(bytes.ReplaceAll(line, []byte{0}, []byte{' '})))
+		}
+	}
+	return found
+}
