@@ -16,7 +16,7 @@ COUNT ?= 50
 MINUTES ?= 30
 DIR ?= .
 
-.PHONY: build dev gangs test unit system race lint cross generate bench clean crash crash-database scale move failover sim mutations explore fuzz histories bench-consensus deps-test deps-generate
+.PHONY: build dev gangs test unit system race lint cross generate bench clean crash crash-database crash-redis scale move failover sim mutations explore fuzz histories bench-consensus deps-test deps-generate
 
 build: ## the one binary
 	$(GO) build -ldflags '$(LDFLAGS)' -o bin/koinon ./cmd/koinon
@@ -69,6 +69,9 @@ crash: build ## the crash loop at length: make crash MINUTES=30 SEED=7
 
 crash-database: build ## the same with the metadata in MariaDB, which is killed too
 	KOINON_CRASH_MINUTES=$(MINUTES) KOINON_CRASH_SEED=$(SEED) $(GO) test -timeout 0 -count=1 -v -run TestCrashLoopInDatabase ./test/...
+
+crash-redis: build ## the same with the blocks in Redis and the metadata in MariaDB, all of which are killed
+	KOINON_CRASH_DATABASE=1 KOINON_CRASH_MINUTES=$(MINUTES) KOINON_CRASH_SEED=$(SEED) $(GO) test -timeout 0 -count=1 -v -run TestCrashLoopInRedis ./test/...
 
 scale: build ## 200,000 files: memory of the nodes and time to restart
 	KOINON_SCALE_FILES=200000 $(GO) test -timeout 0 -count=1 -v -run TestManyFiles ./test/...

@@ -34,6 +34,8 @@ var layers = map[string][]string{
 	"internal/block":           {},
 	"internal/block/blocktest": {"internal/block"},
 	"internal/block/disk":      {"internal/block"},
+	"internal/block/redis":     {"internal/block", "internal/engine"},
+	"internal/blockcopy":       {"internal/block"},
 	"internal/block/spread":    {"internal/block/...", "internal/placement", "internal/wire"},
 	"internal/replica":         {"paxos", "internal/wire", "internal/replica/..."},
 	"internal/replica/wal":     {},

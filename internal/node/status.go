@@ -25,8 +25,11 @@ type Status struct {
 	Leader  sys.NodeID `json:"leader"` // 0 when there is none
 	// Majority says that there is a leader and most nodes are up, so that
 	// writes go on.
-	Majority bool         `json:"majority"`
-	Nodes    []NodeStatus `json:"nodes"`
+	Majority bool `json:"majority"`
+	// Blocks says where the blocks are and what that promises; empty when the
+	// nodes keep them.
+	Blocks string       `json:"block_store,omitempty"`
+	Nodes  []NodeStatus `json:"nodes"`
 }
 
 // NodeStatus is one node. Only ID, Addr, State and Trouble are set of a node
@@ -60,6 +63,9 @@ type NodeStatus struct {
 
 	// Log is how busy its log is; nil when the node is down or too old to tell.
 	Log *LogStatus `json:"log,omitempty"`
+	// BlockStore says where the blocks are and what that promises; empty when
+	// the nodes keep them.
+	BlockStore string `json:"block_store,omitempty"`
 
 	voters []uint64 // that it knows
 }
@@ -206,7 +212,7 @@ func nodeStatus(addr string, r *clusterpb.StatusReply) NodeStatus {
 		UptimeSecs: time.Since(time.Unix(0, r.StartedNs)).Round(time.Second).Seconds(),
 		Signs:      r.CaKey,
 		Log:        logStatus(r),
-		voters:     r.Voters,
+		voters:     r.Voters, BlockStore: r.BlockStore,
 	}
 }
 
@@ -258,6 +264,7 @@ func summarize(s *Status) {
 			continue
 		}
 		up[uint64(n.ID)] = true
+		s.Blocks = or(s.Blocks, n.BlockStore)
 		if len(n.voters) > 0 && n.Chosen >= chosen {
 			voters = n.voters
 		}
