@@ -16,7 +16,7 @@ COUNT ?= 50
 MINUTES ?= 30
 DIR ?= .
 
-.PHONY: build dev gangs test unit system race lint cross generate bench clean crash crash-database crash-redis scale failover sim mutations explore fuzz histories bench-consensus deps-test deps-generate
+.PHONY: build dev gangs test unit system race lint cross generate bench clean crash crash-database crash-redis scale move failover sim mutations explore fuzz histories bench-consensus deps-test deps-generate
 
 build: ## the one binary
 	$(GO) build -ldflags '$(LDFLAGS)' -o bin/koinon ./cmd/koinon
@@ -75,6 +75,9 @@ crash-redis: build ## the same with the blocks in Redis and the metadata in Mari
 
 scale: build ## 200,000 files: memory of the nodes and time to restart
 	KOINON_SCALE_FILES=200000 $(GO) test -timeout 0 -count=1 -v -run TestManyFiles ./test/...
+
+move: build ## 200,000 files from the log to MariaDB and back: memory, and every byte
+	KOINON_MOVE_FILES=200000 $(GO) test -timeout 0 -count=1 -v -run TestMoveBetweenEngines ./test/...
 
 failover: build ## how long writes stop when the leader is killed, 20 times
 	KOINON_FAILOVERS=20 $(GO) test -timeout 0 -count=1 -v -run TestFailover ./test/...

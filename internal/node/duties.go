@@ -38,6 +38,9 @@ func (s *server) found(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := s.tree.Adopt(ctx); err != nil {
+		return err
+	}
 	if _, err := s.tree.Do(ctx, &metapb.Command{Op: &metapb.Command_Format{Format: &metapb.Format{RetentionNs: int64(s.cfg.Retention)}}}); err != nil {
 		return err
 	}
@@ -133,6 +136,11 @@ func (s *server) status() *clusterpb.StatusReply {
 	}
 	if st.NoSpace {
 		trouble = append(trouble, "the disk is full: new commands are refused until there is space")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if t := s.tree.Trouble(ctx); t != "" {
+		trouble = append(trouble, t)
 	}
 	if t := s.blocksStatus(r); t != "" {
 		trouble = append(trouble, t)
