@@ -53,10 +53,10 @@ func (p *Procs) Follow(ctx context.Context, name string, opt FollowOptions) (*Jo
 		cancel(err)
 	}
 	f.work.Wait()
-	if cause := context.Cause(ctx); err == nil && cause != nil {
-		err = cause
+	if cause := context.Cause(ctx); cause != nil {
+		return nil, cause // what came first
 	}
-	return job, err
+	return job, nil
 }
 
 // Wait waits for the end of what name means, a job or a task, and returns the

@@ -32,7 +32,7 @@ is one task of an array. The processes of a gang are signalled together.
 					if err == nil && n == 0 {
 						err = fmt.Errorf("nothing of job %s runs or waits any more", job)
 					}
-					return err
+					return plainly(err)
 				})
 			})
 		},

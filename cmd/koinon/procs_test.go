@@ -513,7 +513,7 @@ func TestWait(t *testing.T) {
 	if out, _, code := j.runs("wait", "1", "-o", "json"); code != 0 || !strings.Contains(out, `"state": "exited"`) {
 		t.Errorf("json: %d, %s", code, out)
 	}
-	for arg, want := range map[string]string{"9": "job 9: no such file or directory: there is no such job", "x": "a job's number is wanted", "": "an argument is missing"} {
+	for arg, want := range map[string]string{"9": "job 9: there is no such job", "x": "a job's number is wanted", "": "an argument is missing"} {
 		if _, errOut, code := j.runs(append([]string{"wait"}, strings.Fields(arg)...)...); code != 125 || !strings.Contains(errOut, want) {
 			t.Errorf("wait %s: %d, %q", arg, code, errOut)
 		}
@@ -573,7 +573,7 @@ func TestKill(t *testing.T) {
 		args, want string
 		code       int
 	}{
-		{"1", "nothing of job 1 runs or waits any more", 1}, {"8 9", "job 9", 1}, {"1:0", "signalled together", 1},
+		{"1", "nothing of job 1 runs or waits any more", 1}, {"8 9", "job 9: there is no such job", 1}, {"1:0", "signalled together", 1},
 		{"-s FROB 1", "no signal", 2}, {"-s 65 1", "no signal", 2}, {"", "an argument is missing", 2},
 	} {
 		if _, errOut, code := j.runs(append([]string{"kill"}, strings.Fields(tc.args)...)...); code != tc.code || !strings.Contains(errOut, tc.want) {

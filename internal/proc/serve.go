@@ -11,6 +11,7 @@ import (
 
 	"github.com/koinon/koinon/commit"
 	"github.com/koinon/koinon/internal/cluster"
+	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/proc/sched"
 	"github.com/koinon/koinon/internal/replica"
@@ -111,9 +112,16 @@ func (s *Server) checkTree(ctx context.Context, spec *procpb.Spec) error {
 	const op = sys.Op("proc.Submit")
 	f := files{treeNow{ctx, s.opt.Tree}}
 	if spec.Dir != "" && spec.Dir != "/" {
-		if _, err := f.walk(credOf(spec.User), spec.Dir+"/."); sys.Is(err, sys.NotExist) || sys.Is(err, sys.NotDir) {
-			return sys.E(op, sys.NotExist, sys.Subject(spec.Dir), "the working directory is not in the tree")
-		} else if err != nil {
+		parent, err := f.walk(credOf(spec.User), parentOf(spec.Dir))
+		var a *metapb.Attr
+		if err == nil {
+			a, err = f.lookup(credOf(spec.User), parent, base(spec.Dir))
+		}
+		switch {
+		case err == nil && a != nil && sys.FileType(a.Type) == sys.TypeDir:
+		case err == nil || sys.Is(err, sys.NotExist) || sys.Is(err, sys.NotDir):
+			return sys.E(op, sys.NotExist, sys.Subject(spec.Dir), "the working directory is no directory in the tree")
+		default:
 			return err
 		}
 	}

@@ -496,6 +496,31 @@ func TestWhatCanNeverRunIsRefusedAtOnce(t *testing.T) {
 	}
 }
 
+// A working directory may be anywhere in the tree, if it is one.
+func TestWorkingDirectories(t *testing.T) {
+	w := newWorld(t)
+	tree := groupTree{w.leader().host.Group(0)}
+	mknod := func(parent uint64, name string, kind sys.FileType) uint64 {
+		res, err := tree.Do(t.Context(), &metapb.Command{Cred: rootCred, Op: &metapb.Command_Mknod{Mknod: &metapb.Mknod{
+			Parent: parent, Name: []byte(name), Type: uint32(kind), Mode: 0o755}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res.Attr.Ino
+	}
+	a := mknod(uint64(sys.RootIno), "a", sys.TypeDir)
+	mknod(a, "b", sys.TypeDir)
+	mknod(a, "file", sys.TypeRegular)
+	for _, dir := range []string{"", "/", "/a", "/a/b"} {
+		w.submit(specOf(func(s *procpb.Spec) { s.Dir = dir }))
+	}
+	for _, dir := range []string{"/none", "/a/none", "/a/file", "/a/file/x", "/a/.", "a"} {
+		if id, err := w.c.Submit(t.Context(), specOf(func(s *procpb.Spec) { s.Dir = dir })); err == nil {
+			t.Errorf("job %d begins in %s", id, dir)
+		}
+	}
+}
+
 func TestANewLeaderGoesOn(t *testing.T) {
 	w := newWorld(t)
 	var ids []uint64

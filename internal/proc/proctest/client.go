@@ -119,7 +119,7 @@ func (t *Table) Wait(ctx context.Context, req *procpb.WaitRequest) (*procpb.Wait
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil, sys.E(sys.Interrupted, context.Cause(ctx))
+			return nil, sys.E(sys.Interrupted, ctx.Err())
 		}
 		if err := t.lock(); err != nil {
 			return nil, err
@@ -228,7 +228,7 @@ func (t *Table) Output(ctx context.Context, node sys.NodeID, req *procpb.OutputR
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil, sys.E(sys.Interrupted, context.Cause(ctx))
+			return nil, sys.E(sys.Interrupted, ctx.Err())
 		}
 	}
 }
