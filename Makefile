@@ -19,7 +19,7 @@ MIB ?= 1024
 MINUTES ?= 30
 DIR ?= .
 
-.PHONY: build dev gangs test unit system race lint cross generate bench clean crash crash-database scale failover sim mutations explore fuzz histories bench-consensus bench-run words deps-test deps-generate
+.PHONY: build dev gangs test unit system race lint cross generate bench clean crash crash-database crash-redis scale move failover sim mutations explore fuzz histories bench-consensus bench-run words deps-test deps-generate
 
 build: ## the one binary
 	$(GO) build -ldflags '$(LDFLAGS)' -o bin/koinon ./cmd/koinon
@@ -80,8 +80,14 @@ crash: build ## the crash loop at length: make crash MINUTES=30 SEED=7
 crash-database: build ## the same with the metadata in MariaDB, which is killed too
 	KOINON_CRASH_MINUTES=$(MINUTES) KOINON_CRASH_SEED=$(SEED) $(GO) test -timeout 0 -count=1 -v -run TestCrashLoopInDatabase ./test/...
 
+crash-redis: build ## the same with the blocks in Redis and the metadata in MariaDB, all of which are killed
+	KOINON_CRASH_DATABASE=1 KOINON_CRASH_MINUTES=$(MINUTES) KOINON_CRASH_SEED=$(SEED) $(GO) test -timeout 0 -count=1 -v -run TestCrashLoopInRedis ./test/...
+
 scale: build ## 200,000 files: memory of the nodes and time to restart
 	KOINON_SCALE_FILES=200000 $(GO) test -timeout 0 -count=1 -v -run TestManyFiles ./test/...
+
+move: build ## 200,000 files from the log to MariaDB and back: memory, and every byte
+	KOINON_MOVE_FILES=200000 $(GO) test -timeout 0 -count=1 -v -run TestMoveBetweenEngines ./test/...
 
 failover: build ## how long writes stop when the leader is killed, 20 times
 	KOINON_FAILOVERS=20 $(GO) test -timeout 0 -count=1 -v -run TestFailover ./test/...
@@ -96,14 +102,18 @@ mutations: ## which seed finds each of the planted mistakes
 explore: ## the consensus core through every order of events, in larger groups
 	KOINON_EXPLORE=1 $(GO) test -timeout 0 -count=1 -v -run TestExplore ./paxos
 
-fuzz: ## the consensus core with arbitrary messages: make fuzz MINUTES=30
-	$(GO) test -run '^$$' -fuzz FuzzStep -fuzztime $(MINUTES)m ./paxos
+# What reads bytes or messages from outside: the core, the log, snapshots, the wire.
+FUZZ := paxos/FuzzStep paxos/FuzzHistory internal/replica/wal/FuzzReplay internal/replica/FuzzSnapshot internal/replica/FuzzDecode \
+	internal/wire/FuzzDecoder internal/wire/FuzzPreface internal/wire/FuzzError
+
+fuzz: ## every fuzz target in turn, MINUTES in all: make fuzz MINUTES=30
+	@set -e; for f in $(FUZZ); do echo "$$f"; $(GO) test -run '^$$' -fuzz "^$${f##*/}$$" -fuzztime $$(($(MINUTES) * 60 / $(words $(FUZZ))))s ./$${f%/*}; done
 
 gangs: build ## gangs of processes while nodes, leaders and clients are killed: make gangs COUNT=500 SEED=7
 	KOINON_GANGS=$(COUNT) KOINON_GANGS_SEED=$(SEED) $(GO) test -timeout 0 -count=1 -v -run 'TestGangs$$' ./test/...
 
 histories: build ## what clients saw under kills, pauses and cuts is linearizable: make histories COUNT=50 SEED=7
-	KOINON_HISTORIES=$(COUNT) KOINON_HISTORY_SEED=$(SEED) $(GO) test -timeout 0 -count=1 -v -run 'TestHistor(ies|yChecker)$$' ./test/...
+	KOINON_HISTORIES=$(COUNT) KOINON_HISTORY_SEED=$(SEED) $(GO) test -timeout 0 -count=1 -v -run 'TestHistor(ies|iesWhileMembersChange|yChecker)$$' ./test/...
 
 clean:
 	rm -rf bin

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"time"
 
-	"github.com/koinon/koinon/internal/config"
 	"github.com/koinon/koinon/internal/kv"
 	"github.com/koinon/koinon/internal/kv/kvpb"
 	"github.com/koinon/koinon/internal/node"
@@ -60,19 +58,11 @@ var _ kvClient = (*kv.Client)(nil)
 
 // OpenKV reaches the cluster through any of its nodes. Close ends it.
 func OpenKV(ctx context.Context, opt Options) (*KV, error) {
-	file, err := config.ClientPath(opt.Config)
+	cfg, opt, err := opt.load()
 	if err != nil {
 		return nil, err
 	}
-	cfg, err := config.LoadClient(file)
-	if err != nil {
-		return nil, err
-	}
-	log := opt.Logger
-	if log == nil {
-		log = slog.Default()
-	}
-	keys, err := node.ConnectKeys(ctx, cfg, log)
+	keys, err := node.ConnectKeys(ctx, cfg, opt.Logger)
 	if err != nil {
 		return nil, err
 	}

@@ -18,22 +18,29 @@ type Options struct {
 	Logger *slog.Logger
 }
 
+// load reads the configuration. The Options that it returns name the file, and
+// have a logger.
+func (o Options) load() (*config.Client, Options, error) {
+	file, err := config.ClientPath(o.Config)
+	if err != nil {
+		return nil, o, err
+	}
+	o.Config = file
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	cfg, err := config.LoadClient(file)
+	return cfg, o, err
+}
+
 // Open reaches the cluster through any of its nodes and opens a session.
 // Close ends it.
 func Open(ctx context.Context, opt Options) (*Client, error) {
-	file, err := config.ClientPath(opt.Config)
+	cfg, opt, err := opt.load()
 	if err != nil {
 		return nil, err
 	}
-	cfg, err := config.LoadClient(file)
-	if err != nil {
-		return nil, err
-	}
-	log := opt.Logger
-	if log == nil {
-		log = slog.Default()
-	}
-	conn, err := node.Connect(ctx, cfg, log)
+	conn, err := node.Connect(ctx, cfg, opt.Logger)
 	if err != nil {
 		return nil, err
 	}

@@ -3,10 +3,8 @@ package koinon
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"sync"
 
-	"github.com/koinon/koinon/internal/config"
 	"github.com/koinon/koinon/internal/node"
 	"github.com/koinon/koinon/internal/proc"
 	"github.com/koinon/koinon/internal/proc/procpb"
@@ -47,23 +45,14 @@ var _ ProcClient = (*proc.Client)(nil)
 // OpenProcs reaches the cluster through any of its nodes. It opens no session.
 // Close ends it; jobs go on.
 func OpenProcs(ctx context.Context, opt Options) (*Procs, error) {
-	file, err := config.ClientPath(opt.Config)
+	cfg, opt, err := opt.load()
 	if err != nil {
 		return nil, err
 	}
-	cfg, err := config.LoadClient(file)
+	conn, err := node.ConnectProcs(ctx, cfg, opt.Logger)
 	if err != nil {
 		return nil, err
 	}
-	log := opt.Logger
-	if log == nil {
-		log = slog.Default()
-	}
-	conn, err := node.ConnectProcs(ctx, cfg, log)
-	if err != nil {
-		return nil, err
-	}
-	opt.Config = file
 	return &Procs{c: conn.Client, close: conn.Close, open: func(ctx context.Context) (*Client, error) { return Open(ctx, opt) }}, nil
 }
 

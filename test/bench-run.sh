@@ -49,7 +49,7 @@ slurm() {
 	chown munge:munge "$dir/munge/key" && chmod 0400 "$dir/munge/key"
 	chmod 0755 "$dir"
 	setpriv --reuid=munge --regid=munge --clear-groups munged --foreground --key-file="$dir/munge/key" --socket="$dir/munge/socket" \
-		--pid-file="$dir/munge/pid" --log-file="$dir/munge/log" --seed-file="$dir/munge/seed" &
+		--pid-file="$dir/munge/pid" --seed-file="$dir/munge/seed" >"$dir/munge.log" 2>&1 &
 	pids+=($!)
 	cat >"$dir/slurm.conf" <<-CONF
 		ClusterName=bench
@@ -86,7 +86,7 @@ slurm() {
 		sleep 0.5
 	done
 	echo "slurm does not come up:"
-	tail -5 "$dir"/slurm/*.log "$dir/munge/log" 2>&1 || true
+	tail -5 "$dir"/slurm/*.log "$dir/munge.log" 2>&1 || true
 	return 1
 }
 
@@ -103,7 +103,7 @@ cd /
 
 if command -v srun >/dev/null && command -v munged >/dev/null; then
 	if slurm; then
-		latency "srun true" srun true
+		latency "srun true" srun -Q true
 		TASKS=$((TASKS / 10)) rate "sbatch --wait --array" sbatch --wait --array="0-$((TASKS / 10 - 1))" --output=/dev/null --wrap true
 	fi
 else

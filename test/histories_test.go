@@ -106,6 +106,7 @@ type history struct {
 	next    int              // number of the next worker
 	leader  int              // as last asked
 	notes   []porcupine.Annotation
+	move    *turnover // nil: the members stay
 }
 
 func newHistory(n *network, seed uint64) *history {
@@ -234,7 +235,7 @@ func (h *history) start(where int) *historyClient {
 func (h *history) take() {
 	t := h.n.t
 	t.Helper()
-	for where := range 4 {
+	for _, where := range append([]int{hub}, h.n.nodes()...) {
 		h.start(where)
 	}
 	for _, c := range h.clients {
@@ -277,7 +278,10 @@ func (h *history) trouble() {
 		if h.rng.IntN(3) == 0 || len(h.notes) == 1 {
 			pause += 700 // for another leader to work
 		}
-		time.Sleep(time.Duration(pause) * time.Millisecond)
+		for over := time.Now().Add(time.Duration(pause) * time.Millisecond); time.Now().Before(over); {
+			h.turned()
+			time.Sleep(10 * time.Millisecond)
+		}
 		if len(faults) == 0 {
 			h.lookUp()
 		}
@@ -285,6 +289,7 @@ func (h *history) trouble() {
 	for _, f := range faults {
 		h.healed(f)
 	}
+	eventually(h.n.t, healedWithin, "the members have changed", h.turned)
 }
 
 // lookUp asks who leads, when nothing is wrong.
@@ -342,11 +347,12 @@ type lasting struct {
 // strike makes a fault at a node that has none, or at a client. The first one of
 // a history is at the leader, of each kind in turn.
 func (h *history) strike(with []lasting) (lasting, bool) {
-	victim, kind := 1+h.rng.IntN(3), faultDice[h.rng.IntN(len(faultDice))]
-	if h.rng.IntN(2) == 0 {
+	all := h.victims()
+	victim, kind := all[h.rng.IntN(len(all))], faultDice[h.rng.IntN(len(faultDice))]
+	if h.rng.IntN(2) == 0 && slices.Contains(all, h.leader) {
 		victim = h.leader
 	}
-	if len(h.notes) == 0 {
+	if len(h.notes) == 0 && h.move == nil {
 		victim, kind = h.leader, fault(h.seed%uint64(clientFault))
 	}
 	if kind == clientFault {
@@ -405,12 +411,18 @@ func (h *history) cut(victim int, kind fault) (heal func()) {
 		n.ip(append(port, "down")...)
 		return func() { n.ip(append(port, "up")...) }
 	}
-	one, other := victim%3+1, (victim+1)%3+1
-	ways := map[fault][][2]int{ // from, to
-		mute:   {{victim, one}, {victim, other}},
-		deaf:   {{one, victim}, {other, victim}},
-		parted: {{victim, one}, {one, victim}},
-	}[kind]
+	var ways [][2]int // from, to
+	for _, other := range n.nodes() {
+		if other == victim || kind == parted && len(ways) > 0 {
+			continue
+		}
+		if kind != deaf {
+			ways = append(ways, [2]int{victim, other})
+		}
+		if kind != mute {
+			ways = append(ways, [2]int{other, victim})
+		}
+	}
 	for _, w := range ways {
 		if n.blocked[w[0]][w[1]]++; n.blocked[w[0]][w[1]] == 1 {
 			n.route("add", w[0], w[1])

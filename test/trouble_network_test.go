@@ -3,11 +3,14 @@
 package test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -19,9 +22,14 @@ import (
 type network struct {
 	*dev
 	prefix string // of the names of the namespaces
-	served [4]*run
+	served [5]*run
+	// Of each namespace: the node in it, 0 when there is none, its
+	// configuration, and the port it listens on.
+	id     [5]int
+	config [5]string
+	port   [5]string
 	// blocked counts who keeps a node from sending to another one.
-	blocked [4][4]int
+	blocked [5][5]int
 }
 
 func (n *network) name(number int) string { return n.prefix + itoa(number) }
@@ -57,7 +65,12 @@ func overNetwork(t *testing.T) *network {
 // started again since.
 func (n *network) serve(number int) {
 	n.t.Helper()
-	r := n.wrapped(n.inside(number), "serve", "--config", n.at("n"+itoa(number), "node.toml"))
+	n.keep(number, n.wrapped(n.inside(number), "serve", "--config", n.config[number]))
+}
+
+// keep takes over a node that was started.
+func (n *network) keep(number int, r *run) {
+	n.t.Helper()
 	n.served[number] = r
 	n.t.Cleanup(func() {
 		if n.served[number] == r {
@@ -77,22 +90,13 @@ func inNamespaces(t *testing.T, timeout string) *network {
 		for _, node := range nodes {
 			_, port, _ := strings.Cut(node.Address, ":")
 			s = strings.ReplaceAll(s, node.Address, address(node.Number)+":"+port)
+			n.id[node.Number], n.port[node.Number] = node.Number, port
 		}
 		return s
 	}
 	edit(t, n.at("client.toml"), move)
 	n.timeout(timeout)
-	t.Cleanup(func() {
-		for i := range 4 {
-			if out, err := exec.Command("ip", "netns", "del", n.name(i)).CombinedOutput(); err != nil {
-				t.Errorf("ip netns del: %v\n%s", err, out)
-			}
-		}
-	})
-	for i := range 4 {
-		n.ip("netns", "add", n.name(i))
-		n.ip("-n", n.name(i), "link", "set", "lo", "up")
-	}
+	n.namespace(hub)
 	n.ip("-n", n.name(hub), "link", "add", "name", "bridge0", "type", "bridge")
 	n.ip("-n", n.name(hub), "addr", "add", address(100)+"/24", "dev", "bridge0")
 	n.ip("-n", n.name(hub), "link", "set", "dev", "bridge0", "up")
@@ -101,15 +105,45 @@ func inNamespaces(t *testing.T, timeout string) *network {
 		if err := os.RemoveAll(n.at("n"+itoa(i), "data")); err != nil {
 			t.Fatal(err)
 		}
-		port := "p" + itoa(i)
-		n.ip("-n", n.name(hub), "link", "add", "name", port, "type", "veth", "peer", "name", "eth0", "netns", n.name(i))
-		n.ip("-n", n.name(hub), "link", "set", port, "master", "bridge0", "up")
-		n.ip("-n", n.name(i), "addr", "add", address(i)+"/24", "dev", "eth0")
-		n.ip("-n", n.name(i), "link", "set", "dev", "eth0", "up")
-		edit(t, n.at("n"+itoa(i), "node.toml"), move)
+		n.machine(i)
+		n.config[i] = n.at("n"+itoa(i), "node.toml")
+		edit(t, n.config[i], move)
 		n.serve(i)
 	}
 	return n
+}
+
+// namespace makes a namespace.
+func (n *network) namespace(number int) {
+	n.t.Helper()
+	n.ip("netns", "add", n.name(number))
+	n.t.Cleanup(func() {
+		if out, err := exec.Command("ip", "netns", "del", n.name(number)).CombinedOutput(); err != nil {
+			n.t.Errorf("ip netns del: %v\n%s", err, out)
+		}
+	})
+	n.ip("-n", n.name(number), "link", "set", "lo", "up")
+}
+
+// machine makes a namespace that is on the bridge.
+func (n *network) machine(number int) {
+	n.t.Helper()
+	n.namespace(number)
+	port := "p" + itoa(number)
+	n.ip("-n", n.name(hub), "link", "add", "name", port, "type", "veth", "peer", "name", "eth0", "netns", n.name(number))
+	n.ip("-n", n.name(hub), "link", "set", port, "master", "bridge0", "up")
+	n.ip("-n", n.name(number), "addr", "add", address(number)+"/24", "dev", "eth0")
+	n.ip("-n", n.name(number), "link", "set", "dev", "eth0", "up")
+}
+
+// nodes lists the namespaces that have a node.
+func (n *network) nodes() (numbers []int) {
+	for i, id := range n.id {
+		if id != 0 {
+			numbers = append(numbers, i)
+		}
+	}
+	return numbers
 }
 
 // ends stops a process in order.
@@ -129,16 +163,22 @@ func (n *network) ends(r *run) {
 
 // client runs a command where the clients are.
 func (n *network) client(args ...string) (string, error) {
+	var out bytes.Buffer
+	err := n.clientTo(&out, &out, args...)
+	return out.String(), err
+}
+
+func (n *network) clientTo(stdout, stderr io.Writer, args ...string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	line := append(append(n.inside(hub), koinonBinary(n.t)), args...)
 	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
 	cmd.Env = append(os.Environ(), "KOINON_CONFIG="+n.at("client.toml"))
-	out, err := cmd.CombinedOutput()
-	return string(out), err
+	cmd.Stdout, cmd.Stderr = stdout, stderr
+	return cmd.Run()
 }
 
-// leads returns the number of the leader, but not of the one given.
+// leads returns where the leader is, but not the one given.
 func (n *network) leads(but int) int {
 	n.t.Helper()
 	found := 0
@@ -147,7 +187,9 @@ func (n *network) leads(but int) int {
 		found = 0
 		for line := range strings.Lines(out) {
 			if rest, ok := strings.CutPrefix(line, "leader"); ok {
-				_, _ = fmt.Sscanf(strings.TrimSpace(rest), "n%d", &found)
+				id := 0
+				_, _ = fmt.Sscanf(strings.TrimSpace(rest), "n%d", &id)
+				found = max(0, slices.Index(n.id[1:], id)+1) * min(id, 1)
 			}
 		}
 		return found != 0 && found != but

@@ -32,7 +32,7 @@ and a vote when that helps.`,
 			}
 			return d.devAdmin(cmd.Context(), c, func(ctx context.Context, cfg *config.Client, a *node.Admin) error {
 				_, err := c.Add(ctx, func(ctx context.Context, dir, listen string) error {
-					o := node.JoinOptions{Dir: dir, Seeds: cfg.Nodes, Listen: listen, Version: version(), CAKey: devcluster.CAKey, Meta: c.Meta()}
+					o := node.JoinOptions{Dir: dir, Seeds: cfg.Nodes, Listen: listen, Version: version(), CAKey: devcluster.CAKey, Meta: c.Meta(), Blocks: c.Blocks()}
 					return d.join(ctx, a, o)
 				})
 				return err

@@ -27,6 +27,7 @@ type devUpFlags struct {
 	nodes   int
 	mount   string
 	meta    string
+	blocks  blocksFlags
 	detach  bool
 	noMount bool
 }
@@ -56,6 +57,7 @@ stops the nodes. With --detach it returns once the tree is mounted.`,
 	flags.IntVar(&f.nodes, "nodes", 0, fmt.Sprintf("a new cluster has `N` nodes (default %d)", devcluster.DefaultNodes))
 	flags.StringVar(&f.mount, "mount", "", "mount the tree on `DIR` (default the state's mnt)")
 	flags.StringVar(&f.meta, "meta", "", metaUsage+" (a new cluster's)")
+	f.blocks.add(flags, " (a new cluster's)")
 	flags.BoolVarP(&f.detach, "detach", "d", false, "return once the tree is mounted")
 	flags.BoolVar(&f.noMount, "no-mount", false, "start the nodes only")
 	return cmd
@@ -72,13 +74,12 @@ func (d *devCommand) up(ctx context.Context, f devUpFlags) error {
 		d.note("the cluster in %s:", opts.Dir)
 	}
 	opts.Nodes, opts.Mount, opts.NoMount = f.nodes, f.mount, f.noMount
-	if f.meta != "" {
-		here, err := os.Getwd()
-		if err != nil {
-			return err
-		}
-		opts.Meta = engine.Ref(f.meta).In(here)
+	here, err := os.Getwd()
+	if err != nil {
+		return err
 	}
+	opts.Meta, opts.Blocks = engine.Ref(f.meta).In(here), f.blocks.in(here)
+	opts.Probe = func(ctx context.Context) error { return node.ProbeBlocks(ctx, opts.Blocks) }
 	force, release := d.onSecondSignal()
 	defer release()
 	c, res, err := devcluster.Up(ctx, force, opts)

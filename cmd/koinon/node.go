@@ -58,7 +58,11 @@ func writeNodes(w io.Writer, nodes []node.NodeStatus, versions bool) {
 			line("", nodeName(n), n.Addr, nodeState(n), "", "", "", "", "", "", joined)
 			continue
 		}
-		line(n.Version, nodeName(n), n.Addr, nodeState(n), n.Role, n.Lag, n.Blocks, byteSize(n.BytesUsed), byteSize(n.BytesFree), byteSize(n.Resident), joined)
+		blocks, used, free := fmt.Sprint(n.Blocks), byteSize(n.BytesUsed), byteSize(n.BytesFree)
+		if n.BlockStore != "" { // they are not the node's
+			blocks, used, free = "-", "-", "-"
+		}
+		line(n.Version, nodeName(n), n.Addr, nodeState(n), n.Role, n.Lag, blocks, used, free, byteSize(n.Resident), joined)
 	}
 }
 

@@ -87,7 +87,7 @@ func newRootCommand(a *app) *cobra.Command {
 		&cobra.Group{ID: groupTools, Title: "Tools:"},
 	)
 	addTo(root, groupStart, newDevCommand(a), newStatusCommand(a))
-	addTo(root, groupCluster, newInitCommand(a), newServeCommand(a), newMountCommand(a), newNodeCommand(a), newFsckCommand(a), newSuperviseCommand())
+	addTo(root, groupCluster, newInitCommand(a), newServeCommand(a), newMountCommand(a), newNodeCommand(a), newFsckCommand(a), newMetaCommand(a), newBlocksCommand(a), newSuperviseCommand())
 	addTo(root, groupTree, treeCommands(a, a.openTree)...)
 	addTo(root, groupProcs, processCommands(newProcsApp(a))...)
 	addTo(root, groupKeys, newKVCommand(a), newLockCommand(a))

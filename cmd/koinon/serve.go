@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/koinon/koinon/internal/config"
 	"github.com/koinon/koinon/internal/engine"
@@ -22,8 +23,9 @@ import (
 
 // serveFlags are the flags of serve that go over the file's keys.
 type serveFlags struct {
-	dir, listen, advertise, zone, retention, logLevel, logFile, meta string
-	rejoin                                                           bool
+	dir, listen, advertise, zone, retention, logLevel, logFile, meta, metrics string
+	rejoin                                                                    bool
+	blocks                                                                    blocksFlags
 
 	join  []string // seeds of the cluster to join
 	token string
@@ -59,13 +61,31 @@ then on.`,
 	flags.StringVar(&f.retention, "retention", "", "keep unlinked data for this `TIME`, like 10m")
 	flags.StringVar(&f.logLevel, "log-level", "", "debug, info, warn or error")
 	flags.StringVar(&f.logFile, "log-file", "", "log to `FILE` (rotated) instead of standard error")
+	flags.StringVar(&f.metrics, "metrics", "", "answer Prometheus at http://`HOST:PORT`/metrics, not encrypted: an address that only trusted machines reach")
 	flags.StringVar(&f.meta, "meta", "", metaUsage)
+	f.blocks.add(flags, "")
 	flags.BoolVar(&f.rejoin, "rejoin", false, "this node has voted before and lost its data: learn from the others before voting")
 	return cmd
 }
 
 // metaUsage is the flag --meta of the commands that have it.
 const metaUsage = "keep the tree's metadata in the database at `URL`, mysql://user:password@host:port/database; @FILE and env:NAME hide the password"
+
+// blocksFlags are --blocks and what goes with it.
+type blocksFlags struct {
+	url            string
+	acceptVolatile bool
+}
+
+func (f *blocksFlags) add(flags *pflag.FlagSet, who string) {
+	flags.StringVar(&f.url, "blocks", "", "keep the blocks in Redis at `URL`, redis://:password@host:port/0, redis+cluster://host,host or redis+sentinel://host,host/master; @FILE and env:NAME hide the password"+who)
+	flags.BoolVar(&f.acceptVolatile, "accept-volatile-blocks", false, "use a Redis that may silently lose blocks")
+}
+
+// in is what the flags say, paths taken from dir.
+func (f *blocksFlags) in(dir string) config.Blocks {
+	return config.Blocks{URL: engine.Ref(f.url).In(dir), AcceptVolatile: f.acceptVolatile}
+}
 
 // serve runs a node until ctx ends.
 func (a *app) serve(ctx context.Context, f serveFlags) error {
@@ -123,7 +143,7 @@ func (a *app) join(ctx context.Context, f serveFlags) (string, error) {
 		return "", err
 	}
 	path, err := node.Join(ctx, node.JoinOptions{Dir: dir, Seeds: f.join, Token: token, Listen: f.listen, Advertise: f.advertise,
-		Zone: f.zone, Version: version(), Meta: config.Engine{URL: meta}}, log)
+		Zone: f.zone, Version: version(), Meta: config.Engine{URL: meta}, Blocks: f.blocks.in(here)}, log)
 	return path, errors.Join(err, closeLog())
 }
 
@@ -162,7 +182,7 @@ func (f serveFlags) override(n *config.Node) error {
 		to   *string
 		from string
 		path bool
-	}{{&n.Dir, f.dir, true}, {&n.Listen, f.listen, false}, {&n.Zone, f.zone, false}, {&n.Advertise, f.advertise, false},
+	}{{&n.Dir, f.dir, true}, {&n.Listen, f.listen, false}, {&n.Zone, f.zone, false}, {&n.Advertise, f.advertise, false}, {&n.Metrics, f.metrics, false},
 		{&n.Log.Level, f.logLevel, false}, {&n.Log.File, f.logFile, true}} {
 		if s.from == "" {
 			continue
@@ -188,6 +208,10 @@ func (f serveFlags) override(n *config.Node) error {
 	if f.meta != "" {
 		n.Meta.URL = engine.Ref(f.meta)
 	}
+	if f.blocks.url != "" {
+		n.Blocks.URL = engine.Ref(f.blocks.url)
+	}
+	n.Blocks.AcceptVolatile = n.Blocks.AcceptVolatile || f.blocks.acceptVolatile
 	if f.retention == "" {
 		return nil
 	}

@@ -103,7 +103,11 @@ func writeStatus(w io.Writer, s *node.Status) {
 	if s.Majority {
 		leader = s.Leader.String()
 	}
-	fmt.Fprintf(w, "cluster  %s\nleader   %s\nnodes    %d of %d up\nCA key   %s\n\n", s.Cluster, leader, upCount(s), len(s.Nodes), signers(s))
+	fmt.Fprintf(w, "cluster  %s\nleader   %s\nnodes    %d of %d up\nCA key   %s\n", s.Cluster, leader, upCount(s), len(s.Nodes), signers(s))
+	if s.Blocks != "" {
+		fmt.Fprintf(w, "blocks   %s\n", s.Blocks)
+	}
+	fmt.Fprintln(w)
 	writeNodes(w, s.Nodes, false)
 	writeNotes(w, s.Nodes)
 }

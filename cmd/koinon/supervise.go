@@ -19,7 +19,7 @@ func newSuperviseCommand() *cobra.Command {
 		Use:     superviseName + " DIR",
 		Short:   "Run a node's processes",
 		Long:    "Run the processes of the node whose supervisor's directory is DIR. `koinon serve` starts it.",
-		Example: "  koinon supervise /var/lib/koinon/proc/executor",
+		Example: "  koinon supervise /var/lib/koinon/data/proc/executor",
 		Hidden:  true,
 		Args:    arguments(1, 1),
 		RunE:    func(cmd *cobra.Command, args []string) error { return executor.Supervise(cmd.Context(), args[0]) },

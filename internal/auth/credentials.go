@@ -2,6 +2,7 @@ package auth
 
 import (
 	"crypto/ecdsa"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -236,6 +237,12 @@ func (c *Credentials) checkTime(cert *x509.Certificate) error {
 }
 
 func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04 MST") }
+
+// CAID tells the cluster's CA from every other, in hexadecimal digits.
+func (c *Credentials) CAID() string {
+	sum := sha256.Sum256(c.ca.RawSubjectPublicKeyInfo)
+	return fmt.Sprintf("%x", sum[:16])
+}
 
 // keyID returns the first bytes of the CA's key identifier, to tell two CAs of
 // the same cluster name apart.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"time"
 
@@ -66,11 +67,48 @@ func (s *Service) serveChange(ctx context.Context, req *wire.Request) (wire.Resp
 			return wire.Response{}, refused(cmd, &clusterpb.Result{Refusal: clusterpb.Refusal_TOKEN_UNKNOWN})
 		}
 	}
-	res, err := Propose(ctx, s.Group, cmd)
+	res, err := s.propose(ctx, cmd)
 	if err != nil {
 		return LeaderHint(err)
 	}
 	return wire.Response{Header: mustMarshal(res)}, nil
+}
+
+// drainTries bounds how often the map may change under a drain.
+const drainTries = 20
+
+// propose runs a command. The last member that stays is not drained: callers
+// who remove different nodes at the same time do not see each other, so it is
+// looked at here, and again when the map has changed meanwhile.
+func (s *Service) propose(ctx context.Context, cmd *clusterpb.Command) (*clusterpb.Result, error) {
+	op := cmd.GetSetState()
+	if op == nil || op.State != clusterpb.State_DRAINING {
+		return Propose(ctx, s.Group, cmd)
+	}
+	for range drainTries {
+		var m *clusterpb.Map
+		err := s.Group.Read(ctx, replica.NSCluster, func(r replica.Reader) (err error) {
+			m, err = ReadMap(r)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		x := member(m, op.Id)
+		if x == nil || x.State == clusterpb.State_DRAINING {
+			return Propose(ctx, s.Group, cmd)
+		}
+		if !slices.ContainsFunc(m.Members, func(o *clusterpb.Member) bool { return o.Id != op.Id && o.State != clusterpb.State_DRAINING }) {
+			return nil, sys.E(opChange, sys.Invalid, sys.Subject(sys.NodeID(op.Id).String()),
+				"it is the only node that does not leave already: add another one first (`koinon node token`)")
+		}
+		x.State = op.State
+		res, err := Propose(ctx, s.Group, &clusterpb.Command{Expect: m.Epoch, Map: m})
+		if !sys.Is(err, sys.StaleEpoch) {
+			return res, err
+		}
+	}
+	return nil, sys.E(opChange, sys.Busy, "the cluster map changes all the time: try again")
 }
 
 // checkChange refuses what the peer may not do or what makes no sense.

@@ -66,6 +66,15 @@ func First(cluster string, members []*clusterpb.Member, pgs, replicas int) (*clu
 	return m, nil
 }
 
+// FirstElsewhere is First for a cluster whose blocks an engine from outside
+// keeps, at a URL without secrets: no node holds a placement group.
+func FirstElsewhere(cluster string, members []*clusterpb.Member, pgs int, url string) *clusterpb.Map {
+	table := placement.Table{Epoch: 1, Replicas: 1, PGs: make([][]sys.NodeID, pgs)}
+	m := &clusterpb.Map{Cluster: cluster, Members: members, Table: table.Marshal(), Blocks: &clusterpb.BlockStore{Url: url}}
+	m.NextId = nextID(m)
+	return m
+}
+
 func placementNodes(members []*clusterpb.Member) []placement.Node {
 	nodes := make([]placement.Node, 0, len(members))
 	for _, m := range members {

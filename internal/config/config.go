@@ -41,6 +41,10 @@ type Node struct {
 	// DefaultRetention, at least LeastRetention.
 	Retention Duration `toml:"retention,omitzero"`
 
+	// Metrics is the address, host:port, at which Prometheus may read numbers
+	// about this node, over plain HTTP. Empty: nobody may.
+	Metrics string `toml:"metrics,omitempty"`
+
 	// Rejoin says that this node has voted before and lost its directory. With
 	// an empty directory it then does not vote until it has learned from the
 	// others what it may have promised. It does nothing once there is data.
@@ -48,6 +52,9 @@ type Node struct {
 
 	// Meta is where the tree's metadata is, the same on all nodes.
 	Meta Engine `toml:"meta,omitempty"`
+	// Blocks is where the blocks are, the same on all nodes. It counts when
+	// the cluster is made.
+	Blocks Blocks `toml:"blocks,omitempty"`
 
 	TLS    TLS    `toml:"tls"`
 	Log    Log    `toml:"log,omitempty"`
@@ -67,6 +74,14 @@ type Engine struct {
 	// URL leads to it, as mysql://user:password@host:port/database does, or is
 	// @FILE or env:NAME of one. Empty: Koinon's own is used.
 	URL engine.Ref `toml:"url,omitempty"`
+}
+
+// Blocks is an engine from outside that keeps blocks.
+type Blocks struct {
+	// URL is that of an Engine: redis://:password@host:port/0.
+	URL engine.Ref `toml:"url,omitempty"`
+	// AcceptVolatile says that the engine may lose blocks.
+	AcceptVolatile bool `toml:"accept_volatile,omitempty"`
 }
 
 // Joined reports whether the node came to a cluster that ran already.
@@ -151,6 +166,9 @@ type Client struct {
 	TLS    TLS          `toml:"tls"`
 	Log    Log          `toml:"log,omitempty"`
 	Limits ClientLimits `toml:"limits,omitempty"`
+	// Blocks is where the blocks are, for a cluster whose nodes do not keep
+	// them.
+	Blocks Engine `toml:"blocks,omitempty"`
 }
 
 // ClientLimits bounds what a client takes of its machine. Zero means the

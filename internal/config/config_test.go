@@ -224,6 +224,7 @@ func TestNodeErrorsSayWhatToDo(t *testing.T) {
 		{"voter without id", "id = 1", "", []string{`"voters[0].id" is missing`}},
 		{"not a voter", "id = 2\ndir", "id = 7\ndir", []string{`"voters"`, "id 7"}},
 		{"two truths", `zone = "rack-a"`, `advertise = "10.0.0.9:7400"`, []string{`"advertise"`, "10.0.0.2:7400"}},
+		{"metrics without a port", `zone = "rack-a"`, `metrics = "localhost"`, []string{`"metrics"`, "host:port"}},
 		{"voters and seeds", `zone = "rack-a"`, `seeds = ["10.0.0.1:7400"]`, []string{`"voters" and "seeds"`}},
 		{"too many replicas", `zone = "rack-a"`, `replicas = 10`, []string{`"replicas" is 10`, "1 to 9"}},
 		{"no duration", `"90m"`, `"90"`, []string{"90", `"10m"`}},

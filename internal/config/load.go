@@ -27,7 +27,7 @@ func LoadNode(path string, override ...func(*Node) error) (*Node, error) {
 		return nil, err
 	}
 	absolute(dir, &n.Dir, &n.TLS.CA, &n.TLS.Cert, &n.TLS.Key, &n.TLS.CAKey, &n.Log.File)
-	n.Meta.URL = n.Meta.URL.In(dir)
+	n.Meta.URL, n.Blocks.URL = n.Meta.URL.In(dir), n.Blocks.URL.In(dir)
 	for _, f := range override {
 		if err := f(n); err != nil {
 			return nil, err
@@ -47,6 +47,7 @@ func LoadClient(path string) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.Blocks.URL = c.Blocks.URL.In(dir)
 	absolute(dir, &c.Mount, &c.TLS.CA, &c.TLS.Cert, &c.TLS.Key, &c.Log.File)
 	c.SetDefaults()
 	if err := c.Validate(); err != nil {

@@ -33,6 +33,12 @@ func (n *Node) Validate() error {
 			return ""
 		},
 		func() string { return checkAddr("listen", n.Listen, true) },
+		func() string {
+			if n.Metrics == "" {
+				return ""
+			}
+			return checkAddr("metrics", n.Metrics, true)
+		},
 		n.checkVoters,
 		n.checkAdvertise,
 		func() string {

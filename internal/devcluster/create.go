@@ -15,7 +15,6 @@ import (
 
 	"github.com/koinon/koinon/internal/auth"
 	"github.com/koinon/koinon/internal/config"
-	"github.com/koinon/koinon/internal/engine"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -95,7 +94,7 @@ func create(dir string, opts Options) (err error) {
 	if err := os.Mkdir(filepath.Join(dir, "mount"), 0o700); err != nil {
 		return err
 	}
-	if err := writeMembers(dir, s, opts.Meta); err != nil {
+	if err := writeMembers(dir, s, opts); err != nil {
 		return err
 	}
 	if err := saveState(dir, s); err != nil {
@@ -121,7 +120,7 @@ func newName() (string, error) {
 // writeMembers makes the CA and the configuration and certificates of all
 // nodes and of the client. Paths in the files are relative, so that the
 // directory can be moved while the cluster is stopped.
-func writeMembers(dir string, s saved, meta engine.Ref) error {
+func writeMembers(dir string, s saved, opts Options) error {
 	ca, err := auth.NewCA(s.Cluster)
 	if err != nil {
 		return err
@@ -140,7 +139,7 @@ func writeMembers(dir string, s saved, meta engine.Ref) error {
 		addrs = append(addrs, loopback(port))
 	}
 	for i := range voters {
-		if err := writeNode(filepath.Join(dir, fmt.Sprintf("n%d", i+1)), s.Cluster, ca, voters, i, meta); err != nil {
+		if err := writeNode(filepath.Join(dir, fmt.Sprintf("n%d", i+1)), s.Cluster, ca, voters, i, opts); err != nil {
 			return err
 		}
 	}
@@ -151,12 +150,12 @@ func writeMembers(dir string, s saved, meta engine.Ref) error {
 	if err := cred.Save(dir, "client"); err != nil {
 		return err
 	}
-	client := &config.Client{Cluster: s.Cluster, Nodes: addrs, Mount: s.Mount,
+	client := &config.Client{Cluster: s.Cluster, Nodes: addrs, Mount: s.Mount, Blocks: config.Engine{URL: opts.Blocks.URL},
 		TLS: config.TLS{CA: "ca.crt", Cert: "client.crt", Key: "client.key"}}
 	return client.Save(filepath.Join(dir, "client.toml"))
 }
 
-func writeNode(dir, cluster string, ca *auth.CA, voters []config.Voter, i int, meta engine.Ref) error {
+func writeNode(dir, cluster string, ca *auth.CA, voters []config.Voter, i int, opts Options) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
@@ -172,7 +171,8 @@ func writeNode(dir, cluster string, ca *auth.CA, voters []config.Voter, i int, m
 		ID:      voters[i].ID,
 		Dir:     "data",
 		Listen:  voters[i].Addr,
-		Meta:    config.Engine{URL: meta},
+		Meta:    config.Engine{URL: opts.Meta},
+		Blocks:  opts.Blocks,
 		TLS:     config.TLS{CA: "ca.crt", Cert: "node.crt", Key: "node.key", CAKey: CAKey},
 		Log:     config.Log{Level: "info", File: "log"},
 		Voters:  voters,

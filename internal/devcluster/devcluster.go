@@ -56,6 +56,12 @@ type Options struct {
 	Mount string
 	// Meta is where a new cluster keeps its metadata; "" means with the nodes.
 	Meta engine.Ref
+	// Blocks is where a new cluster keeps its blocks; the zero value means
+	// with the nodes.
+	Blocks config.Blocks
+	// Probe tries the engines from outside, before a new cluster is made on
+	// them. May be nil.
+	Probe func(ctx context.Context) error
 	// NoMount leaves the tree unmounted.
 	NoMount bool
 	// Binary is the koinon program to run.
@@ -110,6 +116,9 @@ const (
 
 // Meta is where the cluster keeps its metadata, as its first node has it.
 func (c *Cluster) Meta() config.Engine { return c.nodes[0].meta }
+
+// Blocks is where the cluster keeps its blocks, as its first node has it.
+func (c *Cluster) Blocks() config.Blocks { return c.nodes[0].blocks }
 
 // DefaultDir is where a cluster lives when the user names no directory:
 // $XDG_STATE_HOME/koinon/dev or ~/.local/state/koinon/dev. It does not depend
@@ -171,6 +180,7 @@ type node struct {
 	id     sys.NodeID
 	addr   string
 	meta   config.Engine
+	blocks config.Blocks
 }
 
 // Open reads the cluster in opts.Dir. The error is a NoClusterError where there
@@ -216,7 +226,7 @@ func (c *Cluster) loadNodes() error {
 		}
 		c.nodes = append(c.nodes, &node{
 			process: process{name: fmt.Sprintf("node %d", i), dir: dir},
-			number:  i, id: cfg.ID, addr: cfg.Listen, meta: cfg.Meta,
+			number:  i, id: cfg.ID, addr: cfg.Listen, meta: cfg.Meta, blocks: cfg.Blocks,
 		})
 	}
 	return nil

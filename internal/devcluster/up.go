@@ -13,6 +13,7 @@ import (
 
 	"github.com/koinon/koinon/internal/config"
 	"github.com/koinon/koinon/internal/daemon"
+	"github.com/koinon/koinon/internal/engine"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -66,6 +67,11 @@ func Up(ctx, force context.Context, opts Options) (_ *Cluster, _ *UpResult, err 
 				return nil, nil, err
 			}
 		}
+		if opts.Probe != nil {
+			if err := opts.Probe(ctx); err != nil {
+				return nil, nil, err
+			}
+		}
 		if err := create(opts.Dir, opts); err != nil {
 			return nil, nil, err
 		}
@@ -110,10 +116,13 @@ func (c *Cluster) up(ctx, force context.Context, res *UpResult) error {
 			"this cluster has %s, not %d: leave --nodes out to run it, make another with --dir, or delete this one with `koinon dev reset`",
 			count(c.saved.Nodes, "node"), n))
 	}
-	if c.opts.Meta != "" {
-		if meta := c.Meta(); meta.URL != c.opts.Meta {
+	for _, e := range []struct {
+		flag, what string
+		want, has  engine.Ref
+	}{{"--meta", "metadata", c.opts.Meta, c.Meta().URL}, {"--blocks", "blocks", c.opts.Blocks.URL, c.Blocks().URL}} {
+		if e.want != "" && e.want != e.has {
 			return sys.E(sys.Op("dev up"), sys.Invalid, sys.Subject(c.dir), fmt.Sprintf(
-				"this cluster keeps its metadata elsewhere (%q): leave --meta out to run it, or make another with --dir", meta.URL))
+				"this cluster keeps its %s elsewhere (%q): leave %s out to run it, or make another with --dir", e.what, e.has, e.flag))
 		}
 	}
 	// It is needed to ask the nodes; a slip in it must not look like theirs.

@@ -24,12 +24,23 @@ type Tree interface {
 
 // Replicas tells who holds blocks.
 type Replicas interface {
-	// Groups is the number of placement groups.
+	// Groups is the number of parts in which the blocks are listed.
 	Groups() int
-	// Nodes lists who should hold a placement group.
+	// Nodes lists who should hold a placement group. Node 0 is an engine from
+	// outside, which holds all.
 	Nodes(pg sys.PG) []sys.NodeID
-	// ListOn is block.Store.List on one node.
-	ListOn(ctx context.Context, node sys.NodeID, pg sys.PG, after sys.BlockKey, limit int) ([]block.Info, error)
+	// EachOn tells fn which blocks of a part one node has.
+	EachOn(ctx context.Context, node sys.NodeID, pg sys.PG, fn func(block.Info)) error
+	// HasOn reports whether one node has a block.
+	HasOn(ctx context.Context, node sys.NodeID, key sys.BlockKey) (bool, error)
+}
+
+// holder names one that holds blocks.
+func holder(node sys.NodeID) string {
+	if node == 0 {
+		return "the block store"
+	}
+	return node.String()
 }
 
 // Options of Run.
@@ -148,14 +159,14 @@ func (c *checker) list(ctx context.Context) error {
 			if c.silent[node] != nil {
 				continue
 			}
-			err := c.each(ctx, node, sys.PG(pg), func(i block.Info) { c.copies[i.Key]++ })
+			err := c.listOn(ctx, node, sys.PG(pg))
 			if ctx.Err() != nil {
 				return err
 			}
 			if err != nil {
 				c.silent[node] = err
-				c.report.Silent = append(c.report.Silent, node.String())
-				c.report.problem("%v does not tell which blocks it has: %v", node, err)
+				c.report.Silent = append(c.report.Silent, holder(node))
+				c.report.problem("%s does not tell which blocks it has: %v", holder(node), err)
 			}
 		}
 	}
@@ -163,20 +174,15 @@ func (c *checker) list(ctx context.Context) error {
 	return nil
 }
 
-func (c *checker) each(ctx context.Context, node sys.NodeID, pg sys.PG, fn func(block.Info)) error {
-	for after := (sys.BlockKey{}); ; {
-		infos, err := c.blocks.ListOn(ctx, node, pg, after, block.ListMax)
-		if err != nil {
-			return err
+// listOn counts the blocks of one holder.
+func (c *checker) listOn(ctx context.Context, node sys.NodeID, pg sys.PG) error {
+	listed := 0
+	return c.blocks.EachOn(ctx, node, pg, func(i block.Info) {
+		c.copies[i.Key]++
+		if listed++; node == 0 && listed%block.ListMax == 0 {
+			c.opts.Progress("listing blocks", listed, 0)
 		}
-		for _, i := range infos {
-			fn(i)
-			after = i.Key
-		}
-		if len(infos) < block.ListMax {
-			return nil
-		}
-	}
+	})
 }
 
 func (c *checker) walk(ctx context.Context) error {
@@ -257,22 +263,16 @@ func order(a, b sys.BlockKey) int {
 
 // count asks again who has a block.
 func (c *checker) count(ctx context.Context, key sys.BlockKey) (int, error) {
-	before := key
-	if before.Index > 0 {
-		before.Index--
-	} else {
-		before = sys.BlockKey{Slice: key.Slice - 1, Index: ^uint32(0)}
-	}
 	n := 0
 	for _, node := range c.blocks.Nodes(key.Slice.PG()) {
 		if c.silent[node] != nil {
 			continue
 		}
-		infos, err := c.blocks.ListOn(ctx, node, key.Slice.PG(), before, 1)
+		has, err := c.blocks.HasOn(ctx, node, key)
 		if err != nil && ctx.Err() != nil {
 			return 0, err
 		}
-		if len(infos) == 1 && infos[0].Key == key {
+		if has {
 			n++
 		}
 	}

@@ -53,11 +53,23 @@ func (n nodes) Nodes(sys.PG) []sys.NodeID {
 	return ids
 }
 
-func (n nodes) ListOn(ctx context.Context, id sys.NodeID, pg sys.PG, after sys.BlockKey, limit int) ([]block.Info, error) {
+func (n nodes) EachOn(ctx context.Context, id sys.NodeID, pg sys.PG, fn func(block.Info)) error {
 	if n[id] == nil {
-		return nil, errors.New("no answer")
+		return errors.New("no answer")
 	}
-	return n[id].List(ctx, pg, after, limit)
+	infos, err := n[id].List(ctx, pg, sys.BlockKey{}, 0)
+	for _, i := range infos {
+		fn(i)
+	}
+	return err
+}
+
+func (n nodes) HasOn(ctx context.Context, id sys.NodeID, key sys.BlockKey) (bool, error) {
+	if n[id] == nil {
+		return false, errors.New("no answer")
+	}
+	err := n[id].Get(ctx, key, 0, nil)
+	return err == nil, nil
 }
 
 // cluster makes a tree with one file of one slice with two blocks, on three

@@ -66,21 +66,23 @@ func (s *step) apply(cmd *metapb.Command) (op string, res *metapb.Result, err er
 func (s *step) applyKeeping(cmd *metapb.Command) (op string, res *metapb.Result, err error) {
 	switch c := cmd.GetOp().(type) {
 	case *metapb.Command_AllocSlices:
-		op, res, err = does("meta.AllocSlices", s.allocSlices, c.AllocSlices)
+		op, res, err = keeps("meta.AllocSlices", s, s.allocSlices, c.AllocSlices)
 	case *metapb.Command_KeepOpen:
-		op, res, err = does("meta.KeepOpen", s.keepOpen, c.KeepOpen)
+		op, res, err = keeps("meta.KeepOpen", s, s.keepOpen, c.KeepOpen)
 	case *metapb.Command_Purge:
-		op, res, err = does("meta.Purge", s.purge, c.Purge)
+		op, res, err = keeps("meta.Purge", s, s.purge, c.Purge)
 	case *metapb.Command_DropFreed:
-		op, res, err = does("meta.DropFreed", s.dropFreed, c.DropFreed)
+		op, res, err = keeps("meta.DropFreed", s, s.dropFreed, c.DropFreed)
 	case *metapb.Command_Format:
 		op, res, err = does("meta.Format", s.format, c.Format)
 	case *metapb.Command_EndSession:
-		op, res, err = does("meta.EndSession", s.endSession, c.EndSession)
+		op, res, err = keeps("meta.EndSession", s, s.endSession, c.EndSession)
 	case *metapb.Command_GiveUp:
-		op, res, err = does("meta.GiveUp", s.giveUp, c.GiveUp)
+		op, res, err = keeps("meta.GiveUp", s, s.giveUp, c.GiveUp)
 	case *metapb.Command_Restore:
 		op, res, err = does("meta.Restore", s.restore, c.Restore)
+	case *metapb.Command_Load:
+		op, res, err = does("meta.Load", s.loadTree, c.Load)
 	default:
 		return "meta.Apply", nil, &refusal{kind: sys.NotSupported, cause: "a command that this version does not know"}
 	}
@@ -97,6 +99,15 @@ func does[C any](op string, run func(*C) (*metapb.Result, error), c *C) (string,
 	return op, res, err
 }
 
+// keeps is does for a command that names no inode: it is refused while there is
+// no tree.
+func keeps[C any](op string, s *step, run func(*C) (*metapb.Result, error), c *C) (string, *metapb.Result, error) {
+	if err := s.ready(); err != nil {
+		return op, nil, err
+	}
+	return does(op, run, c)
+}
+
 // format makes the root and the hidden inodes, once.
 func (s *step) format(c *metapb.Format) (*metapb.Result, error) {
 	root, err := s.tx.Inode(sys.RootIno)
@@ -105,6 +116,14 @@ func (s *step) format(c *metapb.Format) (*metapb.Result, error) {
 	}
 	if root != nil {
 		return &metapb.Result{Attr: root}, nil
+	}
+	for _, c := range []Counter{CounterLoad, CounterMoves} {
+		if n, err := s.tx.Counter(c, 0); err != nil || n != 0 {
+			if err == nil {
+				err = notLoaded()
+			}
+			return nil, err
+		}
 	}
 	if c.RetentionNs < 0 {
 		return nil, refuse(sys.Invalid, sys.QuarantineIno, "a retention below zero")
@@ -171,7 +190,7 @@ func (s *step) inode(ino sys.Ino) (*metapb.Attr, error) {
 		return nil, err
 	}
 	if a == nil || a.Purging {
-		return nil, refuse(sys.Stale, ino, "it was deleted")
+		return nil, missing(ino, sys.Stale, "it was deleted")
 	}
 	return a, nil
 }
@@ -187,7 +206,7 @@ func (s *step) dir(ino sys.Ino) (*metapb.Attr, error) {
 		return nil, err
 	}
 	if a == nil {
-		return nil, refuse(sys.NotExist, ino, "the directory was deleted")
+		return nil, missing(ino, sys.NotExist, "the directory was deleted")
 	}
 	if !isDir(a) {
 		return nil, refuse(sys.NotDir, ino, "")

@@ -38,6 +38,7 @@ var (
 	_ Tx           = (*Memory)(nil)
 	_ Client       = (*Memory)(nil)
 	_ OwnerScanner = (*Memory)(nil)
+	_ RowScanner   = (*Memory)(nil)
 )
 
 // MemoryOption changes how NewMemory makes a tree.
@@ -282,6 +283,44 @@ func (m *Memory) NextOwner(after sys.Ino) (sys.Ino, bool, error) {
 		}
 	}
 	return lowest, ok, nil
+}
+
+// AllDentries is of RowScanner.
+func (m *Memory) AllDentries(parent sys.Ino, cookie uint64, fn func(sys.Ino, []byte, *metapb.Dentry) bool) error {
+	more := true
+	m.dirs.scan(parent, func(ino sys.Ino, dir *memoryDir) bool {
+		if ino > parent {
+			cookie = 0
+		}
+		dir.cookies.scan(cookie, func(_ uint64, name string) bool {
+			more = fn(ino, []byte(name), cloneDentry(dir.names[name]))
+			return more
+		})
+		return more
+	})
+	return nil
+}
+
+// AllChunks is of RowScanner.
+func (m *Memory) AllChunks(ino sys.Ino, n uint32, fn func(sys.Ino, uint32, *metapb.Chunk) bool) error {
+	more := true
+	m.chunks.scan(ino, func(at sys.Ino, rows *ordered[uint32, *metapb.Chunk]) bool {
+		if at > ino {
+			n = 0
+		}
+		rows.scan(n, func(n uint32, c *metapb.Chunk) bool {
+			more = fn(at, n, proto.CloneOf(c))
+			return more
+		})
+		return more
+	})
+	return nil
+}
+
+// AllXattrs is of RowScanner.
+func (m *Memory) AllXattrs(ino sys.Ino, fn func(sys.Ino, *metapb.Xattrs) bool) error {
+	m.xattrs.scan(ino, func(ino sys.Ino, x *metapb.Xattrs) bool { return fn(ino, proto.CloneOf(x)) })
+	return nil
 }
 
 // cloneAttr copies without reflection, which proto.Clone would use; it is on

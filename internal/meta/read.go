@@ -45,6 +45,10 @@ func (s *step) read(q *metapb.Query, ans *metapb.Answer) (op string, err error) 
 		return answers("meta.ScanInodes", s.scanInodes, c.ScanInodes, ans)
 	case *metapb.Query_Access:
 		return answers("meta.Access", s.access, c.Access, ans)
+	case *metapb.Query_ScanRows:
+		return answers("meta.ScanRows", s.scanRows, c.ScanRows, ans)
+	case *metapb.Query_TreeState:
+		return answers("meta.TreeState", s.treeState, c.TreeState, ans)
 	case *metapb.Query_ReadFreed:
 		return answers("meta.ReadFreed", s.readFreed, c.ReadFreed, ans)
 	}
@@ -68,7 +72,7 @@ func (s *step) readable(ino sys.Ino) (*metapb.Attr, error) {
 		return nil, err
 	}
 	if a == nil || a.Purging {
-		return nil, refuse(sys.Stale, ino, "it was deleted")
+		return nil, missing(ino, sys.Stale, "it was deleted")
 	}
 	return a, nil
 }

@@ -21,6 +21,9 @@ var _ Tx = (*Recorder)(nil)
 // Touched returns a Tx that passes everything on to tx and records changes.
 func Touched(tx Tx) *Recorder { return &Recorder{Tx: tx} }
 
+// Unwrap returns the Tx that r passes everything on to.
+func (r *Recorder) Unwrap() Tx { return r.Tx }
+
 // Inos returns the inodes that were changed, each once, in ascending order:
 // those whose attributes, chunks or extended attributes were set, and the
 // directories whose entries were. The hidden inodes, which nobody caches, are

@@ -58,6 +58,16 @@ type OwnerScanner interface {
 	NextOwner(after sys.Ino) (ino sys.Ino, ok bool, err error)
 }
 
+// RowScanner is what a Tx may be able to do beyond its duty, for dumps: it goes
+// through whole tables in key order from a key on, whether or not rows belong
+// to an inode. Callbacks are as those of Tx. Writes made before through the
+// same Tx may not be seen.
+type RowScanner interface {
+	AllDentries(parent sys.Ino, cookie uint64, fn func(parent sys.Ino, name []byte, d *metapb.Dentry) bool) error
+	AllChunks(ino sys.Ino, n uint32, fn func(ino sys.Ino, n uint32, c *metapb.Chunk) bool) error
+	AllXattrs(ino sys.Ino, fn func(ino sys.Ino, x *metapb.Xattrs) bool) error
+}
+
 // Counter names a number that the tree keeps.
 type Counter uint8
 
@@ -78,9 +88,16 @@ const (
 	CounterQuarantine Counter = 6
 	// CounterRetention is how many ns an unlinked inode stays in quarantine.
 	CounterRetention Counter = 7
+	// CounterLoad is the ID of the load that began last.
+	CounterLoad Counter = 8
+	// CounterBatches is how many batches of that load have been taken.
+	CounterBatches Counter = 9
+	// CounterMoves is how often the tree of this cluster was loaded. In a
+	// database it equals what the log has, or the tree there is an old one.
+	CounterMoves Counter = 10
 )
 
-var counterNames = [...]string{"", "ino", "slice", "bytes", "inodes", "freed", "quarantine", "retention"}
+var counterNames = [...]string{"", "ino", "slice", "bytes", "inodes", "freed", "quarantine", "retention", "load", "batches", "moves"}
 
 // String returns the counter's name, as an engine with a table of names
 // stores it.

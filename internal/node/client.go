@@ -11,6 +11,7 @@ import (
 
 	"github.com/koinon/koinon/internal/auth"
 	"github.com/koinon/koinon/internal/block"
+	"github.com/koinon/koinon/internal/block/redis"
 	"github.com/koinon/koinon/internal/block/spread"
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/config"
@@ -27,7 +28,8 @@ import (
 type Client struct {
 	cluster *cluster.Client
 	tree    *remote.Client
-	store   *spread.Store
+	spread  *spread.Store // one of the two
+	redis   *redis.Store
 	fs      *vfs.FS
 	revoke  atomic.Pointer[func([]sys.Ino)]
 }
@@ -40,18 +42,25 @@ func Connect(ctx context.Context, cfg *config.Client, log *slog.Logger) (*Client
 		return nil, err
 	}
 	c := &Client{cluster: cc}
+	if c.redis, err = redisOf(ctx, cc, cfg); err != nil {
+		return nil, errors.Join(err, cc.Close())
+	}
 	c.tree, err = remote.NewClient(ctx, remote.Options{Cluster: cc, Logger: log, Name: sessionName(), OnRevoke: c.revoked})
 	if err != nil {
-		return nil, errors.Join(err, cc.Close())
+		return nil, errors.Join(err, c.closeBlocks(), cc.Close())
 	}
 	keep, err := keepFor(ctx, c.tree)
 	if err != nil {
-		return nil, errors.Join(err, c.tree.Close(context.WithoutCancel(ctx)), cc.Close())
+		return nil, errors.Join(err, c.tree.Close(context.WithoutCancel(ctx)), c.closeBlocks(), cc.Close())
 	}
-	c.store = spread.New(spread.Options{Cluster: cc, Logger: log})
-	c.fs = vfs.New(c.tree, block.Retried(c.store, time.Duration(cfg.Timeout)), vfs.Options{
+	copies := 1
+	if c.redis == nil {
+		copies = cc.Table().Replicas
+		c.spread = spread.New(spread.Options{Cluster: cc, Logger: log})
+	}
+	c.fs = vfs.New(c.tree, block.Retried(c.Blocks(), time.Duration(cfg.Timeout)), vfs.Options{
 		WriteBuffer: int64(cfg.Limits.WriteBuffer), CacheBytes: int64(cfg.Limits.ReadCache),
-		PGs: len(cc.Table().PGs), Copies: cc.Table().Replicas, Session: c.tree.Session(), Timeout: time.Duration(cfg.Timeout),
+		PGs: len(cc.Table().PGs), Copies: copies, Session: c.tree.Session(), Timeout: time.Duration(cfg.Timeout),
 		Retention: keep, Logger: log,
 	})
 	return c, nil
@@ -146,9 +155,24 @@ func (c *Client) FS() *vfs.FS { return c.fs }
 func (c *Client) Tree() meta.Client { return c.tree }
 
 // Blocks is the block store, for those who look after it.
-func (c *Client) Blocks() block.Store { return c.store }
+func (c *Client) Blocks() block.Store {
+	if c.redis != nil {
+		return c.redis
+	}
+	return c.spread
+}
+
+func (c *Client) closeBlocks() error {
+	switch {
+	case c.redis != nil:
+		return c.redis.Close()
+	case c.spread != nil:
+		return c.spread.Close()
+	}
+	return nil
+}
 
 // Close writes out what is buffered, ends the session and the connections.
 func (c *Client) Close(ctx context.Context) error {
-	return errors.Join(c.fs.Close(ctx), c.store.Close(), c.tree.Close(ctx), c.cluster.Close())
+	return errors.Join(c.fs.Close(ctx), c.closeBlocks(), c.tree.Close(ctx), c.cluster.Close())
 }

@@ -34,8 +34,11 @@ func (s *server) found(ctx context.Context) error {
 	for _, v := range s.cfg.Voters {
 		members = append(members, &clusterpb.Member{Id: uint64(v.ID), Addr: v.Addr, Weight: 1, JoinedNs: s.clock.Wall().UnixNano()})
 	}
-	m, err := cluster.First(s.cfg.Cluster, members, placementGroups, s.cfg.Replicas)
+	m, err := s.firstMap(ctx, members)
 	if err != nil {
+		return err
+	}
+	if err := s.tree.Adopt(ctx); err != nil {
 		return err
 	}
 	if _, err := s.tree.Do(ctx, &metapb.Command{Op: &metapb.Command_Format{Format: &metapb.Format{RetentionNs: int64(s.cfg.Retention)}}}); err != nil {
@@ -50,6 +53,18 @@ func (s *server) found(ctx context.Context) error {
 	}
 	s.log.Info("a new cluster", "cluster", s.cfg.Cluster, "nodes", len(members), "replicas", s.cfg.Replicas)
 	return s.followMap()
+}
+
+// firstMap is the map of a new cluster. With blocks in Redis it makes the store
+// the cluster's own first.
+func (s *server) firstMap(ctx context.Context, members []*clusterpb.Member) (*clusterpb.Map, error) {
+	if s.redis == nil {
+		return cluster.First(s.cfg.Cluster, members, placementGroups, s.cfg.Replicas)
+	}
+	if err := s.redis.store.Claim(ctx); err != nil {
+		return nil, err
+	}
+	return cluster.FirstElsewhere(s.cfg.Cluster, members, placementGroups, s.redis.store.String()), nil
 }
 
 // dialer connects to a peer of the log: in turn where the configuration and
@@ -84,7 +99,7 @@ func (s *server) collect(ctx context.Context, led time.Duration) {
 		s.log.Info("collection goes on later", "err", err)
 		return
 	}
-	c := collect.Collector{Tree: s.tree, Blocks: s.spread, Clock: s.clock, Logger: s.log, Grace: blockGrace, PGs: len(s.peers.Table().PGs), Hold: led < keep}
+	c := collect.Collector{Tree: s.tree, Blocks: s.store(), Clock: s.clock, Logger: s.log, Grace: blockGrace, PGs: len(s.peers.Table().PGs), Hold: led < keep}
 	done, err := c.Run(ctx)
 	if err != nil && ctx.Err() == nil {
 		s.log.Info("collection goes on later", "err", err)
@@ -105,23 +120,16 @@ func (s *server) status() *clusterpb.StatusReply {
 		Node: uint64(s.cfg.ID), Cluster: s.cfg.Cluster, Version: s.version, Leader: uint64(st.Leader), Role: role,
 		BallotRound: st.BallotRound, Chosen: st.Chosen, Applied: st.Applied, Truncated: st.Truncated,
 		StartedNs: s.started.UnixNano(), Proposals: st.Proposals, Entries: st.Entries, Syncs: st.LogSyncs, LogBytes: st.LogBytes,
-		Epoch: s.peers.Map().GetEpoch(), Healing: healing(s.healer.Status()), ResidentBytes: resident(), CaKey: s.ca != nil,
-	}
-	epoch, drained := s.healer.Drained()
-	r.TableEpoch = epoch
-	for id, groups := range drained {
-		d := &clusterpb.Drained{Source: uint64(id)}
-		for _, pg := range groups {
-			d.Groups = append(d.Groups, uint32(pg))
-		}
-		r.Drained = append(r.Drained, d)
+		Epoch: s.peers.Map().GetEpoch(), ResidentBytes: resident(), CaKey: s.ca != nil,
 	}
 	for _, id := range st.Voters {
 		r.Voters = append(r.Voters, uint64(id))
 	}
 	for _, p := range st.Peers {
-		r.Lags = append(r.Lags, &clusterpb.PeerLag{Node: uint64(p.ID), Slots: p.Lag})
+		r.Lags = append(r.Lags, &clusterpb.PeerLag{Node: uint64(p.ID), Slots: p.Lag, Reachable: p.Reachable,
+			Snapshot: p.Snapshot, LastSeenNs: int64(p.LastSeen)})
 	}
+	r.Load = logLoad(&st)
 	var trouble []string
 	if st.Damaged != "" {
 		trouble = append(trouble, st.Damaged)
@@ -131,13 +139,52 @@ func (s *server) status() *clusterpb.StatusReply {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	if u, err := s.blocks.Usage(ctx); err != nil {
-		trouble = append(trouble, err.Error())
-	} else {
-		r.Blocks, r.BytesUsed, r.BytesFree = u.Blocks, u.Used, u.Free
+	if t := s.tree.Trouble(ctx); t != "" {
+		trouble = append(trouble, t)
+	}
+	if t := s.blocksStatus(r); t != "" {
+		trouble = append(trouble, t)
 	}
 	r.Trouble = strings.Join(trouble, "; ")
 	return r
+}
+
+// logLoad is what the wire tells of how busy the log is.
+func logLoad(st *replica.Status) *clusterpb.LogLoad {
+	return &clusterpb.LogLoad{
+		LeaseNs: int64(st.Lease), QueueCommands: uint64(st.QueueCommands), QueueBytes: uint64(st.QueueBytes), InFlight: uint64(st.InFlight),
+		Applies: st.Applies, Deduped: st.Deduped, Reads: st.Reads, ReadIndexes: st.ReadIndex, Elections: st.Elections, Dropped: st.Dropped,
+		Snapshots: st.Snapshots, Installs: st.Installs, Sessions: uint64(st.Sessions), Batch: spreadOf(&st.Batch), SyncNs: spreadOf(&st.SyncTime),
+	}
+}
+
+func spreadOf(s *replica.Spread) *clusterpb.Spread {
+	return &clusterpb.Spread{Count: s.Count, Mean: s.Mean, P50: s.P50, P99: s.P99, Max: s.Max}
+}
+
+// blocksStatus tells of the blocks, and returns what a person should look at.
+func (s *server) blocksStatus(r *clusterpb.StatusReply) (trouble string) {
+	if s.redis != nil {
+		r.BlockStore, trouble = s.redis.status()
+		return trouble
+	}
+	epoch, drained := s.healer.Drained()
+	r.Healing, r.TableEpoch = healing(s.healer.Status()), epoch
+	for id, groups := range drained {
+		d := &clusterpb.Drained{Source: uint64(id)}
+		for _, pg := range groups {
+			d.Groups = append(d.Groups, uint32(pg))
+		}
+		r.Drained = append(r.Drained, d)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	u, err := s.blocks.Usage(ctx)
+	if err != nil {
+		return err.Error()
+	}
+	r.Blocks, r.BytesUsed, r.BytesFree = u.Blocks, u.Used, u.Free
+	return ""
 }
 
 // healing says in words what a node still fetches, nothing when it has all.

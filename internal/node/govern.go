@@ -92,9 +92,11 @@ func (s *server) place(ctx context.Context, c *census) error {
 	if err != nil {
 		return err
 	}
-	next, err := placement.Reassign(table, c.shares())
-	if err != nil {
-		return err
+	next := table
+	if c.m.Blocks == nil {
+		if next, err = placement.Reassign(table, c.shares()); err != nil {
+			return err
+		}
 	}
 	next = c.forget(next)
 	if next.Epoch == table.Epoch {

@@ -45,6 +45,7 @@ type JoinOptions struct {
 	CAKey     string // ca_key of the node's configuration, where it is to sign for others; relative to Dir
 	Version   string
 	Meta      config.Engine // as the other nodes have it
+	Blocks    config.Blocks // as the other nodes have it
 	Timeout   time.Duration // for how long to try; 0 means DefaultJoinTimeout
 }
 
@@ -92,7 +93,7 @@ func Join(ctx context.Context, o JoinOptions, log *slog.Logger) (path string, er
 	if _, err := key.Save(o.Dir, nodeFiles, token, j.CAPEM, j.Cert); err != nil {
 		return "", err
 	}
-	n := config.Node{Cluster: token.Cluster, ID: j.Node, Dir: "data", Listen: o.Listen, Advertise: o.Advertise, Zone: o.Zone, Seeds: j.Seeds, Meta: o.Meta,
+	n := config.Node{Cluster: token.Cluster, ID: j.Node, Dir: "data", Listen: o.Listen, Advertise: o.Advertise, Zone: o.Zone, Seeds: j.Seeds, Meta: o.Meta, Blocks: o.Blocks,
 		TLS: config.TLS{CA: auth.CACertFile, Cert: nodeFiles + ".crt", Key: nodeFiles + ".key", CAKey: o.CAKey}}
 	if err := errors.Join(n.Save(path), syncDir(o.Dir)); err != nil {
 		return "", err
@@ -210,7 +211,7 @@ func answer(listenAddr string, key *auth.JoinKey) (stop func() error, err error)
 	if err != nil {
 		return nil, err
 	}
-	l, err := listen(listenAddr)
+	l, err := listen("listen", listenAddr)
 	if err != nil {
 		return nil, err
 	}

@@ -427,6 +427,20 @@ func TestWrongTokensAreSlowed(t *testing.T) {
 	}
 }
 
+// TestExpiredToken: a token whose time is over lets nobody in.
+func TestExpiredToken(t *testing.T) {
+	w := newTown(t, 1, 1)
+	a := w.admin()
+	late := w.token(a, cluster.TokenLifeMin)
+	await(t, "the token has expired", func() bool {
+		tokens, err := a.Tokens(t.Context())
+		check(t, err)
+		return slices.ContainsFunc(tokens, func(x node.TokenInfo) bool { return x.State == "expired" })
+	})
+	_, _, err := w.join("x1", late, nil)
+	w.refused(err, sys.Access, "has expired", "make a new one")
+}
+
 // TestFound: a cluster of one machine that others join.
 func TestFound(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "first")
@@ -462,4 +476,38 @@ func TestNobodySigns(t *testing.T) {
 	w := newTown(t, 3, 0)
 	_, _, err := w.join("z", w.token(w.admin(), time.Hour), nil)
 	w.refused(err, sys.NotSupported, "no node has the key", "ca_key")
+}
+
+// TestAllRemovedAtOnce: those who remove all nodes at the same time, each
+// another one, do not see each other; the last one stays all the same.
+func TestAllRemovedAtOnce(t *testing.T) {
+	w := newTown(t, 3, 0)
+	a := w.admin()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	errs := make([]error, len(w.nodes))
+	var wg sync.WaitGroup
+	for i, n := range w.nodes {
+		wg.Go(func() { errs[i] = a.Remove(ctx, n.ID, nil) })
+	}
+	wg.Wait()
+	stays := slices.IndexFunc(errs, func(err error) bool { return err != nil })
+	if stays < 0 {
+		t.Fatal("one of the removals was to be refused")
+	}
+	w.refused(errs[stays], sys.Invalid, "only node")
+	for i, r := range w.runs {
+		if i == stays {
+			continue
+		}
+		check(t, errs[i])
+		if err := r.ended(t); err != nil || !strings.Contains(r.logged(), "was removed") {
+			t.Errorf("node %d ended with %v", i+1, err)
+		}
+	}
+	st, err := node.ReadStatus(t.Context(), w.client, slog.New(slog.DiscardHandler))
+	if err != nil || !st.Majority || len(st.Nodes) != 1 || st.Nodes[0].Member != "up" {
+		t.Errorf("one node that serves expected, found %+v, %v", st, err)
+	}
+	w.token(a, time.Hour)
 }

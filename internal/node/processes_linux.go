@@ -109,7 +109,7 @@ func (t *processTree) open(ctx context.Context) (*vfs.FS, error) {
 		return nil, errors.Join(err, tree.Close(ctx))
 	}
 	t.tree = tree
-	t.fs = vfs.New(tree, block.Retried(s.spread, processTimeout), vfs.Options{
+	t.fs = vfs.New(tree, block.Retried(s.store(), processTimeout), vfs.Options{
 		WriteBuffer: processBuffer, CacheBytes: processBuffer, PGs: len(table.PGs), Copies: table.Replicas, Session: tree.Session(),
 		Timeout: processTimeout, Retention: keep, Clock: s.clock, Logger: s.log,
 	})

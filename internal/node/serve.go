@@ -40,16 +40,18 @@ type server struct {
 	creds     *auth.Credentials
 	ca        *auth.CA        // nil without tls.ca_key
 	peers     *cluster.Client // to the other nodes, on this node's own account
-	blocks    *disk.Store
 	transport *replica.WireTransport
 	wire      *wire.Server
+	metrics   net.Listener // nil: not asked for
 	host      *replica.Host
 	group     *replica.Group
 	database  *mysql.Engine // nil: the tree is in the replica's state
 	tree      *remote.Server
 	kv        *kv.Server
 	procs     *proc.Server
-	processes *processes    // nil: this node runs none
+	processes *processes   // nil: this node runs none
+	redis     *redisBlocks // nil: the nodes keep the blocks, by the four below
+	blocks    *disk.Store
 	spread    *spread.Store // this node's own use of all blocks
 	healer    *spread.Healer
 	scrubber  *spread.Scrubber
@@ -73,21 +75,27 @@ func Serve(ctx context.Context, cfg *config.Node, version string, log *slog.Logg
 			return err
 		}
 	}
-	listener, err := listen(cfg.Listen)
+	listener, err := listen("listen", cfg.Listen)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.close(listener)) }()
+	if cfg.Metrics != "" {
+		if s.metrics, err = listen("metrics", cfg.Metrics); err != nil {
+			return err
+		}
+	}
 	if err := s.open(ctx); err != nil {
 		return err
 	}
 	return s.run(ctx, listener)
 }
 
-func listen(addr string) (net.Listener, error) {
+// listen opens an address that the configuration gives under a key.
+func listen(key, addr string) (net.Listener, error) {
 	l, err := net.Listen("tcp", addr)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, sys.E(sys.Op("node.Serve"), sys.Busy, sys.Subject(addr), "the port is in use: end the process that has it (ss -ltnp shows it), or set another `listen` address")
+		return nil, sys.E(sys.Op("node.Serve"), sys.Busy, sys.Subject(addr), "the port is in use: end the process that has it (ss -ltnp shows it), or set another `"+key+"` address")
 	}
 	if err != nil {
 		return nil, sys.E(sys.Op("node.Serve"), sys.Invalid, sys.Subject(addr), err)
@@ -112,18 +120,26 @@ func (s *server) open(ctx context.Context) (err error) {
 	if err := s.openReplica(); err != nil {
 		return err
 	}
+	(&cluster.Service{Group: s.group, Status: s.status, Known: s.known}).Register(s.wire)
+	(&cluster.Admission{Client: s.peers, CA: s.ca, CAPEM: s.creds.CAPEM(), Logger: s.log}).Register(s.wire)
+	if err := s.openBlocks(ctx); err != nil {
+		return err
+	}
+	s.processes = s.openProcesses(ctx)
+	return s.followMap()
+}
+
+// openOwnBlocks makes the parts of a node that keeps blocks itself.
+func (s *server) openOwnBlocks() (err error) {
 	s.blocks, err = disk.Open(disk.Options{Dir: filepath.Join(s.cfg.Dir, "blocks"), Logger: s.log, ReserveBytes: uint64(s.cfg.Limits.MinFree)})
 	if err != nil {
 		return err
 	}
-	(&cluster.Service{Group: s.group, Status: s.status, Known: s.known}).Register(s.wire)
-	(&cluster.Admission{Client: s.peers, CA: s.ca, CAPEM: s.creds.CAPEM(), Logger: s.log}).Register(s.wire)
 	server := spread.NewServer(spread.ServerConfig{Self: s.cfg.ID, Engine: s.blocks, Cluster: s.peers, Logger: s.log})
 	server.Register(s.wire)
 	s.healer = spread.NewHealer(spread.HealerConfig{Every: healEvery, Self: s.cfg.ID, Engine: s.blocks, Cluster: s.peers, Logger: s.log})
 	s.scrubber = spread.NewScrubber(spread.ScrubberConfig{Self: s.cfg.ID, Engine: s.blocks, Cluster: s.peers, Logger: s.log})
 	s.spread = spread.New(spread.Options{Cluster: s.peers, Prefer: s.cfg.ID, Local: server, Logger: s.log})
-	s.processes = s.openProcesses(ctx)
 	return nil
 }
 
@@ -195,8 +211,14 @@ func (s *server) run(ctx context.Context, listener net.Listener) error {
 			cancel(err)
 		}
 	})
+	if s.metrics != nil {
+		wg.Go(func() { s.serveMetrics(ctx, s.metrics) })
+	}
 	wg.Go(func() { s.member(ctx, cancel) })
-	wg.Go(func() { s.duties(ctx) })
+	wg.Go(func() { s.duties(ctx, cancel) })
+	if s.redis != nil {
+		wg.Go(func() { s.redis.watch(ctx) })
+	}
 	wg.Go(func() { s.govern(ctx) })
 	wg.Go(func() { s.processes.run(ctx) })
 	s.log.Info("serving", "node", s.cfg.ID, "cluster", s.cfg.Cluster, "addr", listener.Addr().String(), "version", s.version)
@@ -224,8 +246,13 @@ func (s *server) run(ctx context.Context, listener net.Listener) error {
 // close ends the parts in the reverse order of open.
 func (s *server) close(listener net.Listener) error {
 	var errs []error
-	if err := listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-		errs = append(errs, err)
+	for _, l := range []net.Listener{listener, s.metrics} {
+		if l == nil {
+			continue
+		}
+		if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
 	}
 	errs = append(errs, s.processes.close())
 	if s.tree != nil {
@@ -249,6 +276,9 @@ func (s *server) close(listener net.Listener) error {
 	if s.spread != nil {
 		errs = append(errs, s.scrubber.Close(), s.healer.Close(), s.spread.Close())
 	}
+	if s.redis != nil {
+		errs = append(errs, s.redis.store.Close())
+	}
 	if s.blocks != nil {
 		errs = append(errs, s.blocks.Close())
 	}
@@ -259,15 +289,17 @@ func (s *server) close(listener net.Listener) error {
 }
 
 // duties does what is due now and then: taking over a newer map, and, on the
-// leader, making a new cluster and collecting what nobody uses.
-func (s *server) duties(ctx context.Context) {
+// leader, making a new cluster and collecting what nobody uses. end ends the
+// node.
+func (s *server) duties(ctx context.Context, end context.CancelCauseFunc) {
 	collected := s.clock.Boot()
 	led, since := uint64(0), collected // the leadership, and since when it is this node's
 	tick := time.NewTicker(dutyEvery)
 	defer tick.Stop()
 	for {
 		if err := s.followMap(); err != nil {
-			s.log.Error("the cluster map cannot be used", "err", err)
+			end(err)
+			return
 		}
 		s.followPeers()
 		if st := s.group.Status(); st.Role == replica.Leader && st.Ready {
@@ -305,6 +337,9 @@ const (
 func (s *server) followMap() error {
 	m, err := cluster.LocalMap(s.group)
 	if err != nil || m == nil || m.Epoch <= s.peers.Map().GetEpoch() {
+		return err
+	}
+	if err := checkBlocks(m, s.cfg.Blocks.URL); err != nil {
 		return err
 	}
 	return s.peers.Install(m)

@@ -25,8 +25,11 @@ type Status struct {
 	Leader  sys.NodeID `json:"leader"` // 0 when there is none
 	// Majority says that there is a leader and most nodes are up, so that
 	// writes go on.
-	Majority bool         `json:"majority"`
-	Nodes    []NodeStatus `json:"nodes"`
+	Majority bool `json:"majority"`
+	// Blocks says where the blocks are and what that promises; empty when the
+	// nodes keep them.
+	Blocks string       `json:"block_store,omitempty"`
+	Nodes  []NodeStatus `json:"nodes"`
 }
 
 // NodeStatus is one node. Only ID, Addr, State and Trouble are set of a node
@@ -58,7 +61,57 @@ type NodeStatus struct {
 	// certificates of new nodes.
 	Signs bool `json:"signs"`
 
+	// Log is how busy its log is; nil when the node is down or too old to tell.
+	Log *LogStatus `json:"log,omitempty"`
+	// BlockStore says where the blocks are and what that promises; empty when
+	// the nodes keep them.
+	BlockStore string `json:"block_store,omitempty"`
+
 	voters []uint64 // that it knows
+}
+
+// LogStatus is what to look at when the log is slow. Counters, and the spreads,
+// are since the node's process started; times are in seconds.
+type LogStatus struct {
+	Proposals     uint64           `json:"proposals"`        // commands taken from callers
+	Entries       uint64           `json:"entries"`          // that carried them
+	Syncs         uint64           `json:"syncs"`            // writes of the log, each with one fdatasync
+	Bytes         uint64           `json:"bytes"`            // written to it
+	Batch         SpreadStatus     `json:"batch_commands"`   // commands in an entry
+	SyncTime      SpreadStatus     `json:"sync_seconds"`     // a write of the log with its sync
+	Lease         float64          `json:"lease_seconds"`    // left; above 0 on the leader only
+	QueueCommands uint64           `json:"queue_commands"`   // that wait to be proposed
+	QueueBytes    uint64           `json:"queue_bytes"`      //
+	InFlight      uint64           `json:"in_flight"`        // entries proposed and not applied
+	Applies       uint64           `json:"applies"`          // commands
+	Deduped       uint64           `json:"deduplicated"`     // commands that had been applied before
+	Reads         uint64           `json:"reads"`            // linearizable ones
+	ReadIndexes   uint64           `json:"read_indexes"`     // of these, how many needed a round
+	Elections     uint64           `json:"elections"`        // changes of leader seen
+	Dropped       uint64           `json:"dropped_messages"` // that came faster than they were handled
+	Snapshots     uint64           `json:"snapshots_sent"`
+	Installs      uint64           `json:"snapshots_received"`
+	Sessions      uint64           `json:"sessions"`
+	Followers     []FollowerStatus `json:"followers,omitempty"` // as the leader sees them
+}
+
+// SpreadStatus sums up many numbers. The quantiles are at most a quarter above
+// the true ones.
+type SpreadStatus struct {
+	Count uint64  `json:"count"`
+	Mean  float64 `json:"mean"`
+	P50   float64 `json:"p50"`
+	P99   float64 `json:"p99"`
+	Max   float64 `json:"max"`
+}
+
+// FollowerStatus is a member as the leader sees it.
+type FollowerStatus struct {
+	ID        sys.NodeID `json:"id"`
+	Lag       uint64     `json:"lag"`               // chosen slots that it may lack
+	Reachable bool       `json:"reachable"`         // it has answered within an election timeout
+	Snapshot  bool       `json:"snapshot"`          // one is on its way to it
+	LastSeen  float64    `json:"last_seen_seconds"` // ago; negative when never
 }
 
 // statusTimeout is how long a node may take to tell of itself.
@@ -158,8 +211,32 @@ func nodeStatus(addr string, r *clusterpb.StatusReply) NodeStatus {
 		BytesFree: r.BytesFree, Resident: r.ResidentBytes, Healing: r.Healing, Trouble: r.Trouble,
 		UptimeSecs: time.Since(time.Unix(0, r.StartedNs)).Round(time.Second).Seconds(),
 		Signs:      r.CaKey,
-		voters:     r.Voters,
+		Log:        logStatus(r),
+		voters:     r.Voters, BlockStore: r.BlockStore,
 	}
+}
+
+func logStatus(r *clusterpb.StatusReply) *LogStatus {
+	l := r.Load
+	if l == nil {
+		return nil
+	}
+	s := &LogStatus{
+		Proposals: r.Proposals, Entries: r.Entries, Syncs: r.Syncs, Bytes: r.LogBytes, Batch: spreadStatus(l.Batch, 1), SyncTime: spreadStatus(l.SyncNs, 1e-9),
+		Lease: time.Duration(l.LeaseNs).Seconds(), QueueCommands: l.QueueCommands, QueueBytes: l.QueueBytes, InFlight: l.InFlight,
+		Applies: l.Applies, Deduped: l.Deduped, Reads: l.Reads, ReadIndexes: l.ReadIndexes, Elections: l.Elections, Dropped: l.Dropped,
+		Snapshots: l.Snapshots, Installs: l.Installs, Sessions: l.Sessions,
+	}
+	for _, p := range r.Lags {
+		s.Followers = append(s.Followers, FollowerStatus{ID: sys.NodeID(p.Node), Lag: p.Slots, Reachable: p.Reachable,
+			Snapshot: p.Snapshot, LastSeen: time.Duration(p.LastSeenNs).Seconds()})
+	}
+	return s
+}
+
+// spreadStatus counts in units of so much.
+func spreadStatus(s *clusterpb.Spread, unit float64) SpreadStatus {
+	return SpreadStatus{Count: s.GetCount(), Mean: s.GetMean() * unit, P50: float64(s.GetP50()) * unit, P99: float64(s.GetP99()) * unit, Max: float64(s.GetMax()) * unit}
 }
 
 // describe adds what the map says of a node.
@@ -187,6 +264,7 @@ func summarize(s *Status) {
 			continue
 		}
 		up[uint64(n.ID)] = true
+		s.Blocks = or(s.Blocks, n.BlockStore)
 		if len(n.voters) > 0 && n.Chosen >= chosen {
 			voters = n.voters
 		}

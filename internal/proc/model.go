@@ -61,7 +61,6 @@ type nodeModel struct {
 	processes int
 	silent    bool // it could not be reached since it was heard
 	losing    bool // it is being declared lost
-	telling   bool // its row is being written
 }
 
 func newModel() *model {

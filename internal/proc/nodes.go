@@ -33,6 +33,9 @@ func (s *Server) serveHeartbeat(ctx context.Context, req *wire.Request) (wire.Re
 	if err := ofNode(op, req, hb.Node.GetId()); err != nil {
 		return wire.Response{}, err
 	}
+	if err := s.newcomer(ctx, hb.Node); err != nil {
+		return cluster.LeaderHint(err)
+	}
 	if err := s.writeNode(ctx, hb.Node); err != nil {
 		return cluster.LeaderHint(err)
 	}
@@ -53,6 +56,41 @@ func (s *Server) serveHeartbeat(ctx context.Context, req *wire.Request) (wire.Re
 		s.mu.Unlock()
 	}
 	return respond(reply)
+}
+
+// newcomer gives a node that knows no fence, and that the table has known, a
+// higher one: it has lost its directory, and with it what it voted for. While
+// something may still run there it has to wait until it is declared lost.
+func (s *Server) newcomer(ctx context.Context, n *procpb.Node) error {
+	const op = sys.Op("proc.Heartbeat")
+	if n.Fence != 0 {
+		return nil
+	}
+	l, err := s.leader(ctx, op)
+	if err != nil {
+		return err
+	}
+	nm := l.model.nodes[n.Id]
+	if nm == nil || nm.row.Lost {
+		s.mu.Unlock()
+		return nil
+	}
+	fence := nm.row.Fence
+	_, busy := l.model.reserved()[n.Id]
+	s.mu.Unlock()
+	if busy {
+		return sys.E(op, sys.Unavailable, sys.Subject(sys.NodeID(n.Id).String()), "the node has lost its directory: what it ran has to end first")
+	}
+	if _, _, err := s.propose(ctx, &procpb.Command{Op: &procpb.Command_LoseNode{LoseNode: &procpb.LoseNode{Node: n.Id, Fence: fence, Why: "its node has lost its directory"}}}); err != nil {
+		return err
+	}
+	if l, err = s.leader(ctx, op); err != nil {
+		return err
+	}
+	l.coord.Lost(PartyOf(n.Id, fence))
+	s.pump(l)
+	s.mu.Unlock()
+	return nil
 }
 
 // writeNode keeps what a node tells of itself, when that is new.

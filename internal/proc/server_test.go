@@ -618,6 +618,39 @@ func TestALostNodesWorkIsDoneElsewhere(t *testing.T) {
 	w.finish(id)
 }
 
+func TestANodeThatHasLostItsDirectoryIsAnotherParty(t *testing.T) {
+	w := newWorld(t)
+	id := w.submit(specOf(func(s *procpb.Spec) { s.Retries = 1 }))
+	w.waitFor(id, procpb.State_RUNNING)
+	var n *fakeNode
+	w.await("a node runs it", func() bool {
+		for _, x := range w.nodes {
+			if len(x.runs()) == 1 {
+				n = x
+			}
+		}
+		return n != nil
+	})
+	forget := func() { n.fence, n.part, n.running = 0, nil, map[string]*procpb.Reservation{} }
+	n.set(forget)
+	fence := func() (f uint64) {
+		n.set(func() { f = n.fence })
+		return f
+	}
+	w.await("it is back under another name", func() bool { return fence() >= 2 })
+	w.finish(id)
+	if r := w.inspect(id); r.Tasks[0].Lost != 1 || r.Tasks[0].Epoch != 2 {
+		t.Fatalf("expected one try that was lost, found %v", r.Tasks[0])
+	}
+	was := fence()
+	w.await("the table knows that", func() bool {
+		nodes, err := w.c.Nodes(t.Context())
+		return err == nil && slices.ContainsFunc(nodes.Nodes, func(i *procpb.NodeInfo) bool { return i.Node.Id == uint64(n.id) && i.Alive })
+	})
+	n.set(forget)
+	w.await("and again, though it ran nothing", func() bool { return fence() > was })
+}
+
 func TestAnArrayRunsAtMostSoManyAtOnce(t *testing.T) {
 	w := newWorld(t)
 	id := w.submit(specOf(func(s *procpb.Spec) { s.Array, s.Last, s.AtOnce = true, 19, 3 }))

@@ -20,6 +20,8 @@ type Spread struct {
 	// P50 and P99 are at most a quarter above the true value.
 	P50, P99 uint64
 	Max      uint64
+	// Below[k] is how many were below 2 to the power of k.
+	Below [65]uint64
 }
 
 // bucketOf returns the bucket of a number: its highest bit and the two below it.
@@ -56,6 +58,15 @@ func (m *meter) spread() Spread {
 	}
 	s.Mean = float64(m.sum.Load()) / float64(s.Count)
 	s.P50, s.P99 = m.quantile(s.Count, 0.5), m.quantile(s.Count, 0.99)
+	at := 0
+	for k := range s.Below {
+		if k > 0 {
+			s.Below[k] = s.Below[k-1]
+		}
+		for ; at < len(m.buckets) && bits.Len64(bucketTop(at)) <= k; at++ {
+			s.Below[k] += m.buckets[at].Load()
+		}
+	}
 	return s
 }
 

@@ -1,8 +1,10 @@
 package replica
 
 import (
+	"math/bits"
 	"math/rand/v2"
 	"slices"
+	"sort"
 	"testing"
 )
 
@@ -25,6 +27,12 @@ func TestMeter(t *testing.T) {
 		want := all[5000*q/100-1]
 		if found < want || float64(found) > 1.25*float64(want)+1 {
 			t.Errorf("%d%%: %d or a quarter more expected, found %d", q, want, found)
+		}
+	}
+	for k, found := range s.Below {
+		want := sort.Search(len(all), func(i int) bool { return bits.Len64(all[i]) > k })
+		if found != uint64(want) {
+			t.Errorf("%d numbers below 2^%d expected, found %d", want, k, found)
 		}
 	}
 	for i := 1; i < 200; i++ {

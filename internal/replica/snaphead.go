@@ -16,6 +16,12 @@ type snapHead struct {
 	history paxos.History
 }
 
+// same reports whether two heads are of one snapshot. A peer that gives two the
+// same name is not believed.
+func (s *snapHead) same(o *snapHead) bool {
+	return s.stream == o.stream && s.applied == o.applied && s.history.Equal(o.history)
+}
+
 // offer encodes the head.
 func (s *snapHead) offer() *replicapb.SnapshotOffer {
 	o := &replicapb.SnapshotOffer{Stream: s.stream, Members: s.history.Encode(),

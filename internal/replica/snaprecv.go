@@ -158,7 +158,7 @@ func (g *Group) receiveOffer(from sys.NodeID, o *replicapb.SnapshotOffer) (*repl
 	switch {
 	case head.applied.slot <= g.applied.Load():
 		return refuse("the state is not older here")
-	case head.stream == in.stream && from == in.from && !in.done:
+	case head.same(&in.snapHead) && from == in.from && !in.done:
 		if in.next > 0 {
 			h.cfg.Logger.Info("a snapshot goes on", "group", g.id, "from", from, "chunk", in.next)
 		}

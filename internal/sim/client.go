@@ -76,6 +76,10 @@ func (c *client) next() {
 	case 0, 1:
 		c.write(r)
 	case 2:
+		if w.shape.jumps {
+			c.indexRead(r)
+			return
+		}
 		c.leaseRead(r)
 	case 3:
 		c.indexRead(r)

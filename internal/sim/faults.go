@@ -28,6 +28,9 @@ func (w *world) scheduleFaults() {
 	w.every(w.shape.transferEvery, w.transfer)
 	w.every(2*w.shape.transferEvery, w.ambush)
 	w.every(w.shape.clockEvery, func() { w.someReplica().skewClock() })
+	if w.shape.jumps {
+		w.every(w.shape.clockEvery, func() { w.someReplica().jumpClock() })
+	}
 	w.every(w.shape.diskEvery, w.troubleDisk)
 	if w.shape.changeEvery > 0 {
 		w.every(w.shape.changeEvery, w.changeMembers)
@@ -146,6 +149,9 @@ func (w *world) heal() {
 	w.shape.syncSlow = 0
 	for _, r := range w.replicas {
 		r.slowUntil, r.fullUntil = 0, 0
+		if w.shape.jumps {
+			r.skewClock() // it may stand still
+		}
 		if !r.up && !r.dead {
 			r.start()
 		}

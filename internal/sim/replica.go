@@ -61,10 +61,23 @@ func (r *replica) clock() paxos.Time {
 
 // skewClock lets the clock go on at another rate, as wrong as is allowed.
 func (r *replica) skewClock() {
-	r.clockBase, r.clockFrom = r.clock(), r.w.now
+	r.clockBase, r.clockFrom, r.clockRate = r.clock(), r.w.now, 1
 	if d := r.w.shape.driftPPM; d > 0 {
 		r.clockRate = 1 + float64(r.w.rng.IntN(2*d+1)-d)/1e6
 	}
+}
+
+// jumpClock puts the clock forward, by little or by more than any timeout, or lets it stand still, as that of a machine
+// that was suspended does when it does not count that time.
+func (r *replica) jumpClock() {
+	r.w.stats.ClockJumps++
+	r.clockBase, r.clockFrom = r.clock(), r.w.now
+	if r.w.chance(0.4) {
+		r.clockRate = 0 // until it is set again
+	} else {
+		r.clockBase += paxos.Time(r.w.pick(0, []instant{20 * millisecond, r.w.shape.electionTimeout, 5 * second}[r.w.rng.IntN(3)]))
+	}
+	r.w.mark('c', uint64(r.id), uint64(r.clockBase))
 }
 
 func (r *replica) start() {

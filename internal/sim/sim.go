@@ -45,7 +45,7 @@ type Stats struct {
 	Transfers                                int
 	Changes, ChangesRefused, Configurations  int // of members: proposed, refused for a reason, applied
 	Reformats, Torn, SlowDisks, FullDisks    int
-	Coups                                    int
+	Coups, ClockJumps                        int
 }
 
 // Add adds up two counts.
@@ -75,6 +75,7 @@ func (s *Stats) Add(o Stats) {
 	s.SlowDisks += o.SlowDisks
 	s.FullDisks += o.FullDisks
 	s.Coups += o.Coups
+	s.ClockJumps += o.ClockJumps
 }
 
 // violation is how a check ends a run.
@@ -106,6 +107,7 @@ type shape struct {
 	electionTimeout, heartbeat       instant
 	tick                             instant
 	driftPPM                         int
+	jumps                            bool // clocks jump while nodes run, so that nobody may go by a lease
 	faultPhase                       instant
 	crashEvery, pauseEvery, cutEvery instant
 	transferEvery                    instant
@@ -178,6 +180,7 @@ func (w *world) build() {
 		heartbeat:       []instant{20, 40}[w.rng.IntN(2)] * millisecond,
 		tick:            10 * millisecond,
 		driftPPM:        []int{0, 1000, 50_000}[w.rng.IntN(3)],
+		jumps:           w.opt.Seed%8 == 6,
 		faultPhase:      5 * second,
 		crashEvery:      w.pick(300*millisecond, 3*second),
 		pauseEvery:      w.pick(300*millisecond, 3*second),

@@ -18,9 +18,38 @@ func (s *Store) Groups() int {
 // Nodes lists who should hold a placement group.
 func (s *Store) Nodes(pg sys.PG) []sys.NodeID { return s.cluster.Table().Nodes(pg) }
 
-// ListOn is List on one node: what that node itself holds, without what it
+// EachOn tells fn which blocks of a placement group one node itself holds.
+func (s *Store) EachOn(ctx context.Context, id sys.NodeID, pg sys.PG, fn func(block.Info)) error {
+	for after := (sys.BlockKey{}); ; {
+		infos, err := s.listOn(ctx, id, pg, after, block.ListMax)
+		if err != nil {
+			return err
+		}
+		for _, i := range infos {
+			fn(i)
+			after = i.Key
+		}
+		if len(infos) < block.ListMax {
+			return nil
+		}
+	}
+}
+
+// HasOn reports whether one node itself holds a block.
+func (s *Store) HasOn(ctx context.Context, id sys.NodeID, key sys.BlockKey) (bool, error) {
+	before := key
+	if before.Index > 0 {
+		before.Index--
+	} else {
+		before = sys.BlockKey{Slice: key.Slice - 1, Index: ^uint32(0)}
+	}
+	infos, err := s.listOn(ctx, id, key.Slice.PG(), before, 1)
+	return len(infos) == 1 && infos[0].Key == key, err
+}
+
+// listOn is List on one node: what that node itself holds, without what it
 // remembers as deleted.
-func (s *Store) ListOn(ctx context.Context, id sys.NodeID, pg sys.PG, after sys.BlockKey, limit int) ([]block.Info, error) {
+func (s *Store) listOn(ctx context.Context, id sys.NodeID, pg sys.PG, after sys.BlockKey, limit int) ([]block.Info, error) {
 	limit = block.ListLimit(limit)
 	n, err := s.node(id)
 	if err != nil {

@@ -382,6 +382,45 @@ func TestDrainMovesEverything(t *testing.T) {
 	}
 }
 
+// TestDrainOfASourceThatIsBehind: one that learns of the table late, as after a
+// cut of the network, is compared with again soon, and not with the next pass
+// that is due anyway.
+func TestDrainOfASourceThatIsBehind(t *testing.T) {
+	w := newWorld(t, worldOptions{nodes: 4, replicas: 2})
+	members := []placement.Node{{ID: 1, Weight: 1}, {ID: 2}, {ID: 3, Weight: 1}, {ID: 4, Weight: 1}}
+	next := must[*placement.Table](t)(placement.Reassign(w.table.Load(), members))
+	w.table.Store(next)
+	for _, n := range w.nodes {
+		if n.id != 2 {
+			n.view.table.Store(next)
+		}
+	}
+	for _, n := range w.nodes {
+		if n.id == 2 {
+			continue
+		}
+		waitFor(t, "a pass", func() bool {
+			st := n.healer.Status()
+			return st.Epoch == next.Epoch && !st.Running
+		})
+		if _, groups := n.healer.Drained(); len(groups[2]) > 0 {
+			t.Errorf("%v took a source that may still get blocks for drained", n.id)
+		}
+	}
+	w.nodes[1].view.table.Store(next)
+	for pg := range next.PGs {
+		if !slices.Contains(next.From[pg], 2) {
+			continue
+		}
+		for _, id := range next.PGs[pg] {
+			waitFor(t, "draining", func() bool {
+				_, groups := w.nodes[id-1].healer.Drained()
+				return slices.Contains(groups[2], sys.PG(pg))
+			})
+		}
+	}
+}
+
 // TestDrainPastADeadNode: those who live say of each source that they have all
 // of it, though a node of the group, which they cannot reach, has not.
 func TestDrainPastADeadNode(t *testing.T) {

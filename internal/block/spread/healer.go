@@ -202,7 +202,8 @@ func (h *Healer) run(ctx context.Context) {
 }
 
 // pass compares every group with every peer. It reports whether all are
-// complete.
+// complete, and all sources followed the table: one that did not may have got
+// something since.
 func (h *Healer) pass(ctx context.Context, t *placement.Table) bool {
 	var mine []sys.PG
 	for pg := range t.PGs {
@@ -217,12 +218,14 @@ func (h *Healer) pass(ctx context.Context, t *placement.Table) bool {
 		st.Epoch, st.Groups, st.Complete, st.Running = t.Epoch, len(mine), 0, true
 	})
 	down := make(map[sys.NodeID]bool) // asked once per pass
-	complete := 0
+	complete, followed := 0, true
 	for _, pg := range mine {
 		if ctx.Err() != nil {
 			break
 		}
-		if h.group(ctx, t, pg, down) {
+		whole, all := h.group(ctx, t, pg, down)
+		followed = followed && all
+		if whole {
 			complete++
 			h.update(func(st *HealStatus) { st.Complete = complete })
 		}
@@ -231,13 +234,14 @@ func (h *Healer) pass(ctx context.Context, t *placement.Table) bool {
 	if complete < len(mine) && ctx.Err() == nil {
 		h.cfg.Logger.Info("healing is not complete; it will be tried again", "groups", len(mine), "complete", complete)
 	}
-	return complete == len(mine)
+	return complete == len(mine) && followed
 }
 
 // group compares one group with all peers. It reports whether nothing is
-// lacking that any of them has.
-func (h *Healer) group(ctx context.Context, t *placement.Table, pg sys.PG, down map[sys.NodeID]bool) (whole bool) {
-	whole = true
+// lacking that any of them has, and whether all sources that were reached follow
+// the table.
+func (h *Healer) group(ctx context.Context, t *placement.Table, pg sys.PG, down map[sys.NodeID]bool) (whole, followed bool) {
+	whole, followed = true, true
 	for _, id := range h.fetch.sources(t, pg) {
 		if down[id] {
 			whole = false
@@ -254,13 +258,17 @@ func (h *Healer) group(ctx context.Context, t *placement.Table, pg sys.PG, down 
 			}
 			continue
 		}
-		if epoch >= t.Epoch && slices.Contains(t.Sources(pg), id) {
+		switch {
+		case !slices.Contains(t.Sources(pg), id):
+		case epoch < t.Epoch:
+			followed = false
+		default:
 			h.mu.Lock()
 			h.drained[id] = append(h.drained[id], pg)
 			h.mu.Unlock()
 		}
 	}
-	return whole
+	return whole, followed
 }
 
 // runKeys is how many keys a run of a comparison has, boundsMax how many runs

@@ -251,6 +251,7 @@ type Map struct {
 	Members       []*Member              `protobuf:"bytes,3,rep,name=members,proto3" json:"members,omitempty"`
 	Table         []byte                 `protobuf:"bytes,4,opt,name=table,proto3" json:"table,omitempty"`                  // placement.Table
 	NextId        uint64                 `protobuf:"varint,5,opt,name=next_id,json=nextId,proto3" json:"next_id,omitempty"` // the next member's; IDs are not used again. 0: above all members
+	Blocks        *BlockStore            `protobuf:"bytes,6,opt,name=blocks,proto3" json:"blocks,omitempty"`                // nothing: the nodes keep the blocks
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -320,6 +321,59 @@ func (x *Map) GetNextId() uint64 {
 	return 0
 }
 
+func (x *Map) GetBlocks() *BlockStore {
+	if x != nil {
+		return x.Blocks
+	}
+	return nil
+}
+
+// BlockStore is an engine from outside that keeps a cluster's blocks, from its
+// first start on.
+type BlockStore struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Url           string                 `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"` // without secrets, as the node had it that made the cluster
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlockStore) Reset() {
+	*x = BlockStore{}
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlockStore) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlockStore) ProtoMessage() {}
+
+func (x *BlockStore) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlockStore.ProtoReflect.Descriptor instead.
+func (*BlockStore) Descriptor() ([]byte, []int) {
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *BlockStore) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
 // Token lets one machine join. Its row's key is "token/" and its id.
 type Token struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -339,7 +393,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[2]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -351,7 +405,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[2]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -364,7 +418,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{2}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Token) GetId() string {
@@ -458,7 +512,7 @@ type Command struct {
 
 func (x *Command) Reset() {
 	*x = Command{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[3]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -470,7 +524,7 @@ func (x *Command) String() string {
 func (*Command) ProtoMessage() {}
 
 func (x *Command) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[3]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -483,7 +537,7 @@ func (x *Command) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Command.ProtoReflect.Descriptor instead.
 func (*Command) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{3}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Command) GetExpect() uint64 {
@@ -614,7 +668,7 @@ type AddToken struct {
 
 func (x *AddToken) Reset() {
 	*x = AddToken{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[4]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -626,7 +680,7 @@ func (x *AddToken) String() string {
 func (*AddToken) ProtoMessage() {}
 
 func (x *AddToken) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[4]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -639,7 +693,7 @@ func (x *AddToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddToken.ProtoReflect.Descriptor instead.
 func (*AddToken) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{4}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *AddToken) GetId() string {
@@ -686,7 +740,7 @@ type RemoveToken struct {
 
 func (x *RemoveToken) Reset() {
 	*x = RemoveToken{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[5]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -698,7 +752,7 @@ func (x *RemoveToken) String() string {
 func (*RemoveToken) ProtoMessage() {}
 
 func (x *RemoveToken) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[5]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -711,7 +765,7 @@ func (x *RemoveToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveToken.ProtoReflect.Descriptor instead.
 func (*RemoveToken) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{5}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RemoveToken) GetId() string {
@@ -737,7 +791,7 @@ type Admit struct {
 
 func (x *Admit) Reset() {
 	*x = Admit{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[6]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -749,7 +803,7 @@ func (x *Admit) String() string {
 func (*Admit) ProtoMessage() {}
 
 func (x *Admit) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[6]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -762,7 +816,7 @@ func (x *Admit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Admit.ProtoReflect.Descriptor instead.
 func (*Admit) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{6}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Admit) GetToken() string {
@@ -821,7 +875,7 @@ type SetAddr struct {
 
 func (x *SetAddr) Reset() {
 	*x = SetAddr{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[7]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -833,7 +887,7 @@ func (x *SetAddr) String() string {
 func (*SetAddr) ProtoMessage() {}
 
 func (x *SetAddr) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[7]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -846,7 +900,7 @@ func (x *SetAddr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetAddr.ProtoReflect.Descriptor instead.
 func (*SetAddr) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{7}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SetAddr) GetId() uint64 {
@@ -886,7 +940,7 @@ type RemoveMember struct {
 
 func (x *RemoveMember) Reset() {
 	*x = RemoveMember{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[8]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -898,7 +952,7 @@ func (x *RemoveMember) String() string {
 func (*RemoveMember) ProtoMessage() {}
 
 func (x *RemoveMember) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[8]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -911,7 +965,7 @@ func (x *RemoveMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMember.ProtoReflect.Descriptor instead.
 func (*RemoveMember) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{8}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RemoveMember) GetId() uint64 {
@@ -931,7 +985,7 @@ type SetState struct {
 
 func (x *SetState) Reset() {
 	*x = SetState{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[9]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -943,7 +997,7 @@ func (x *SetState) String() string {
 func (*SetState) ProtoMessage() {}
 
 func (x *SetState) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[9]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -956,7 +1010,7 @@ func (x *SetState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetState.ProtoReflect.Descriptor instead.
 func (*SetState) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{9}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SetState) GetId() uint64 {
@@ -985,7 +1039,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[10]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -997,7 +1051,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[10]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1010,7 +1064,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{10}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Result) GetDone() bool {
@@ -1050,7 +1104,7 @@ type TokensReply struct {
 
 func (x *TokensReply) Reset() {
 	*x = TokensReply{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[11]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1062,7 +1116,7 @@ func (x *TokensReply) String() string {
 func (*TokensReply) ProtoMessage() {}
 
 func (x *TokensReply) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[11]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1075,7 +1129,7 @@ func (x *TokensReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokensReply.ProtoReflect.Descriptor instead.
 func (*TokensReply) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{11}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TokensReply) GetTokens() []*Token {
@@ -1102,7 +1156,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[12]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1114,7 +1168,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[12]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1127,7 +1181,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{12}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *JoinRequest) GetToken() string {
@@ -1192,7 +1246,7 @@ type JoinReply struct {
 
 func (x *JoinReply) Reset() {
 	*x = JoinReply{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[13]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1204,7 +1258,7 @@ func (x *JoinReply) String() string {
 func (*JoinReply) ProtoMessage() {}
 
 func (x *JoinReply) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[13]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1217,7 +1271,7 @@ func (x *JoinReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinReply.ProtoReflect.Descriptor instead.
 func (*JoinReply) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{13}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *JoinReply) GetNode() uint64 {
@@ -1263,7 +1317,7 @@ type MapRequest struct {
 
 func (x *MapRequest) Reset() {
 	*x = MapRequest{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[14]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1275,7 +1329,7 @@ func (x *MapRequest) String() string {
 func (*MapRequest) ProtoMessage() {}
 
 func (x *MapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[14]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1288,7 +1342,7 @@ func (x *MapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapRequest.ProtoReflect.Descriptor instead.
 func (*MapRequest) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{14}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{15}
 }
 
 // AnnounceRequest says where the node that sends it is reached from now on.
@@ -1302,7 +1356,7 @@ type AnnounceRequest struct {
 
 func (x *AnnounceRequest) Reset() {
 	*x = AnnounceRequest{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[15]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1314,7 +1368,7 @@ func (x *AnnounceRequest) String() string {
 func (*AnnounceRequest) ProtoMessage() {}
 
 func (x *AnnounceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[15]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1327,7 +1381,7 @@ func (x *AnnounceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnnounceRequest.ProtoReflect.Descriptor instead.
 func (*AnnounceRequest) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{15}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *AnnounceRequest) GetAddr() string {
@@ -1346,7 +1400,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[16]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1358,7 +1412,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[16]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1371,7 +1425,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{16}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{17}
 }
 
 // Drained names the placement groups of which a node has everything that a source has.
@@ -1385,7 +1439,7 @@ type Drained struct {
 
 func (x *Drained) Reset() {
 	*x = Drained{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[17]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1397,7 +1451,7 @@ func (x *Drained) String() string {
 func (*Drained) ProtoMessage() {}
 
 func (x *Drained) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[17]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1410,7 +1464,7 @@ func (x *Drained) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drained.ProtoReflect.Descriptor instead.
 func (*Drained) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{17}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Drained) GetSource() uint64 {
@@ -1457,13 +1511,15 @@ type StatusReply struct {
 	Drained       []*Drained `protobuf:"bytes,26,rep,name=drained,proto3" json:"drained,omitempty"`
 	Voters        []uint64   `protobuf:"varint,25,rep,packed,name=voters,proto3" json:"voters,omitempty"`     // of the log, as this node knows them
 	CaKey         bool       `protobuf:"varint,27,opt,name=ca_key,json=caKey,proto3" json:"ca_key,omitempty"` // it signs the certificates of new nodes
+	Load          *LogLoad   `protobuf:"bytes,28,opt,name=load,proto3" json:"load,omitempty"`
+	BlockStore    string     `protobuf:"bytes,29,opt,name=block_store,json=blockStore,proto3" json:"block_store,omitempty"` // where the blocks are and what that promises, empty: on the nodes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[18]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1475,7 +1531,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[18]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1488,7 +1544,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{18}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StatusReply) GetNode() uint64 {
@@ -1673,17 +1729,34 @@ func (x *StatusReply) GetCaKey() bool {
 	return false
 }
 
+func (x *StatusReply) GetLoad() *LogLoad {
+	if x != nil {
+		return x.Load
+	}
+	return nil
+}
+
+func (x *StatusReply) GetBlockStore() string {
+	if x != nil {
+		return x.BlockStore
+	}
+	return ""
+}
+
 type PeerLag struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          uint64                 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
 	Slots         uint64                 `protobuf:"varint,2,opt,name=slots,proto3" json:"slots,omitempty"`
+	Reachable     bool                   `protobuf:"varint,3,opt,name=reachable,proto3" json:"reachable,omitempty"`                       // it has answered within an election timeout
+	Snapshot      bool                   `protobuf:"varint,4,opt,name=snapshot,proto3" json:"snapshot,omitempty"`                         // one is on its way to it
+	LastSeenNs    int64                  `protobuf:"varint,5,opt,name=last_seen_ns,json=lastSeenNs,proto3" json:"last_seen_ns,omitempty"` // how long ago it answered, negative when never
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PeerLag) Reset() {
 	*x = PeerLag{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[19]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1695,7 +1768,7 @@ func (x *PeerLag) String() string {
 func (*PeerLag) ProtoMessage() {}
 
 func (x *PeerLag) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[19]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1708,7 +1781,7 @@ func (x *PeerLag) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerLag.ProtoReflect.Descriptor instead.
 func (*PeerLag) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{19}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PeerLag) GetNode() uint64 {
@@ -1725,6 +1798,261 @@ func (x *PeerLag) GetSlots() uint64 {
 	return 0
 }
 
+func (x *PeerLag) GetReachable() bool {
+	if x != nil {
+		return x.Reachable
+	}
+	return false
+}
+
+func (x *PeerLag) GetSnapshot() bool {
+	if x != nil {
+		return x.Snapshot
+	}
+	return false
+}
+
+func (x *PeerLag) GetLastSeenNs() int64 {
+	if x != nil {
+		return x.LastSeenNs
+	}
+	return 0
+}
+
+// LogLoad is what an operator looks at when the log is slow. Counters are since
+// the start of the process.
+type LogLoad struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	LeaseNs       int64                  `protobuf:"varint,1,opt,name=lease_ns,json=leaseNs,proto3" json:"lease_ns,omitempty"`                   // how much longer the leader answers reads by itself
+	QueueCommands uint64                 `protobuf:"varint,2,opt,name=queue_commands,json=queueCommands,proto3" json:"queue_commands,omitempty"` // that wait to be proposed
+	QueueBytes    uint64                 `protobuf:"varint,3,opt,name=queue_bytes,json=queueBytes,proto3" json:"queue_bytes,omitempty"`
+	InFlight      uint64                 `protobuf:"varint,4,opt,name=in_flight,json=inFlight,proto3" json:"in_flight,omitempty"`          // entries proposed and not applied
+	Applies       uint64                 `protobuf:"varint,5,opt,name=applies,proto3" json:"applies,omitempty"`                            // commands
+	Deduped       uint64                 `protobuf:"varint,6,opt,name=deduped,proto3" json:"deduped,omitempty"`                            // commands that had been applied before
+	Reads         uint64                 `protobuf:"varint,7,opt,name=reads,proto3" json:"reads,omitempty"`                                // linearizable ones
+	ReadIndexes   uint64                 `protobuf:"varint,8,opt,name=read_indexes,json=readIndexes,proto3" json:"read_indexes,omitempty"` // of these, how many needed a round
+	Elections     uint64                 `protobuf:"varint,9,opt,name=elections,proto3" json:"elections,omitempty"`                        // changes of leader seen
+	Dropped       uint64                 `protobuf:"varint,10,opt,name=dropped,proto3" json:"dropped,omitempty"`                           // messages that came faster than they were handled
+	Snapshots     uint64                 `protobuf:"varint,11,opt,name=snapshots,proto3" json:"snapshots,omitempty"`                       // sent
+	Installs      uint64                 `protobuf:"varint,12,opt,name=installs,proto3" json:"installs,omitempty"`                         // snapshots received
+	Sessions      uint64                 `protobuf:"varint,13,opt,name=sessions,proto3" json:"sessions,omitempty"`
+	Batch         *Spread                `protobuf:"bytes,14,opt,name=batch,proto3" json:"batch,omitempty"`                 // commands in an entry
+	SyncNs        *Spread                `protobuf:"bytes,15,opt,name=sync_ns,json=syncNs,proto3" json:"sync_ns,omitempty"` // writes of the log with their sync
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogLoad) Reset() {
+	*x = LogLoad{}
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogLoad) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogLoad) ProtoMessage() {}
+
+func (x *LogLoad) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogLoad.ProtoReflect.Descriptor instead.
+func (*LogLoad) Descriptor() ([]byte, []int) {
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *LogLoad) GetLeaseNs() int64 {
+	if x != nil {
+		return x.LeaseNs
+	}
+	return 0
+}
+
+func (x *LogLoad) GetQueueCommands() uint64 {
+	if x != nil {
+		return x.QueueCommands
+	}
+	return 0
+}
+
+func (x *LogLoad) GetQueueBytes() uint64 {
+	if x != nil {
+		return x.QueueBytes
+	}
+	return 0
+}
+
+func (x *LogLoad) GetInFlight() uint64 {
+	if x != nil {
+		return x.InFlight
+	}
+	return 0
+}
+
+func (x *LogLoad) GetApplies() uint64 {
+	if x != nil {
+		return x.Applies
+	}
+	return 0
+}
+
+func (x *LogLoad) GetDeduped() uint64 {
+	if x != nil {
+		return x.Deduped
+	}
+	return 0
+}
+
+func (x *LogLoad) GetReads() uint64 {
+	if x != nil {
+		return x.Reads
+	}
+	return 0
+}
+
+func (x *LogLoad) GetReadIndexes() uint64 {
+	if x != nil {
+		return x.ReadIndexes
+	}
+	return 0
+}
+
+func (x *LogLoad) GetElections() uint64 {
+	if x != nil {
+		return x.Elections
+	}
+	return 0
+}
+
+func (x *LogLoad) GetDropped() uint64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
+func (x *LogLoad) GetSnapshots() uint64 {
+	if x != nil {
+		return x.Snapshots
+	}
+	return 0
+}
+
+func (x *LogLoad) GetInstalls() uint64 {
+	if x != nil {
+		return x.Installs
+	}
+	return 0
+}
+
+func (x *LogLoad) GetSessions() uint64 {
+	if x != nil {
+		return x.Sessions
+	}
+	return 0
+}
+
+func (x *LogLoad) GetBatch() *Spread {
+	if x != nil {
+		return x.Batch
+	}
+	return nil
+}
+
+func (x *LogLoad) GetSyncNs() *Spread {
+	if x != nil {
+		return x.SyncNs
+	}
+	return nil
+}
+
+type Spread struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Count         uint64                 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`
+	Mean          float64                `protobuf:"fixed64,2,opt,name=mean,proto3" json:"mean,omitempty"`
+	P50           uint64                 `protobuf:"varint,3,opt,name=p50,proto3" json:"p50,omitempty"`
+	P99           uint64                 `protobuf:"varint,4,opt,name=p99,proto3" json:"p99,omitempty"`
+	Max           uint64                 `protobuf:"varint,5,opt,name=max,proto3" json:"max,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Spread) Reset() {
+	*x = Spread{}
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Spread) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Spread) ProtoMessage() {}
+
+func (x *Spread) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Spread.ProtoReflect.Descriptor instead.
+func (*Spread) Descriptor() ([]byte, []int) {
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *Spread) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *Spread) GetMean() float64 {
+	if x != nil {
+		return x.Mean
+	}
+	return 0
+}
+
+func (x *Spread) GetP50() uint64 {
+	if x != nil {
+		return x.P50
+	}
+	return 0
+}
+
+func (x *Spread) GetP99() uint64 {
+	if x != nil {
+		return x.P99
+	}
+	return 0
+}
+
+func (x *Spread) GetMax() uint64 {
+	if x != nil {
+		return x.Max
+	}
+	return 0
+}
+
 type OpenSessionRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1734,7 +2062,7 @@ type OpenSessionRequest struct {
 
 func (x *OpenSessionRequest) Reset() {
 	*x = OpenSessionRequest{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[20]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1746,7 +2074,7 @@ func (x *OpenSessionRequest) String() string {
 func (*OpenSessionRequest) ProtoMessage() {}
 
 func (x *OpenSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[20]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1759,7 +2087,7 @@ func (x *OpenSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenSessionRequest.ProtoReflect.Descriptor instead.
 func (*OpenSessionRequest) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{20}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *OpenSessionRequest) GetName() string {
@@ -1778,7 +2106,7 @@ type OpenSessionReply struct {
 
 func (x *OpenSessionReply) Reset() {
 	*x = OpenSessionReply{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[21]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1790,7 +2118,7 @@ func (x *OpenSessionReply) String() string {
 func (*OpenSessionReply) ProtoMessage() {}
 
 func (x *OpenSessionReply) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[21]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1803,7 +2131,7 @@ func (x *OpenSessionReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenSessionReply.ProtoReflect.Descriptor instead.
 func (*OpenSessionReply) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{21}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *OpenSessionReply) GetSession() uint64 {
@@ -1824,13 +2152,17 @@ const file_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x04zone\x18\x03 \x01(\tR\x04zone\x12\x16\n" +
 	"\x06weight\x18\x04 \x01(\x04R\x06weight\x12.\n" +
 	"\x05state\x18\x05 \x01(\x0e2\x18.koinon.cluster.v1.StateR\x05state\x12\x1b\n" +
-	"\tjoined_ns\x18\x06 \x01(\x03R\bjoinedNs\"\x99\x01\n" +
+	"\tjoined_ns\x18\x06 \x01(\x03R\bjoinedNs\"\xd0\x01\n" +
 	"\x03Map\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x123\n" +
 	"\amembers\x18\x03 \x03(\v2\x19.koinon.cluster.v1.MemberR\amembers\x12\x14\n" +
 	"\x05table\x18\x04 \x01(\fR\x05table\x12\x17\n" +
-	"\anext_id\x18\x05 \x01(\x04R\x06nextId\"\x82\x02\n" +
+	"\anext_id\x18\x05 \x01(\x04R\x06nextId\x125\n" +
+	"\x06blocks\x18\x06 \x01(\v2\x1d.koinon.cluster.v1.BlockStoreR\x06blocks\"\x1e\n" +
+	"\n" +
+	"BlockStore\x12\x10\n" +
+	"\x03url\x18\x01 \x01(\tR\x03url\"\x82\x02\n" +
 	"\x05Token\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
 	"\vsecret_hash\x18\x02 \x01(\fR\n" +
@@ -1912,7 +2244,7 @@ const file_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\rStatusRequest\"9\n" +
 	"\aDrained\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\x04R\x06source\x12\x16\n" +
-	"\x06groups\x18\x02 \x03(\rR\x06groups\"\x81\x06\n" +
+	"\x06groups\x18\x02 \x03(\rR\x06groups\"\xd2\x06\n" +
 	"\vStatusReply\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x18\n" +
@@ -1944,10 +2276,41 @@ const file_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"tableEpoch\x124\n" +
 	"\adrained\x18\x1a \x03(\v2\x1a.koinon.cluster.v1.DrainedR\adrained\x12\x16\n" +
 	"\x06voters\x18\x19 \x03(\x04R\x06voters\x12\x15\n" +
-	"\x06ca_key\x18\x1b \x01(\bR\x05caKeyJ\x04\b\x18\x10\x19\"3\n" +
+	"\x06ca_key\x18\x1b \x01(\bR\x05caKey\x12.\n" +
+	"\x04load\x18\x1c \x01(\v2\x1a.koinon.cluster.v1.LogLoadR\x04load\x12\x1f\n" +
+	"\vblock_store\x18\x1d \x01(\tR\n" +
+	"blockStoreJ\x04\b\x18\x10\x19\"\x8f\x01\n" +
 	"\aPeerLag\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x14\n" +
-	"\x05slots\x18\x02 \x01(\x04R\x05slots\"(\n" +
+	"\x05slots\x18\x02 \x01(\x04R\x05slots\x12\x1c\n" +
+	"\treachable\x18\x03 \x01(\bR\treachable\x12\x1a\n" +
+	"\bsnapshot\x18\x04 \x01(\bR\bsnapshot\x12 \n" +
+	"\flast_seen_ns\x18\x05 \x01(\x03R\n" +
+	"lastSeenNs\"\xe9\x03\n" +
+	"\aLogLoad\x12\x19\n" +
+	"\blease_ns\x18\x01 \x01(\x03R\aleaseNs\x12%\n" +
+	"\x0equeue_commands\x18\x02 \x01(\x04R\rqueueCommands\x12\x1f\n" +
+	"\vqueue_bytes\x18\x03 \x01(\x04R\n" +
+	"queueBytes\x12\x1b\n" +
+	"\tin_flight\x18\x04 \x01(\x04R\binFlight\x12\x18\n" +
+	"\aapplies\x18\x05 \x01(\x04R\aapplies\x12\x18\n" +
+	"\adeduped\x18\x06 \x01(\x04R\adeduped\x12\x14\n" +
+	"\x05reads\x18\a \x01(\x04R\x05reads\x12!\n" +
+	"\fread_indexes\x18\b \x01(\x04R\vreadIndexes\x12\x1c\n" +
+	"\telections\x18\t \x01(\x04R\telections\x12\x18\n" +
+	"\adropped\x18\n" +
+	" \x01(\x04R\adropped\x12\x1c\n" +
+	"\tsnapshots\x18\v \x01(\x04R\tsnapshots\x12\x1a\n" +
+	"\binstalls\x18\f \x01(\x04R\binstalls\x12\x1a\n" +
+	"\bsessions\x18\r \x01(\x04R\bsessions\x12/\n" +
+	"\x05batch\x18\x0e \x01(\v2\x19.koinon.cluster.v1.SpreadR\x05batch\x122\n" +
+	"\async_ns\x18\x0f \x01(\v2\x19.koinon.cluster.v1.SpreadR\x06syncNs\"h\n" +
+	"\x06Spread\x12\x14\n" +
+	"\x05count\x18\x01 \x01(\x04R\x05count\x12\x12\n" +
+	"\x04mean\x18\x02 \x01(\x01R\x04mean\x12\x10\n" +
+	"\x03p50\x18\x03 \x01(\x04R\x03p50\x12\x10\n" +
+	"\x03p99\x18\x04 \x01(\x04R\x03p99\x12\x10\n" +
+	"\x03max\x18\x05 \x01(\x04R\x03max\"(\n" +
 	"\x12OpenSessionRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\",\n" +
 	"\x10OpenSessionReply\x12\x18\n" +
@@ -1990,53 +2353,60 @@ func file_cluster_clusterpb_cluster_proto_rawDescGZIP() []byte {
 }
 
 var file_cluster_clusterpb_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_cluster_clusterpb_cluster_proto_goTypes = []any{
 	(State)(0),                 // 0: koinon.cluster.v1.State
 	(Refusal)(0),               // 1: koinon.cluster.v1.Refusal
 	(*Member)(nil),             // 2: koinon.cluster.v1.Member
 	(*Map)(nil),                // 3: koinon.cluster.v1.Map
-	(*Token)(nil),              // 4: koinon.cluster.v1.Token
-	(*Command)(nil),            // 5: koinon.cluster.v1.Command
-	(*AddToken)(nil),           // 6: koinon.cluster.v1.AddToken
-	(*RemoveToken)(nil),        // 7: koinon.cluster.v1.RemoveToken
-	(*Admit)(nil),              // 8: koinon.cluster.v1.Admit
-	(*SetAddr)(nil),            // 9: koinon.cluster.v1.SetAddr
-	(*RemoveMember)(nil),       // 10: koinon.cluster.v1.RemoveMember
-	(*SetState)(nil),           // 11: koinon.cluster.v1.SetState
-	(*Result)(nil),             // 12: koinon.cluster.v1.Result
-	(*TokensReply)(nil),        // 13: koinon.cluster.v1.TokensReply
-	(*JoinRequest)(nil),        // 14: koinon.cluster.v1.JoinRequest
-	(*JoinReply)(nil),          // 15: koinon.cluster.v1.JoinReply
-	(*MapRequest)(nil),         // 16: koinon.cluster.v1.MapRequest
-	(*AnnounceRequest)(nil),    // 17: koinon.cluster.v1.AnnounceRequest
-	(*StatusRequest)(nil),      // 18: koinon.cluster.v1.StatusRequest
-	(*Drained)(nil),            // 19: koinon.cluster.v1.Drained
-	(*StatusReply)(nil),        // 20: koinon.cluster.v1.StatusReply
-	(*PeerLag)(nil),            // 21: koinon.cluster.v1.PeerLag
-	(*OpenSessionRequest)(nil), // 22: koinon.cluster.v1.OpenSessionRequest
-	(*OpenSessionReply)(nil),   // 23: koinon.cluster.v1.OpenSessionReply
+	(*BlockStore)(nil),         // 4: koinon.cluster.v1.BlockStore
+	(*Token)(nil),              // 5: koinon.cluster.v1.Token
+	(*Command)(nil),            // 6: koinon.cluster.v1.Command
+	(*AddToken)(nil),           // 7: koinon.cluster.v1.AddToken
+	(*RemoveToken)(nil),        // 8: koinon.cluster.v1.RemoveToken
+	(*Admit)(nil),              // 9: koinon.cluster.v1.Admit
+	(*SetAddr)(nil),            // 10: koinon.cluster.v1.SetAddr
+	(*RemoveMember)(nil),       // 11: koinon.cluster.v1.RemoveMember
+	(*SetState)(nil),           // 12: koinon.cluster.v1.SetState
+	(*Result)(nil),             // 13: koinon.cluster.v1.Result
+	(*TokensReply)(nil),        // 14: koinon.cluster.v1.TokensReply
+	(*JoinRequest)(nil),        // 15: koinon.cluster.v1.JoinRequest
+	(*JoinReply)(nil),          // 16: koinon.cluster.v1.JoinReply
+	(*MapRequest)(nil),         // 17: koinon.cluster.v1.MapRequest
+	(*AnnounceRequest)(nil),    // 18: koinon.cluster.v1.AnnounceRequest
+	(*StatusRequest)(nil),      // 19: koinon.cluster.v1.StatusRequest
+	(*Drained)(nil),            // 20: koinon.cluster.v1.Drained
+	(*StatusReply)(nil),        // 21: koinon.cluster.v1.StatusReply
+	(*PeerLag)(nil),            // 22: koinon.cluster.v1.PeerLag
+	(*LogLoad)(nil),            // 23: koinon.cluster.v1.LogLoad
+	(*Spread)(nil),             // 24: koinon.cluster.v1.Spread
+	(*OpenSessionRequest)(nil), // 25: koinon.cluster.v1.OpenSessionRequest
+	(*OpenSessionReply)(nil),   // 26: koinon.cluster.v1.OpenSessionReply
 }
 var file_cluster_clusterpb_cluster_proto_depIdxs = []int32{
 	0,  // 0: koinon.cluster.v1.Member.state:type_name -> koinon.cluster.v1.State
 	2,  // 1: koinon.cluster.v1.Map.members:type_name -> koinon.cluster.v1.Member
-	3,  // 2: koinon.cluster.v1.Command.map:type_name -> koinon.cluster.v1.Map
-	6,  // 3: koinon.cluster.v1.Command.add_token:type_name -> koinon.cluster.v1.AddToken
-	7,  // 4: koinon.cluster.v1.Command.remove_token:type_name -> koinon.cluster.v1.RemoveToken
-	8,  // 5: koinon.cluster.v1.Command.admit:type_name -> koinon.cluster.v1.Admit
-	9,  // 6: koinon.cluster.v1.Command.set_addr:type_name -> koinon.cluster.v1.SetAddr
-	10, // 7: koinon.cluster.v1.Command.remove_member:type_name -> koinon.cluster.v1.RemoveMember
-	11, // 8: koinon.cluster.v1.Command.set_state:type_name -> koinon.cluster.v1.SetState
-	0,  // 9: koinon.cluster.v1.SetState.state:type_name -> koinon.cluster.v1.State
-	1,  // 10: koinon.cluster.v1.Result.refusal:type_name -> koinon.cluster.v1.Refusal
-	4,  // 11: koinon.cluster.v1.TokensReply.tokens:type_name -> koinon.cluster.v1.Token
-	21, // 12: koinon.cluster.v1.StatusReply.lags:type_name -> koinon.cluster.v1.PeerLag
-	19, // 13: koinon.cluster.v1.StatusReply.drained:type_name -> koinon.cluster.v1.Drained
-	14, // [14:14] is the sub-list for method output_type
-	14, // [14:14] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	4,  // 2: koinon.cluster.v1.Map.blocks:type_name -> koinon.cluster.v1.BlockStore
+	3,  // 3: koinon.cluster.v1.Command.map:type_name -> koinon.cluster.v1.Map
+	7,  // 4: koinon.cluster.v1.Command.add_token:type_name -> koinon.cluster.v1.AddToken
+	8,  // 5: koinon.cluster.v1.Command.remove_token:type_name -> koinon.cluster.v1.RemoveToken
+	9,  // 6: koinon.cluster.v1.Command.admit:type_name -> koinon.cluster.v1.Admit
+	10, // 7: koinon.cluster.v1.Command.set_addr:type_name -> koinon.cluster.v1.SetAddr
+	11, // 8: koinon.cluster.v1.Command.remove_member:type_name -> koinon.cluster.v1.RemoveMember
+	12, // 9: koinon.cluster.v1.Command.set_state:type_name -> koinon.cluster.v1.SetState
+	0,  // 10: koinon.cluster.v1.SetState.state:type_name -> koinon.cluster.v1.State
+	1,  // 11: koinon.cluster.v1.Result.refusal:type_name -> koinon.cluster.v1.Refusal
+	5,  // 12: koinon.cluster.v1.TokensReply.tokens:type_name -> koinon.cluster.v1.Token
+	22, // 13: koinon.cluster.v1.StatusReply.lags:type_name -> koinon.cluster.v1.PeerLag
+	20, // 14: koinon.cluster.v1.StatusReply.drained:type_name -> koinon.cluster.v1.Drained
+	23, // 15: koinon.cluster.v1.StatusReply.load:type_name -> koinon.cluster.v1.LogLoad
+	24, // 16: koinon.cluster.v1.LogLoad.batch:type_name -> koinon.cluster.v1.Spread
+	24, // 17: koinon.cluster.v1.LogLoad.sync_ns:type_name -> koinon.cluster.v1.Spread
+	18, // [18:18] is the sub-list for method output_type
+	18, // [18:18] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_cluster_clusterpb_cluster_proto_init() }
@@ -2044,7 +2414,7 @@ func file_cluster_clusterpb_cluster_proto_init() {
 	if File_cluster_clusterpb_cluster_proto != nil {
 		return
 	}
-	file_cluster_clusterpb_cluster_proto_msgTypes[3].OneofWrappers = []any{
+	file_cluster_clusterpb_cluster_proto_msgTypes[4].OneofWrappers = []any{
 		(*Command_AddToken)(nil),
 		(*Command_RemoveToken)(nil),
 		(*Command_Admit)(nil),
@@ -2058,7 +2428,7 @@ func file_cluster_clusterpb_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cluster_clusterpb_cluster_proto_rawDesc), len(file_cluster_clusterpb_cluster_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   22,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -45,6 +45,7 @@ type Tx struct {
 var (
 	_ meta.Tx           = (*Tx)(nil)
 	_ meta.OwnerScanner = (*Tx)(nil)
+	_ meta.RowScanner   = (*Tx)(nil)
 )
 
 // NewTx returns the rows on a store.

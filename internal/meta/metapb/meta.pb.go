@@ -784,6 +784,7 @@ type Command struct {
 	//	*Command_EndSession
 	//	*Command_Restore
 	//	*Command_GiveUp
+	//	*Command_Load
 	Op            isCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1011,6 +1012,15 @@ func (x *Command) GetGiveUp() *GiveUp {
 	return nil
 }
 
+func (x *Command) GetLoad() *Load {
+	if x != nil {
+		if x, ok := x.Op.(*Command_Load); ok {
+			return x.Load
+		}
+	}
+	return nil
+}
+
 type isCommand_Op interface {
 	isCommand_Op()
 }
@@ -1091,6 +1101,10 @@ type Command_GiveUp struct {
 	GiveUp *GiveUp `protobuf:"bytes,28,opt,name=give_up,json=giveUp,proto3,oneof"`
 }
 
+type Command_Load struct {
+	Load *Load `protobuf:"bytes,29,opt,name=load,proto3,oneof"`
+}
+
 func (*Command_Mknod) isCommand_Op() {}
 
 func (*Command_Unlink) isCommand_Op() {}
@@ -1128,6 +1142,8 @@ func (*Command_EndSession) isCommand_Op() {}
 func (*Command_Restore) isCommand_Op() {}
 
 func (*Command_GiveUp) isCommand_Op() {}
+
+func (*Command_Load) isCommand_Op() {}
 
 // Mknod makes an inode of any type and its first dentry: mkdir(2), mknod(2),
 // symlink(2), open(2) with O_CREAT. The umask has been applied to mode.
@@ -2439,6 +2455,743 @@ func (x *Restore) GetName() []byte {
 	return nil
 }
 
+// Load is a step of filling an engine with the tree of a dump. While the root is
+// missing, from begin to end, nothing else is run. Each step may come again.
+type Load struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"` // of this load, at most 2^63-1, not 0
+	// Types that are valid to be assigned to Step:
+	//
+	//	*Load_Begin
+	//	*Load_Clear
+	//	*Load_Rows
+	//	*Load_End
+	//	*Load_Away
+	Step          isLoad_Step `protobuf_oneof:"step"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Load) Reset() {
+	*x = Load{}
+	mi := &file_meta_metapb_meta_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Load) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Load) ProtoMessage() {}
+
+func (x *Load) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_metapb_meta_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Load.ProtoReflect.Descriptor instead.
+func (*Load) Descriptor() ([]byte, []int) {
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *Load) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Load) GetStep() isLoad_Step {
+	if x != nil {
+		return x.Step
+	}
+	return nil
+}
+
+func (x *Load) GetBegin() *LoadBegin {
+	if x != nil {
+		if x, ok := x.Step.(*Load_Begin); ok {
+			return x.Begin
+		}
+	}
+	return nil
+}
+
+func (x *Load) GetClear() *LoadClear {
+	if x != nil {
+		if x, ok := x.Step.(*Load_Clear); ok {
+			return x.Clear
+		}
+	}
+	return nil
+}
+
+func (x *Load) GetRows() *LoadRows {
+	if x != nil {
+		if x, ok := x.Step.(*Load_Rows); ok {
+			return x.Rows
+		}
+	}
+	return nil
+}
+
+func (x *Load) GetEnd() *LoadEnd {
+	if x != nil {
+		if x, ok := x.Step.(*Load_End); ok {
+			return x.End
+		}
+	}
+	return nil
+}
+
+func (x *Load) GetAway() *LoadAway {
+	if x != nil {
+		if x, ok := x.Step.(*Load_Away); ok {
+			return x.Away
+		}
+	}
+	return nil
+}
+
+type isLoad_Step interface {
+	isLoad_Step()
+}
+
+type Load_Begin struct {
+	Begin *LoadBegin `protobuf:"bytes,2,opt,name=begin,proto3,oneof"`
+}
+
+type Load_Clear struct {
+	Clear *LoadClear `protobuf:"bytes,3,opt,name=clear,proto3,oneof"`
+}
+
+type Load_Rows struct {
+	Rows *LoadRows `protobuf:"bytes,4,opt,name=rows,proto3,oneof"`
+}
+
+type Load_End struct {
+	End *LoadEnd `protobuf:"bytes,5,opt,name=end,proto3,oneof"`
+}
+
+type Load_Away struct {
+	Away *LoadAway `protobuf:"bytes,6,opt,name=away,proto3,oneof"`
+}
+
+func (*Load_Begin) isLoad_Step() {}
+
+func (*Load_Clear) isLoad_Step() {}
+
+func (*Load_Rows) isLoad_Step() {}
+
+func (*Load_End) isLoad_Step() {}
+
+func (*Load_Away) isLoad_Step() {}
+
+// LoadBegin takes the root away, and is refused where there is a tree that is
+// not new and empty.
+type LoadBegin struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoadBegin) Reset() {
+	*x = LoadBegin{}
+	mi := &file_meta_metapb_meta_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoadBegin) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoadBegin) ProtoMessage() {}
+
+func (x *LoadBegin) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_metapb_meta_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoadBegin.ProtoReflect.Descriptor instead.
+func (*LoadBegin) Descriptor() ([]byte, []int) {
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{31}
+}
+
+// LoadClear deletes rows, at most limit; Result.purged is how many.
+type LoadClear struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Limit         uint32                 `protobuf:"varint,1,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoadClear) Reset() {
+	*x = LoadClear{}
+	mi := &file_meta_metapb_meta_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoadClear) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoadClear) ProtoMessage() {}
+
+func (x *LoadClear) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_metapb_meta_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoadClear.ProtoReflect.Descriptor instead.
+func (*LoadClear) Descriptor() ([]byte, []int) {
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *LoadClear) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+// LoadRows adds rows. Batches are numbered from 1.
+type LoadRows struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Batch         uint64                 `protobuf:"varint,1,opt,name=batch,proto3" json:"batch,omitempty"`
+	Rows          []*Row                 `protobuf:"bytes,2,rep,name=rows,proto3" json:"rows,omitempty"` // without the root
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoadRows) Reset() {
+	*x = LoadRows{}
+	mi := &file_meta_metapb_meta_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoadRows) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoadRows) ProtoMessage() {}
+
+func (x *LoadRows) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_metapb_meta_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoadRows.ProtoReflect.Descriptor instead.
+func (*LoadRows) Descriptor() ([]byte, []int) {
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *LoadRows) GetBatch() uint64 {
+	if x != nil {
+		return x.Batch
+	}
+	return 0
+}
+
+func (x *LoadRows) GetRows() []*Row {
+	if x != nil {
+		return x.Rows
+	}
+	return nil
+}
+
+// LoadEnd makes the tree appear when batch was the last one.
+type LoadEnd struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Batch         uint64                 `protobuf:"varint,1,opt,name=batch,proto3" json:"batch,omitempty"`
+	Root          *Attr                  `protobuf:"bytes,2,opt,name=root,proto3" json:"root,omitempty"`
+	Moves         int64                  `protobuf:"varint,3,opt,name=moves,proto3" json:"moves,omitempty"` // how often the tree was loaded in this cluster, this load included
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoadEnd) Reset() {
+	*x = LoadEnd{}
+	mi := &file_meta_metapb_meta_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoadEnd) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoadEnd) ProtoMessage() {}
+
+func (x *LoadEnd) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_metapb_meta_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoadEnd.ProtoReflect.Descriptor instead.
+func (*LoadEnd) Descriptor() ([]byte, []int) {
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *LoadEnd) GetBatch() uint64 {
+	if x != nil {
+		return x.Batch
+	}
+	return 0
+}
+
+func (x *LoadEnd) GetRoot() *Attr {
+	if x != nil {
+		return x.Root
+	}
+	return nil
+}
+
+func (x *LoadEnd) GetMoves() int64 {
+	if x != nil {
+		return x.Moves
+	}
+	return 0
+}
+
+// LoadAway says in the log that the tree is in a database.
+type LoadAway struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Moves         int64                  `protobuf:"varint,1,opt,name=moves,proto3" json:"moves,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LoadAway) Reset() {
+	*x = LoadAway{}
+	mi := &file_meta_metapb_meta_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LoadAway) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LoadAway) ProtoMessage() {}
+
+func (x *LoadAway) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_metapb_meta_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LoadAway.ProtoReflect.Descriptor instead.
+func (*LoadAway) Descriptor() ([]byte, []int) {
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *LoadAway) GetMoves() int64 {
+	if x != nil {
+		return x.Moves
+	}
+	return 0
+}
+
+// Row is a row of the tree, whatever the engine.
+type Row struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Row:
+	//
+	//	*Row_Inode
+	//	*Row_Entry
+	//	*Row_Chunk
+	//	*Row_Xattrs
+	//	*Row_Counter
+	Row           isRow_Row `protobuf_oneof:"row"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Row) Reset() {
+	*x = Row{}
+	mi := &file_meta_metapb_meta_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Row) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Row) ProtoMessage() {}
+
+func (x *Row) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_metapb_meta_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Row.ProtoReflect.Descriptor instead.
+func (*Row) Descriptor() ([]byte, []int) {
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *Row) GetRow() isRow_Row {
+	if x != nil {
+		return x.Row
+	}
+	return nil
+}
+
+func (x *Row) GetInode() *Attr {
+	if x != nil {
+		if x, ok := x.Row.(*Row_Inode); ok {
+			return x.Inode
+		}
+	}
+	return nil
+}
+
+func (x *Row) GetEntry() *EntryRow {
+	if x != nil {
+		if x, ok := x.Row.(*Row_Entry); ok {
+			return x.Entry
+		}
+	}
+	return nil
+}
+
+func (x *Row) GetChunk() *ChunkRow {
+	if x != nil {
+		if x, ok := x.Row.(*Row_Chunk); ok {
+			return x.Chunk
+		}
+	}
+	return nil
+}
+
+func (x *Row) GetXattrs() *XattrsRow {
+	if x != nil {
+		if x, ok := x.Row.(*Row_Xattrs); ok {
+			return x.Xattrs
+		}
+	}
+	return nil
+}
+
+func (x *Row) GetCounter() *CounterRow {
+	if x != nil {
+		if x, ok := x.Row.(*Row_Counter); ok {
+			return x.Counter
+		}
+	}
+	return nil
+}
+
+type isRow_Row interface {
+	isRow_Row()
+}
+
+type Row_Inode struct {
+	Inode *Attr `protobuf:"bytes,1,opt,name=inode,proto3,oneof"`
+}
+
+type Row_Entry struct {
+	Entry *EntryRow `protobuf:"bytes,2,opt,name=entry,proto3,oneof"`
+}
+
+type Row_Chunk struct {
+	Chunk *ChunkRow `protobuf:"bytes,3,opt,name=chunk,proto3,oneof"`
+}
+
+type Row_Xattrs struct {
+	Xattrs *XattrsRow `protobuf:"bytes,4,opt,name=xattrs,proto3,oneof"`
+}
+
+type Row_Counter struct {
+	Counter *CounterRow `protobuf:"bytes,5,opt,name=counter,proto3,oneof"`
+}
+
+func (*Row_Inode) isRow_Row() {}
+
+func (*Row_Entry) isRow_Row() {}
+
+func (*Row_Chunk) isRow_Row() {}
+
+func (*Row_Xattrs) isRow_Row() {}
+
+func (*Row_Counter) isRow_Row() {}
+
+type EntryRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Parent        uint64                 `protobuf:"varint,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	Name          []byte                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Dentry        *Dentry                `protobuf:"bytes,3,opt,name=dentry,proto3" json:"dentry,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EntryRow) Reset() {
+	*x = EntryRow{}
+	mi := &file_meta_metapb_meta_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EntryRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EntryRow) ProtoMessage() {}
+
+func (x *EntryRow) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_metapb_meta_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EntryRow.ProtoReflect.Descriptor instead.
+func (*EntryRow) Descriptor() ([]byte, []int) {
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *EntryRow) GetParent() uint64 {
+	if x != nil {
+		return x.Parent
+	}
+	return 0
+}
+
+func (x *EntryRow) GetName() []byte {
+	if x != nil {
+		return x.Name
+	}
+	return nil
+}
+
+func (x *EntryRow) GetDentry() *Dentry {
+	if x != nil {
+		return x.Dentry
+	}
+	return nil
+}
+
+type ChunkRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
+	Number        uint32                 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`
+	Chunk         *Chunk                 `protobuf:"bytes,3,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChunkRow) Reset() {
+	*x = ChunkRow{}
+	mi := &file_meta_metapb_meta_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChunkRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChunkRow) ProtoMessage() {}
+
+func (x *ChunkRow) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_metapb_meta_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChunkRow.ProtoReflect.Descriptor instead.
+func (*ChunkRow) Descriptor() ([]byte, []int) {
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ChunkRow) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *ChunkRow) GetNumber() uint32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *ChunkRow) GetChunk() *Chunk {
+	if x != nil {
+		return x.Chunk
+	}
+	return nil
+}
+
+type XattrsRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
+	Xattrs        *Xattrs                `protobuf:"bytes,2,opt,name=xattrs,proto3" json:"xattrs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *XattrsRow) Reset() {
+	*x = XattrsRow{}
+	mi := &file_meta_metapb_meta_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *XattrsRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*XattrsRow) ProtoMessage() {}
+
+func (x *XattrsRow) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_metapb_meta_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use XattrsRow.ProtoReflect.Descriptor instead.
+func (*XattrsRow) Descriptor() ([]byte, []int) {
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *XattrsRow) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *XattrsRow) GetXattrs() *Xattrs {
+	if x != nil {
+		return x.Xattrs
+	}
+	return nil
+}
+
+type CounterRow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Counter       uint32                 `protobuf:"varint,1,opt,name=counter,proto3" json:"counter,omitempty"` // meta.Counter
+	Value         int64                  `protobuf:"varint,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CounterRow) Reset() {
+	*x = CounterRow{}
+	mi := &file_meta_metapb_meta_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CounterRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CounterRow) ProtoMessage() {}
+
+func (x *CounterRow) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_metapb_meta_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CounterRow.ProtoReflect.Descriptor instead.
+func (*CounterRow) Descriptor() ([]byte, []int) {
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *CounterRow) GetCounter() uint32 {
+	if x != nil {
+		return x.Counter
+	}
+	return 0
+}
+
+func (x *CounterRow) GetValue() int64 {
+	if x != nil {
+		return x.Value
+	}
+	return 0
+}
+
 // Failure is a sys.Error as it is sent.
 type Failure struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2452,7 +3205,7 @@ type Failure struct {
 
 func (x *Failure) Reset() {
 	*x = Failure{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[30]
+	mi := &file_meta_metapb_meta_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2464,7 +3217,7 @@ func (x *Failure) String() string {
 func (*Failure) ProtoMessage() {}
 
 func (x *Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[30]
+	mi := &file_meta_metapb_meta_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2477,7 +3230,7 @@ func (x *Failure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failure.ProtoReflect.Descriptor instead.
 func (*Failure) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{30}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Failure) GetKind() uint32 {
@@ -2525,7 +3278,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[31]
+	mi := &file_meta_metapb_meta_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2537,7 +3290,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[31]
+	mi := &file_meta_metapb_meta_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2550,7 +3303,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{31}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Result) GetFailure() *Failure {
@@ -2626,6 +3379,8 @@ type Query struct {
 	//	*Query_ScanInodes
 	//	*Query_Access
 	//	*Query_ReadFreed
+	//	*Query_ScanRows
+	//	*Query_TreeState
 	Op            isQuery_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2633,7 +3388,7 @@ type Query struct {
 
 func (x *Query) Reset() {
 	*x = Query{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[32]
+	mi := &file_meta_metapb_meta_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2645,7 +3400,7 @@ func (x *Query) String() string {
 func (*Query) ProtoMessage() {}
 
 func (x *Query) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[32]
+	mi := &file_meta_metapb_meta_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2658,7 +3413,7 @@ func (x *Query) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Query.ProtoReflect.Descriptor instead.
 func (*Query) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{32}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Query) GetCred() *Cred {
@@ -2774,6 +3529,24 @@ func (x *Query) GetReadFreed() *ReadFreed {
 	return nil
 }
 
+func (x *Query) GetScanRows() *ScanRows {
+	if x != nil {
+		if x, ok := x.Op.(*Query_ScanRows); ok {
+			return x.ScanRows
+		}
+	}
+	return nil
+}
+
+func (x *Query) GetTreeState() *TreeState {
+	if x != nil {
+		if x, ok := x.Op.(*Query_TreeState); ok {
+			return x.TreeState
+		}
+	}
+	return nil
+}
+
 type isQuery_Op interface {
 	isQuery_Op()
 }
@@ -2822,6 +3595,14 @@ type Query_ReadFreed struct {
 	ReadFreed *ReadFreed `protobuf:"bytes,20,opt,name=read_freed,json=readFreed,proto3,oneof"`
 }
 
+type Query_ScanRows struct {
+	ScanRows *ScanRows `protobuf:"bytes,21,opt,name=scan_rows,json=scanRows,proto3,oneof"`
+}
+
+type Query_TreeState struct {
+	TreeState *TreeState `protobuf:"bytes,22,opt,name=tree_state,json=treeState,proto3,oneof"`
+}
+
 func (*Query_Lookup) isQuery_Op() {}
 
 func (*Query_GetAttr) isQuery_Op() {}
@@ -2844,6 +3625,10 @@ func (*Query_Access) isQuery_Op() {}
 
 func (*Query_ReadFreed) isQuery_Op() {}
 
+func (*Query_ScanRows) isQuery_Op() {}
+
+func (*Query_TreeState) isQuery_Op() {}
+
 type Lookup struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Parent        uint64                 `protobuf:"varint,1,opt,name=parent,proto3" json:"parent,omitempty"`
@@ -2854,7 +3639,7 @@ type Lookup struct {
 
 func (x *Lookup) Reset() {
 	*x = Lookup{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[33]
+	mi := &file_meta_metapb_meta_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2866,7 +3651,7 @@ func (x *Lookup) String() string {
 func (*Lookup) ProtoMessage() {}
 
 func (x *Lookup) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[33]
+	mi := &file_meta_metapb_meta_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2879,7 +3664,7 @@ func (x *Lookup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lookup.ProtoReflect.Descriptor instead.
 func (*Lookup) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{33}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Lookup) GetParent() uint64 {
@@ -2905,7 +3690,7 @@ type GetAttr struct {
 
 func (x *GetAttr) Reset() {
 	*x = GetAttr{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[34]
+	mi := &file_meta_metapb_meta_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2917,7 +3702,7 @@ func (x *GetAttr) String() string {
 func (*GetAttr) ProtoMessage() {}
 
 func (x *GetAttr) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[34]
+	mi := &file_meta_metapb_meta_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2930,7 +3715,7 @@ func (x *GetAttr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAttr.ProtoReflect.Descriptor instead.
 func (*GetAttr) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{34}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *GetAttr) GetIno() uint64 {
@@ -2952,7 +3737,7 @@ type Open struct {
 
 func (x *Open) Reset() {
 	*x = Open{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[35]
+	mi := &file_meta_metapb_meta_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2964,7 +3749,7 @@ func (x *Open) String() string {
 func (*Open) ProtoMessage() {}
 
 func (x *Open) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[35]
+	mi := &file_meta_metapb_meta_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2977,7 +3762,7 @@ func (x *Open) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Open.ProtoReflect.Descriptor instead.
 func (*Open) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{35}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Open) GetIno() uint64 {
@@ -3007,7 +3792,7 @@ type GetChunks struct {
 
 func (x *GetChunks) Reset() {
 	*x = GetChunks{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[36]
+	mi := &file_meta_metapb_meta_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3019,7 +3804,7 @@ func (x *GetChunks) String() string {
 func (*GetChunks) ProtoMessage() {}
 
 func (x *GetChunks) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[36]
+	mi := &file_meta_metapb_meta_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3032,7 +3817,7 @@ func (x *GetChunks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetChunks.ProtoReflect.Descriptor instead.
 func (*GetChunks) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{36}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *GetChunks) GetIno() uint64 {
@@ -3070,7 +3855,7 @@ type ReadDir struct {
 
 func (x *ReadDir) Reset() {
 	*x = ReadDir{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[37]
+	mi := &file_meta_metapb_meta_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3082,7 +3867,7 @@ func (x *ReadDir) String() string {
 func (*ReadDir) ProtoMessage() {}
 
 func (x *ReadDir) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[37]
+	mi := &file_meta_metapb_meta_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3095,7 +3880,7 @@ func (x *ReadDir) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDir.ProtoReflect.Descriptor instead.
 func (*ReadDir) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{37}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ReadDir) GetIno() uint64 {
@@ -3136,7 +3921,7 @@ type GetXattr struct {
 
 func (x *GetXattr) Reset() {
 	*x = GetXattr{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[38]
+	mi := &file_meta_metapb_meta_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3148,7 +3933,7 @@ func (x *GetXattr) String() string {
 func (*GetXattr) ProtoMessage() {}
 
 func (x *GetXattr) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[38]
+	mi := &file_meta_metapb_meta_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3161,7 +3946,7 @@ func (x *GetXattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetXattr.ProtoReflect.Descriptor instead.
 func (*GetXattr) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{38}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *GetXattr) GetIno() uint64 {
@@ -3187,7 +3972,7 @@ type ListXattr struct {
 
 func (x *ListXattr) Reset() {
 	*x = ListXattr{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[39]
+	mi := &file_meta_metapb_meta_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3199,7 +3984,7 @@ func (x *ListXattr) String() string {
 func (*ListXattr) ProtoMessage() {}
 
 func (x *ListXattr) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[39]
+	mi := &file_meta_metapb_meta_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3212,7 +3997,7 @@ func (x *ListXattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListXattr.ProtoReflect.Descriptor instead.
 func (*ListXattr) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{39}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListXattr) GetIno() uint64 {
@@ -3230,7 +4015,7 @@ type StatFS struct {
 
 func (x *StatFS) Reset() {
 	*x = StatFS{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[40]
+	mi := &file_meta_metapb_meta_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3242,7 +4027,7 @@ func (x *StatFS) String() string {
 func (*StatFS) ProtoMessage() {}
 
 func (x *StatFS) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[40]
+	mi := &file_meta_metapb_meta_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3255,7 +4040,7 @@ func (x *StatFS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFS.ProtoReflect.Descriptor instead.
 func (*StatFS) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{40}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{51}
 }
 
 // ScanInodes lists all inodes above after, with their chunks, for fsck and for
@@ -3273,7 +4058,7 @@ type ScanInodes struct {
 
 func (x *ScanInodes) Reset() {
 	*x = ScanInodes{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[41]
+	mi := &file_meta_metapb_meta_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3285,7 +4070,7 @@ func (x *ScanInodes) String() string {
 func (*ScanInodes) ProtoMessage() {}
 
 func (x *ScanInodes) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[41]
+	mi := &file_meta_metapb_meta_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3298,7 +4083,7 @@ func (x *ScanInodes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScanInodes.ProtoReflect.Descriptor instead.
 func (*ScanInodes) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{41}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ScanInodes) GetAfter() uint64 {
@@ -3335,7 +4120,7 @@ type ReadFreed struct {
 
 func (x *ReadFreed) Reset() {
 	*x = ReadFreed{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[42]
+	mi := &file_meta_metapb_meta_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3347,7 +4132,7 @@ func (x *ReadFreed) String() string {
 func (*ReadFreed) ProtoMessage() {}
 
 func (x *ReadFreed) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[42]
+	mi := &file_meta_metapb_meta_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3360,7 +4145,7 @@ func (x *ReadFreed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFreed.ProtoReflect.Descriptor instead.
 func (*ReadFreed) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{42}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ReadFreed) GetAfter() uint32 {
@@ -3377,6 +4162,151 @@ func (x *ReadFreed) GetLimit() uint32 {
 	return 0
 }
 
+// ScanRows lists all rows of the tree from a cursor on, for dumps: the counters,
+// inodes, entries, chunks and extended attributes, each in key order.
+type ScanRows struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	From          *Cursor                `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScanRows) Reset() {
+	*x = ScanRows{}
+	mi := &file_meta_metapb_meta_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScanRows) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScanRows) ProtoMessage() {}
+
+func (x *ScanRows) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_metapb_meta_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScanRows.ProtoReflect.Descriptor instead.
+func (*ScanRows) Descriptor() ([]byte, []int) {
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *ScanRows) GetFrom() *Cursor {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+// Cursor is a place among all rows.
+type Cursor struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Table         uint32                 `protobuf:"varint,1,opt,name=table,proto3" json:"table,omitempty"` // 0 counters, 1 inodes, 2 entries, 3 chunks, 4 extended attributes
+	Ino           uint64                 `protobuf:"varint,2,opt,name=ino,proto3" json:"ino,omitempty"`
+	Key           uint64                 `protobuf:"varint,3,opt,name=key,proto3" json:"key,omitempty"` // an entry's cookie, a chunk's number
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Cursor) Reset() {
+	*x = Cursor{}
+	mi := &file_meta_metapb_meta_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Cursor) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Cursor) ProtoMessage() {}
+
+func (x *Cursor) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_metapb_meta_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Cursor.ProtoReflect.Descriptor instead.
+func (*Cursor) Descriptor() ([]byte, []int) {
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *Cursor) GetTable() uint32 {
+	if x != nil {
+		return x.Table
+	}
+	return 0
+}
+
+func (x *Cursor) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *Cursor) GetKey() uint64 {
+	if x != nil {
+		return x.Key
+	}
+	return 0
+}
+
+// TreeState asks for the root, which is missing while a tree is loaded or is
+// elsewhere, for moves and for load.
+type TreeState struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TreeState) Reset() {
+	*x = TreeState{}
+	mi := &file_meta_metapb_meta_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TreeState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TreeState) ProtoMessage() {}
+
+func (x *TreeState) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_metapb_meta_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TreeState.ProtoReflect.Descriptor instead.
+func (*TreeState) Descriptor() ([]byte, []int) {
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{56}
+}
+
 // Access is access(2): want is rwx bits, 4 read, 2 write, 1 execute.
 type Access struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3388,7 +4318,7 @@ type Access struct {
 
 func (x *Access) Reset() {
 	*x = Access{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[43]
+	mi := &file_meta_metapb_meta_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3400,7 +4330,7 @@ func (x *Access) String() string {
 func (*Access) ProtoMessage() {}
 
 func (x *Access) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[43]
+	mi := &file_meta_metapb_meta_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3413,7 +4343,7 @@ func (x *Access) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Access.ProtoReflect.Descriptor instead.
 func (*Access) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{43}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Access) GetIno() uint64 {
@@ -3447,13 +4377,17 @@ type Answer struct {
 	LastIno       uint64                 `protobuf:"varint,12,opt,name=last_ino,json=lastIno,proto3" json:"last_ino,omitempty"`             // StatFS: the highest inode number given out
 	LastSlice     uint64                 `protobuf:"varint,13,opt,name=last_slice,json=lastSlice,proto3" json:"last_slice,omitempty"`       // StatFS: the highest slice sequence number given out
 	RetentionNs   int64                  `protobuf:"varint,14,opt,name=retention_ns,json=retentionNs,proto3" json:"retention_ns,omitempty"` // StatFS: how long unlinked inodes stay in quarantine
+	Rows          []*Row                 `protobuf:"bytes,15,rep,name=rows,proto3" json:"rows,omitempty"`                                   // ScanRows
+	Next          *Cursor                `protobuf:"bytes,16,opt,name=next,proto3" json:"next,omitempty"`                                   // ScanRows: go on here; absent at the end
+	Moves         int64                  `protobuf:"varint,17,opt,name=moves,proto3" json:"moves,omitempty"`                                // TreeState: of the last LoadEnd or LoadAway
+	Load          uint64                 `protobuf:"varint,18,opt,name=load,proto3" json:"load,omitempty"`                                  // TreeState: the ID of the last LoadBegin
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[44]
+	mi := &file_meta_metapb_meta_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3465,7 +4399,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[44]
+	mi := &file_meta_metapb_meta_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3478,7 +4412,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{44}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Answer) GetFailure() *Failure {
@@ -3579,6 +4513,34 @@ func (x *Answer) GetRetentionNs() int64 {
 	return 0
 }
 
+func (x *Answer) GetRows() []*Row {
+	if x != nil {
+		return x.Rows
+	}
+	return nil
+}
+
+func (x *Answer) GetNext() *Cursor {
+	if x != nil {
+		return x.Next
+	}
+	return nil
+}
+
+func (x *Answer) GetMoves() int64 {
+	if x != nil {
+		return x.Moves
+	}
+	return 0
+}
+
+func (x *Answer) GetLoad() uint64 {
+	if x != nil {
+		return x.Load
+	}
+	return 0
+}
+
 type NumberedChunk struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Number        uint32                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
@@ -3589,7 +4551,7 @@ type NumberedChunk struct {
 
 func (x *NumberedChunk) Reset() {
 	*x = NumberedChunk{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[45]
+	mi := &file_meta_metapb_meta_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3601,7 +4563,7 @@ func (x *NumberedChunk) String() string {
 func (*NumberedChunk) ProtoMessage() {}
 
 func (x *NumberedChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[45]
+	mi := &file_meta_metapb_meta_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3614,7 +4576,7 @@ func (x *NumberedChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NumberedChunk.ProtoReflect.Descriptor instead.
 func (*NumberedChunk) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{45}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *NumberedChunk) GetNumber() uint32 {
@@ -3643,7 +4605,7 @@ type Inode struct {
 
 func (x *Inode) Reset() {
 	*x = Inode{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[46]
+	mi := &file_meta_metapb_meta_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3655,7 +4617,7 @@ func (x *Inode) String() string {
 func (*Inode) ProtoMessage() {}
 
 func (x *Inode) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[46]
+	mi := &file_meta_metapb_meta_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3668,7 +4630,7 @@ func (x *Inode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inode.ProtoReflect.Descriptor instead.
 func (*Inode) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{46}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *Inode) GetAttr() *Attr {
@@ -3695,7 +4657,7 @@ type Xattrs struct {
 
 func (x *Xattrs) Reset() {
 	*x = Xattrs{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[47]
+	mi := &file_meta_metapb_meta_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3707,7 +4669,7 @@ func (x *Xattrs) String() string {
 func (*Xattrs) ProtoMessage() {}
 
 func (x *Xattrs) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[47]
+	mi := &file_meta_metapb_meta_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3720,7 +4682,7 @@ func (x *Xattrs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Xattrs.ProtoReflect.Descriptor instead.
 func (*Xattrs) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{47}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Xattrs) GetXattrs() []*Xattr {
@@ -3740,7 +4702,7 @@ type Xattr struct {
 
 func (x *Xattr) Reset() {
 	*x = Xattr{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[48]
+	mi := &file_meta_metapb_meta_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3752,7 +4714,7 @@ func (x *Xattr) String() string {
 func (*Xattr) ProtoMessage() {}
 
 func (x *Xattr) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[48]
+	mi := &file_meta_metapb_meta_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3765,7 +4727,7 @@ func (x *Xattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Xattr.ProtoReflect.Descriptor instead.
 func (*Xattr) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{48}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Xattr) GetName() []byte {
@@ -3778,6 +4740,277 @@ func (x *Xattr) GetName() []byte {
 func (x *Xattr) GetValue() []byte {
 	if x != nil {
 		return x.Value
+	}
+	return nil
+}
+
+// DumpFrame is a part of a dump, see docs/formats/dump.md.
+type DumpFrame struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Number uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"` // from 0
+	// Types that are valid to be assigned to Part:
+	//
+	//	*DumpFrame_Header
+	//	*DumpFrame_Rows
+	//	*DumpFrame_End
+	Part          isDumpFrame_Part `protobuf_oneof:"part"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DumpFrame) Reset() {
+	*x = DumpFrame{}
+	mi := &file_meta_metapb_meta_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DumpFrame) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DumpFrame) ProtoMessage() {}
+
+func (x *DumpFrame) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_metapb_meta_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DumpFrame.ProtoReflect.Descriptor instead.
+func (*DumpFrame) Descriptor() ([]byte, []int) {
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *DumpFrame) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *DumpFrame) GetPart() isDumpFrame_Part {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
+func (x *DumpFrame) GetHeader() *DumpHeader {
+	if x != nil {
+		if x, ok := x.Part.(*DumpFrame_Header); ok {
+			return x.Header
+		}
+	}
+	return nil
+}
+
+func (x *DumpFrame) GetRows() *DumpRows {
+	if x != nil {
+		if x, ok := x.Part.(*DumpFrame_Rows); ok {
+			return x.Rows
+		}
+	}
+	return nil
+}
+
+func (x *DumpFrame) GetEnd() *DumpEnd {
+	if x != nil {
+		if x, ok := x.Part.(*DumpFrame_End); ok {
+			return x.End
+		}
+	}
+	return nil
+}
+
+type isDumpFrame_Part interface {
+	isDumpFrame_Part()
+}
+
+type DumpFrame_Header struct {
+	Header *DumpHeader `protobuf:"bytes,2,opt,name=header,proto3,oneof"`
+}
+
+type DumpFrame_Rows struct {
+	Rows *DumpRows `protobuf:"bytes,3,opt,name=rows,proto3,oneof"`
+}
+
+type DumpFrame_End struct {
+	End *DumpEnd `protobuf:"bytes,4,opt,name=end,proto3,oneof"`
+}
+
+func (*DumpFrame_Header) isDumpFrame_Part() {}
+
+func (*DumpFrame_Rows) isDumpFrame_Part() {}
+
+func (*DumpFrame_End) isDumpFrame_Part() {}
+
+type DumpHeader struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"` // of the koinon that wrote it
+	CreatedNs     int64                  `protobuf:"varint,3,opt,name=created_ns,json=createdNs,proto3" json:"created_ns,omitempty"`
+	Pgs           uint32                 `protobuf:"varint,4,opt,name=pgs,proto3" json:"pgs,omitempty"` // placement groups, which the slices name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DumpHeader) Reset() {
+	*x = DumpHeader{}
+	mi := &file_meta_metapb_meta_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DumpHeader) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DumpHeader) ProtoMessage() {}
+
+func (x *DumpHeader) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_metapb_meta_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DumpHeader.ProtoReflect.Descriptor instead.
+func (*DumpHeader) Descriptor() ([]byte, []int) {
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *DumpHeader) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *DumpHeader) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *DumpHeader) GetCreatedNs() int64 {
+	if x != nil {
+		return x.CreatedNs
+	}
+	return 0
+}
+
+func (x *DumpHeader) GetPgs() uint32 {
+	if x != nil {
+		return x.Pgs
+	}
+	return 0
+}
+
+type DumpRows struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rows          []*Row                 `protobuf:"bytes,1,rep,name=rows,proto3" json:"rows,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DumpRows) Reset() {
+	*x = DumpRows{}
+	mi := &file_meta_metapb_meta_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DumpRows) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DumpRows) ProtoMessage() {}
+
+func (x *DumpRows) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_metapb_meta_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DumpRows.ProtoReflect.Descriptor instead.
+func (*DumpRows) Descriptor() ([]byte, []int) {
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *DumpRows) GetRows() []*Row {
+	if x != nil {
+		return x.Rows
+	}
+	return nil
+}
+
+type DumpEnd struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rows          uint64                 `protobuf:"varint,1,opt,name=rows,proto3" json:"rows,omitempty"`    // in all frames
+	Sha256        []byte                 `protobuf:"bytes,2,opt,name=sha256,proto3" json:"sha256,omitempty"` // of the frames before, as they are before compression
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DumpEnd) Reset() {
+	*x = DumpEnd{}
+	mi := &file_meta_metapb_meta_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DumpEnd) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DumpEnd) ProtoMessage() {}
+
+func (x *DumpEnd) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_metapb_meta_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DumpEnd.ProtoReflect.Descriptor instead.
+func (*DumpEnd) Descriptor() ([]byte, []int) {
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *DumpEnd) GetRows() uint64 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *DumpEnd) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
 	}
 	return nil
 }
@@ -3848,7 +5081,7 @@ const file_meta_metapb_meta_proto_rawDesc = "" +
 	"\x04type\x18\x03 \x01(\rR\x04type\x12\x16\n" +
 	"\x06cookie\x18\x04 \x01(\x04R\x06cookie\x12(\n" +
 	"\x04attr\x18\x05 \x01(\v2\x14.koinon.meta.v1.AttrR\x04attr\x12.\n" +
-	"\x06origin\x18\x06 \x01(\v2\x16.koinon.meta.v1.OriginR\x06origin\"\xcc\b\n" +
+	"\x06origin\x18\x06 \x01(\v2\x16.koinon.meta.v1.OriginR\x06origin\"\xf8\b\n" +
 	"\aCommand\x12\x17\n" +
 	"\atime_ns\x18\x01 \x01(\x03R\x06timeNs\x12(\n" +
 	"\x04cred\x18\x02 \x01(\v2\x14.koinon.meta.v1.CredR\x04cred\x12-\n" +
@@ -3873,7 +5106,8 @@ const file_meta_metapb_meta_proto_rawDesc = "" +
 	"\vend_session\x18\x1a \x01(\v2\x1a.koinon.meta.v1.EndSessionH\x00R\n" +
 	"endSession\x123\n" +
 	"\arestore\x18\x1b \x01(\v2\x17.koinon.meta.v1.RestoreH\x00R\arestore\x121\n" +
-	"\agive_up\x18\x1c \x01(\v2\x16.koinon.meta.v1.GiveUpH\x00R\x06giveUpB\x04\n" +
+	"\agive_up\x18\x1c \x01(\v2\x16.koinon.meta.v1.GiveUpH\x00R\x06giveUp\x12*\n" +
+	"\x04load\x18\x1d \x01(\v2\x14.koinon.meta.v1.LoadH\x00R\x04loadB\x04\n" +
 	"\x02op\"\xcc\x01\n" +
 	"\x05Mknod\x12\x16\n" +
 	"\x06parent\x18\x01 \x01(\x04R\x06parent\x12\x12\n" +
@@ -3978,7 +5212,49 @@ const file_meta_metapb_meta_proto_rawDesc = "" +
 	"\aRestore\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x16\n" +
 	"\x06parent\x18\x02 \x01(\x04R\x06parent\x12\x12\n" +
-	"\x04name\x18\x03 \x01(\fR\x04name\"]\n" +
+	"\x04name\x18\x03 \x01(\fR\x04name\"\x91\x02\n" +
+	"\x04Load\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x121\n" +
+	"\x05begin\x18\x02 \x01(\v2\x19.koinon.meta.v1.LoadBeginH\x00R\x05begin\x121\n" +
+	"\x05clear\x18\x03 \x01(\v2\x19.koinon.meta.v1.LoadClearH\x00R\x05clear\x12.\n" +
+	"\x04rows\x18\x04 \x01(\v2\x18.koinon.meta.v1.LoadRowsH\x00R\x04rows\x12+\n" +
+	"\x03end\x18\x05 \x01(\v2\x17.koinon.meta.v1.LoadEndH\x00R\x03end\x12.\n" +
+	"\x04away\x18\x06 \x01(\v2\x18.koinon.meta.v1.LoadAwayH\x00R\x04awayB\x06\n" +
+	"\x04step\"\v\n" +
+	"\tLoadBegin\"!\n" +
+	"\tLoadClear\x12\x14\n" +
+	"\x05limit\x18\x01 \x01(\rR\x05limit\"I\n" +
+	"\bLoadRows\x12\x14\n" +
+	"\x05batch\x18\x01 \x01(\x04R\x05batch\x12'\n" +
+	"\x04rows\x18\x02 \x03(\v2\x13.koinon.meta.v1.RowR\x04rows\"_\n" +
+	"\aLoadEnd\x12\x14\n" +
+	"\x05batch\x18\x01 \x01(\x04R\x05batch\x12(\n" +
+	"\x04root\x18\x02 \x01(\v2\x14.koinon.meta.v1.AttrR\x04root\x12\x14\n" +
+	"\x05moves\x18\x03 \x01(\x03R\x05moves\" \n" +
+	"\bLoadAway\x12\x14\n" +
+	"\x05moves\x18\x01 \x01(\x03R\x05moves\"\x8b\x02\n" +
+	"\x03Row\x12,\n" +
+	"\x05inode\x18\x01 \x01(\v2\x14.koinon.meta.v1.AttrH\x00R\x05inode\x120\n" +
+	"\x05entry\x18\x02 \x01(\v2\x18.koinon.meta.v1.EntryRowH\x00R\x05entry\x120\n" +
+	"\x05chunk\x18\x03 \x01(\v2\x18.koinon.meta.v1.ChunkRowH\x00R\x05chunk\x123\n" +
+	"\x06xattrs\x18\x04 \x01(\v2\x19.koinon.meta.v1.XattrsRowH\x00R\x06xattrs\x126\n" +
+	"\acounter\x18\x05 \x01(\v2\x1a.koinon.meta.v1.CounterRowH\x00R\acounterB\x05\n" +
+	"\x03row\"f\n" +
+	"\bEntryRow\x12\x16\n" +
+	"\x06parent\x18\x01 \x01(\x04R\x06parent\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\fR\x04name\x12.\n" +
+	"\x06dentry\x18\x03 \x01(\v2\x16.koinon.meta.v1.DentryR\x06dentry\"a\n" +
+	"\bChunkRow\x12\x10\n" +
+	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x16\n" +
+	"\x06number\x18\x02 \x01(\rR\x06number\x12+\n" +
+	"\x05chunk\x18\x03 \x01(\v2\x15.koinon.meta.v1.ChunkR\x05chunk\"M\n" +
+	"\tXattrsRow\x12\x10\n" +
+	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12.\n" +
+	"\x06xattrs\x18\x02 \x01(\v2\x16.koinon.meta.v1.XattrsR\x06xattrs\"<\n" +
+	"\n" +
+	"CounterRow\x12\x18\n" +
+	"\acounter\x18\x01 \x01(\rR\acounter\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value\"]\n" +
 	"\aFailure\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x0e\n" +
 	"\x02op\x18\x02 \x01(\tR\x02op\x12\x18\n" +
@@ -3993,7 +5269,7 @@ const file_meta_metapb_meta_proto_rawDesc = "" +
 	"\x06purged\x18\x05 \x01(\rR\x06purged\x12\x18\n" +
 	"\acreated\x18\x06 \x01(\bR\acreated\x12\x12\n" +
 	"\x04kept\x18\a \x03(\x04R\x04kept\x12\x18\n" +
-	"\asession\x18\b \x01(\x04R\asession\"\x92\x05\n" +
+	"\asession\x18\b \x01(\x04R\asession\"\x87\x06\n" +
 	"\x05Query\x12(\n" +
 	"\x04cred\x18\x01 \x01(\v2\x14.koinon.meta.v1.CredR\x04cred\x120\n" +
 	"\x06lookup\x18\n" +
@@ -4011,7 +5287,10 @@ const file_meta_metapb_meta_proto_rawDesc = "" +
 	"scanInodes\x120\n" +
 	"\x06access\x18\x13 \x01(\v2\x16.koinon.meta.v1.AccessH\x00R\x06access\x12:\n" +
 	"\n" +
-	"read_freed\x18\x14 \x01(\v2\x19.koinon.meta.v1.ReadFreedH\x00R\treadFreedB\x04\n" +
+	"read_freed\x18\x14 \x01(\v2\x19.koinon.meta.v1.ReadFreedH\x00R\treadFreed\x127\n" +
+	"\tscan_rows\x18\x15 \x01(\v2\x18.koinon.meta.v1.ScanRowsH\x00R\bscanRows\x12:\n" +
+	"\n" +
+	"tree_state\x18\x16 \x01(\v2\x19.koinon.meta.v1.TreeStateH\x00R\ttreeStateB\x04\n" +
 	"\x02op\"4\n" +
 	"\x06Lookup\x12\x16\n" +
 	"\x06parent\x18\x01 \x01(\x04R\x06parent\x12\x12\n" +
@@ -4044,10 +5323,17 @@ const file_meta_metapb_meta_proto_rawDesc = "" +
 	"from_chunk\x18\x03 \x01(\rR\tfromChunk\"7\n" +
 	"\tReadFreed\x12\x14\n" +
 	"\x05after\x18\x01 \x01(\rR\x05after\x12\x14\n" +
-	"\x05limit\x18\x02 \x01(\rR\x05limit\".\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\"6\n" +
+	"\bScanRows\x12*\n" +
+	"\x04from\x18\x01 \x01(\v2\x16.koinon.meta.v1.CursorR\x04from\"B\n" +
+	"\x06Cursor\x12\x14\n" +
+	"\x05table\x18\x01 \x01(\rR\x05table\x12\x10\n" +
+	"\x03ino\x18\x02 \x01(\x04R\x03ino\x12\x10\n" +
+	"\x03key\x18\x03 \x01(\x04R\x03key\"\v\n" +
+	"\tTreeState\".\n" +
 	"\x06Access\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
-	"\x04want\x18\x02 \x01(\rR\x04want\"\xf6\x03\n" +
+	"\x04want\x18\x02 \x01(\rR\x04want\"\xf5\x04\n" +
 	"\x06Answer\x121\n" +
 	"\afailure\x18\x01 \x01(\v2\x17.koinon.meta.v1.FailureR\afailure\x12(\n" +
 	"\x04attr\x18\x02 \x01(\v2\x14.koinon.meta.v1.AttrR\x04attr\x125\n" +
@@ -4067,7 +5353,11 @@ const file_meta_metapb_meta_proto_rawDesc = "" +
 	"\blast_ino\x18\f \x01(\x04R\alastIno\x12\x1d\n" +
 	"\n" +
 	"last_slice\x18\r \x01(\x04R\tlastSlice\x12!\n" +
-	"\fretention_ns\x18\x0e \x01(\x03R\vretentionNs\"T\n" +
+	"\fretention_ns\x18\x0e \x01(\x03R\vretentionNs\x12'\n" +
+	"\x04rows\x18\x0f \x03(\v2\x13.koinon.meta.v1.RowR\x04rows\x12*\n" +
+	"\x04next\x18\x10 \x01(\v2\x16.koinon.meta.v1.CursorR\x04next\x12\x14\n" +
+	"\x05moves\x18\x11 \x01(\x03R\x05moves\x12\x12\n" +
+	"\x04load\x18\x12 \x01(\x04R\x04load\"T\n" +
 	"\rNumberedChunk\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12+\n" +
 	"\x05chunk\x18\x02 \x01(\v2\x15.koinon.meta.v1.ChunkR\x05chunk\"h\n" +
@@ -4078,7 +5368,25 @@ const file_meta_metapb_meta_proto_rawDesc = "" +
 	"\x06xattrs\x18\x01 \x03(\v2\x15.koinon.meta.v1.XattrR\x06xattrs\"1\n" +
 	"\x05Xattr\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\fR\x04name\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05valueB/Z-github.com/koinon/koinon/internal/meta/metapbb\x06proto3"
+	"\x05value\x18\x02 \x01(\fR\x05value\"\xbe\x01\n" +
+	"\tDumpFrame\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x124\n" +
+	"\x06header\x18\x02 \x01(\v2\x1a.koinon.meta.v1.DumpHeaderH\x00R\x06header\x12.\n" +
+	"\x04rows\x18\x03 \x01(\v2\x18.koinon.meta.v1.DumpRowsH\x00R\x04rows\x12+\n" +
+	"\x03end\x18\x04 \x01(\v2\x17.koinon.meta.v1.DumpEndH\x00R\x03endB\x06\n" +
+	"\x04part\"q\n" +
+	"\n" +
+	"DumpHeader\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1d\n" +
+	"\n" +
+	"created_ns\x18\x03 \x01(\x03R\tcreatedNs\x12\x10\n" +
+	"\x03pgs\x18\x04 \x01(\rR\x03pgs\"3\n" +
+	"\bDumpRows\x12'\n" +
+	"\x04rows\x18\x01 \x03(\v2\x13.koinon.meta.v1.RowR\x04rows\"5\n" +
+	"\aDumpEnd\x12\x12\n" +
+	"\x04rows\x18\x01 \x01(\x04R\x04rows\x12\x16\n" +
+	"\x06sha256\x18\x02 \x01(\fR\x06sha256B/Z-github.com/koinon/koinon/internal/meta/metapbb\x06proto3"
 
 var (
 	file_meta_metapb_meta_proto_rawDescOnce sync.Once
@@ -4092,7 +5400,7 @@ func file_meta_metapb_meta_proto_rawDescGZIP() []byte {
 	return file_meta_metapb_meta_proto_rawDescData
 }
 
-var file_meta_metapb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_meta_metapb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
 var file_meta_metapb_meta_proto_goTypes = []any{
 	(*Cred)(nil),          // 0: koinon.meta.v1.Cred
 	(*Attr)(nil),          // 1: koinon.meta.v1.Attr
@@ -4124,25 +5432,43 @@ var file_meta_metapb_meta_proto_goTypes = []any{
 	(*EndSession)(nil),    // 27: koinon.meta.v1.EndSession
 	(*GiveUp)(nil),        // 28: koinon.meta.v1.GiveUp
 	(*Restore)(nil),       // 29: koinon.meta.v1.Restore
-	(*Failure)(nil),       // 30: koinon.meta.v1.Failure
-	(*Result)(nil),        // 31: koinon.meta.v1.Result
-	(*Query)(nil),         // 32: koinon.meta.v1.Query
-	(*Lookup)(nil),        // 33: koinon.meta.v1.Lookup
-	(*GetAttr)(nil),       // 34: koinon.meta.v1.GetAttr
-	(*Open)(nil),          // 35: koinon.meta.v1.Open
-	(*GetChunks)(nil),     // 36: koinon.meta.v1.GetChunks
-	(*ReadDir)(nil),       // 37: koinon.meta.v1.ReadDir
-	(*GetXattr)(nil),      // 38: koinon.meta.v1.GetXattr
-	(*ListXattr)(nil),     // 39: koinon.meta.v1.ListXattr
-	(*StatFS)(nil),        // 40: koinon.meta.v1.StatFS
-	(*ScanInodes)(nil),    // 41: koinon.meta.v1.ScanInodes
-	(*ReadFreed)(nil),     // 42: koinon.meta.v1.ReadFreed
-	(*Access)(nil),        // 43: koinon.meta.v1.Access
-	(*Answer)(nil),        // 44: koinon.meta.v1.Answer
-	(*NumberedChunk)(nil), // 45: koinon.meta.v1.NumberedChunk
-	(*Inode)(nil),         // 46: koinon.meta.v1.Inode
-	(*Xattrs)(nil),        // 47: koinon.meta.v1.Xattrs
-	(*Xattr)(nil),         // 48: koinon.meta.v1.Xattr
+	(*Load)(nil),          // 30: koinon.meta.v1.Load
+	(*LoadBegin)(nil),     // 31: koinon.meta.v1.LoadBegin
+	(*LoadClear)(nil),     // 32: koinon.meta.v1.LoadClear
+	(*LoadRows)(nil),      // 33: koinon.meta.v1.LoadRows
+	(*LoadEnd)(nil),       // 34: koinon.meta.v1.LoadEnd
+	(*LoadAway)(nil),      // 35: koinon.meta.v1.LoadAway
+	(*Row)(nil),           // 36: koinon.meta.v1.Row
+	(*EntryRow)(nil),      // 37: koinon.meta.v1.EntryRow
+	(*ChunkRow)(nil),      // 38: koinon.meta.v1.ChunkRow
+	(*XattrsRow)(nil),     // 39: koinon.meta.v1.XattrsRow
+	(*CounterRow)(nil),    // 40: koinon.meta.v1.CounterRow
+	(*Failure)(nil),       // 41: koinon.meta.v1.Failure
+	(*Result)(nil),        // 42: koinon.meta.v1.Result
+	(*Query)(nil),         // 43: koinon.meta.v1.Query
+	(*Lookup)(nil),        // 44: koinon.meta.v1.Lookup
+	(*GetAttr)(nil),       // 45: koinon.meta.v1.GetAttr
+	(*Open)(nil),          // 46: koinon.meta.v1.Open
+	(*GetChunks)(nil),     // 47: koinon.meta.v1.GetChunks
+	(*ReadDir)(nil),       // 48: koinon.meta.v1.ReadDir
+	(*GetXattr)(nil),      // 49: koinon.meta.v1.GetXattr
+	(*ListXattr)(nil),     // 50: koinon.meta.v1.ListXattr
+	(*StatFS)(nil),        // 51: koinon.meta.v1.StatFS
+	(*ScanInodes)(nil),    // 52: koinon.meta.v1.ScanInodes
+	(*ReadFreed)(nil),     // 53: koinon.meta.v1.ReadFreed
+	(*ScanRows)(nil),      // 54: koinon.meta.v1.ScanRows
+	(*Cursor)(nil),        // 55: koinon.meta.v1.Cursor
+	(*TreeState)(nil),     // 56: koinon.meta.v1.TreeState
+	(*Access)(nil),        // 57: koinon.meta.v1.Access
+	(*Answer)(nil),        // 58: koinon.meta.v1.Answer
+	(*NumberedChunk)(nil), // 59: koinon.meta.v1.NumberedChunk
+	(*Inode)(nil),         // 60: koinon.meta.v1.Inode
+	(*Xattrs)(nil),        // 61: koinon.meta.v1.Xattrs
+	(*Xattr)(nil),         // 62: koinon.meta.v1.Xattr
+	(*DumpFrame)(nil),     // 63: koinon.meta.v1.DumpFrame
+	(*DumpHeader)(nil),    // 64: koinon.meta.v1.DumpHeader
+	(*DumpRows)(nil),      // 65: koinon.meta.v1.DumpRows
+	(*DumpEnd)(nil),       // 66: koinon.meta.v1.DumpEnd
 }
 var file_meta_metapb_meta_proto_depIdxs = []int32{
 	2,  // 0: koinon.meta.v1.Chunk.slices:type_name -> koinon.meta.v1.Slice
@@ -4171,40 +5497,65 @@ var file_meta_metapb_meta_proto_depIdxs = []int32{
 	27, // 23: koinon.meta.v1.Command.end_session:type_name -> koinon.meta.v1.EndSession
 	29, // 24: koinon.meta.v1.Command.restore:type_name -> koinon.meta.v1.Restore
 	28, // 25: koinon.meta.v1.Command.give_up:type_name -> koinon.meta.v1.GiveUp
-	18, // 26: koinon.meta.v1.Mknod.body:type_name -> koinon.meta.v1.Commit
-	19, // 27: koinon.meta.v1.Commit.slices:type_name -> koinon.meta.v1.ChunkSlice
-	2,  // 28: koinon.meta.v1.ChunkSlice.slice:type_name -> koinon.meta.v1.Slice
-	2,  // 29: koinon.meta.v1.Merge.old:type_name -> koinon.meta.v1.Slice
-	2,  // 30: koinon.meta.v1.Merge.merged:type_name -> koinon.meta.v1.Slice
-	2,  // 31: koinon.meta.v1.GiveUp.slices:type_name -> koinon.meta.v1.Slice
-	30, // 32: koinon.meta.v1.Result.failure:type_name -> koinon.meta.v1.Failure
-	1,  // 33: koinon.meta.v1.Result.attr:type_name -> koinon.meta.v1.Attr
-	0,  // 34: koinon.meta.v1.Query.cred:type_name -> koinon.meta.v1.Cred
-	33, // 35: koinon.meta.v1.Query.lookup:type_name -> koinon.meta.v1.Lookup
-	34, // 36: koinon.meta.v1.Query.get_attr:type_name -> koinon.meta.v1.GetAttr
-	35, // 37: koinon.meta.v1.Query.open:type_name -> koinon.meta.v1.Open
-	36, // 38: koinon.meta.v1.Query.get_chunks:type_name -> koinon.meta.v1.GetChunks
-	37, // 39: koinon.meta.v1.Query.read_dir:type_name -> koinon.meta.v1.ReadDir
-	38, // 40: koinon.meta.v1.Query.get_xattr:type_name -> koinon.meta.v1.GetXattr
-	39, // 41: koinon.meta.v1.Query.list_xattr:type_name -> koinon.meta.v1.ListXattr
-	40, // 42: koinon.meta.v1.Query.stat_fs:type_name -> koinon.meta.v1.StatFS
-	41, // 43: koinon.meta.v1.Query.scan_inodes:type_name -> koinon.meta.v1.ScanInodes
-	43, // 44: koinon.meta.v1.Query.access:type_name -> koinon.meta.v1.Access
-	42, // 45: koinon.meta.v1.Query.read_freed:type_name -> koinon.meta.v1.ReadFreed
-	30, // 46: koinon.meta.v1.Answer.failure:type_name -> koinon.meta.v1.Failure
-	1,  // 47: koinon.meta.v1.Answer.attr:type_name -> koinon.meta.v1.Attr
-	45, // 48: koinon.meta.v1.Answer.chunks:type_name -> koinon.meta.v1.NumberedChunk
-	8,  // 49: koinon.meta.v1.Answer.entries:type_name -> koinon.meta.v1.Entry
-	46, // 50: koinon.meta.v1.Answer.inodes:type_name -> koinon.meta.v1.Inode
-	3,  // 51: koinon.meta.v1.NumberedChunk.chunk:type_name -> koinon.meta.v1.Chunk
-	1,  // 52: koinon.meta.v1.Inode.attr:type_name -> koinon.meta.v1.Attr
-	45, // 53: koinon.meta.v1.Inode.chunks:type_name -> koinon.meta.v1.NumberedChunk
-	48, // 54: koinon.meta.v1.Xattrs.xattrs:type_name -> koinon.meta.v1.Xattr
-	55, // [55:55] is the sub-list for method output_type
-	55, // [55:55] is the sub-list for method input_type
-	55, // [55:55] is the sub-list for extension type_name
-	55, // [55:55] is the sub-list for extension extendee
-	0,  // [0:55] is the sub-list for field type_name
+	30, // 26: koinon.meta.v1.Command.load:type_name -> koinon.meta.v1.Load
+	18, // 27: koinon.meta.v1.Mknod.body:type_name -> koinon.meta.v1.Commit
+	19, // 28: koinon.meta.v1.Commit.slices:type_name -> koinon.meta.v1.ChunkSlice
+	2,  // 29: koinon.meta.v1.ChunkSlice.slice:type_name -> koinon.meta.v1.Slice
+	2,  // 30: koinon.meta.v1.Merge.old:type_name -> koinon.meta.v1.Slice
+	2,  // 31: koinon.meta.v1.Merge.merged:type_name -> koinon.meta.v1.Slice
+	2,  // 32: koinon.meta.v1.GiveUp.slices:type_name -> koinon.meta.v1.Slice
+	31, // 33: koinon.meta.v1.Load.begin:type_name -> koinon.meta.v1.LoadBegin
+	32, // 34: koinon.meta.v1.Load.clear:type_name -> koinon.meta.v1.LoadClear
+	33, // 35: koinon.meta.v1.Load.rows:type_name -> koinon.meta.v1.LoadRows
+	34, // 36: koinon.meta.v1.Load.end:type_name -> koinon.meta.v1.LoadEnd
+	35, // 37: koinon.meta.v1.Load.away:type_name -> koinon.meta.v1.LoadAway
+	36, // 38: koinon.meta.v1.LoadRows.rows:type_name -> koinon.meta.v1.Row
+	1,  // 39: koinon.meta.v1.LoadEnd.root:type_name -> koinon.meta.v1.Attr
+	1,  // 40: koinon.meta.v1.Row.inode:type_name -> koinon.meta.v1.Attr
+	37, // 41: koinon.meta.v1.Row.entry:type_name -> koinon.meta.v1.EntryRow
+	38, // 42: koinon.meta.v1.Row.chunk:type_name -> koinon.meta.v1.ChunkRow
+	39, // 43: koinon.meta.v1.Row.xattrs:type_name -> koinon.meta.v1.XattrsRow
+	40, // 44: koinon.meta.v1.Row.counter:type_name -> koinon.meta.v1.CounterRow
+	5,  // 45: koinon.meta.v1.EntryRow.dentry:type_name -> koinon.meta.v1.Dentry
+	3,  // 46: koinon.meta.v1.ChunkRow.chunk:type_name -> koinon.meta.v1.Chunk
+	61, // 47: koinon.meta.v1.XattrsRow.xattrs:type_name -> koinon.meta.v1.Xattrs
+	41, // 48: koinon.meta.v1.Result.failure:type_name -> koinon.meta.v1.Failure
+	1,  // 49: koinon.meta.v1.Result.attr:type_name -> koinon.meta.v1.Attr
+	0,  // 50: koinon.meta.v1.Query.cred:type_name -> koinon.meta.v1.Cred
+	44, // 51: koinon.meta.v1.Query.lookup:type_name -> koinon.meta.v1.Lookup
+	45, // 52: koinon.meta.v1.Query.get_attr:type_name -> koinon.meta.v1.GetAttr
+	46, // 53: koinon.meta.v1.Query.open:type_name -> koinon.meta.v1.Open
+	47, // 54: koinon.meta.v1.Query.get_chunks:type_name -> koinon.meta.v1.GetChunks
+	48, // 55: koinon.meta.v1.Query.read_dir:type_name -> koinon.meta.v1.ReadDir
+	49, // 56: koinon.meta.v1.Query.get_xattr:type_name -> koinon.meta.v1.GetXattr
+	50, // 57: koinon.meta.v1.Query.list_xattr:type_name -> koinon.meta.v1.ListXattr
+	51, // 58: koinon.meta.v1.Query.stat_fs:type_name -> koinon.meta.v1.StatFS
+	52, // 59: koinon.meta.v1.Query.scan_inodes:type_name -> koinon.meta.v1.ScanInodes
+	57, // 60: koinon.meta.v1.Query.access:type_name -> koinon.meta.v1.Access
+	53, // 61: koinon.meta.v1.Query.read_freed:type_name -> koinon.meta.v1.ReadFreed
+	54, // 62: koinon.meta.v1.Query.scan_rows:type_name -> koinon.meta.v1.ScanRows
+	56, // 63: koinon.meta.v1.Query.tree_state:type_name -> koinon.meta.v1.TreeState
+	55, // 64: koinon.meta.v1.ScanRows.from:type_name -> koinon.meta.v1.Cursor
+	41, // 65: koinon.meta.v1.Answer.failure:type_name -> koinon.meta.v1.Failure
+	1,  // 66: koinon.meta.v1.Answer.attr:type_name -> koinon.meta.v1.Attr
+	59, // 67: koinon.meta.v1.Answer.chunks:type_name -> koinon.meta.v1.NumberedChunk
+	8,  // 68: koinon.meta.v1.Answer.entries:type_name -> koinon.meta.v1.Entry
+	60, // 69: koinon.meta.v1.Answer.inodes:type_name -> koinon.meta.v1.Inode
+	36, // 70: koinon.meta.v1.Answer.rows:type_name -> koinon.meta.v1.Row
+	55, // 71: koinon.meta.v1.Answer.next:type_name -> koinon.meta.v1.Cursor
+	3,  // 72: koinon.meta.v1.NumberedChunk.chunk:type_name -> koinon.meta.v1.Chunk
+	1,  // 73: koinon.meta.v1.Inode.attr:type_name -> koinon.meta.v1.Attr
+	59, // 74: koinon.meta.v1.Inode.chunks:type_name -> koinon.meta.v1.NumberedChunk
+	62, // 75: koinon.meta.v1.Xattrs.xattrs:type_name -> koinon.meta.v1.Xattr
+	64, // 76: koinon.meta.v1.DumpFrame.header:type_name -> koinon.meta.v1.DumpHeader
+	65, // 77: koinon.meta.v1.DumpFrame.rows:type_name -> koinon.meta.v1.DumpRows
+	66, // 78: koinon.meta.v1.DumpFrame.end:type_name -> koinon.meta.v1.DumpEnd
+	36, // 79: koinon.meta.v1.DumpRows.rows:type_name -> koinon.meta.v1.Row
+	80, // [80:80] is the sub-list for method output_type
+	80, // [80:80] is the sub-list for method input_type
+	80, // [80:80] is the sub-list for extension type_name
+	80, // [80:80] is the sub-list for extension extendee
+	0,  // [0:80] is the sub-list for field type_name
 }
 
 func init() { file_meta_metapb_meta_proto_init() }
@@ -4232,10 +5583,25 @@ func file_meta_metapb_meta_proto_init() {
 		(*Command_EndSession)(nil),
 		(*Command_Restore)(nil),
 		(*Command_GiveUp)(nil),
+		(*Command_Load)(nil),
 	}
 	file_meta_metapb_meta_proto_msgTypes[15].OneofWrappers = []any{}
 	file_meta_metapb_meta_proto_msgTypes[18].OneofWrappers = []any{}
-	file_meta_metapb_meta_proto_msgTypes[32].OneofWrappers = []any{
+	file_meta_metapb_meta_proto_msgTypes[30].OneofWrappers = []any{
+		(*Load_Begin)(nil),
+		(*Load_Clear)(nil),
+		(*Load_Rows)(nil),
+		(*Load_End)(nil),
+		(*Load_Away)(nil),
+	}
+	file_meta_metapb_meta_proto_msgTypes[36].OneofWrappers = []any{
+		(*Row_Inode)(nil),
+		(*Row_Entry)(nil),
+		(*Row_Chunk)(nil),
+		(*Row_Xattrs)(nil),
+		(*Row_Counter)(nil),
+	}
+	file_meta_metapb_meta_proto_msgTypes[43].OneofWrappers = []any{
 		(*Query_Lookup)(nil),
 		(*Query_GetAttr)(nil),
 		(*Query_Open)(nil),
@@ -4247,6 +5613,13 @@ func file_meta_metapb_meta_proto_init() {
 		(*Query_ScanInodes)(nil),
 		(*Query_Access)(nil),
 		(*Query_ReadFreed)(nil),
+		(*Query_ScanRows)(nil),
+		(*Query_TreeState)(nil),
+	}
+	file_meta_metapb_meta_proto_msgTypes[63].OneofWrappers = []any{
+		(*DumpFrame_Header)(nil),
+		(*DumpFrame_Rows)(nil),
+		(*DumpFrame_End)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -4254,7 +5627,7 @@ func file_meta_metapb_meta_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meta_metapb_meta_proto_rawDesc), len(file_meta_metapb_meta_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   49,
+			NumMessages:   67,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -12,9 +12,9 @@ import (
 
 func testFormat(x *tree) {
 	_, err := x.make(sys.TypeRegular, &metapb.Attr{Ino: uint64(sys.RootIno)}, "f", 0o644)
-	x.refused(sys.NotExist, err)
+	x.refused(sys.Busy, err)
 	_, err = x.getAttr1(uint64(sys.RootIno))
-	x.refused(sys.Stale, err)
+	x.refused(sys.Busy, err)
 	_, err = x.format1(-1)
 	x.refused(sys.Invalid, err)
 

@@ -105,6 +105,7 @@ func Run(t *testing.T, open func(t *testing.T) meta.Client, opts ...Option) {
 			x.check()
 		})
 	}
+	t.Run("Dump", func(t *testing.T) { testDump(t, open, opts) })
 }
 
 // RunTx tests an engine: all that Run does, and that a refused command has

@@ -85,6 +85,9 @@ type watched struct {
 	writes int
 }
 
+// Unwrap returns the engine.
+func (w *watched) Unwrap() meta.Tx { return w.Tx }
+
 // NextOwner passes on to the engine, or finds nothing.
 func (w *watched) NextOwner(after sys.Ino) (sys.Ino, bool, error) {
 	if w.owners == nil {

@@ -72,7 +72,14 @@ var rowOptions = proto.MarshalOptions{Deterministic: true}
 // prepared on, which prepares them again on each of its connections.
 type statements struct {
 	inode, inodes, entry, entries, chunk, chunks, xattrs, counter, owner *sql.Stmt
+	// Of whole tables.
+	entriesRest, entriesAbove, chunksRest, chunksAbove, xattrsNext *sql.Stmt
 }
+
+const (
+	selectEntries = "SELECT " + originColumns + ", parent, cookie, inode, type, name FROM entries "
+	selectChunks  = "SELECT inode, chunk, bytes, layout FROM chunks "
+)
 
 func prepare(ctx context.Context, db *sql.DB) (*statements, error) {
 	st := &statements{}
@@ -93,6 +100,11 @@ func prepare(ctx context.Context, db *sql.DB) (*statements, error) {
 		{&st.owner, "SELECT MIN(ino) FROM (SELECT MIN(parent) AS ino FROM entries WHERE parent > ? " +
 			"UNION ALL SELECT MIN(inode) FROM chunks WHERE inode > ? " +
 			"UNION ALL SELECT MIN(inode) FROM xattrs WHERE inode > ?) AS owners"},
+		{&st.entriesRest, selectEntries + "WHERE parent = ? AND cookie >= ? ORDER BY cookie LIMIT ?"},
+		{&st.entriesAbove, selectEntries + "WHERE parent > ? ORDER BY parent, cookie LIMIT ?"},
+		{&st.chunksRest, selectChunks + "WHERE inode = ? AND chunk >= ? ORDER BY chunk LIMIT ?"},
+		{&st.chunksAbove, selectChunks + "WHERE inode > ? ORDER BY inode, chunk LIMIT ?"},
+		{&st.xattrsNext, "SELECT MIN(inode) FROM xattrs WHERE inode >= ?"},
 	} {
 		s, err := db.PrepareContext(ctx, p.text)
 		if err != nil {
@@ -105,7 +117,10 @@ func prepare(ctx context.Context, db *sql.DB) (*statements, error) {
 
 func (st *statements) close() error {
 	var all error
-	for _, s := range []*sql.Stmt{st.inode, st.inodes, st.entry, st.entries, st.chunk, st.chunks, st.xattrs, st.counter, st.owner} {
+	for _, s := range []*sql.Stmt{
+		st.inode, st.inodes, st.entry, st.entries, st.chunk, st.chunks, st.xattrs, st.counter, st.owner,
+		st.entriesRest, st.entriesAbove, st.chunksRest, st.chunksAbove, st.xattrsNext,
+	} {
 		if s != nil {
 			all = errors.Join(all, s.Close())
 		}

@@ -139,6 +139,7 @@ func (l *Leader) commit(ctx context.Context, b *carried) error {
 			return err
 		}
 		l.e.cfg.Log.Debug("a transaction is sent again", "err", l.e.explain("mysql.Commit", err))
+		l.e.moveOn(err)
 		sleep(ctx, pause)
 	}
 	l.publish(b, seq+1)

@@ -49,6 +49,7 @@ type Config struct {
 type Engine struct {
 	cfg    Config
 	dsn    *driver.Config
+	hosts  *hosts
 	db     *sql.DB // reads
 	writer *sql.DB // one connection, for scripts of several statements
 	st     *statements
@@ -68,16 +69,28 @@ func Open(ctx context.Context, cfg Config) (_ *Engine, err error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	dsn, err := ParseURL(cfg.URL)
+	dsn, addrs, err := ParseURL(cfg.URL)
 	if err != nil {
 		return nil, err
 	}
-	e := &Engine{cfg: cfg, dsn: dsn, tails: newTails()}
+	e := &Engine{cfg: cfg, dsn: dsn, hosts: &hosts{addrs: addrs}, tails: newTails()}
+	if err := e.hosts.configure(dsn); err != nil {
+		return nil, sys.E(op, sys.Invalid, err)
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, e.Close())
 		}
 	}()
+	err = e.waitForReads(ctx)
+	for range len(addrs) - 1 {
+		if err != nil && elsewhere(err) && e.hosts.next() {
+			err = e.waitForReads(ctx)
+		}
+	}
+	if err != nil {
+		return nil, e.explain(op, err)
+	}
 	if e.db, err = connector(dsn, false); err != nil {
 		return nil, err
 	}
@@ -114,6 +127,26 @@ func connector(dsn *driver.Config, scripts bool) (*sql.DB, error) {
 		return nil, sys.E(sys.Op("mysql.Open"), sys.Invalid, err)
 	}
 	return sql.OpenDB(c), nil
+}
+
+// waitForReads makes reads on a Galera cluster wait for what any of its servers
+// has acknowledged before: else another server, or one that is being cut off,
+// would show what was.
+func (e *Engine) waitForReads(ctx context.Context) (err error) {
+	probe, err := connector(e.dsn, false)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, probe.Close()) }()
+	var name, on string
+	switch err := probe.QueryRowContext(ctx, "SHOW GLOBAL VARIABLES LIKE 'wsrep_on'").Scan(&name, &on); {
+	case errors.Is(err, sql.ErrNoRows):
+	case err != nil:
+		return err
+	case on == "ON":
+		e.dsn.Params["wsrep_sync_wait"] = "1"
+	}
+	return nil
 }
 
 // Close lets go of the database.

@@ -78,6 +78,7 @@ func (e *Engine) Lead(ctx context.Context, epoch uint64, applied Applied) (*Lead
 	}
 	l := &Leader{e: e, epoch: epoch, applied: applied, queue: make(chan *waiting, batchMax), ended: make(chan struct{})}
 	if err := l.load(ctx); err != nil {
+		e.moveOn(err)
 		return nil, e.explain("mysql.Lead", err)
 	}
 	run, stop := context.WithCancel(context.Background())
@@ -230,6 +231,7 @@ func (l *Leader) runBatch(ctx context.Context, batch []*waiting) {
 			l.fenced = err
 		}
 		l.e.cfg.Log.Warn("the database refuses a transaction", "err", l.e.explain("mysql.Do", err))
+		l.e.moveOn(err)
 		sleep(ctx, pause)
 		if l.fenced != nil || ctx.Err() != nil {
 			l.loaded = false // nobody knows whether the last transaction came through

@@ -133,6 +133,13 @@ func (f *flushing) NextOwner(after sys.Ino) (sys.Ino, bool, error) {
 	return f.Tx.NextOwner(after)
 }
 
+func (f *flushing) AllDentries(parent sys.Ino, cookie uint64, fn func(sys.Ino, []byte, *metapb.Dentry) bool) error {
+	if err := f.flush(); err != nil {
+		return err
+	}
+	return f.Tx.AllDentries(parent, cookie, fn)
+}
+
 // suites runs the suite of all engines, once on rows in the database and once
 // through a leader, all on one server.
 func suites(t *testing.T, s *mysqltest.Server) {
@@ -156,18 +163,23 @@ func suites(t *testing.T, s *mysqltest.Server) {
 			return &flushing{Tx: tx, conn: conn, e: e}
 		}, metatest.Far)
 	})
-	t.Run("Commands", func(t *testing.T) {
-		epoch := uint64(0)
-		metatest.Run(t, func(t *testing.T) meta.Client {
-			for _, table := range []string{"inodes", "entries", "chunks", "xattrs", "counters", "results"} {
-				if _, err := e.db.Exec("DELETE FROM " + table); err != nil {
-					t.Fatal(err)
-				}
+	t.Run("Commands", func(t *testing.T) { commandsOn(t, e) })
+}
+
+// commands runs the suite through leaders on a database.
+func commands(t *testing.T, url string) { commandsOn(t, open(t, url)) }
+
+func commandsOn(t *testing.T, e *Engine) {
+	epoch := uint64(0)
+	metatest.Run(t, func(t *testing.T) meta.Client {
+		for _, table := range []string{"inodes", "entries", "chunks", "xattrs", "counters", "results"} {
+			if _, err := e.db.Exec("DELETE FROM " + table); err != nil {
+				t.Fatal(err)
 			}
-			epoch++
-			return &client{e, lead(t, e, epoch)}
-		}, metatest.Far)
-	})
+		}
+		epoch++
+		return &client{e, lead(t, e, epoch)}
+	}, metatest.Far)
 }
 
 func TestMariaDB(t *testing.T) {
@@ -315,16 +327,35 @@ func testRestart(t *testing.T, s *mysqltest.Server) {
 		t.Fatal(err)
 	}
 	defer l.Close()
+	work(t, l, func() {
+		s.Kill()
+		s.Restart()
+	})
+	if got := names(t, e); len(got) != workers*filesEach {
+		t.Errorf("expected %d files, found %d", workers*filesEach, len(got))
+	}
+	report, err := meta.Check(context.Background(), &client{e, l}, meta.CheckOptions{Thorough: true})
+	if err != nil || len(report.Problems) > 0 {
+		t.Errorf("expected a sound tree, found %v, %v", report, err)
+	}
+}
+
+// How much work does, by how many sessions at once.
+const workers, filesEach = 4, 50
+
+// work makes files on a new tree, with trouble halfway, and ends the test unless
+// each is answered.
+func work(t *testing.T, l *Leader, trouble func()) {
+	t.Helper()
 	ctx := context.Background()
 	if _, err := l.Do(ctx, &Request{Body: body(format())}); err != nil {
 		t.Fatal(err)
 	}
-	const workers, files = 4, 50
 	done, halfway := make(chan error, workers), make(chan struct{}, workers)
 	for w := range workers {
 		go func() {
-			for i := range files {
-				if i == files/2 {
+			for i := range filesEach {
+				if i == filesEach/2 {
 					halfway <- struct{}{}
 				}
 				r, err := l.Do(ctx, &Request{Session: sys.SessionID(w + 1), Seq: uint64(i + 1), Ack: uint64(i), Body: body(mknod(fmt.Sprintf("f%d-%d", w, i)))})
@@ -340,19 +371,11 @@ func testRestart(t *testing.T, s *mysqltest.Server) {
 		}()
 	}
 	<-halfway
-	s.Kill()
-	s.Restart()
+	trouble()
 	for range workers {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
-	}
-	if got := names(t, e); len(got) != workers*files {
-		t.Errorf("expected %d files, found %d", workers*files, len(got))
-	}
-	report, err := meta.Check(ctx, &client{e, l}, meta.CheckOptions{Thorough: true})
-	if err != nil || len(report.Problems) > 0 {
-		t.Errorf("expected a sound tree, found %v, %v", report, err)
 	}
 }
 
@@ -400,7 +423,7 @@ func testRefused(t *testing.T, s *mysqltest.Server) {
 		{"mysql://:geheim@h/db", "test", "user"},
 		{"mysql://koinon:geheim@h/", "test", "database"},
 		{"mysql://koinon:geheim@/db", "test", "host"},
-		{"mysql://koinon:gehe%im@h:x/db", "test", "not a URL"},
+		{"mysql://koinon:gehe%im@h:x/db", "test", "password"},
 		{good + "?speed=9", "test", "parameter"},
 		{strings.Replace(good, "se%3Acr%2Fet", "geheim", 1), "test", "password"},
 		{strings.Replace(good, "/refused", "/nowhere", 1), "test", "database"},

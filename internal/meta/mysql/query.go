@@ -33,6 +33,7 @@ func (e *Engine) View(ctx context.Context) (*View, error) {
 	// The transaction outlives ctx, which is that of its opening.
 	tx, err := e.db.BeginTx(context.WithoutCancel(ctx), &sql.TxOptions{ReadOnly: true})
 	if err != nil {
+		e.moveOn(err)
 		return nil, e.explain("mysql.Query", err)
 	}
 	return &View{e: e, tx: tx}, nil
@@ -43,6 +44,7 @@ func (v *View) Query(ctx context.Context, q *metapb.Query) (*metapb.Answer, erro
 	t := &Tx{ctx: ctx, st: v.e.st, tx: v.tx, ahead: map[sys.Ino]*metapb.Attr{}}
 	a, err := meta.Read(t, q)
 	if err != nil {
+		v.e.moveOn(err)
 		return nil, v.e.explain("mysql.Query", err)
 	}
 	return a, nil

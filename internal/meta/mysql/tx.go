@@ -31,6 +31,7 @@ type Tx struct {
 var (
 	_ meta.Tx           = (*Tx)(nil)
 	_ meta.OwnerScanner = (*Tx)(nil)
+	_ meta.RowScanner   = (*Tx)(nil)
 )
 
 func (t *Tx) query(s *sql.Stmt, args ...any) (*sql.Rows, error) {
@@ -219,6 +220,10 @@ func (t *Tx) ScanChunks(ino sys.Ino, from uint32, fn func(n uint32, c *metapb.Ch
 	return s.run(uint64(from), func(c keyed[*metapb.Chunk]) bool { return fn(uint32(c.key), c.val) })
 }
 
+func badLayout(n uint32, err error) error {
+	return sys.E(sys.Op("mysql.Chunk"), sys.Corrupt, fmt.Errorf("the layout of a row of chunks, number %d: %w", n, err))
+}
+
 // readChunk reads a row of chunks. The bytes have a column of their own.
 func readChunk(r *sql.Rows) (n uint32, c *metapb.Chunk, err error) {
 	var inline, layout []byte
@@ -227,7 +232,7 @@ func readChunk(r *sql.Rows) (n uint32, c *metapb.Chunk, err error) {
 	}
 	c = &metapb.Chunk{}
 	if err := proto.Unmarshal(layout, c); err != nil {
-		return 0, nil, sys.E(sys.Op("mysql.Chunk"), sys.Corrupt, fmt.Sprintf("the layout of a row of chunks, number %d", n), err)
+		return 0, nil, badLayout(n, err)
 	}
 	if len(inline) > 0 {
 		c.Inline = inline

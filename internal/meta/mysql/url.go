@@ -2,99 +2,87 @@ package mysql
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	sqldriver "database/sql/driver"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/url"
-	"os"
 	"strings"
 	"time"
 
 	driver "github.com/go-sql-driver/mysql"
 
+	"github.com/koinon/koinon/internal/engine"
 	"github.com/koinon/koinon/internal/sys"
 )
 
 // ParseURL reads mysql://user:password@host:port/database. The port is 3306
-// unless given. Parameters after "?" are socket=PATH (instead of host and
-// port), tls=true (the server's certificate is checked against the host's
-// name) and ca=FILE (PEM, instead of the system's authorities; implies tls).
-// Errors name the part that is wrong and never the password.
-func ParseURL(raw string) (*driver.Config, error) {
+// unless given. There may be several hosts with commas between them, which are
+// servers of one database; they are returned in order. Parameters after "?" are
+// socket=PATH (instead of hosts), tls=true (the server's certificate is checked
+// against the host's name) and those of package engine for TLS, which imply it:
+// ca=FILE (PEM, instead of the system's authorities), cert=FILE and key=FILE
+// (who we are), server-name (instead of the host's). Errors name the part that
+// is wrong and never the password.
+func ParseURL(raw string) (*driver.Config, []string, error) {
 	bad := func(cause string) error { return sys.E(sys.Op("mysql.ParseURL"), sys.Invalid, cause) }
-	u, err := url.Parse(raw)
-	if err != nil { // which repeats the URL
-		return nil, bad("not a URL: expected mysql://user:password@host:port/database, with %XX for special characters")
+	u, err := engine.Parse(raw)
+	if err != nil {
+		return nil, nil, err
 	}
 	c := driver.NewConfig()
 	if u.Scheme != "mysql" {
-		return nil, bad(fmt.Sprintf("scheme: expected mysql, found %q", u.Scheme))
+		return nil, nil, bad(fmt.Sprintf("scheme: expected mysql, found %q", u.Scheme))
 	}
-	c.User = u.User.Username()
+	if err := u.Check("tls"); err != nil {
+		return nil, nil, err
+	}
+	c.User, c.Passwd, c.DBName = u.User, u.Password.Reveal(), u.Path
 	if c.User == "" {
-		return nil, bad("user: expected one, as in mysql://USER:password@host/database")
+		return nil, nil, bad("user: expected one, as in mysql://USER:password@host/database")
 	}
-	c.Passwd, _ = u.User.Password()
-	c.DBName = strings.TrimPrefix(u.Path, "/")
 	if c.DBName == "" || strings.Contains(c.DBName, "/") {
-		return nil, bad("database: expected one name, as in mysql://user:password@host/DATABASE")
+		return nil, nil, bad("database: expected one name, as in mysql://user:password@host/DATABASE")
 	}
-	host, port := u.Hostname(), u.Port()
-	if port == "" {
-		port = "3306"
+	addrs := u.HostPorts(3306)
+	if socket := u.Param("socket"); socket != "" {
+		c.Net, c.Addr = "unix", socket
+	} else {
+		c.Net, c.Addr = "tcp", addrs[0]
 	}
-	c.Net, c.Addr = "tcp", net.JoinHostPort(host, port)
-	for key, values := range u.Query() {
-		if err := parameter(c, host, key, values[len(values)-1]); err != nil {
-			return nil, err
-		}
-	}
-	if c.Net == "tcp" && host == "" {
-		return nil, bad("host: expected one, or ?socket=PATH")
+	if c.TLS, err = secured(u); err != nil {
+		return nil, nil, err
 	}
 	c.Timeout = 3 * time.Second
 	c.ReadTimeout = 30 * time.Second
 	c.WriteTimeout = 30 * time.Second
-	c.RejectReadOnly = true
 	c.Logger = &driver.NopLogger{} // what it tells is in the errors too
 	c.CheckConnLiveness = true
 	// Rules that the tables rely on, whatever the server's defaults are.
 	c.Params = map[string]string{"sql_mode": "'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION'"}
-	return c, nil
+	return c, addrs, nil
 }
 
-func parameter(c *driver.Config, host, key, value string) error {
-	bad := func(cause string) error { return sys.E(sys.Op("mysql.ParseURL"), sys.Invalid, cause) }
-	switch key {
-	case "socket":
-		c.Net, c.Addr = "unix", value
-	case "tls":
-		switch value {
-		case "true":
-			if c.TLS == nil {
-				c.TLS = &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12}
-			}
-		case "false":
-		default:
-			return bad(fmt.Sprintf("tls: expected true or false, found %q", value))
-		}
-	case "ca":
-		pem, err := os.ReadFile(value)
-		if err != nil {
-			return sys.E(sys.Op("mysql.ParseURL"), sys.Invalid, "ca", err)
-		}
-		pool := x509.NewCertPool()
-		if !pool.AppendCertsFromPEM(pem) {
-			return bad(fmt.Sprintf("ca: expected certificates in PEM, found none in %s", value))
-		}
-		c.TLS = &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12, RootCAs: pool}
-	default:
-		return bad(fmt.Sprintf("parameter %q: expected socket, tls or ca", key))
+// secured returns how to speak TLS to the server, nil for not at all.
+func secured(u *engine.URL) (*tls.Config, error) {
+	want := false
+	for _, name := range []string{"ca", "cert", "key", "server-name"} {
+		want = want || u.Param(name) != ""
 	}
-	return nil
+	switch value := u.Param("tls"); value {
+	case "true":
+		want = true
+	case "", "false":
+		if value == "false" && want {
+			return nil, sys.E(sys.Op("mysql.ParseURL"), sys.Invalid, "tls: it is false, and another parameter is about TLS")
+		}
+	default:
+		return nil, sys.E(sys.Op("mysql.ParseURL"), sys.Invalid, fmt.Sprintf("tls: expected true or false, found %q", value))
+	}
+	if !want {
+		return nil, nil
+	}
+	return u.TLS()
 }
 
 // Numbers of the server's errors.
@@ -113,6 +101,10 @@ const (
 	errUserConnections    = 1226
 	errShutdown           = 1053
 	errKilled             = 1317
+	errNoSpaceWrite       = 3    // EE_WRITE: a temporary file or the binary log
+	errReadOnly           = 1290 // --read-only
+	errReadOnlyMode       = 1836
+	errDuringCommit       = 1180 // whether it came through the fence tells
 )
 
 func number(err error) uint16 {
@@ -127,7 +119,10 @@ func (e *Engine) explain(op sys.Op, err error) error {
 	if _, ok := errors.AsType[*sys.Error](err); ok {
 		return err
 	}
-	where := sys.Subject(e.dsn.Addr + "/" + e.dsn.DBName)
+	where := sys.Subject(strings.Join(e.hosts.addrs, ",") + "/" + e.dsn.DBName)
+	if e.dsn.Net == "unix" {
+		where = sys.Subject(e.dsn.Addr + "/" + e.dsn.DBName)
+	}
 	kind, cause := sys.Unavailable, "the database does not answer"
 	switch number(err) {
 	case errPassword:
@@ -138,7 +133,11 @@ func (e *Engine) explain(op sys.Op, err error) error {
 		kind, cause = sys.Invalid, "database: there is none of this name: create it"
 	case errTooManyConnections, errUserConnections:
 		cause = "the server has no connection to spare: raise max_connections"
-	case errDiskFull, errTableFull:
+	case errReadOnly, errReadOnlyMode:
+		cause = "the server is read-only: name the one that takes writes, or SET GLOBAL read_only = 0"
+	case errNotReady:
+		cause = "this Galera node is not in the majority of its cluster"
+	case errDiskFull, errTableFull, errNoSpaceWrite:
 		kind, cause = sys.NoSpace, "the server's disk is full"
 	default:
 		if name, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
@@ -161,7 +160,9 @@ func lost(err error) bool {
 // passing reports whether the same transaction may succeed in a moment.
 func passing(err error) bool {
 	switch number(err) {
-	case errDeadlock, errLockTimeout, errTooManyConnections, errUserConnections, errNotReady, errShutdown, errKilled:
+	case errDeadlock, errLockTimeout, errTooManyConnections, errUserConnections, errNotReady, errShutdown, errKilled,
+		errReadOnly, errReadOnlyMode,
+		errDuringCommit:
 		return true
 	}
 	return lost(err)

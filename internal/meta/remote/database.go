@@ -28,6 +28,7 @@ type inDatabase struct {
 	mu     sync.Mutex
 	round  uint64 // that leader is of
 	leader *mysql.Leader
+	astray error         // why the database does not have the cluster's tree
 	failed error         // why the last try to take office failed
 	tried  time.Duration // Boot time at which it did
 }
@@ -61,11 +62,17 @@ func (d *inDatabase) lead(ctx context.Context, round uint64) error {
 	l, err := d.db.Lead(ctx, epoch(round, d.group.Status().Self), func(at uint64, r *mysql.Request, o *meta.Outcome) {
 		d.tell(at, r.Session, r.Seq, o)
 	})
+	var astray error
+	if err == nil {
+		if astray, err = d.compare(ctx); err != nil {
+			l.Close()
+		}
+	}
 	d.failed, d.tried = err, d.clock.Boot()
 	if err != nil {
 		return err
 	}
-	d.round, d.leader = round, l
+	d.round, d.leader, d.astray = round, l, astray
 	return nil
 }
 
@@ -100,8 +107,27 @@ func (d *inDatabase) office(ctx context.Context, op sys.Op) (*mysql.Leader, erro
 	return d.leader, nil
 }
 
+// serving is office where the database has the cluster's tree.
+func (d *inDatabase) serving(ctx context.Context, op sys.Op) (*mysql.Leader, error) {
+	l, err := d.office(ctx, op)
+	if err == nil {
+		err = d.elsewhere()
+	}
+	return l, err
+}
+
+// runLoad runs a step of a load on the rows in the database.
+func runLoad(ctx context.Context, l *mysql.Leader, step *metapb.Load) ([]byte, error) {
+	body, err := proto.Marshal(&metapb.Command{Op: &metapb.Command_Load{Load: step}})
+	if err != nil {
+		return nil, sys.E(opLoad, sys.Invalid, err)
+	}
+	r, err := l.Do(ctx, &mysql.Request{Body: body})
+	return r.Result, err
+}
+
 func (d *inDatabase) propose(ctx context.Context, cmd replica.Command) ([]byte, any, error) {
-	l, err := d.office(ctx, "meta.Do")
+	l, err := d.serving(ctx, "meta.Do")
 	if err != nil {
 		return nil, nil, err
 	}
@@ -118,7 +144,7 @@ func (d *inDatabase) propose(ctx context.Context, cmd replica.Command) ([]byte, 
 }
 
 func (d *inDatabase) read(ctx context.Context, q *metapb.Query) (*metapb.Answer, uint64, error) {
-	l, err := d.office(ctx, "meta.Query")
+	l, err := d.serving(ctx, "meta.Query")
 	if err != nil {
 		return nil, 0, err
 	}
@@ -131,7 +157,7 @@ func (d *inDatabase) read(ctx context.Context, q *metapb.Query) (*metapb.Answer,
 }
 
 func (d *inDatabase) pin(ctx context.Context) (pinned, error) {
-	if _, err := d.office(ctx, "meta.View"); err != nil {
+	if _, err := d.serving(ctx, "meta.View"); err != nil {
 		return nil, err
 	}
 	round := d.group.Leading()
@@ -164,7 +190,7 @@ func (v *databaseView) Good() bool { return v.round != 0 && v.group.Leading() ==
 func (v *databaseView) Close() error { return v.view.Close() }
 
 func (d *inDatabase) tidy(ctx context.Context) error {
-	l, err := d.office(ctx, "meta.EndSession")
+	l, err := d.serving(ctx, "meta.EndSession")
 	if err != nil {
 		return err
 	}

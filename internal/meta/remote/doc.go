@@ -31,6 +31,7 @@ const (
 	MethodQuery wire.Method = 201 // QueryRequest -> QueryReply
 	MethodRenew wire.Method = 202 // RenewRequest -> RenewReply
 	MethodView  wire.Method = 203 // ViewRequest -> ViewReply
+	MethodLoad  wire.Method = 204 // koinon.meta.v1.Load as payload -> Result
 )
 
 const (

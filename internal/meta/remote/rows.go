@@ -27,6 +27,10 @@ type rows interface {
 	read(ctx context.Context, q *metapb.Query) (a *metapb.Answer, seen uint64, err error)
 	// pin opens a view.
 	pin(ctx context.Context) (pinned, error)
+	// load runs a step of a load.
+	load(ctx context.Context, step *metapb.Load) (result []byte, err error)
+	// present fails when the tree is not here, and says where it may be.
+	present(ctx context.Context) error
 	// tidy lets go of what belongs to sessions that have ended.
 	tidy(ctx context.Context) error
 }

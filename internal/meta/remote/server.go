@@ -79,6 +79,7 @@ func (s *Server) Register(srv *wire.Server) {
 	srv.Handle(MethodQuery, s.serveQuery)
 	srv.Handle(MethodRenew, s.serveRenew)
 	srv.Handle(MethodView, s.serveView)
+	srv.Handle(MethodLoad, s.serveLoad)
 }
 
 // watch follows the leadership, so that the wait for earlier leases begins
@@ -219,7 +220,8 @@ func checkCommand(body []byte) (frees bool, _ error) {
 		return false, sys.E(sys.Op("meta.Do"), sys.Invalid, fmt.Sprintf("not a command this node knows (%v): are all nodes of one version?", err))
 	}
 	switch cmd.Op.(type) {
-	case *metapb.Command_Purge, *metapb.Command_DropFreed, *metapb.Command_Format, *metapb.Command_EndSession:
+	case *metapb.Command_Purge, *metapb.Command_DropFreed, *metapb.Command_Format, *metapb.Command_EndSession,
+		*metapb.Command_Load:
 		return false, sys.E(sys.Op("meta.Do"), sys.Permission, "only the leader itself runs this command")
 	case *metapb.Command_Unlink, *metapb.Command_Rmdir, *metapb.Command_SetAttr, *metapb.Command_KeepOpen, *metapb.Command_GiveUp:
 		frees = true

@@ -79,7 +79,6 @@ type world struct {
 	mu       sync.Mutex
 	table    commit.Table
 	coord    *commit.Coordinator
-	seq      uint64 // of attempts
 	parts    map[commit.Tx]*procpb.Reservation
 	outcomes map[commit.Tx]commit.Outcome
 	mute     bool // commits, aborts and answers to votes are lost

@@ -15,8 +15,9 @@ import (
 )
 
 const (
-	// beatGap is the least time between two heartbeats.
-	beatGap = 20 * time.Millisecond
+	// beatGap is the least time between two heartbeats: what they tell early is
+	// of use to people alone.
+	beatGap = 200 * time.Millisecond
 	// beatTimeout bounds one heartbeat, so that the next one may find a leader
 	// before the lease is over.
 	beatTimeout = proc.LostAfter / 6
@@ -152,8 +153,7 @@ func (a *Agent) submit(ctx context.Context, fence uint64) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	a.beat.set() // to be given a lease
-	return nil
+	return a.heartbeat(ctx) // to be given a lease
 }
 
 // find returns a process that the agent has; nil when it has none.

@@ -42,11 +42,12 @@ func (s *segment) obsolete(index map[uint64]*groupIndex) bool {
 	return true
 }
 
-// location is where the entry of a slot lies.
+// location is where the entry of a slot lies. Its record's checksum tells it
+// from any other record, also a sound one of another group or an older ballot.
 type location struct {
-	slot           uint64
-	segment        uint64
-	offset, length uint32
+	slot                uint64
+	segment             uint64
+	offset, length, crc uint32
 }
 
 // groupIndex finds a group's entries by slot.

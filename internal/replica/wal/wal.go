@@ -283,9 +283,9 @@ func (l *Log) readRecord(seg *segment, loc location) ([]byte, error) {
 		return nil, sys.E(sys.Op("wal.Read"), sys.Subject(segmentName(seg.id)), err)
 	}
 	f := decodeFrame(buf)
-	if f.slot != loc.slot || !f.valid(buf, seg.id) {
+	if f.crc != loc.crc || !f.valid(buf, seg.id) {
 		return nil, sys.E(sys.Op("wal.Read"), sys.Corrupt, sys.Subject(segmentName(seg.id)),
-			fmt.Sprintf("the record of slot %d at byte %d does not match its checksum", loc.slot, loc.offset))
+			fmt.Sprintf("what is read at byte %d is not the record of slot %d", loc.offset, loc.slot))
 	}
 	return buf[recordHeader:], nil
 }

@@ -326,6 +326,50 @@ func (f syncFile) SyncData() error {
 	return f.File.SyncData()
 }
 
+// misdirectedFS reads somewhere else than it is asked to, when told to.
+type misdirectedFS struct {
+	vfs.FS
+	by *atomic.Int64 // bytes
+}
+
+func (m misdirectedFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	f, err := m.FS.Create(name, c)
+	return misdirectedFile{f, m.by}, err
+}
+
+type misdirectedFile struct {
+	vfs.File
+	by *atomic.Int64
+}
+
+func (m misdirectedFile) ReadAt(b []byte, at int64) (int, error) {
+	return m.File.ReadAt(b, at+m.by.Load())
+}
+
+// TestMisdirectedRead: the disk gives another record of the same size, sound in
+// itself. It is not taken for the one that was asked for, also when it is of the
+// same slot: of another group, or of an older ballot.
+func TestMisdirectedRead(t *testing.T) {
+	var by atomic.Int64
+	l, _, _ := open(t, misdirectedFS{vfs.NewMem(), &by}, false)
+	defer closeLog(t, l)
+	put(t, l, entry(1, 1, "old"), entry(2, 1, "two"), entry(1, 2, "abc"), entry(1, 1, "new"))
+	read := func() (got string, err error) {
+		err = l.Read(1, 1, 1, 0, func(_ uint64, b []byte) bool { got = string(b); return true })
+		return got, err
+	}
+	for back, what := range map[int64]string{3: "an older record of the slot", 2: "another group's record of the slot", 1: "another slot's record"} {
+		by.Store(-back * recordSize(len("new")))
+		if got, err := read(); !sys.Is(err, sys.Corrupt) {
+			t.Errorf("%s is read: sys.Corrupt expected, found %q, %v", what, got, err)
+		}
+	}
+	by.Store(0)
+	if got, err := read(); err != nil || got != "new" {
+		t.Errorf("%q expected, found %q, %v", "new", got, err)
+	}
+}
+
 // TestFailedSyncPoisons: nothing is acknowledged after a sync failed.
 func TestFailedSyncPoisons(t *testing.T) {
 	var failing atomic.Bool

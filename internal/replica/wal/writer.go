@@ -124,7 +124,7 @@ func (l *Log) writeRun(buf []byte, recs []pending) error {
 // indexEntry notes where an entry lies. l.mu is held.
 func (l *Log) indexEntry(seg *segment, f frame, at int64) {
 	seg.top[f.group] = max(seg.top[f.group], f.slot)
-	l.groupIndex(f.group).put(location{slot: f.slot, segment: seg.id, offset: uint32(at), length: f.length})
+	l.groupIndex(f.group).put(location{slot: f.slot, segment: seg.id, offset: uint32(at), length: f.length, crc: f.crc})
 }
 
 // sync writes buf at the offset and makes it durable.

@@ -27,6 +27,7 @@ type Server struct {
 	tb    testing.TB
 	dir   string
 	flags []string
+	user  string // whom it runs as
 	cmd   *exec.Cmd
 	ended chan struct{}
 }
@@ -42,29 +43,46 @@ func Start(tb testing.TB, flags ...string) *Server {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	s := &Server{Port: FreePort(tb), tb: tb, dir: dir, flags: flags}
+	s := newServer(tb, dir, flags)
+	s.install()
+	s.Restart()
+	s.grant()
+	return s
+}
+
+func newServer(tb testing.TB, dir string, flags []string) *Server {
+	s := &Server{Port: FreePort(tb), tb: tb, dir: dir, flags: flags, user: user()}
 	tb.Cleanup(func() {
 		s.Kill()
 		if err := os.RemoveAll(dir); err != nil {
 			tb.Error(err)
 		}
 	})
+	return s
+}
+
+// install makes the server's data.
+func (s *Server) install() {
+	s.tb.Helper()
 	install := exec.Command("mariadb-install-db", "--no-defaults", "--datadir="+s.data(), "--skip-test-db",
 		"--auth-root-authentication-method=normal", "--innodb-log-file-size=16M", "--user="+user())
 	if out, err := install.CombinedOutput(); err != nil {
-		tb.Fatalf("mariadb-install-db: %v\n%s", err, out)
+		s.tb.Fatalf("mariadb-install-db: %v\n%s", err, out)
 	}
-	s.Restart()
+}
+
+// grant makes the user.
+func (s *Server) grant() {
+	s.tb.Helper()
 	db := s.open("root", "", "")
 	defer func() {
 		if err := db.Close(); err != nil {
-			tb.Error(err)
+			s.tb.Error(err)
 		}
 	}()
 	if _, err := db.Exec("GRANT ALL ON *.* TO koinon@'%' IDENTIFIED BY '" + Password + "'"); err != nil {
-		tb.Fatal(err)
+		s.tb.Fatal(err)
 	}
-	return s
 }
 
 // user is whom the server runs as: it does not run as root unless told to.
@@ -86,8 +104,8 @@ func (s *Server) Restart() {
 	s.tb.Helper()
 	args := []string{
 		"--no-defaults", "--datadir=" + s.data(), "--socket=" + s.Socket(), fmt.Sprintf("--port=%d", s.Port),
-		"--bind-address=127.0.0.1", "--user=" + user(), "--pid-file=" + filepath.Join(s.dir, "pid"),
-		"--log-error=" + filepath.Join(s.dir, "log"), "--innodb-buffer-pool-size=64M", "--innodb-log-file-size=16M",
+		"--bind-address=127.0.0.1", "--user=" + s.user, "--pid-file=" + filepath.Join(s.dir, "pid"),
+		"--log-error=" + s.logFile(), "--innodb-buffer-pool-size=64M", "--innodb-log-file-size=16M",
 		"--innodb-flush-log-at-trx-commit=1", "--skip-name-resolve", "--max-connections=200",
 	}
 	s.cmd = exec.Command("mariadbd", append(args, s.flags...)...)
@@ -131,9 +149,12 @@ func (s *Server) await() {
 	}
 }
 
+// logFile has the ending that the server would add.
+func (s *Server) logFile() string { return filepath.Join(s.dir, "log.err") }
+
 // Log returns what the server has logged.
 func (s *Server) Log() string {
-	b, err := os.ReadFile(filepath.Join(s.dir, "log"))
+	b, err := os.ReadFile(s.logFile())
 	if err != nil {
 		return err.Error()
 	}

@@ -1,0 +1,103 @@
+package mysqltest
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// galeraLibrary is where Debian's galera-4 puts it.
+const galeraLibrary = "/usr/lib/galera/libgalera_smm.so"
+
+// Galera is a Galera cluster of three servers, each of which holds everything
+// and takes writes.
+type Galera struct{ Servers []*Server }
+
+// StartGalera runs a cluster until the test ends. A server that does not answer
+// the others for a second is left behind by them.
+func StartGalera(tb testing.TB) *Galera {
+	tb.Helper()
+	g := &Galera{}
+	ports := make([]string, 3)
+	for i := range ports {
+		ports[i] = fmt.Sprintf("127.0.0.1:%d", FreePort(tb))
+	}
+	for _, port := range ports {
+		dir, err := os.MkdirTemp("", "mysqltest")
+		if err != nil {
+			tb.Fatal(err)
+		}
+		g.Servers = append(g.Servers, newServer(tb, dir, []string{
+			"--wsrep-on=ON", "--wsrep-provider=" + galeraLibrary, "--binlog-format=ROW", "--innodb-autoinc-lock-mode=2",
+			"--wsrep-cluster-name=koinon", "--wsrep-cluster-address=gcomm://" + strings.Join(ports, ","), "--wsrep-node-address=" + port,
+			fmt.Sprintf("--wsrep-sst-receive-address=127.0.0.1:%d", FreePort(tb)),
+			"--wsrep-provider-options=gmcast.listen_addr=tcp://" + port + fmt.Sprintf(";ist.recv_addr=127.0.0.1:%d", FreePort(tb)) +
+				";gcache.size=32M;evs.keepalive_period=PT0.2S;evs.inactive_check_period=PT0.2S;evs.suspect_timeout=PT1S;evs.inactive_timeout=PT3S;evs.install_timeout=PT3S",
+		}))
+	}
+	for i, s := range g.Servers {
+		if i == 0 {
+			s.install()
+		} else if err := os.Mkdir(s.data(), 0o700); err != nil {
+			tb.Fatal(err)
+		}
+		if os.Getuid() == 0 { // rsync, which fills the other servers, does not run as root
+			if out, err := exec.Command("chown", "-R", "mysql", s.dir).CombinedOutput(); err != nil {
+				tb.Fatalf("chown: %v\n%s", err, out)
+			}
+			s.user = "mysql"
+		}
+		together := s.flags
+		if i == 0 {
+			s.flags = append(slices.Clone(together), "--wsrep-new-cluster")
+		}
+		s.Restart()
+		s.flags = together
+		if i == 0 {
+			s.grant()
+		}
+	}
+	g.await(tb)
+	return g
+}
+
+// await polls until each server is in step with all others.
+func (g *Galera) await(tb testing.TB) {
+	tb.Helper()
+	for _, s := range g.Servers {
+		db := s.DB(tb, "")
+		for end := time.Now().Add(startWait); ; time.Sleep(50 * time.Millisecond) {
+			var name, state, size string
+			err := db.QueryRow("SHOW STATUS LIKE 'wsrep_local_state_comment'").Scan(&name, &state)
+			if err == nil {
+				err = db.QueryRow("SHOW STATUS LIKE 'wsrep_cluster_size'").Scan(&name, &size)
+			}
+			if err == nil && state == "Synced" && size == fmt.Sprint(len(g.Servers)) {
+				break
+			}
+			if time.Now().After(end) {
+				tb.Fatalf("the server is %q in a cluster of %q, %v\n%s", state, size, err, s.Log())
+			}
+		}
+	}
+}
+
+// URL names a database by all servers of the cluster.
+func (g *Galera) URL(database string) string {
+	hosts := make([]string, len(g.Servers))
+	for i, s := range g.Servers {
+		hosts[i] = fmt.Sprintf("127.0.0.1:%d", s.Port)
+	}
+	return fmt.Sprintf("mysql://koinon:se%%3Acr%%2Fet@%s/%s", strings.Join(hosts, ","), database)
+}
+
+// Create makes an empty database and returns its URL.
+func (g *Galera) Create(tb testing.TB, database string) string {
+	tb.Helper()
+	g.Servers[0].Create(tb, database)
+	return g.URL(database)
+}
