@@ -152,6 +152,22 @@ func (c *Client) Conn(id sys.NodeID) *wire.Client {
 	return nil
 }
 
+// OpenConn is Conn for those who ask for little, and for whom a connection that
+// is there already is better than one that need not be shared.
+func (c *Client) OpenConn(id sys.NodeID) *wire.Client {
+	addr := c.addrOf(id)
+	if addr == "" {
+		return nil
+	}
+	c.mu.Lock()
+	w := c.conns[connKey{addr, false}]
+	c.mu.Unlock()
+	if w != nil && w.Connected() {
+		return w
+	}
+	return c.conn(addr, true)
+}
+
 // Addr is where the map has a node, empty when it has no such node.
 func (c *Client) Addr(id sys.NodeID) string { return c.addrOf(id) }
 
@@ -344,6 +360,9 @@ func (c *Client) retry(ctx context.Context, op sys.Op, try func(ctx context.Cont
 	for i := 0; ; i++ {
 		addrs := c.Addrs()
 		addr := next
+		if addr == "" && i == 0 {
+			addr = c.connected(addrs)
+		}
 		if addr == "" {
 			c.mu.Lock()
 			c.seed++
@@ -375,6 +394,19 @@ func (c *Client) retry(ctx context.Context, op sys.Op, try func(ctx context.Cont
 			return c.gaveUp(ctx, op, failed)
 		}
 	}
+}
+
+// connected is one of the addresses to which there is a connection already, ""
+// for none: setting one up costs more than an answer that another node leads.
+func (c *Client) connected(addrs []string) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, addr := range addrs {
+		if w := c.conns[connKey{addr, false}]; w != nil && w.Connected() {
+			return addr
+		}
+	}
+	return ""
 }
 
 // NobodyAnswers is the advice where no node has told who the others are.

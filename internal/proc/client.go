@@ -110,7 +110,7 @@ func (c *Client) node(ctx context.Context, id sys.NodeID, m wire.Method, header 
 	if err != nil {
 		return err
 	}
-	conn := c.cluster.Conn(id)
+	conn := c.cluster.OpenConn(id)
 	if conn == nil {
 		return sys.E(sys.Op("proc.node"), sys.Unavailable, sys.Subject(id.String()), "the cluster has no such node (any more)")
 	}
