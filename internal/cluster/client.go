@@ -352,6 +352,7 @@ func (c *Client) Addrs() []string {
 // retry calls try on one node after the other, first on the node that the last
 // answer named, until it succeeds or fails for good.
 func (c *Client) retry(ctx context.Context, op sys.Op, try func(ctx context.Context, addr string) (hint sys.NodeID, err error)) error {
+	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
 	defer cancel()
 	failed := map[string]error{}
@@ -391,7 +392,7 @@ func (c *Client) retry(ctx context.Context, op sys.Op, try func(ctx context.Cont
 			}
 		}
 		if ctx.Err() != nil {
-			return c.gaveUp(ctx, op, failed)
+			return c.gaveUp(ctx, op, time.Since(began).Round(time.Second), failed)
 		}
 	}
 }
@@ -412,20 +413,20 @@ func (c *Client) connected(addrs []string) string {
 // NobodyAnswers is the advice where no node has told who the others are.
 const NobodyAnswers = "start them again, or, if the cluster has other nodes by now, name one of those under `nodes` in the client configuration"
 
-func (c *Client) gaveUp(ctx context.Context, op sys.Op, failed map[string]error) error {
+func (c *Client) gaveUp(ctx context.Context, op sys.Op, waited time.Duration, failed map[string]error) error {
 	if errors.Is(context.Cause(ctx), context.Canceled) {
 		return sys.E(op, sys.Interrupted, context.Cause(ctx))
 	}
 	missing := c.missing(ctx, failed)
 	slices.Sort(missing)
 	if len(missing) == 0 {
-		return sys.E(op, sys.Unavailable, fmt.Sprintf("no node leads after %v although all answer; see `koinon status`", c.cfg.Timeout))
+		return sys.E(op, sys.Unavailable, fmt.Sprintf("no node leads after %v although all answer; see `koinon status`", waited))
 	}
 	advice := "start them again"
 	if c.Map() == nil {
 		advice = NobodyAnswers
 	}
-	return sys.E(op, sys.Unavailable, fmt.Sprintf("no majority after %v: no answer from %s; %s, see `koinon status`", c.cfg.Timeout, strings.Join(missing, ", "), advice))
+	return sys.E(op, sys.Unavailable, fmt.Sprintf("no majority after %v: no answer from %s; %s, see `koinon status`", waited, strings.Join(missing, ", "), advice))
 }
 
 // askMissing is how long a node may take to say that it is there.

@@ -192,7 +192,7 @@ func healing(st spread.HealStatus) string {
 	if st.Complete >= st.Groups {
 		return ""
 	}
-	return fmt.Sprintf("%d of %d placement groups are complete, %d blocks fetched", st.Complete, st.Groups, st.Fetched)
+	return fmt.Sprintf("comparing blocks with the other nodes: %d of %d placement groups done, %d blocks fetched", st.Complete, st.Groups, st.Fetched)
 }
 
 // resident is this process's memory in bytes, 0 where the kernel does not tell

@@ -8,7 +8,7 @@ import (
 // TestHealingWithoutMajority: a node that cannot ask the others says so,
 // instead of counting groups that it may well have.
 func TestHealingWithoutMajority(t *testing.T) {
-	const counted = "0 of 256 placement groups are complete, 0 blocks fetched"
+	const counted = "comparing blocks with the other nodes: 0 of 256 placement groups done, 0 blocks fetched"
 	cluster := func(second string) *Status {
 		return &Status{Nodes: []NodeStatus{
 			{ID: 1, State: "up", Role: "leader", Healing: counted, voters: []uint64{1, 2, 3}},

@@ -134,7 +134,7 @@ func (a *Agent) submit(ctx context.Context, fence uint64) error {
 	if a.fenceNow() == 0 {
 		a.log.Info("the process table has this node", "fence", fence)
 	} else {
-		a.log.Warn("the node was declared lost: everything that runs here ends", "fence", fence)
+		a.log.Warn("this node was silent for so long that it was declared lost: the processes that run here are ended", "fence", fence)
 	}
 	if err := a.exec.Fence(ctx, fenceEpoch(fence)); err != nil {
 		return err

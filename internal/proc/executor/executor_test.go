@@ -266,7 +266,8 @@ func TestExits(t *testing.T) {
 		{"cat", Exited, 0, "", ""}, // its input is empty
 		{"umask; pwd", Exited, 0, "0022\n/\n", ""},
 		{"ls /proc/self/fd | wc -l", Exited, 0, "4\n", ""}, // three and the directory
-		{"grep -E 'Sig(Blk|Ign)' /proc/self/status | tr -d '0\\t'", Exited, 0, "SigBlk:\nSigIgn:\n", ""},
+		// But for 32 and 33, which are the C library's own: what make starts ignores them.
+		{`for s in SigBlk SigIgn; do echo $s $((0x$(sed -n "s/^$s:\t//p" /proc/self/status) & 0x7fffffff)); done`, Exited, 0, "SigBlk 0\nSigIgn 0\n", ""},
 		{"env | grep -v -e ^PWD -e ^SHLVL -e ^_= -e ^PATH | sed 's/=.*//'", Exited, 0, "KOINON_ATTEMPT\n", ""},
 	} {
 		s := spec(uint64(i), tc.script)

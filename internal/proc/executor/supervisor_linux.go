@@ -4,11 +4,14 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -124,13 +127,36 @@ func becomeSupervisor(dir string) error {
 		return err
 	}
 	// A signal that is ignored stays so in children; one that is caught has its default action there.
+	ignored, err := ignoredSignals()
+	if err != nil {
+		return err
+	}
 	caught := make(chan os.Signal, 1)
-	for sig := syscall.Signal(1); sig < 32; sig++ {
-		if signal.Ignored(sig) {
-			signal.Notify(caught, sig)
-		}
+	for _, sig := range ignored {
+		signal.Notify(caught, sig)
 	}
 	return unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+}
+
+// ignoredSignals are those that this process was started with as ignored (proc(5), SigIgn): signal.Ignored knows of two only.
+func ignoredSignals() ([]os.Signal, error) {
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return nil, err
+	}
+	_, rest, _ := strings.Cut(string(status), "SigIgn:")
+	text, _, _ := strings.Cut(rest, "\n")
+	mask, err := strconv.ParseUint(strings.TrimSpace(text), 16, 64)
+	if err != nil {
+		return nil, fmt.Errorf("the signals that are ignored, in /proc/self/status: %w", err)
+	}
+	var out []os.Signal
+	for sig := syscall.Signal(1); sig <= 64; sig++ {
+		if mask&(1<<(sig-1)) != 0 {
+			out = append(out, sig)
+		}
+	}
+	return out, nil
 }
 
 func lockDir(ctx context.Context, dir string) (*os.File, error) {
