@@ -266,8 +266,8 @@ func (c *command) setTask(j *procpb.Job, t *procpb.Task, s procpb.State) {
 	}
 	if Over(s) {
 		t.EndedNs = c.now
-		if t.ExitCode != 0 && j.ExitCode == 0 {
-			j.ExitCode = t.ExitCode
+		if t.ExitCode != 0 && (j.ExitCode == 0 || t.Index < j.ExitIndex) {
+			j.ExitCode, j.ExitIndex = t.ExitCode, t.Index
 		}
 	}
 	c.saveTask(j, t)

@@ -255,6 +255,22 @@ func TestOneCommitStartsATaskOnce(t *testing.T) {
 	}
 }
 
+// A job's exit code is that of the lowest index that failed, in whatever order
+// its tasks end.
+func TestExitCodeOfAnArray(t *testing.T) {
+	for _, order := range [][]uint32{{2, 3, 4}, {4, 3, 2}, {3, 4, 2}} {
+		x := newTable(t)
+		id := x.submit(specOf(func(s *procpb.Spec) { s.Array, s.First, s.Last = true, 2, 4 }))
+		for _, i := range order {
+			x.start(id, i, 1)
+			x.end(id, i, 0, &procpb.Process{ExitCode: map[uint32]uint32{2: 0, 3: 7, 4: 9}[i]})
+		}
+		if j := x.job(id); j.State != procpb.State_FAILED || j.ExitCode != 7 {
+			t.Errorf("in the order %v the job is %v with %d, want 7", order, j.State, j.ExitCode)
+		}
+	}
+}
+
 func TestALostNodeEndsWhatItRan(t *testing.T) {
 	x := newTable(t)
 	gang := x.submit(specOf(func(s *procpb.Spec) { s.Size = 2 }))

@@ -911,6 +911,7 @@ type Job struct {
 	Request       []byte                 `protobuf:"bytes,17,opt,name=request,proto3" json:"request,omitempty"`                              // SubmitRequest.request
 	BlockedBy     []uint64               `protobuf:"varint,18,rep,packed,name=blocked_by,json=blockedBy,proto3" json:"blocked_by,omitempty"` // jobs that it still waits for
 	Blocks        []uint64               `protobuf:"varint,19,rep,packed,name=blocks,proto3" json:"blocks,omitempty"`                        // jobs that wait for it
+	ExitIndex     uint32                 `protobuf:"varint,20,opt,name=exit_index,json=exitIndex,proto3" json:"exit_index,omitempty"`        // of the task that exit_code is of, when that is not 0
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1076,6 +1077,13 @@ func (x *Job) GetBlocks() []uint64 {
 		return x.Blocks
 	}
 	return nil
+}
+
+func (x *Job) GetExitIndex() uint32 {
+	if x != nil {
+		return x.ExitIndex
+	}
+	return 0
 }
 
 // Node is the row of a node, as the process table knows it.
@@ -4153,7 +4161,7 @@ const file_proc_procpb_proc_proto_rawDesc = "" +
 	"\x04lost\x18\f \x01(\rR\x04lost\x12\x1b\n" +
 	"\ttimed_out\x18\r \x01(\bR\btimedOut\x12\x17\n" +
 	"\aout_ino\x18\x0e \x01(\x04R\x06outIno\x12\x18\n" +
-	"\aversion\x18\x0f \x01(\x04R\aversion\"\x83\x04\n" +
+	"\aversion\x18\x0f \x01(\x04R\aversion\"\xa2\x04\n" +
 	"\x03Job\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12+\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x15.koinon.proc.v1.StateR\x05state\x12!\n" +
@@ -4176,7 +4184,9 @@ const file_proc_procpb_proc_proto_rawDesc = "" +
 	"\arequest\x18\x11 \x01(\fR\arequest\x12\x1d\n" +
 	"\n" +
 	"blocked_by\x18\x12 \x03(\x04R\tblockedBy\x12\x16\n" +
-	"\x06blocks\x18\x13 \x03(\x04R\x06blocks\"\xca\x02\n" +
+	"\x06blocks\x18\x13 \x03(\x04R\x06blocks\x12\x1d\n" +
+	"\n" +
+	"exit_index\x18\x14 \x01(\rR\texitIndex\"\xca\x02\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x125\n" +
