@@ -128,18 +128,20 @@ func (f *follow) run(ctx context.Context) (*Job, error) {
 	}
 }
 
-// check refuses a name that the job has not.
-func (f *follow) check() error {
+// check refuses a name that the job has not: see checkName.
+func (f *follow) check() error { return checkName(f.name, f.spec) }
+
+func checkName(name proc.Name, spec *procpb.Spec) error {
 	refuse := func(text string) error {
-		return sys.E(sys.Op("koinon.Follow"), sys.NotExist, sys.Subject(f.name.String()), text)
+		return sys.E(sys.Op("koinon.Follow"), sys.NotExist, sys.Subject(name.String()), text)
 	}
-	first, last := int(f.spec.First), int(f.spec.Last)
+	first, last := int(spec.First), int(spec.Last)
 	switch {
-	case f.name.Index >= 0 && !f.spec.Array:
+	case name.Index >= 0 && !spec.Array:
 		return refuse("the job is no array")
-	case f.name.Index >= 0 && (f.name.Index < first || f.name.Index > last):
+	case name.Index >= 0 && (name.Index < first || name.Index > last):
 		return refuse("the job has no such index")
-	case f.name.Rank >= int(f.spec.Size):
+	case name.Rank >= int(spec.Size):
 		return refuse("the job has no such rank")
 	}
 	return nil

@@ -137,7 +137,8 @@ type Task struct {
 	ExitCode  int        `json:"exit_code"`     // of the first rank that failed, 0 for none
 	Killer    string     `json:"killer,omitempty"`
 	TimedOut  bool       `json:"timed_out,omitempty"`
-	Lost      int        `json:"lost,omitempty"` // how many tries were lost with a node
+	Lost      int        `json:"lost,omitempty"`   // how many tries were lost with a node
+	Placed    string     `json:"placed,omitempty"` // why the latest try was placed where it is
 	Started   *time.Time `json:"started,omitempty"`
 	Ended     *time.Time `json:"ended,omitempty"`
 	Processes []Process  `json:"processes"`
@@ -164,7 +165,7 @@ type Process struct {
 func newTask(spec *procpb.Spec, t *procpb.Task) Task {
 	task := Task{
 		Name: proc.TaskName(spec, t.Job, t.Index).String(), Index: int(t.Index), State: newState(t.State), Try: int(t.Epoch),
-		Why: t.Why, ExitCode: int(t.ExitCode), Killer: t.Killer, TimedOut: t.TimedOut, Lost: int(t.Lost),
+		Why: t.Why, ExitCode: int(t.ExitCode), Killer: t.Killer, TimedOut: t.TimedOut, Lost: int(t.Lost), Placed: t.Placed,
 		Started: moment(t.StartedNs), Ended: moment(t.EndedNs), Processes: []Process{},
 	}
 	if i := int(t.Index); i < len(spec.GetItems()) {

@@ -135,6 +135,9 @@ func (p *Procs) Inspect(ctx context.Context, name string) (*JobDetails, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := checkName(n, r.Spec); err != nil {
+		return nil, err
+	}
 	return newJobDetails(r), nil
 }
 

@@ -40,7 +40,7 @@ line; 126 and 127 the command cannot be run, or is not there.`
 const runExample = `  koinon run -- uname -a
   koinon run -n 3 -c 0.5 -- sh -c 'echo $KOINON_RANK of $KOINON_SIZE on $KOINON_NODE'
   koinon run --array 0-99%10 -- ./render --frame {}
-  koinon run --each 'text/*.txt' -- sh -c 'wc -w {} > {}.count'
+  koinon run --each 'text/*.txt' -- sh -c 'wc -w "$KOINON_ITEM" > "$KOINON_ITEM.count"'
   koinon run -d --name nightly -m 2GiB --timeout 1h -- ./backup.sh
   koinon run --after ok:17 --out koinon:/results -- sh -c './sum > $KOINON_OUT/total'`
 

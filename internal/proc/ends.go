@@ -47,7 +47,7 @@ func (c *command) start(a *procpb.Agree) {
 	if j == nil || t == nil || t.State != procpb.State_QUEUED || t.Epoch+1 != a.Try {
 		return
 	}
-	t.Epoch, t.StartedNs, t.EndedNs, t.ExitCode, t.Why, t.OutIno = a.Try, c.now, 0, 0, a.Why, a.OutIno
+	t.Epoch, t.StartedNs, t.EndedNs, t.ExitCode, t.Why, t.Placed, t.OutIno = a.Try, c.now, 0, 0, a.Why, a.Why, a.OutIno
 	t.Procs = make([]*procpb.Process, len(a.Nodes))
 	for rank, node := range a.Nodes {
 		t.Procs[rank] = &procpb.Process{Node: node, State: procpb.State_RUNNING}

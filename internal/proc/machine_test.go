@@ -196,6 +196,9 @@ func TestTheLifeOfAGang(t *testing.T) {
 	}
 	x.end(id, 0, 2, &procpb.Process{Signal: 11})
 	task := x.task(id, 0)
+	if task.Placed != "there is room" {
+		t.Fatalf("expected the reason of the place to be kept, found %q", task.Placed)
+	}
 	if task.State != procpb.State_FAILED || task.ExitCode != 3 {
 		t.Fatalf("expected a failure with the code of the first that failed, found %v", task)
 	}

@@ -333,14 +333,14 @@ func TestEnvironment(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.up()
-	res := w.reservation(4, `pwd; echo "$1|$KOINON_INDEX|$KOINON_NODES|$KOINON_EPOCH|$KOINON_TREE|$KOINON_OUT|$USER|$HOME|$ITEM|$KOINON_JOB"`)
+	res := w.reservation(4, `pwd; echo "$1|$KOINON_INDEX|$KOINON_NODES|$KOINON_EPOCH|$KOINON_TREE|$KOINON_OUT|$USER|$HOME|$ITEM|$KOINON_JOB|$KOINON_ITEM"`)
 	res.Index, res.Epoch, res.Item, res.Out = 7, 2, "some file", "/.koinon/out/4.7-2"
 	res.Spec.Dir, res.Spec.Array = "/work", true
 	res.Spec.Env = []string{"HOME=/elsewhere", "ITEM=<{}>"}
 	res.Spec.Argv = append(res.Spec.Argv, "sh", "a {}")
 	w.start(res)
 	r := w.end(4)
-	want := fmt.Sprintf("%s/work\na some file|7|here|2|%s|%s/.koinon/out/4.7-2|%s|/elsewhere|<some file>|4\n", w.dir, w.dir, w.dir, userEnv(res.Spec.User)[2][len("USER="):])
+	want := fmt.Sprintf("%s/work\na some file|7|here|2|%s|%s/.koinon/out/4.7-2|%s|/elsewhere|<some file>|4|some file\n", w.dir, w.dir, w.dir, userEnv(res.Spec.User)[2][len("USER="):])
 	if string(r.Stdout) != want {
 		t.Errorf("found %q, %q expected; %s", r.Stdout, want, r.Stderr)
 	}

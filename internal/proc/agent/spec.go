@@ -74,6 +74,9 @@ func koinonEnv(res *procpb.Reservation, rank uint32, node uint64, mount string) 
 	if mount != "" {
 		env = append(env, "KOINON_TREE="+mount)
 	}
+	if res.Item != "" {
+		env = append(env, "KOINON_ITEM="+res.Item)
+	}
 	if res.Out != "" {
 		env = append(env, "KOINON_OUT="+path.Join(mount, res.Out))
 	}

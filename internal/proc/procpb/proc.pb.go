@@ -740,7 +740,7 @@ type Task struct {
 	State         State                  `protobuf:"varint,3,opt,name=state,proto3,enum=koinon.proc.v1.State" json:"state,omitempty"`
 	Epoch         uint32                 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`                          // counts the tries; that of the processes below
 	Procs         []*Process             `protobuf:"bytes,5,rep,name=procs,proto3" json:"procs,omitempty"`                           // by rank, since the first time that it ran
-	Why           string                 `protobuf:"bytes,6,opt,name=why,proto3" json:"why,omitempty"`                               // why it was placed where it is, or ended as it did
+	Why           string                 `protobuf:"bytes,6,opt,name=why,proto3" json:"why,omitempty"`                               // why it was placed where it is; once it has ended, why as it did
 	StartedNs     int64                  `protobuf:"varint,7,opt,name=started_ns,json=startedNs,proto3" json:"started_ns,omitempty"` // of the latest try: when its start was agreed
 	EndedNs       int64                  `protobuf:"varint,8,opt,name=ended_ns,json=endedNs,proto3" json:"ended_ns,omitempty"`
 	ExitCode      uint32                 `protobuf:"varint,9,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"`  // of the first rank that failed; 0 when none did
@@ -750,6 +750,7 @@ type Task struct {
 	TimedOut      bool                   `protobuf:"varint,13,opt,name=timed_out,json=timedOut,proto3" json:"timed_out,omitempty"` // signal is of the timeout
 	OutIno        uint64                 `protobuf:"varint,14,opt,name=out_ino,json=outIno,proto3" json:"out_ino,omitempty"`       // the private directory of its outputs
 	Version       uint64                 `protobuf:"varint,15,opt,name=version,proto3" json:"version,omitempty"`                   // Job.version of its last change
+	Placed        string                 `protobuf:"bytes,16,opt,name=placed,proto3" json:"placed,omitempty"`                      // why the latest try was placed where it is
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -887,6 +888,13 @@ func (x *Task) GetVersion() uint64 {
 		return x.Version
 	}
 	return 0
+}
+
+func (x *Task) GetPlaced() string {
+	if x != nil {
+		return x.Placed
+	}
+	return ""
 }
 
 // Job is the row of a job, beside its Spec.
@@ -4143,7 +4151,7 @@ const file_proc_procpb_proc_proto_rawDesc = "" +
 	"\x06cpu_ns\x18\t \x01(\x03R\x05cpuNs\x12\x17\n" +
 	"\arss_max\x18\n" +
 	" \x01(\x03R\x06rssMax\x12\x10\n" +
-	"\x03oom\x18\v \x01(\bR\x03oom\"\x9d\x03\n" +
+	"\x03oom\x18\v \x01(\bR\x03oom\"\xb5\x03\n" +
 	"\x04Task\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\x04R\x03job\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\rR\x05index\x12+\n" +
@@ -4161,7 +4169,8 @@ const file_proc_procpb_proc_proto_rawDesc = "" +
 	"\x04lost\x18\f \x01(\rR\x04lost\x12\x1b\n" +
 	"\ttimed_out\x18\r \x01(\bR\btimedOut\x12\x17\n" +
 	"\aout_ino\x18\x0e \x01(\x04R\x06outIno\x12\x18\n" +
-	"\aversion\x18\x0f \x01(\x04R\aversion\"\xa2\x04\n" +
+	"\aversion\x18\x0f \x01(\x04R\aversion\x12\x16\n" +
+	"\x06placed\x18\x10 \x01(\tR\x06placed\"\xa2\x04\n" +
 	"\x03Job\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12+\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x15.koinon.proc.v1.StateR\x05state\x12!\n" +
