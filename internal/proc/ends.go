@@ -3,6 +3,7 @@ package proc
 import (
 	"encoding/binary"
 	"fmt"
+	"path"
 	"strings"
 
 	"github.com/koinon/koinon/commit"
@@ -196,7 +197,7 @@ func verdict(t *procpb.Task) (procpb.State, *procpb.Process) {
 
 // outOfItem is where the outputs of a task with an item appear.
 func outOfItem(s *procpb.Spec, item string) string {
-	return strings.ReplaceAll(s.Out, "{}", base(item))
+	return strings.ReplaceAll(s.Out, "{}", path.Base(item))
 }
 
 // setNode takes in what a node tells of itself.

@@ -59,8 +59,6 @@ func when(ns int64) time.Time {
 	return time.Unix(0, ns).UTC()
 }
 
-func base(p string) string { return path.Base(p) }
-
 // files changes the tree on behalf of the table.
 type files struct{ tree tree }
 
@@ -263,5 +261,3 @@ func (c *command) forgetFiles(n Name) {
 	// What somebody has put beside them stays; so does the directory then.
 	_ = files{c.tree}.forget(n)
 }
-
-func parentOf(p string) string { return path.Dir(p) }

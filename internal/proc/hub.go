@@ -1,10 +1,6 @@
 package proc
 
-import (
-	"sync"
-
-	"github.com/koinon/koinon/internal/proc/procpb"
-)
+import "sync"
 
 // hub passes on what the machine changes: to the Server of its node, which
 // keeps a model of what is not over yet, and to those who wait for a job.
@@ -89,6 +85,3 @@ func (h *hub) wakeAll() {
 		h.wake(id)
 	}
 }
-
-// over says whether a job is, as far as a model is concerned.
-func over(j *procpb.Job) bool { return Over(j.State) }

@@ -2,6 +2,7 @@ package proc
 
 import (
 	"fmt"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -211,7 +212,7 @@ func (c *command) spec(job uint64) *procpb.Spec {
 
 // item is what {} stands for in a task.
 func (c *command) item(s *procpb.Spec, job uint64, index uint32) string {
-	if s.Array && strContains(s.Out) {
+	if s.Array && strings.Contains(s.Out, "{}") {
 		items := &procpb.Spec{}
 		c.read(key(rowItems, job), items)
 		s = proto.CloneOf(s)

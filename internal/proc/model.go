@@ -113,7 +113,7 @@ func (m *model) follow(d *delta, now time.Duration) {
 	for _, j := range d.jobs {
 		if jm := m.jobs[j.Id]; jm != nil {
 			jm.row = j
-		} else if spec := d.specs[j.Id]; spec != nil && !over(j) {
+		} else if spec := d.specs[j.Id]; spec != nil && !Over(j.State) {
 			m.addJob(j, spec)
 		}
 	}
@@ -121,7 +121,7 @@ func (m *model) follow(d *delta, now time.Duration) {
 		m.setTask(t, now)
 	}
 	for _, j := range d.jobs {
-		if over(j) {
+		if Over(j.State) {
 			m.drop(j.Id)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -56,7 +57,7 @@ func (s *Server) prepareOut(l *leadership, a *attempt) {
 	f := files{treeNow{ctx, s.opt.Tree}}
 	t := a.task.row
 	p := OutPath(TaskName(a.job.spec, t.Job, t.Index), t.Epoch+1)
-	ino, err := f.under(OutDir, base(p), a.job.spec.User)
+	ino, err := f.under(OutDir, path.Base(p), a.job.spec.User)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.lead != l {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"path"
 	"slices"
 	"time"
 
@@ -112,10 +113,10 @@ func (s *Server) checkTree(ctx context.Context, spec *procpb.Spec) error {
 	const op = sys.Op("proc.Submit")
 	f := files{treeNow{ctx, s.opt.Tree}}
 	if spec.Dir != "" && spec.Dir != "/" {
-		parent, err := f.walk(credOf(spec.User), parentOf(spec.Dir))
+		parent, err := f.walk(credOf(spec.User), path.Dir(spec.Dir))
 		var a *metapb.Attr
 		if err == nil {
-			a, err = f.lookup(credOf(spec.User), parent, base(spec.Dir))
+			a, err = f.lookup(credOf(spec.User), parent, path.Base(spec.Dir))
 		}
 		switch {
 		case err == nil && a != nil && sys.FileType(a.Type) == sys.TypeDir:
@@ -127,14 +128,14 @@ func (s *Server) checkTree(ctx context.Context, spec *procpb.Spec) error {
 	}
 	if spec.Out != "" {
 		out := outOfItem(spec, Item(spec, spec.First))
-		dir, err := f.walk(credOf(spec.User), parentOf(out))
+		dir, err := f.walk(credOf(spec.User), path.Dir(out))
 		if sys.Is(err, sys.NotExist) || sys.Is(err, sys.NotDir) {
-			return sys.E(op, sys.NotExist, sys.Subject(parentOf(out)), "the directory in which outputs are to appear is not in the tree: make it first")
+			return sys.E(op, sys.NotExist, sys.Subject(path.Dir(out)), "the directory in which outputs are to appear is not in the tree: make it first")
 		}
 		if err != nil {
 			return err
 		}
-		if a, err := f.lookup(rootCred, dir, base(out)); err != nil || a != nil {
+		if a, err := f.lookup(rootCred, dir, path.Base(out)); err != nil || a != nil {
 			return cmp.Or(err, sys.E(op, sys.Exist, sys.Subject(out), "outputs appear under a name that nothing has yet: choose another one, or move this away"))
 		}
 	}
@@ -277,7 +278,7 @@ func (s *Server) serveWait(ctx context.Context, req *wire.Request) (wire.Respons
 		if err != nil {
 			return cluster.LeaderHint(err)
 		}
-		if reply.Job.Version > r.Version || over(reply.Job) {
+		if reply.Job.Version > r.Version || Over(reply.Job.State) {
 			return respond(reply)
 		}
 		select {

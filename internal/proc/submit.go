@@ -12,8 +12,6 @@ import (
 	"github.com/koinon/koinon/internal/sys"
 )
 
-func strContains(out string) bool { return strings.Contains(out, "{}") }
-
 // submit makes a job, once for a request.
 func (c *command) submit(s *procpb.Submit) *procpb.Result {
 	const op = sys.Op("proc.Submit")
