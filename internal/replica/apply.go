@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/paxos"
 )
@@ -187,7 +188,8 @@ func signal(c chan struct{}) {
 }
 
 // run is the applier's goroutine.
-func (a *applier) run(stop <-chan struct{}) {
+func (a *applier) run() {
+	h := a.g.host
 	for {
 		a.mu.Lock()
 		entries, tasks := a.queue, a.tasks
@@ -195,26 +197,24 @@ func (a *applier) run(stop <-chan struct{}) {
 		a.mu.Unlock()
 		for _, task := range tasks {
 			if err := task(); err != nil {
-				a.g.host.fail(err)
+				h.fail(err)
 				return
 			}
 		}
 		for len(entries) > 0 {
 			n, err := a.apply(entries)
 			if err != nil {
-				a.g.host.fail(err)
+				h.fail(err)
 				return
 			}
 			entries = entries[n:]
 			select {
-			case <-stop:
+			case <-h.stop:
 				return
 			default:
 			}
 		}
-		select {
-		case <-a.wake:
-		case <-stop:
+		if h.cfg.Sched.Wait(nil, a.wake, h.stop, nil) == env.GotB {
 			return
 		}
 	}

@@ -30,7 +30,9 @@ type Config struct {
 	// Groups are the groups that this host serves. Default: group 0.
 	Groups    []sys.GroupID
 	Transport Transport
-	Logger    *slog.Logger // default: discard
+	// Sched runs the host. Default env.Goroutines.
+	Sched  env.Sched
+	Logger *slog.Logger // default: discard
 
 	// Rejoin says that this node had voted before and lost its directory: a
 	// host that starts with an empty directory then does not vote until it
@@ -114,6 +116,9 @@ func (c Config) withDefaults() Config {
 	}
 	if len(c.Groups) == 0 {
 		c.Groups = []sys.GroupID{0}
+	}
+	if c.Sched == nil {
+		c.Sched = env.Goroutines{}
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

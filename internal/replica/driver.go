@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/replica/wal"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/paxos"
@@ -108,15 +109,14 @@ func (h *Host) wakeDriver() { signal(h.drv.wake) }
 // drive is the driver's goroutine.
 func (h *Host) drive() {
 	armed := h.cfg.Tick
-	timer := time.NewTimer(armed)
+	timer := h.cfg.Sched.NewTimer(armed)
 	defer timer.Stop()
 	for {
 		tick := false
-		select {
-		case <-h.drv.wake:
-		case <-timer.C:
+		switch h.cfg.Sched.Wait(timer, h.drv.wake, h.stop, nil) {
+		case env.Fired:
 			tick, armed = true, 0
-		case <-h.stop:
+		case env.GotB:
 			return
 		}
 		now := h.cfg.Clock.Boot()

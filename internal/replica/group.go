@@ -3,11 +3,13 @@ package replica
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/replica/replicapb"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/paxos"
@@ -36,6 +38,7 @@ type Group struct {
 	hooks atomic.Pointer[hookTable]
 
 	mu            sync.Mutex
+	rand          *rand.Rand   // of the names of entries and snapshots
 	queue         []*proposals // the last one is open for more
 	queueBytes    int
 	queueCommands int
@@ -80,12 +83,20 @@ type leaderView struct {
 type hookTable map[Namespace][]func(st Stamp, local any)
 
 func newGroup(h *Host, id sys.GroupID) *Group {
-	g := &Group{host: h, id: id, inflight: map[uint64]*proposals{}, watchers: map[int]func(Status){}}
+	g := &Group{host: h, id: id, inflight: map[uint64]*proposals{}, watchers: map[int]func(Status){},
+		rand: rand.New(rand.NewPCG(h.rand.Uint64(), uint64(id)))}
 	g.view.Store(&leaderView{})
 	g.hooks.Store(&hookTable{})
 	g.setConfigs(nil)
 	g.applier = newApplier(g, h.db, h.machines)
 	return g
+}
+
+// random returns a number other than 0.
+func (g *Group) random() uint64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.rand.Uint64() | 1
 }
 
 // ID returns the group's number.
@@ -191,17 +202,17 @@ func (g *Group) call(fn func(now paxos.Time)) {
 // sys.Busy, sys.Unavailable when the other is not fit for it.
 func (g *Group) Transfer(ctx context.Context, to sys.NodeID) error {
 	const op = sys.Op("replica.Transfer")
-	done := make(chan error, 1)
+	taken := newAnswer[error]()
 	g.call(func(now paxos.Time) {
 		if g.d.node == nil {
-			done <- paxos.ErrNotLeader
+			taken.give(paxos.ErrNotLeader)
 			return
 		}
-		done <- g.d.node.Transfer(now, paxos.NodeID(to))
+		taken.give(g.d.node.Transfer(now, paxos.NodeID(to)))
 	})
-	select {
-	case err := <-done:
-		switch err {
+	switch g.host.cfg.Sched.Wait(nil, taken.done, ctx.Done(), g.host.stop) {
+	case env.GotA:
+		switch err := taken.v; err {
 		case nil:
 			return nil
 		case paxos.ErrNotLeader:
@@ -211,12 +222,11 @@ func (g *Group) Transfer(ctx context.Context, to sys.NodeID) error {
 		case paxos.ErrBusy:
 			return sys.E(op, sys.Busy, err)
 		}
-		return sys.E(op, sys.Unavailable, sys.Subject(to.String()), err)
-	case <-ctx.Done():
+		return sys.E(op, sys.Unavailable, sys.Subject(to.String()), taken.v)
+	case env.GotB:
 		return sys.E(op, sys.Interrupted, ctx.Err())
-	case <-g.host.stop:
-		return g.host.stopped(op)
 	}
+	return g.host.stopped(op)
 }
 
 // OpenSession makes a session. When the outcome is not known the session may

@@ -12,6 +12,7 @@ import (
 
 	"github.com/cockroachdb/errors/oserror"
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/replica/wal"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -29,8 +30,9 @@ type Host struct {
 
 	drv       driver
 	notify    chan struct{} // leadership changed
-	flushed   chan struct{} // Pebble has flushed
-	wantFlush chan struct{}
+	upkeep    chan struct{} // wakes maintain
+	flushed   atomic.Bool   // Pebble has flushed, which maintain looks into
+	wantFlush atomic.Bool
 	noSpace   atomic.Bool
 	noReserve atomic.Bool  // not even the reserve is left
 	fullSince atomic.Int64 // Boot time in ns at which noSpace became true
@@ -48,10 +50,10 @@ type Host struct {
 	failed   chan struct{} // closed when it stopped by itself
 	errMu    sync.Mutex
 	err      error
-	wg       sync.WaitGroup
 	ctx      context.Context // ends with stop
 	cancel   context.CancelFunc
 
+	// Who uses the files: the host's own goroutines, and readers.
 	useMu   sync.Mutex
 	useN    int
 	useEnd  bool
@@ -82,9 +84,12 @@ func Open(cfg Config, machines map[Namespace]Machine) (*Host, error) {
 	}
 	h := &Host{
 		cfg: cfg, machines: machines,
-		notify: make(chan struct{}, 1), flushed: make(chan struct{}, 1), wantFlush: make(chan struct{}, 1),
+		notify: make(chan struct{}, 1), upkeep: make(chan struct{}, 1),
 		snapshots: make(chan struct{}, snapshotsAtOnce),
 		stop:      make(chan struct{}), failed: make(chan struct{}), useIdle: make(chan struct{}),
+	}
+	for range snapshotsAtOnce {
+		h.snapshots <- struct{}{}
 	}
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	seed := cfg.Seed
@@ -132,7 +137,7 @@ func (h *Host) start() {
 	h.SetPeers(h.cfg.Peers)
 	h.spawn(h.drive)
 	for _, g := range h.groups {
-		h.spawn(func() { g.applier.run(h.stop) })
+		h.spawn(g.applier.run)
 	}
 	h.spawn(h.maintain)
 	h.spawn(h.notifyWatchers)
@@ -145,13 +150,15 @@ func (h *Host) start() {
 	h.wakeDriver()
 }
 
-// spawn runs fn in a goroutine that Close waits for.
+// spawn runs fn in a goroutine that Close waits for, unless the host is closing.
 func (h *Host) spawn(fn func()) {
-	h.wg.Add(1)
-	go func() {
-		defer h.wg.Done()
+	if !h.use() {
+		return
+	}
+	h.cfg.Sched.Go(func() {
+		defer h.unuse()
 		fn()
-	}()
+	})
 }
 
 // Group returns the replica of a group, nil when this host does not serve it.
@@ -229,14 +236,12 @@ func (h *Host) stopped(op sys.Op) error {
 func (h *Host) Close() error {
 	h.cfg.Transport.Handle(nil)
 	h.halt()
-	done := make(chan error, 1)
-	go func() { done <- h.shut() }()
-	timer := time.NewTimer(closeMax)
+	shut := newAnswer[error]()
+	h.cfg.Sched.Go(func() { shut.give(h.shut()) })
+	timer := h.cfg.Sched.NewTimer(closeMax)
 	defer timer.Stop()
-	select {
-	case err := <-done:
-		return err
-	case <-timer.C:
+	if h.cfg.Sched.Wait(timer, shut.done, nil, nil) != env.Fired {
+		return shut.v
 	}
 	h.cfg.Logger.Error("the replica cannot be closed: its disk is full or stands still; end the process", "dir", h.cfg.Dir)
 	return sys.E(sys.Op("replica.Close"), sys.Unavailable, sys.Subject(h.cfg.Dir),
@@ -252,7 +257,7 @@ const (
 
 // shut waits for the goroutines and closes the files.
 func (h *Host) shut() error {
-	h.wg.Wait()
+	h.awaitUsers()
 	// The driver may have registered readers while halt ran.
 	for _, g := range h.groups {
 		for _, ws := range g.d.reads {
@@ -260,7 +265,6 @@ func (h *Host) shut() error {
 		}
 		g.failAllReaders(h.stopped("replica.Read"))
 	}
-	h.awaitUsers()
 	var err error
 	for _, g := range h.groups {
 		err = errors.Join(err, g.incoming.close(h.Err() == nil), g.outSnap.close())
@@ -280,6 +284,7 @@ func (h *Host) flushState() error {
 	}
 	timer := time.NewTimer(flushMax)
 	defer timer.Stop()
+	// Pebble's goroutines are not the Sched's.
 	select {
 	case <-flushed:
 	case <-timer.C:
@@ -334,19 +339,14 @@ func (h *Host) awaitUsers() {
 		close(h.useIdle)
 	}
 	h.useMu.Unlock()
-	<-h.useIdle
+	h.cfg.Sched.Wait(nil, h.useIdle, nil, nil)
 }
 
 // notifyWatchers tells of changes of leadership.
 func (h *Host) notifyWatchers() {
-	for {
-		select {
-		case <-h.notify:
-			for _, g := range h.groups {
-				g.callWatchers()
-			}
-		case <-h.stop:
-			return
+	for h.cfg.Sched.Wait(nil, h.notify, h.stop, nil) == env.GotA {
+		for _, g := range h.groups {
+			g.callWatchers()
 		}
 	}
 }

@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/paxos"
 )
@@ -149,8 +149,9 @@ func (h *Host) alone(hist paxos.History) bool {
 
 // changeWaiter waits for a configuration to be in force.
 type changeWaiter struct {
-	want paxos.Configuration
-	done chan error
+	want    paxos.Configuration
+	refused bool // nothing was proposed: why is the answer
+	*answer[error]
 }
 
 // Reconfigure makes the group's members these: a majority of the voters
@@ -174,34 +175,33 @@ func (g *Group) Reconfigure(ctx context.Context, voters, learners []sys.NodeID) 
 	if err := want.Validate(); err != nil {
 		return sys.E(op, sys.Invalid, err)
 	}
-	retry := time.NewTicker(h.cfg.Heartbeat)
+	retry := h.cfg.Sched.NewTimer(h.cfg.Heartbeat)
 	defer retry.Stop()
 	for {
-		w := &changeWaiter{want: want, done: make(chan error, 1)}
-		refused := make(chan error, 1)
+		w := &changeWaiter{want: want, answer: newAnswer[error]()}
 		g.call(func(now paxos.Time) {
 			if err := g.proposeMembers(now, w); err != nil {
-				refused <- err
+				w.refused = true
+				w.give(err)
 			}
 		})
-		var err error
-		select {
-		case err := <-w.done:
-			return err
-		case err = <-refused:
-		case <-ctx.Done():
+		switch h.cfg.Sched.Wait(nil, w.done, ctx.Done(), h.stop) {
+		case env.GotB:
 			return sys.E(op, sys.Interrupted, fmt.Errorf("the change of members may yet take effect: %w", ctx.Err()))
-		case <-h.stop:
+		case env.GotC:
 			return h.stopped(op)
 		}
-		if err != paxos.ErrUnconfirmed && err != paxos.ErrBusy {
-			return g.refusedChange(err)
+		switch {
+		case !w.refused:
+			return w.v
+		case w.v != paxos.ErrUnconfirmed && w.v != paxos.ErrBusy:
+			return g.refusedChange(w.v)
 		}
-		select {
-		case <-retry.C:
-		case <-ctx.Done():
-			return sys.E(op, sys.Interrupted, fmt.Errorf("nothing was changed: %w (%w)", ctx.Err(), err))
-		case <-h.stop:
+		retry.Reset(h.cfg.Heartbeat)
+		switch h.cfg.Sched.Wait(retry, ctx.Done(), h.stop, nil) {
+		case env.GotA:
+			return sys.E(op, sys.Interrupted, fmt.Errorf("nothing was changed: %w (%w)", ctx.Err(), w.v))
+		case env.GotB:
 			return h.stopped(op)
 		}
 	}
@@ -258,7 +258,7 @@ func (g *Group) takeConfigs(hist paxos.History) {
 		if !hist[0].Equal(w.want) {
 			return false
 		}
-		w.done <- nil
+		w.give(nil)
 		return true
 	})
 }
@@ -266,7 +266,7 @@ func (g *Group) takeConfigs(hist paxos.History) {
 // failChanges answers those who wait for a change: leadership is lost.
 func (g *Group) failChanges(leader sys.NodeID) {
 	for _, w := range g.d.changes {
-		w.done <- sys.E(sys.Op("replica.Reconfigure"), sys.Unavailable, &LeaderError{Leader: leader, Proposed: true})
+		w.give(sys.E(sys.Op("replica.Reconfigure"), sys.Unavailable, &LeaderError{Leader: leader, Proposed: true}))
 	}
 	g.d.changes = nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/replica/replicapb"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/paxos"
@@ -25,6 +26,8 @@ func (g *Group) regainPromise() {
 	known := *g.configs.Load()
 	answered := map[sys.NodeID]bool{h.cfg.Self: true}
 	var highest paxos.Ballot
+	retry := h.cfg.Sched.NewTimer(promiseRetry)
+	defer retry.Stop()
 	for {
 		open := 0
 		ask := electorate(known)
@@ -52,9 +55,8 @@ func (g *Group) regainPromise() {
 		if open == 0 {
 			break
 		}
-		select {
-		case <-time.After(promiseRetry):
-		case <-h.stop:
+		retry.Reset(promiseRetry)
+		if h.cfg.Sched.Wait(retry, h.stop, nil, nil) != env.Fired {
 			return
 		}
 	}
@@ -113,22 +115,21 @@ func (g *Group) askPromise(to sys.NodeID) (b paxos.Ballot, h paxos.History, ok b
 
 // tellPromise answers a replica that lost its promise.
 func (g *Group) tellPromise(ctx context.Context) (*replicapb.Reply, error) {
-	answer := make(chan *replicapb.Reply, 1)
+	told := newAnswer[*replicapb.Reply]()
 	g.call(func(paxos.Time) {
 		if g.d.node == nil {
-			answer <- &replicapb.Reply{Refused: true, Reason: "the promise is not known here either"}
+			told.give(&replicapb.Reply{Refused: true, Reason: "the promise is not known here either"})
 			return
 		}
 		st := g.d.node.Status()
-		answer <- &replicapb.Reply{Promised: &replicapb.Ballot{Round: st.Promised.Round, Node: uint64(st.Promised.Node)},
-			Members: st.Configs.Encode()}
+		told.give(&replicapb.Reply{Promised: &replicapb.Ballot{Round: st.Promised.Round, Node: uint64(st.Promised.Node)},
+			Members: st.Configs.Encode()})
 	})
-	select {
-	case r := <-answer:
-		return r, nil
-	case <-ctx.Done():
+	switch g.host.cfg.Sched.Wait(nil, told.done, ctx.Done(), g.host.stop) {
+	case env.GotA:
+		return told.v, nil
+	case env.GotB:
 		return nil, sys.E(sys.Op("replica.Promise"), sys.Interrupted, ctx.Err())
-	case <-g.host.stop:
-		return nil, g.host.stopped("replica.Promise")
 	}
+	return nil, g.host.stopped("replica.Promise")
 }

@@ -3,9 +3,9 @@ package replica
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"sync/atomic"
 
+	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -70,12 +70,10 @@ func (g *Group) Propose(ctx context.Context, cmd Command) (result []byte, local 
 	if err := g.enqueue(&cmd, w); err != nil {
 		return nil, nil, err
 	}
-	select {
-	case <-w.done:
-		return w.out.result, w.out.local, w.out.err
-	case <-ctx.Done():
+	if g.host.cfg.Sched.Wait(nil, w.done, ctx.Done(), nil) == env.GotB {
 		return nil, nil, sys.E(op, sys.Interrupted, ctx.Err())
 	}
+	return w.out.result, w.out.local, w.out.err
 }
 
 // enqueue puts a command at the end of the queue. w may be nil.
@@ -104,7 +102,7 @@ func (g *Group) enqueue(cmd *Command, w *waiter) error {
 		last = g.queue[n-1]
 	}
 	if last == nil || len(last.waiters) >= h.cfg.BatchCommands || len(last.buf)+size > h.cfg.BatchBytes {
-		last = newProposals()
+		last = newProposals(g.rand.Uint64() | 1)
 		g.queue = append(g.queue, last)
 	}
 	first := len(g.queue) == 1 && len(last.waiters) == 0
@@ -120,8 +118,8 @@ func (g *Group) enqueue(cmd *Command, w *waiter) error {
 	return nil
 }
 
-func newProposals() *proposals {
-	p := &proposals{origin: rand.Uint64() | 1}
+func newProposals(origin uint64) *proposals {
+	p := &proposals{origin: origin}
 	p.buf = appendFixed64(make([]byte, 0, 512), 1, p.origin)
 	return p
 }

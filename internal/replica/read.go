@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"slices"
 
+	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/paxos"
 )
@@ -68,9 +69,7 @@ func (g *Group) readIndex(ctx context.Context, ns Namespace, fn func(r Reader) e
 	if first {
 		h.wakeDriver()
 	}
-	select {
-	case <-w.done:
-	case <-ctx.Done():
+	if h.cfg.Sched.Wait(nil, w.done, ctx.Done(), nil) == env.GotB {
 		return sys.E(op, sys.Interrupted, ctx.Err())
 	}
 	if w.err != nil {
@@ -99,10 +98,8 @@ func (g *Group) awaitSlot(ctx context.Context, slot uint64) error {
 	}
 	g.appliedWait = append(g.appliedWait, w)
 	g.mu.Unlock()
-	select {
-	case <-w.done:
+	if g.host.cfg.Sched.Wait(nil, w.done, ctx.Done(), nil) == env.GotA {
 		return w.err
-	case <-ctx.Done():
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()

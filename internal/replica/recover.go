@@ -38,7 +38,7 @@ func (h *Host) recover(exists bool) error {
 	var err error
 	var report wal.Report
 	h.log, report, err = wal.Open(wal.Options{FS: h.cfg.FS, Dir: h.cfg.FS.PathJoin(h.cfg.Dir, "log"),
-		SegmentBytes: h.cfg.SegmentBytes, Logger: h.cfg.Logger, Exists: exists,
+		SegmentBytes: h.cfg.SegmentBytes, Logger: h.cfg.Logger, Sched: h.cfg.Sched, Exists: exists,
 		Synced: func(took time.Duration) { h.syncTimes.add(uint64(took)) },
 	}, func(r wal.Record) (err error) {
 		switch r.Type {
@@ -177,9 +177,10 @@ func (h *Host) writeStates() error {
 	for _, g := range h.groups {
 		recs = append(recs, wal.Record{Type: wal.State, Group: uint64(g.id), Body: g.logState().encode()})
 	}
-	done := make(chan error, 1)
-	h.log.Append(recs, func(err error) { done <- err })
-	return <-done
+	written := newAnswer[error]()
+	h.log.Append(recs, written.give)
+	h.cfg.Sched.Wait(nil, written.done, nil, nil)
+	return written.v
 }
 
 // logState is the group's state to log.
@@ -241,7 +242,7 @@ func (h *Host) Call(ctx context.Context, from sys.NodeID, req []byte) ([]byte, e
 	case r.GetChunk() != nil:
 		reply, err = g.receiveChunk(ctx, from, r.GetChunk())
 	case r.GetOffer() != nil:
-		reply, err = g.receiveOffer(from, r.GetOffer())
+		reply, err = g.receiveOffer(ctx, from, r.GetOffer())
 	case r.GetPromise() != nil:
 		reply, err = g.tellPromise(ctx)
 	default:

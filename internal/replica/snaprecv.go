@@ -6,12 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/objstorage/objstorageprovider"
 	"github.com/cockroachdb/pebble/v2/sstable"
+	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/replica/replicapb"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/paxos"
@@ -33,9 +33,9 @@ const (
 // tables beside the state, and into the state in one step at the end, so that
 // a snapshot that breaks off has changed nothing.
 type incoming struct {
-	mu sync.Mutex
-	h  *Host
-	g  *Group
+	turn chan struct{} // holds one thing while nobody uses the rest
+	h    *Host
+	g    *Group
 	snapHead
 	from    sys.NodeID
 	next    uint64        // the chunk wanted next
@@ -86,7 +86,8 @@ func (h *Host) clearSnapshots() error {
 // resume finds what has arrived of a snapshot before the process was started.
 // What cannot be used is not an error: it is sent again.
 func (in *incoming) resume(h *Host, g *Group) error {
-	in.h, in.g = h, g
+	in.h, in.g, in.turn = h, g, make(chan struct{}, 1)
+	in.unlock()
 	if err := h.cfg.FS.MkdirAll(h.snapshotDir(), 0o700); err != nil {
 		return err
 	}
@@ -125,6 +126,19 @@ func (in *incoming) resume(h *Host, g *Group) error {
 	return nil
 }
 
+// lock waits until nobody else uses in: as long as a snapshot is put in place.
+func (in *incoming) lock(ctx context.Context, h *Host) error {
+	switch h.cfg.Sched.Wait(nil, in.turn, ctx.Done(), h.stop) {
+	case env.GotB:
+		return sys.E(sys.Op("replica.Snapshot"), sys.Interrupted, ctx.Err())
+	case env.GotC:
+		return h.stopped("replica.Snapshot")
+	}
+	return nil
+}
+
+func (in *incoming) unlock() { in.turn <- struct{}{} }
+
 // save makes durable how much has arrived, at the end of a table.
 func (in *incoming) save() error {
 	fs := in.h.cfg.FS
@@ -141,7 +155,7 @@ func refuse(reason string) (*replicapb.Reply, error) {
 }
 
 // receiveOffer answers whether a snapshot is wanted, and from which chunk on.
-func (g *Group) receiveOffer(from sys.NodeID, o *replicapb.SnapshotOffer) (*replicapb.Reply, error) {
+func (g *Group) receiveOffer(ctx context.Context, from sys.NodeID, o *replicapb.SnapshotOffer) (*replicapb.Reply, error) {
 	h := g.host
 	if !h.use() {
 		return nil, h.stopped("replica.Snapshot")
@@ -152,8 +166,10 @@ func (g *Group) receiveOffer(from sys.NodeID, o *replicapb.SnapshotOffer) (*repl
 		return refuse(err.Error())
 	}
 	in := &g.incoming
-	in.mu.Lock()
-	defer in.mu.Unlock()
+	if err := in.lock(ctx, h); err != nil {
+		return nil, err
+	}
+	defer in.unlock()
 	now := h.cfg.Clock.Boot()
 	switch {
 	case head.applied.slot <= g.applied.Load():
@@ -180,8 +196,10 @@ func (g *Group) receiveChunk(ctx context.Context, from sys.NodeID, c *replicapb.
 	}
 	defer h.unuse()
 	in := &g.incoming
-	in.mu.Lock()
-	defer in.mu.Unlock()
+	if err := in.lock(ctx, h); err != nil {
+		return nil, err
+	}
+	defer in.unlock()
 	switch {
 	case c.Stream == 0 || c.Stream != in.stream || from != in.from:
 		return refuse("an unknown stream")
@@ -305,9 +323,8 @@ func (in *incoming) reset() {
 }
 
 // close ends the table in the making and, when sound, notes that it is there.
+// Nobody else uses it any more.
 func (in *incoming) close(sound bool) error {
-	in.mu.Lock()
-	defer in.mu.Unlock()
 	if in.writer == nil {
 		return nil
 	}
@@ -320,19 +337,21 @@ func (in *incoming) close(sound bool) error {
 
 // tidy gives up a snapshot that is not needed any more.
 func (in *incoming) tidy(applied uint64) {
-	if !in.mu.TryLock() {
+	select {
+	case <-in.turn:
+		defer in.unlock()
+	default:
 		return // it arrives
 	}
-	defer in.mu.Unlock()
 	if in.stream != 0 && !in.done && in.applied.slot <= applied {
 		in.reset()
 	}
 }
 
 // install puts the snapshot in the place of the group's state, between two
-// entries, and returns when that is durable. in.mu is held.
+// entries, and returns when that is durable. It is the caller's turn.
 func (g *Group) install(ctx context.Context) error {
-	done := make(chan error, 1)
+	placed := newAnswer[error]()
 	in := &g.incoming
 	files := slices.Clone(in.files)
 	for i, name := range files {
@@ -342,22 +361,21 @@ func (g *Group) install(ctx context.Context) error {
 	in.files = nil // Pebble's from now on
 	g.applier.do(func() error {
 		changed, err := g.applier.replace(files, head)
-		done <- err
+		placed.give(err)
 		if !changed {
 			return nil // the sender is told, and tries again
 		}
 		return err
 	})
-	select {
-	case err := <-done:
+	switch g.host.cfg.Sched.Wait(nil, placed.done, ctx.Done(), g.host.stop) {
+	case env.GotA:
 		// A file that stays says nothing new: the state is as far.
 		_ = in.h.cfg.FS.Remove(in.path(in.progressName()))
-		return err
-	case <-ctx.Done():
+		return placed.v
+	case env.GotB:
 		return sys.E(sys.Op("replica.Snapshot"), sys.Interrupted, ctx.Err())
-	case <-g.host.stop:
-		return g.host.stopped("replica.Snapshot")
 	}
+	return g.host.stopped("replica.Snapshot")
 }
 
 // replace swaps the group's state for the tables' rows, all at once. An error

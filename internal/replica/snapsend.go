@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"sync"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/replica/replicapb"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/paxos"
@@ -65,7 +65,7 @@ func (k *keeper) acquire(g *Group, after uint64) (*outSnapshot, error) {
 		return k.cur, nil
 	}
 	o := &outSnapshot{snap: g.host.db.NewSnapshot(), users: 1}
-	o.stream = rand.Uint64() | 1
+	o.stream = g.random()
 	var err error
 	if o.applied, err = readApplied(o.snap, appliedKey(g.id)); err == nil {
 		var row membersRow
@@ -140,12 +140,10 @@ func (h *Host) startSnapshot(g *Group, want paxos.SnapshotRequest) {
 }
 
 func (h *Host) sendSnapshot(g *Group, want paxos.SnapshotRequest) (slot uint64, err error) {
-	select {
-	case h.snapshots <- struct{}{}:
-		defer func() { <-h.snapshots }()
-	case <-h.stop:
+	if h.cfg.Sched.Wait(nil, h.snapshots, h.stop, nil) == env.GotB {
 		return 0, h.stopped("replica.Snapshot")
 	}
+	defer func() { h.snapshots <- struct{}{} }()
 	if !h.use() {
 		return 0, h.stopped("replica.Snapshot")
 	}
@@ -289,9 +287,7 @@ func (s *sender) ask(r *replicapb.Request, timeout time.Duration) (*replicapb.Re
 		case try >= chunkTries:
 			return nil, err
 		}
-		select {
-		case <-time.After(chunkRetry):
-		case <-s.h.stop:
+		if s.h.cfg.Sched.Wait(s.h.cfg.Sched.NewTimer(chunkRetry), s.h.stop, nil, nil) != env.Fired {
 			return nil, s.h.stopped("replica.Snapshot")
 		}
 	}

@@ -3,11 +3,13 @@ package replica
 import (
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/paxos"
 )
@@ -36,7 +38,8 @@ func (h *Host) stateOptions(cache *pebble.Cache) *pebble.Options {
 	opts.EventListener = &pebble.EventListener{
 		FlushEnd: func(info pebble.FlushInfo) {
 			if info.Err == nil {
-				signal(h.flushed)
+				h.flushed.Store(true)
+				signal(h.upkeep)
 			}
 		},
 		BackgroundError: func(err error) {
@@ -127,31 +130,45 @@ const stateFullFor = time.Second
 // maintain is the goroutine that flushes the state when asked and watches the
 // disk.
 func (h *Host) maintain() {
-	ticker := time.NewTicker(maintainEvery)
-	defer ticker.Stop()
-	// Not waited for in between: on a full disk a flush may take forever.
-	var flushing <-chan struct{}
+	timer := h.cfg.Sched.NewTimer(maintainEvery)
+	defer timer.Stop()
+	var flushing atomic.Bool
 	for {
-		var err error
-		select {
-		case <-h.stop:
+		switch h.cfg.Sched.Wait(timer, h.upkeep, h.stop, nil) {
+		case env.GotB:
 			return
-		case <-ticker.C:
+		case env.Fired:
+			timer.Reset(maintainEvery)
 			h.checkSpace()
 			h.tidySnapshots()
-		case <-h.flushed:
-			err = h.readFlushed()
-		case <-h.wantFlush:
-			if !h.noSpace.Load() && flushing == nil {
-				flushing, err = h.db.AsyncFlush()
+		}
+		if h.flushed.Swap(false) {
+			if err := h.readFlushed(); err != nil {
+				h.fail(sys.E(sys.Op("replica.flush"), err))
+				return
 			}
-		case <-flushing:
-			flushing = nil
 		}
-		if err != nil {
-			h.fail(sys.E(sys.Op("replica.flush"), err))
-			return
+		if h.wantFlush.Swap(false) && !h.noSpace.Load() && flushing.CompareAndSwap(false, true) {
+			// Beside this, as on a full disk a flush may take forever.
+			h.spawn(func() {
+				h.flush()
+				flushing.Store(false)
+			})
 		}
+	}
+}
+
+// flush makes the state durable, unless the host stops first.
+func (h *Host) flush() {
+	done, err := h.db.AsyncFlush()
+	if err != nil {
+		h.fail(sys.E(sys.Op("replica.flush"), err))
+		return
+	}
+	// Pebble's goroutines are not the Sched's.
+	select {
+	case <-done:
+	case <-h.stop:
 	}
 }
 
@@ -219,7 +236,8 @@ func (h *Host) truncate(g *Group, now paxos.Time) {
 		held += cfg.RetainBytes
 	}
 	if held > cfg.RetainBytes && g.flushed.Load() < g.applied.Load() {
-		signal(h.wantFlush)
+		h.wantFlush.Store(true)
+		signal(h.upkeep)
 	}
 	if held <= tail+cfg.RetainBytes/8 {
 		return

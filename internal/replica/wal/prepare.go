@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -21,8 +22,8 @@ const (
 // prepare is the goroutine that keeps one segment ready ahead of need, and
 // removes the segments that were given up.
 func (l *Log) prepare() {
-	defer l.wg.Done()
-	timer := time.NewTimer(prepareRetry)
+	defer close(l.prepared)
+	timer := l.opts.Sched.NewTimer(prepareRetry)
 	defer timer.Stop()
 	for {
 		l.mu.Lock()
@@ -37,15 +38,12 @@ func (l *Log) prepare() {
 			l.removeOldest()
 			continue
 		}
-		var retry <-chan time.Time
+		var retry env.Timer
 		if err != nil {
 			timer.Reset(prepareRetry)
-			retry = timer.C
+			retry = timer
 		}
-		select {
-		case <-l.prepWake:
-		case <-retry:
-		case <-l.stop:
+		if l.opts.Sched.Wait(retry, l.prepWake, l.stop, nil) == env.GotB {
 			return
 		}
 	}

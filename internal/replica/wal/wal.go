@@ -58,6 +58,8 @@ type Record struct {
 type Options struct {
 	FS  env.FS
 	Dir string
+	// Sched runs the writer and the preparer. Default env.Goroutines.
+	Sched env.Sched
 	// SegmentBytes is the size of a segment file. Default 64 MiB, least 16 KiB.
 	SegmentBytes int64
 	Logger       *slog.Logger // default: discard
@@ -106,7 +108,8 @@ type Log struct {
 	prepWake chan struct{} // to the preparer
 	ready    chan struct{} // from the preparer to the writer
 	stop     chan struct{} // closed by Close, for the preparer
-	wg       sync.WaitGroup
+	written  chan struct{} // closed when the writer has ended
+	prepared chan struct{} // and the preparer
 
 	// Only the writer uses these.
 	batchNo     uint64
@@ -157,6 +160,9 @@ func Open(opts Options, replay func(Record) error) (*Log, Report, error) {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
+	if opts.Sched == nil {
+		opts.Sched = env.Goroutines{}
+	}
 	if opts.SegmentBytes < 16<<10 || opts.SegmentBytes%headerBytes != 0 || opts.SegmentBytes > 1<<31 {
 		return nil, Report{}, sys.E(sys.Op("wal.Open"), sys.Invalid,
 			"SegmentBytes must be a multiple of 4096 from 16 KiB to 2 GiB")
@@ -167,6 +173,7 @@ func Open(opts Options, replay func(Record) error) (*Log, Report, error) {
 		states: map[uint64][]byte{},
 		wake:   make(chan struct{}, 1), prepWake: make(chan struct{}, 1),
 		ready: make(chan struct{}, 1), stop: make(chan struct{}),
+		written: make(chan struct{}), prepared: make(chan struct{}),
 	}
 	if err := makeDir(opts.FS, opts.Dir); err != nil {
 		return nil, Report{}, sys.E(sys.Op("wal.Open"), sys.Subject(opts.Dir), kindOf(err), err)
@@ -176,9 +183,8 @@ func Open(opts Options, replay func(Record) error) (*Log, Report, error) {
 		l.closeFiles()
 		return nil, Report{}, sys.E(sys.Op("wal.Open"), sys.Subject(opts.Dir), kindOf(err), err)
 	}
-	l.wg.Add(2)
-	go l.write()
-	go l.prepare()
+	opts.Sched.Go(l.write)
+	opts.Sched.Go(l.prepare)
 	return l, r.report, nil
 }
 
@@ -374,7 +380,8 @@ func (l *Log) Close() error {
 	l.mu.Unlock()
 	close(l.stop)
 	signal(l.wake)
-	l.wg.Wait()
+	l.opts.Sched.Wait(nil, l.written, nil, nil)
+	l.opts.Sched.Wait(nil, l.prepared, nil, nil)
 	return l.closeFiles()
 }
 

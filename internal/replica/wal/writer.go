@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -14,7 +15,7 @@ const maxWrite = 8 << 20
 // write is the writer goroutine: it takes all that waits, writes and syncs it,
 // and tells who waited.
 func (l *Log) write() {
-	defer l.wg.Done()
+	defer close(l.written)
 	for {
 		l.mu.Lock()
 		b, closing, err := l.pend, l.closing, l.err
@@ -27,7 +28,7 @@ func (l *Log) write() {
 			if closing {
 				return
 			}
-			<-l.wake
+			l.opts.Sched.Wait(nil, l.wake, nil, nil)
 			continue
 		}
 		if err == nil {
@@ -201,9 +202,7 @@ func (l *Log) awaitNext() (*segment, error) {
 		if err != nil && !sys.Is(err, sys.NoSpace) {
 			return nil, err
 		}
-		select {
-		case <-l.ready:
-		case <-l.stop:
+		if l.opts.Sched.Wait(nil, l.ready, l.stop, nil) == env.GotB {
 			return nil, ErrClosed
 		}
 	}
