@@ -86,6 +86,8 @@ type Config struct {
 
 	// Seed feeds the randomness of elections and identifiers. 0: from the system.
 	Seed uint64
+
+	bugs Bug // planted by Sabotage
 }
 
 // withDefaults returns c with every zero field replaced by its default.

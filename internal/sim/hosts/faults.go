@@ -1,0 +1,371 @@
+package hosts
+
+import (
+	"context"
+	"slices"
+
+	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/sim/world"
+	"github.com/koinon/koinon/internal/sys"
+)
+
+// scheduleFaults starts everything that goes wrong by itself.
+func (c *cluster) scheduleFaults() {
+	every := func(mean world.Instant, do func()) {
+		c.Every(mean, func() bool { return !c.healed }, do)
+	}
+	every(c.shape.crashEvery, c.crashOne)
+	every(c.shape.blackoutEvery, c.blackout)
+	every(c.shape.pauseEvery, c.pauseOne)
+	every(c.shape.transferEvery, c.transfer)
+	every(c.shape.diskEvery, c.troubleDisk)
+	every(world.Second, func() { c.someNode().skewClock() })
+	if c.shape.voters > 1 {
+		every(c.shape.cutEvery, c.net.partition)
+		every(c.shape.wipeEvery, c.wipe)
+	}
+	if c.shape.changeEvery > 0 {
+		every(c.shape.changeEvery, c.changeMembers)
+	}
+}
+
+// crashOne ends a process: mostly at once, now and then as told.
+func (c *cluster) crashOne() {
+	n := c.someNode()
+	if c.Chance(0.2) {
+		n.stop()
+		return
+	}
+	n.crash()
+	if c.Chance(c.shape.damageChance) {
+		c.damage(n)
+	}
+	c.restartAfter(n, c.Pick(world.Millisecond, 500*world.Millisecond))
+}
+
+// blackout crashes all machines at the same time.
+func (c *cluster) blackout() {
+	c.stats.Blackouts++
+	for _, n := range c.nodes {
+		n.crash()
+		c.restartAfter(n, c.Pick(world.Millisecond, 200*world.Millisecond))
+	}
+}
+
+func (c *cluster) restartAfter(n *node, d world.Instant) {
+	c.After(d, n.start)
+}
+
+// pauseOne freezes a process.
+func (c *cluster) pauseOne() {
+	n := c.someNode()
+	if n.life == nil || c.Now < n.life.proc.PausedUntil {
+		return
+	}
+	c.stats.Pauses++
+	n.life.proc.PausedUntil = c.Now + c.Pick(10*world.Millisecond, 700*world.Millisecond)
+	c.Mark('p', uint64(n.id), uint64(n.life.proc.PausedUntil))
+}
+
+// troubleDisk makes a disk slow, or full, for a while, or its next sync fail.
+func (c *cluster) troubleDisk() {
+	n := c.someNode()
+	if n.life == nil {
+		return
+	}
+	d := n.disk
+	lasts := c.Pick(50*world.Millisecond, 800*world.Millisecond)
+	c.Mark('d', uint64(n.id), uint64(lasts))
+	switch c.Rand.IntN(4) {
+	case 0:
+		c.stats.FailedSyncs++
+		d.failing = true
+	case 1:
+		c.stats.FullDisks++
+		d.full.Store(true)
+		c.After(lasts, func() { d.full.Store(false) })
+	default:
+		c.stats.SlowDisks++
+		d.slowUntil = c.Now + lasts
+	}
+}
+
+// damage spoils the log of a node that is down.
+func (c *cluster) damage(n *node) {
+	if c.expendable(n) && n.disk.damage() {
+		c.stats.Damages++
+		n.spoilt = true
+		c.Mark('!', uint64(n.id))
+	}
+}
+
+// wipe replaces the disk of a node by an empty one.
+func (c *cluster) wipe() {
+	n := c.someNode()
+	if !c.expendable(n) {
+		return
+	}
+	c.stats.Wipes++
+	n.crash()
+	n.newDisk()
+	n.wiped, n.spoilt = true, true
+	c.Mark('x', uint64(n.id))
+	c.restartAfter(n, c.Pick(world.Millisecond, 300*world.Millisecond))
+}
+
+// noteRepair notes that a node holds again all that it may have promised.
+func (n *node) noteRepair() {
+	if g := n.group(); n.spoilt && g != nil && g.Status().Damaged == "" {
+		n.spoilt, n.wiped = false, false
+	}
+}
+
+// expendable reports whether what a node has promised may be lost: it is one of
+// three voters or more, of which no other one has lost anything, and the members
+// do not change.
+func (c *cluster) expendable(n *node) bool {
+	if len(c.asked) > 0 {
+		return false
+	}
+	for _, o := range c.nodes {
+		g := o.group()
+		if g == nil {
+			if o != n {
+				return false // who knows what it knows
+			}
+			continue
+		}
+		s := g.Status()
+		if len(s.NextVoters) > 0 || len(s.Voters) < 3 || !c.bears(s.Voters, n) {
+			return false
+		}
+	}
+	return true
+}
+
+// bears reports whether voters other than n, which may be nil, have lost nothing.
+func (c *cluster) bears(voters []sys.NodeID, n *node) bool {
+	return !slices.ContainsFunc(voters, func(id sys.NodeID) bool {
+		o := c.nodes[id-1]
+		return o != n && o.spoilt
+	})
+}
+
+// transfer has the leader hand its leadership to somebody.
+func (c *cluster) transfer() {
+	n := c.leader()
+	if n == nil {
+		return
+	}
+	c.stats.Transfers++
+	to := sys.NodeID(1 + c.Rand.IntN(len(c.nodes)))
+	g := n.group()
+	n.life.proc.Go(func() {
+		err := g.Transfer(context.Background(), to)
+		c.Trace("node %d: leadership to %d: %v", n.id, to, err)
+	})
+}
+
+// change is one that an administrator has asked for.
+type change struct{ voters, learners []sys.NodeID }
+
+// changeMembers has the leader change who is in the group.
+func (c *cluster) changeMembers() {
+	n := c.leader()
+	if n == nil || len(c.asked) > 1 {
+		return
+	}
+	g := n.group()
+	s := g.Status()
+	ch := c.otherMembers(s.Voters, s.Learners)
+	if !c.bears(ch.voters, nil) || !c.bears(s.Voters, nil) {
+		return
+	}
+	c.asked[ch] = true
+	c.Mark('m', uint64(n.id), uint64(len(ch.voters)), uint64(len(ch.learners)))
+	ctx, cancel := context.WithCancel(context.Background())
+	c.After(c.Pick(100*world.Millisecond, 2*world.Second), cancel)
+	// It may take effect after everybody has forgotten that it was asked for.
+	c.After(3*world.Second, func() { delete(c.asked, ch) })
+	n.life.proc.Go(func() {
+		err := g.Reconfigure(ctx, ch.voters, ch.learners)
+		c.Trace("node %d: members %v, %v: %v", n.id, ch.voters, ch.learners, err)
+		switch sys.KindOf(err) {
+		case sys.NotLeader, sys.Unavailable, sys.Busy, sys.Interrupted:
+			c.stats.ChangesRefused++
+		default:
+			if err != nil {
+				c.Fail("node %d: members %v, learners %v: %v", n.id, ch.voters, ch.learners, err)
+			}
+			c.stats.Changes++
+			delete(c.asked, ch)
+		}
+	})
+}
+
+// otherMembers changes members a little.
+func (c *cluster) otherMembers(voters, learners []sys.NodeID) *change {
+	ch := &change{slices.Clone(voters), slices.Clone(learners)}
+	for range 1 + c.Rand.IntN(2) {
+		switch k := c.Rand.IntN(10); {
+		case k < 3 || len(ch.voters) == 1 && len(ch.learners) == 0:
+			if n := c.stranger(ch); n != nil {
+				ch.learners = append(ch.learners, n.id)
+			}
+		case k < 7 && len(ch.learners) > 0:
+			id := world.OneOf(c.World, ch.learners...)
+			ch.learners, ch.voters = without(ch.learners, id), append(ch.voters, id)
+		case k == 7 && len(ch.learners) > 0:
+			ch.learners = without(ch.learners, world.OneOf(c.World, ch.learners...))
+		case len(ch.voters) > 2:
+			id := world.OneOf(c.World, ch.voters...)
+			ch.voters = without(ch.voters, id)
+			if c.Chance(0.3) {
+				ch.learners = append(ch.learners, id)
+			}
+		}
+	}
+	return ch
+}
+
+// stranger returns a node that is no member, a new one perhaps, or nil.
+func (c *cluster) stranger(ch *change) *node {
+	for _, n := range c.nodes {
+		if !slices.Contains(ch.voters, n.id) && !slices.Contains(ch.learners, n.id) && !n.spoilt && c.Chance(0.6) {
+			return n
+		}
+	}
+	if len(c.nodes) == nodesMax {
+		return nil
+	}
+	c.stats.Joins++
+	n := newNode(c, true)
+	n.start()
+	return n
+}
+
+func without(ids []sys.NodeID, id sys.NodeID) []sys.NodeID {
+	return slices.DeleteFunc(slices.Clone(ids), func(o sys.NodeID) bool { return o == id })
+}
+
+// heal ends all faults and brings everybody back.
+func (c *cluster) heal() {
+	c.healed = true
+	c.net.heal()
+	c.shape.syncSlow, c.shape.readError = 0, 0
+	for _, n := range c.nodes {
+		n.disk.slowUntil, n.disk.failing = 0, false
+		n.disk.full.Store(false)
+		n.start()
+		n.life.proc.PausedUntil = 0
+	}
+}
+
+// checkProgress checks that the healed group works, and then, left alone, comes
+// to agree.
+func (c *cluster) checkProgress() {
+	before := c.history.finished
+	c.RunUntil(c.Now + 3*world.Second)
+	middle := c.history.finished
+	c.RunUntil(c.Now + world.Second)
+	if !before.less(middle) || !middle.less(c.history.finished) {
+		c.Fail("no progress after everything was healed: %v when it was, %v later, %v in the end; %s",
+			before, middle, c.history.finished, c.describe())
+	}
+	c.quiet = true
+	for deadline := c.Now + 30*world.Second; !c.agreed(); {
+		if c.Now > deadline {
+			c.Fail("the members do not come to agree; %s", c.describe())
+		}
+		c.RunUntil(c.Now + 50*world.Millisecond)
+	}
+	c.checkEnd()
+}
+
+// members returns the nodes that are members, by the leader's word.
+func (c *cluster) members() (all []*node) {
+	l := c.leader()
+	if l == nil {
+		return nil
+	}
+	s := l.group().Status()
+	for _, id := range slices.Concat(s.Voters, s.Learners) {
+		all = append(all, c.nodes[id-1])
+	}
+	return all
+}
+
+// agreed reports whether every member is whole and has applied everything.
+func (c *cluster) agreed() bool {
+	members := c.members()
+	if len(members) == 0 {
+		return false
+	}
+	want := c.leader().group().Status()
+	for _, n := range members {
+		g := n.group()
+		if g == nil {
+			return false
+		}
+		if s := g.Status(); s.Damaged != "" || s.Applied != want.Chosen || s.Chosen != want.Chosen || len(s.NextVoters) > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// checkEnd compares what the members hold with each other and with what clients
+// were told.
+func (c *cluster) checkEnd() {
+	h := &c.history
+	var first []string
+	for _, n := range c.members() {
+		rows := n.rows()
+		if first == nil {
+			first = rows
+		}
+		if !slices.Equal(rows, first) {
+			c.Fail("node %d does not hold what node %d holds:\n%q\n%q", n.id, c.members()[0].id, rows, first)
+		}
+		if _, digest := decodeLast(n.row(nsLedger, lastKey)); digest != h.final {
+			c.Fail("node %d: the digest of all commands is %x, expected %x", n.id, digest, h.final)
+		}
+	}
+	for op, at := range h.acked {
+		if h.byOp[op] != at {
+			c.Fail("operation %d was acknowledged at %v, found at %v", op, at, h.byOp[op])
+		}
+	}
+}
+
+// row reads a row of a node's own state.
+func (n *node) row(ns replica.Namespace, key []byte) (value []byte) {
+	n.c.must(n.group().ReadLocal(ns, func(r replica.Reader) (err error) {
+		value, err = r.Get(key)
+		value = slices.Clone(value)
+		return err
+	}))
+	return value
+}
+
+// rows reads all of a node's state.
+func (n *node) rows() (rows []string) {
+	for _, ns := range []replica.Namespace{replica.NSSession, nsLedger} {
+		n.c.must(n.group().ReadLocal(ns, func(r replica.Reader) error {
+			return r.Scan(nil, nil, func(key, value []byte) bool {
+				rows = append(rows, string(key)+"="+string(value))
+				return true
+			})
+		}))
+	}
+	return rows
+}
+
+// describe says where everybody is.
+func (c *cluster) describe() string {
+	var b []byte
+	for _, n := range c.nodes {
+		b = appendNode(b, n)
+	}
+	return string(b)
+}
