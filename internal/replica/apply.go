@@ -116,7 +116,15 @@ func (a *applier) load() error {
 		return err
 	}
 	a.g.joined.Store(a.members.joined)
-	return a.sessions.load(a.db, a.g.id, a.g.host.cfg.Clock.Boot())
+	if err := a.sessions.load(a.db, a.g.id, a.g.host.cfg.Clock.Boot()); err != nil {
+		return err
+	}
+	if a.g.host.cfg.bugs.has(BugForgetResults) {
+		for _, s := range a.sessions.byID {
+			clear(s.results)
+		}
+	}
+	return nil
 }
 
 func readApplied(r pebble.Reader, key []byte) (appliedRow, error) {
@@ -224,6 +232,7 @@ func (a *applier) run() {
 // them visible, and answers their proposers. It returns how many.
 func (a *applier) apply(entries []paxos.Entry) (int, error) {
 	a.now = a.g.host.cfg.Clock.Boot()
+	before := a.at
 	n := 0
 	for n < len(entries) && n < applyEntries && len(a.over.rows) < applyRows {
 		e := &entries[n]
@@ -242,7 +251,11 @@ func (a *applier) apply(entries []paxos.Entry) (int, error) {
 	if err := a.over.flush(b); err != nil {
 		return n, err
 	}
-	if err := b.Set(a.localKey, a.at.encode(), nil); err != nil {
+	at := a.at
+	if a.g.host.cfg.bugs.has(BugAppliedBehind) {
+		at = before
+	}
+	if err := b.Set(a.localKey, at.encode(), nil); err != nil {
 		return n, err
 	}
 	if a.membersNew {
@@ -278,6 +291,9 @@ func (a *applier) entry(e *paxos.Entry) error {
 	if e.Kind == paxos.Command {
 		if err := a.batch.decode(e.Data); err != nil {
 			panic(fmt.Sprintf("replica: apply: an EntryBatch expected in slot %d, found %v", e.Slot, err))
+		}
+		if a.g.host.cfg.bugs.has(BugLocalTime) {
+			a.batch.timeNs = a.g.host.cfg.Clock.Wall().UnixNano()
 		}
 		a.at.timeNs = max(a.at.timeNs, a.batch.timeNs)
 		own := a.g.takeOwn(a.batch.origin)

@@ -258,7 +258,7 @@ func (h *Host) submit() (again bool) {
 	}
 	d.current = nil
 	for _, g := range h.groups {
-		if g.d.stateDirty || g.d.appended {
+		if g.d.stateDirty || g.d.appended && !h.cfg.bugs.has(BugPromiseNotLogged) {
 			p.addState(g)
 		}
 	}
@@ -277,8 +277,8 @@ func (h *Host) submit() (again bool) {
 	if !p.quiet {
 		d.awaited++
 	}
-	h.log.Append(p.records, func(err error) {
-		if err != nil {
+	durable := func(err error) {
+		if err != nil && !h.cfg.bugs.has(BugIgnoreSyncError) {
 			h.fail(err)
 			return
 		}
@@ -291,7 +291,12 @@ func (h *Host) submit() (again bool) {
 		if !p.quiet {
 			h.wakeDriver()
 		}
-	})
+	}
+	if h.cfg.bugs.has(BugVoteBeforeSync) {
+		durable(nil)
+		durable = func(error) {}
+	}
+	h.log.Append(p.records, durable)
 	d.bodies = d.bodies[:0]
 	return false
 }
@@ -345,7 +350,7 @@ func (g *Group) handle(rd paxos.Ready) {
 			h.cfg.Logger.Info("the replica is repaired and votes again", "group", g.id)
 		}
 	}
-	g.d.stateDirty = g.d.stateDirty || rd.HardChanged
+	g.d.stateDirty = g.d.stateDirty || rd.HardChanged && !h.cfg.bugs.has(BugPromiseNotLogged)
 	if rd.Seq != 0 || g.d.stateDirty {
 		p := h.pass()
 		for i := range rd.Accept {

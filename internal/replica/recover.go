@@ -64,7 +64,7 @@ func (h *Host) recover(exists bool) error {
 	}
 	for _, id := range h.cfg.Groups {
 		r := found[uint64(id)]
-		if !exists && h.cfg.Rejoin {
+		if !exists && h.cfg.Rejoin && !h.cfg.bugs.has(BugWipedVotes) {
 			r.unsure = true
 		}
 		if err := h.recoverGroup(id, r, report.Damaged); err != nil {
@@ -137,7 +137,7 @@ func (h *Host) recoverGroup(id sys.GroupID, r *replayed, damaged error) error {
 		return err
 	}
 	g.d.damaged, g.d.lost = rec.Damaged, r.unsure || r.state.lost
-	if alone {
+	if alone || h.cfg.bugs.has(BugDamagedVotes) {
 		g.d.damaged, g.d.lost, rec.Damaged = false, false, false
 	}
 	g.d.promised, g.d.chosen = rec.Promised, rec.Chosen

@@ -186,7 +186,11 @@ func (s *sender) run() error {
 		return err
 	}
 	for more := it.First(); more && err == nil; more = it.Next() {
-		s.add(it.Key()[prefixBytes-1:], it.Value())
+		key := it.Key()[prefixBytes-1:]
+		if Namespace(key[0]) == NSSession && s.h.cfg.bugs.has(BugSnapshotNoSessions) {
+			continue
+		}
+		s.add(key, it.Value())
 		if s.bytes >= chunkBytes {
 			err = s.flush(false)
 		}

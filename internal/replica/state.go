@@ -242,7 +242,11 @@ func (h *Host) truncate(g *Group, now paxos.Time) {
 	if held <= tail+cfg.RetainBytes/8 {
 		return
 	}
-	upTo := paxos.Slot(min(h.log.CutFor(id, tail), g.flushed.Load()))
+	durable := g.flushed.Load()
+	if h.cfg.bugs.has(BugTruncateEarly) {
+		durable = g.applied.Load()
+	}
+	upTo := paxos.Slot(min(h.log.CutFor(id, tail), durable))
 	if upTo = min(upTo, g.d.reported); upTo > g.d.truncated {
 		g.d.node.Truncate(upTo)
 		g.cut(upTo)

@@ -39,6 +39,7 @@ const (
 	opRead opKind = iota
 	opWrite
 	opWriteOnce // without a session: sent once
+	opLocal     // a look at what a node has applied
 	opOpen      // a session
 )
 
@@ -67,7 +68,11 @@ func (cl *client) next() {
 			cl.ended(turn, nil, sys.E(sys.Op("hosts.client"), sys.Interrupted, "no answer"))
 		}
 	})
-	n := c.nodes[cl.at]
+	at := cl.at
+	if cl.op.kind == opLocal {
+		at = c.Rand.IntN(len(c.nodes))
+	}
+	n := c.nodes[at]
 	g := n.group()
 	if g == nil {
 		cl.look(nil)
@@ -87,7 +92,7 @@ func (cl *client) next() {
 func (cl *client) choose() *op {
 	c := cl.c
 	cl.count++
-	o := &op{id: uint64(cl.id)<<32 | cl.count, floor: c.history.finished, kind: opKind(c.Rand.IntN(3))}
+	o := &op{id: uint64(cl.id)<<32 | cl.count, floor: c.history.finished, kind: opKind(c.Rand.IntN(4))}
 	switch {
 	case o.kind == opWrite && cl.session == 0:
 		o.kind = opOpen
@@ -105,6 +110,14 @@ func (cl *client) choose() *op {
 func (cl *client) do(ctx context.Context, l *life, g *replica.Group, o *op) ([]byte, error) {
 	c := cl.c
 	switch o.kind {
+	case opLocal:
+		var out []byte
+		err := g.ReadLocal(nsLedger, func(r replica.Reader) error {
+			v, err := r.Get(lastKey)
+			out = bytes.Clone(v)
+			return err
+		})
+		return out, err
 	case opRead:
 		var out []byte
 		err := g.Read(ctx, nsLedger, func(r replica.Reader) error {
@@ -159,11 +172,12 @@ func (cl *client) done(o *op, result []byte) {
 		c.stats.Sessions++
 		cl.session, cl.seq = sys.SessionID(binary.BigEndian.Uint64(result)), 0
 		return
-	case opRead:
-		c.stats.Reads++
+	case opLocal, opRead:
 		at, digest := decodeLast(result)
 		c.Mark('R', uint64(cl.id), at.slot, uint64(at.index))
-		if at.less(o.floor) {
+		if o.kind == opLocal {
+			c.stats.LocalReads++
+		} else if c.stats.Reads++; at.less(o.floor) {
 			c.Fail("client %d: a read sees %v, but %v was seen before it began", cl.id, at, o.floor)
 		}
 		if at != (position{}) && h.digests[at] != digest {

@@ -45,12 +45,15 @@ type Result struct {
 type Stats struct {
 	Events, Messages, Lost, Repeated    int
 	Crashes, Blackouts, Stops, Failures int
-	Pauses, Partitions, Transfers       int
+	Pauses, HeldUp                      int
+	Partitions, Transfers               int
 	SlowDisks, FullDisks, FailedSyncs   int
 	Torn, Damages, Wipes                int
 	Changes, ChangesRefused, Joins      int
 	Commands, Writes, Reads, Unknown    int
+	LocalReads                          int
 	Sessions, Snapshots, Truncations    int
+	Repeats, IndexReads, Elections      int
 }
 
 // cluster is everything there is.
@@ -85,6 +88,7 @@ type shape struct {
 	changeEvery                       world.Instant // 0: never
 	wipeEvery                         world.Instant
 	syncSlow, readError, damageChance float64
+	holdUp                            float64
 }
 
 // Run simulates one run to its end or to the first violation.
@@ -127,7 +131,8 @@ func (c *cluster) build() {
 		wipeEvery:       c.Pick(500*world.Millisecond, 4*world.Second),
 		syncSlow:        world.OneOf(c.World, 0, 0.02, 0.1),
 		readError:       world.OneOf(c.World, 0, 0, 0.05),
-		damageChance:    world.OneOf(c.World, 0, 0.3),
+		damageChance:    world.OneOf(c.World, 0, 0.5),
+		holdUp:          world.OneOf(c.World, 0, 0.0003, 0.003),
 	}
 	if c.Chance(0.6) {
 		c.shape.changeEvery = c.Pick(100*world.Millisecond, 800*world.Millisecond)

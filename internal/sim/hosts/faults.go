@@ -36,9 +36,12 @@ func (c *cluster) crashOne() {
 		n.stop()
 		return
 	}
+	spare := c.Chance(c.shape.damageChance) && c.expendable(n)
 	n.crash()
-	if c.Chance(c.shape.damageChance) {
-		c.damage(n)
+	if spare && n.disk.damage() {
+		c.stats.Damages++
+		n.spoilt = true
+		c.Mark('!', uint64(n.id))
 	}
 	c.restartAfter(n, c.Pick(world.Millisecond, 500*world.Millisecond))
 }
@@ -90,15 +93,6 @@ func (c *cluster) troubleDisk() {
 	}
 }
 
-// damage spoils the log of a node that is down.
-func (c *cluster) damage(n *node) {
-	if c.expendable(n) && n.disk.damage() {
-		c.stats.Damages++
-		n.spoilt = true
-		c.Mark('!', uint64(n.id))
-	}
-}
-
 // wipe replaces the disk of a node by an empty one.
 func (c *cluster) wipe() {
 	n := c.someNode()
@@ -130,10 +124,7 @@ func (c *cluster) expendable(n *node) bool {
 	for _, o := range c.nodes {
 		g := o.group()
 		if g == nil {
-			if o != n {
-				return false // who knows what it knows
-			}
-			continue
+			return false // who knows what it knows
 		}
 		s := g.Status()
 		if len(s.NextVoters) > 0 || len(s.Voters) < 3 || !c.bears(s.Voters, n) {
@@ -327,7 +318,7 @@ func (c *cluster) checkEnd() {
 		if !slices.Equal(rows, first) {
 			c.Fail("node %d does not hold what node %d holds:\n%q\n%q", n.id, c.members()[0].id, rows, first)
 		}
-		if _, digest := decodeLast(n.row(nsLedger, lastKey)); digest != h.final {
+		if _, digest := decodeLast(c.lastOf(n.group())); digest != h.final {
 			c.Fail("node %d: the digest of all commands is %x, expected %x", n.id, digest, h.final)
 		}
 	}
@@ -338,14 +329,14 @@ func (c *cluster) checkEnd() {
 	}
 }
 
-// row reads a row of a node's own state.
-func (n *node) row(ns replica.Namespace, key []byte) (value []byte) {
-	n.c.must(n.group().ReadLocal(ns, func(r replica.Reader) (err error) {
-		value, err = r.Get(key)
-		value = slices.Clone(value)
+// lastOf reads the last position from a replica's own state.
+func (c *cluster) lastOf(g *replica.Group) (last []byte) {
+	c.must(g.ReadLocal(nsLedger, func(r replica.Reader) error {
+		v, err := r.Get(lastKey)
+		last = slices.Clone(v)
 		return err
 	}))
-	return value
+	return last
 }
 
 // rows reads all of a node's state.

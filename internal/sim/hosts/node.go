@@ -57,8 +57,19 @@ func (n *node) newDisk() {
 	n.disk = &disk{MemFS: vfs.NewCrashableMem(), c: n.c, files: map[string]*content{}}
 }
 
-// Boot implements env.Clock.
+// Boot implements env.Clock. Whoever asked may be held up before it can use
+// the answer.
 func (n *node) Boot() time.Duration {
+	now, c := n.clock(), n.c
+	if n.life != nil && n.life.proc.Running() && !c.healed && c.Chance(c.shape.holdUp) {
+		c.stats.HeldUp++
+		n.life.proc.Sleep(c.Pick(0, world.OneOf(c.World, 100*world.Microsecond, 5*world.Millisecond, 400*world.Millisecond)))
+	}
+	return now
+}
+
+// clock reads the clock.
+func (n *node) clock() time.Duration {
 	return n.clockBase + time.Duration(float64(n.c.Now-n.clockFrom)*n.clockRate)
 }
 
@@ -69,7 +80,7 @@ func (n *node) Wall() time.Time {
 
 // skewClock lets the clock go on at another rate, as wrong as is allowed.
 func (n *node) skewClock() {
-	n.clockBase, n.clockFrom, n.clockRate = n.Boot(), n.c.Now, 1
+	n.clockBase, n.clockFrom, n.clockRate = n.clock(), n.c.Now, 1
 	if d := n.c.shape.driftPPM; d > 0 {
 		n.clockRate = 1 + float64(n.c.Rand.IntN(2*d+1)-d)/1e6
 	}
@@ -86,8 +97,8 @@ func (n *node) start() {
 	}
 	l := &life{n: n, gone: make(chan struct{})}
 	l.proc = c.NewProcess(uint64(n.id), func() world.Instant {
-		if c.Chance(0.01) {
-			return c.Pick(world.Microsecond, 5*world.Millisecond)
+		if !c.healed && c.Chance(0.005) {
+			return c.Pick(world.Microsecond, 50*world.Millisecond)
 		}
 		return c.Pick(100, 20*world.Microsecond)
 	})
@@ -164,10 +175,26 @@ func (n *node) crash() {
 	}
 	n.c.stats.Crashes++
 	n.c.Mark('-', uint64(n.id))
+	l.count()
 	n.life = nil
 	l.end()
 	n.disk = n.disk.crash()
 	l.clear()
+}
+
+// count adds up what the host has counted.
+func (l *life) count() {
+	if l.host == nil || l.closing {
+		return
+	}
+	s, t := l.host.Group(0).Status(), &l.n.c.stats
+	t.Snapshots += int(s.Installs)
+	t.Repeats += int(s.Deduped)
+	t.IndexReads += int(s.ReadIndex)
+	t.Elections += int(s.Elections)
+	if s.Truncated > 0 {
+		t.Truncations++
+	}
 }
 
 // clear lets the remains of a process come to their end, unseen.
@@ -202,6 +229,7 @@ func (n *node) stop() {
 		return
 	}
 	n.c.stats.Stops++
+	l.count()
 	l.close()
 }
 

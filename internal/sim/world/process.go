@@ -54,6 +54,11 @@ func (p *Process) Go(fn func()) {
 	// What stop would do is not wanted: a routine always comes to its end.
 	r.next, _ = iter.Pull(func(yield func(struct{}) bool) {
 		r.yield = yield
+		defer func() {
+			if v := recover(); v != nil {
+				panic(asViolation(v)) // with the stack that it has here
+			}
+		}()
 		fn()
 	})
 	p.routines = append(p.routines, r)
@@ -221,3 +226,6 @@ func (t *timer) Stop() {
 
 // Idle reports whether no routine is left.
 func (p *Process) Idle() bool { return len(p.routines) == 0 }
+
+// Running reports whether one of its routines runs now.
+func (p *Process) Running() bool { return p.running != nil }

@@ -50,15 +50,19 @@ type violation struct{ error }
 func (w *World) Run(fn func()) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			v, ok := p.(violation)
-			if !ok {
-				v = violation{fmt.Errorf("panic: %v\n%s", p, debug.Stack())}
-			}
-			err = fmt.Errorf("seed %d, at %d us: %w", w.Seed, w.Now/Microsecond, v.error)
+			err = fmt.Errorf("seed %d, at %d us: %w", w.Seed, w.Now/Microsecond, asViolation(p).error)
 		}
 	}()
 	fn()
 	return nil
+}
+
+// asViolation makes a violation of what panicked.
+func asViolation(p any) violation {
+	if v, ok := p.(violation); ok {
+		return v
+	}
+	return violation{fmt.Errorf("panic: %v\n%s", p, debug.Stack())}
 }
 
 // Fail ends the run.
