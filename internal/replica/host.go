@@ -296,8 +296,7 @@ func (h *Host) flushState() error {
 func (h *Host) closeFiles() error {
 	var errs []error
 	if h.log != nil {
-		errs = append(errs, h.log.Close())
-		h.log = nil
+		errs = append(errs, h.log.Close()) // it goes on to count for Status
 	}
 	if h.db != nil {
 		errs = append(errs, h.db.Close())

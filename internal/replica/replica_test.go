@@ -376,3 +376,14 @@ func TestTooLargeCommandIsRefused(t *testing.T) {
 		t.Fatalf("sys.TooBig expected, found %v", err)
 	}
 }
+
+// TestStatusOfAClosedHost: who looks after a host may ask while it closes.
+func TestStatusOfAClosedHost(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	c.must(add("x"))
+	g := c.group(1)
+	c.close(1)
+	if s := g.Status(); s.Applied == 0 || s.LogSyncs == 0 {
+		t.Fatalf("what it was expected, found %+v", s)
+	}
+}

@@ -18,7 +18,7 @@ const (
 	BugLocalTime                          // commands see the replica's own time
 	BugForgetResults                      // a restart forgets the results of sessions
 	BugSnapshotNoSessions                 // a snapshot comes without the sessions
-	BugReadNoLease                        // a read goes by a lease without looking whether it has ended
+	BugReadNoLease                        // a read goes by a lease that may have ended
 	BugReadNoSlot                         // a read under a lease does not wait for what is known to be chosen
 	BugReadNoWait                         // a read by read index does not wait until the state is as far
 )

@@ -3,6 +3,7 @@ package sim
 import (
 	"fmt"
 
+	"github.com/koinon/koinon/internal/sim/world"
 	"github.com/koinon/koinon/paxos"
 )
 
@@ -36,16 +37,16 @@ type pendingRead struct {
 
 // client does one thing after the other, at whichever replica it takes for the leader.
 type client struct {
-	w     *world
+	w     *group
 	id    int
 	count int
 	at    int // index of the replica it talks to
 	turn  int // which operation it waits for; timeouts of others are ignored
 }
 
-func newClient(w *world, id int) *client {
-	c := &client{w: w, id: id, at: w.rng.IntN(len(w.replicas))}
-	w.after(w.pick(0, 50*millisecond), c.next)
+func newClient(w *group, id int) *client {
+	c := &client{w: w, id: id, at: w.Rand.IntN(len(w.replicas))}
+	w.After(w.Pick(0, 50*world.Millisecond), c.next)
 	return c
 }
 
@@ -57,22 +58,22 @@ func (c *client) next() {
 	}
 	c.turn++
 	turn := c.turn
-	w.after(500*millisecond, func() {
+	w.After(500*world.Millisecond, func() {
 		if c.turn == turn {
-			c.at = w.rng.IntN(len(w.replicas))
+			c.at = w.Rand.IntN(len(w.replicas))
 			c.next()
 		}
 	})
 	r := w.replicas[c.at]
-	if w.now < w.lullUntil {
+	if w.Now < w.lullUntil {
 		c.think()
 		return
 	}
-	if !r.up || w.now < r.pausedUntil || w.now < r.fullUntil {
+	if !r.up || w.Now < r.pausedUntil || w.Now < r.fullUntil {
 		c.refused()
 		return
 	}
-	switch w.rng.IntN(4) {
+	switch w.Rand.IntN(4) {
 	case 0, 1:
 		c.write(r)
 	case 2:
@@ -88,9 +89,9 @@ func (c *client) next() {
 
 // refused looks for another leader.
 func (c *client) refused() {
-	c.at = c.w.rng.IntN(len(c.w.replicas))
+	c.at = c.w.Rand.IntN(len(c.w.replicas))
 	for i, r := range c.w.replicas {
-		if r.up && r.role == paxos.Leader && c.w.chance(0.7) {
+		if r.up && r.role == paxos.Leader && c.w.Chance(0.7) {
 			c.at = i
 		}
 	}
@@ -101,7 +102,7 @@ func (c *client) refused() {
 func (c *client) think() {
 	c.turn++
 	turn := c.turn
-	c.w.after(c.w.pick(100*microsecond, 20*millisecond), func() {
+	c.w.After(c.w.Pick(100*world.Microsecond, 20*world.Millisecond), func() {
 		if c.turn == turn {
 			c.next()
 		}
@@ -110,8 +111,8 @@ func (c *client) think() {
 
 func (c *client) write(r *replica) {
 	burst := 1
-	if c.w.chance(0.2) {
-		burst = 1 + c.w.rng.IntN(8)
+	if c.w.Chance(0.2) {
+		burst = 1 + c.w.Rand.IntN(8)
 	}
 	for i := range burst {
 		c.count++
@@ -125,7 +126,7 @@ func (c *client) write(r *replica) {
 		}
 		o.slot = slot
 		r.waiting = append(r.waiting, o)
-		c.w.mark('w', uint64(c.id), uint64(r.id), uint64(slot))
+		c.w.Mark('w', uint64(c.id), uint64(r.id), uint64(slot))
 	}
 	r.drain()
 }
@@ -134,7 +135,7 @@ func (c *client) write(r *replica) {
 func (o *op) finish(how outcome, slot paxos.Slot) {
 	w := o.c.w
 	if o.finished {
-		w.fail("client %d: write %q finished twice", o.c.id, o.data)
+		w.Fail("client %d: write %q finished twice", o.c.id, o.data)
 	}
 	o.finished = true
 	if how != outcomeDone {
@@ -144,7 +145,7 @@ func (o *op) finish(how outcome, slot paxos.Slot) {
 	}
 	w.stats.Writes++
 	if slot <= o.floor {
-		w.fail("client %d: write %q got slot %d, but slot %d was seen before it began", o.c.id, o.data, slot, o.floor)
+		w.Fail("client %d: write %q got slot %d, but slot %d was seen before it began", o.c.id, o.data, slot, o.floor)
 	}
 	w.history.noteFinished(w, slot)
 	w.history.written[string(o.data)] = slot
@@ -165,9 +166,9 @@ func (c *client) leaseRead(r *replica) {
 // readUnderLease reads the state.
 func (c *client) readUnderLease(r *replica, rd *pendingRead) {
 	seen := r.state.applied
-	d := c.w.pick(0, 100*microsecond)
-	if c.w.chance(0.05) {
-		d = c.w.pick(0, 300*millisecond)
+	d := c.w.Pick(0, 100*world.Microsecond)
+	if c.w.Chance(0.05) {
+		d = c.w.Pick(0, 300*world.Millisecond)
 	}
 	r.later(d, func() {
 		if r.clock() < rd.until {
@@ -180,9 +181,9 @@ func (c *client) readUnderLease(r *replica, rd *pendingRead) {
 
 // sawState checks what a read has seen against everything finished before it began.
 func (c *client) sawState(how string, r *replica, floor, seen paxos.Slot) {
-	c.w.mark('R', uint64(c.id), uint64(r.id), uint64(seen))
+	c.w.Mark('R', uint64(c.id), uint64(r.id), uint64(seen))
 	if seen < floor {
-		c.w.fail("client %d: a %s read at node %d sees slot %d, but slot %d was seen before it began", c.id, how, r.id, seen, floor)
+		c.w.Fail("client %d: a %s read at node %d sees slot %d, but slot %d was seen before it began", c.id, how, r.id, seen, floor)
 	}
 	c.w.history.noteFinished(c.w, seen)
 }
@@ -213,7 +214,7 @@ func (r *replica) readConfirmed(rr paxos.Read) {
 		r.serveReads()
 		return
 	}
-	r.w.fail("node %d: read %d answered, but nobody waits for it", r.id, rr.ID)
+	r.w.Fail("node %d: read %d answered, but nobody waits for it", r.id, rr.ID)
 }
 
 // serveReads answers the reads whose index has been applied.

@@ -5,22 +5,23 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/koinon/koinon/internal/sim/world"
 	"github.com/koinon/koinon/paxos"
 )
 
 // scheduleFaults starts everything that goes wrong by itself.
-func (w *world) scheduleFaults() {
+func (w *group) scheduleFaults() {
 	w.every(w.shape.crashEvery, func() {
 		r := w.someReplica()
 		r.crash()
-		down := w.pick(millisecond, 600*millisecond)
-		if w.chance(0.3) {
-			down = w.pick(microsecond, 20*millisecond)
+		down := w.Pick(world.Millisecond, 600*world.Millisecond)
+		if w.Chance(0.3) {
+			down = w.Pick(world.Microsecond, 20*world.Millisecond)
 		}
 		w.restartAfter(r, down)
 	})
 	w.every(w.shape.pauseEvery, func() {
-		w.someReplica().pause(w.pick(10*millisecond, 800*millisecond))
+		w.someReplica().pause(w.Pick(10*world.Millisecond, 800*world.Millisecond))
 	})
 	if len(w.replicas) > 1 {
 		w.every(w.shape.cutEvery, w.net.partition)
@@ -41,10 +42,10 @@ func (w *world) scheduleFaults() {
 
 // troubleDisk makes a disk slow for a while, or full: then commands are refused until there is space, or a write fails
 // and the process stops.
-func (w *world) troubleDisk() {
+func (w *group) troubleDisk() {
 	r := w.someReplica()
-	until := w.now + w.pick(50*millisecond, 800*millisecond)
-	switch w.rng.IntN(3) {
+	until := w.Now + w.Pick(50*world.Millisecond, 800*world.Millisecond)
+	switch w.Rand.IntN(3) {
 	case 0:
 		w.stats.SlowDisks++
 		r.slowUntil = until
@@ -54,27 +55,27 @@ func (w *world) troubleDisk() {
 	case 2:
 		w.stats.FullDisks++
 		r.crash()
-		w.restartAfter(r, until-w.now)
+		w.restartAfter(r, until-w.Now)
 	}
 }
 
 // someReplica is any one, the leader more often than others.
-func (w *world) someReplica() *replica {
-	if w.chance(0.4) {
+func (w *group) someReplica() *replica {
+	if w.Chance(0.4) {
 		for _, r := range w.replicas {
 			if r.up && r.role == paxos.Leader {
 				return r
 			}
 		}
 	}
-	return w.replicas[w.rng.IntN(len(w.replicas))]
+	return w.replicas[w.Rand.IntN(len(w.replicas))]
 }
 
 // transfer asks a leader, if there is one, to hand over.
-func (w *world) transfer() {
-	to := w.replicas[w.rng.IntN(len(w.replicas))].id
+func (w *group) transfer() {
+	to := w.replicas[w.Rand.IntN(len(w.replicas))].id
 	for _, r := range w.replicas {
-		if r.up && r.role == paxos.Leader && w.now >= r.pausedUntil {
+		if r.up && r.role == paxos.Leader && w.Now >= r.pausedUntil {
 			if err := r.node.Transfer(r.clock(), to); err == nil && to != r.id {
 				w.stats.Transfers++
 				r.lent = 0
@@ -87,7 +88,7 @@ func (w *world) transfer() {
 
 // ambush attacks a lease where it hurts: those who do not grant it have long lost the leader, and then those who do are
 // cut off and restarted while it still runs.
-func (w *world) ambush() {
+func (w *group) ambush() {
 	leader := w.leader()
 	if leader == nil {
 		return
@@ -109,23 +110,23 @@ func (w *world) ambush() {
 	}
 	w.net.generation++
 	gen := w.net.generation
-	w.after(2*w.shape.electionTimeout+w.pick(0, w.shape.electionTimeout), func() {
+	w.After(2*w.shape.electionTimeout+w.Pick(0, w.shape.electionTimeout), func() {
 		if w.net.generation != gen || w.healed {
 			return
 		}
 		for _, r := range granting {
 			w.net.cutPair(leader.id, r.id)
 			r.crash()
-			w.restartAfter(r, w.pick(microsecond, 10*millisecond))
+			w.restartAfter(r, w.Pick(world.Microsecond, 10*world.Millisecond))
 		}
-		w.net.joinAfter(w.pick(200*millisecond, 600*millisecond))
+		w.net.joinAfter(w.Pick(200*world.Millisecond, 600*world.Millisecond))
 	})
 }
 
 // restartAfter brings a crashed replica back.
-func (w *world) restartAfter(r *replica, d instant) {
+func (w *group) restartAfter(r *replica, d world.Instant) {
 	life := r.life
-	w.after(d, func() {
+	w.After(d, func() {
 		if r.life == life && !r.up && !r.dead {
 			r.start()
 		}
@@ -133,17 +134,12 @@ func (w *world) restartAfter(r *replica, d instant) {
 }
 
 // every repeats a fault at random times until the world is healed.
-func (w *world) every(mean instant, do func()) {
-	w.after(w.pick(mean/4, 2*mean), func() {
-		if !w.healed {
-			do()
-			w.every(mean, do)
-		}
-	})
+func (w *group) every(mean world.Instant, do func()) {
+	w.Every(mean, func() bool { return !w.healed }, do)
 }
 
 // heal ends all faults and brings everybody back.
-func (w *world) heal() {
+func (w *group) heal() {
 	w.healed = true
 	w.net.heal()
 	w.shape.syncSlow = 0
@@ -155,7 +151,7 @@ func (w *world) heal() {
 		if !r.up && !r.dead {
 			r.start()
 		}
-		if w.now < r.pausedUntil {
+		if w.Now < r.pausedUntil {
 			inbox := r.inbox
 			r.pausedUntil, r.inbox = 0, nil
 			for _, do := range inbox {
@@ -166,31 +162,31 @@ func (w *world) heal() {
 }
 
 // checkProgress checks that the healed group works, and then, left alone, comes to agree.
-func (w *world) checkProgress() {
+func (w *group) checkProgress() {
 	h := &w.history
 	before := h.finished
-	w.runUntil(w.now + 4*second) // an election may take many small pages
+	w.RunUntil(w.Now + 4*world.Second) // an election may take many small pages
 	middle := h.finished
-	w.runUntil(w.now + second)
+	w.RunUntil(w.Now + world.Second)
 	if middle <= before || h.finished <= middle {
-		w.fail("no progress after everything was healed: slot %d when it was, %d later, %d in the end; %s", before, middle, h.finished, w.describe())
+		w.Fail("no progress after everything was healed: slot %d when it was, %d later, %d in the end; %s", before, middle, h.finished, w.describe())
 	}
 	w.quiet = true
-	for deadline := w.now + 60*second; !w.agreed(); {
-		if w.now > deadline {
-			w.fail("the group does not come to agree: %d slots; %s", len(h.digests), w.describe())
+	for deadline := w.Now + 60*world.Second; !w.agreed(); {
+		if w.Now > deadline {
+			w.Fail("the group does not come to agree: %d slots; %s", len(h.digests), w.describe())
 		}
-		w.runUntil(w.now + 100*millisecond)
+		w.RunUntil(w.Now + 100*world.Millisecond)
 	}
 	for _, data := range slices.Sorted(maps.Keys(h.written)) {
 		if slot := h.written[data]; h.applied[data] != slot {
-			w.fail("write %q was acknowledged at slot %d, found at %d", data, slot, h.applied[data])
+			w.Fail("write %q was acknowledged at slot %d, found at %d", data, slot, h.applied[data])
 		}
 	}
 }
 
 // agreed reports whether every member is whole and has applied everything.
-func (w *world) agreed() bool {
+func (w *group) agreed() bool {
 	for _, r := range w.replicas {
 		if r.dead || !w.history.newest().Member(r.id) {
 			continue
@@ -203,10 +199,10 @@ func (w *world) agreed() bool {
 }
 
 // describe says where everybody is.
-func (w *world) describe() string {
+func (w *group) describe() string {
 	var out []byte
 	for _, r := range w.replicas {
-		out = fmt.Appendf(out, "\n  node %d up=%v dead=%v paused=%v state=%d disk=%d/%d", r.id, r.up, r.dead, w.now < r.pausedUntil, r.state.applied, r.disk.truncated, r.disk.state.applied)
+		out = fmt.Appendf(out, "\n  node %d up=%v dead=%v paused=%v state=%d disk=%d/%d", r.id, r.up, r.dead, w.Now < r.pausedUntil, r.state.applied, r.disk.truncated, r.disk.state.applied)
 		if r.up {
 			out = fmt.Appendf(out, " %+v", r.node.Status())
 		}

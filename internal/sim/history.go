@@ -54,7 +54,7 @@ func (h *history) governing(s paxos.Slot) *paxos.Configuration {
 }
 
 // proposal returns what is known of an entry's slot at its ballot, and checks that there is one value only.
-func (h *history) proposal(w *world, id paxos.NodeID, e *paxos.Entry) *proposal {
+func (h *history) proposal(w *group, id paxos.NodeID, e *paxos.Entry) *proposal {
 	key := slotBallot{e.Slot, e.Ballot}
 	p := h.ballots[key]
 	if p == nil {
@@ -68,18 +68,18 @@ func (h *history) proposal(w *world, id paxos.NodeID, e *paxos.Entry) *proposal 
 		}
 	}
 	if p.value != string(e.Data) || p.kind != e.Kind {
-		w.fail("node %d: slot %d has two values at ballot %v", id, e.Slot, e.Ballot)
+		w.Fail("node %d: slot %d has two values at ballot %v", id, e.Slot, e.Ballot)
 	}
 	return p
 }
 
 // noteAccepted records that a disk holds an entry.
-func (h *history) noteAccepted(w *world, id paxos.NodeID, e *paxos.Entry) {
+func (h *history) noteAccepted(w *group, id paxos.NodeID, e *paxos.Entry) {
 	h.proposal(w, id, e).accepted |= 1 << id
 }
 
 // noteProposed records that a leader has sent an entry.
-func (h *history) noteProposed(w *world, id paxos.NodeID, e *paxos.Entry) {
+func (h *history) noteProposed(w *group, id paxos.NodeID, e *paxos.Entry) {
 	p := h.proposal(w, id, e)
 	if p.sent {
 		return
@@ -91,15 +91,15 @@ func (h *history) noteProposed(w *world, id paxos.NodeID, e *paxos.Entry) {
 }
 
 // checkProposed checks that phase 1 was over when a slot was proposed: with a quorum of the configuration that governs it.
-func (h *history) checkProposed(w *world, s paxos.Slot, b paxos.Ballot, p *proposal) {
+func (h *history) checkProposed(w *group, s paxos.Slot, b paxos.Ballot, p *proposal) {
 	if c := h.governing(s); p.sent && !isQuorum(c, p.promised) {
-		w.fail("slot %d was proposed at %v without promises of a quorum of %v (%b)", s, b, *c, p.promised)
+		w.Fail("slot %d was proposed at %v without promises of a quorum of %v (%b)", s, b, *c, p.promised)
 	}
 }
 
 // checkChosen checks, when a slot is applied for the first time, that its value had been accepted at some ballot by a
 // quorum of the configuration that governs it, on their disks.
-func (h *history) checkChosen(w *world, id paxos.NodeID, e *paxos.Entry) {
+func (h *history) checkChosen(w *group, id paxos.NodeID, e *paxos.Entry) {
 	chosen := false
 	for _, b := range h.bySlot[e.Slot] {
 		p := h.ballots[slotBallot{e.Slot, b}]
@@ -108,23 +108,23 @@ func (h *history) checkChosen(w *world, id paxos.NodeID, e *paxos.Entry) {
 	}
 	delete(h.bySlot, e.Slot)
 	if !chosen {
-		w.fail("node %d: slot %d applied, but no quorum of %v has accepted it", id, e.Slot, *h.governing(e.Slot))
+		w.Fail("node %d: slot %d applied, but no quorum of %v has accepted it", id, e.Slot, *h.governing(e.Slot))
 	}
 }
 
 // noteApplied checks that every replica applies the same history.
-func (h *history) noteApplied(w *world, id paxos.NodeID, e *paxos.Entry, digest uint64) {
+func (h *history) noteApplied(w *group, id paxos.NodeID, e *paxos.Entry, digest uint64) {
 	switch k := int(e.Slot) - 1; {
 	case k < len(h.digests):
 		if h.digests[k] != digest {
-			w.fail("node %d: the history up to slot %d differs from what another replica has applied", id, e.Slot)
+			w.Fail("node %d: the history up to slot %d differs from what another replica has applied", id, e.Slot)
 		}
 	case k == len(h.digests):
 		h.checkChosen(w, id, e)
 		h.digests = append(h.digests, digest)
 		w.stats.Slots++
-		w.mark('a', uint64(e.Slot), digest)
-		w.trace("slot %d: %v of %v at %d", e.Slot, e, e.Ballot, id)
+		w.Mark('a', uint64(e.Slot), digest)
+		w.Trace("slot %d: %v of %v at %d", e.Slot, e, e.Ballot, id)
 		switch e.Kind {
 		case paxos.Command:
 			h.applied[string(e.Data)] = e.Slot
@@ -134,12 +134,12 @@ func (h *history) noteApplied(w *world, id paxos.NodeID, e *paxos.Entry, digest 
 			h.configs = append(h.configs, after[len(after)-1])
 		}
 	default:
-		w.fail("node %d: slot %d applied, but nobody has applied slot %d", id, e.Slot, len(h.digests)+1)
+		w.Fail("node %d: slot %d applied, but nobody has applied slot %d", id, e.Slot, len(h.digests)+1)
 	}
 }
 
 // noteFinished records that a client has seen the state at a slot.
-func (h *history) noteFinished(w *world, s paxos.Slot) {
+func (h *history) noteFinished(w *group, s paxos.Slot) {
 	if s > h.finished {
 		h.finished = s
 		w.checkLeases()
@@ -148,12 +148,12 @@ func (h *history) noteFinished(w *world, s paxos.Slot) {
 
 // checkLeases checks that a read that began now would see everything finished, at whichever replica, with the lease that
 // it has now or with one that was looked up earlier.
-func (w *world) checkLeases() {
+func (w *group) checkLeases() {
 	if w.shape.jumps {
 		return
 	}
 	for _, r := range w.replicas {
-		if !r.up || w.now < r.pausedUntil {
+		if !r.up || w.Now < r.pausedUntil {
 			continue
 		}
 		until, slot := r.node.LeaseRead()
@@ -161,7 +161,7 @@ func (w *world) checkLeases() {
 			until, slot = r.lent, r.node.Status().Chosen
 		}
 		if r.clock() < until && max(slot, r.state.applied) < w.history.finished {
-			w.fail("node %d holds a lease for reads at %d, but slot %d was seen", r.id, slot, w.history.finished)
+			w.Fail("node %d holds a lease for reads at %d, but slot %d was seen", r.id, slot, w.history.finished)
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"math/bits"
 	"slices"
 
+	"github.com/koinon/koinon/internal/sim/world"
 	"github.com/koinon/koinon/paxos"
 )
 
@@ -16,9 +17,9 @@ const (
 )
 
 // leader returns a replica that takes itself for the leader and is awake, or nil.
-func (w *world) leader() *replica {
+func (w *group) leader() *replica {
 	for _, r := range w.replicas {
-		if r.up && r.role == paxos.Leader && w.now >= r.pausedUntil {
+		if r.up && r.role == paxos.Leader && w.Now >= r.pausedUntil {
 			return r
 		}
 	}
@@ -26,17 +27,17 @@ func (w *world) leader() *replica {
 }
 
 // join starts a replica with an empty disk that nobody knows yet.
-func (w *world) join() *replica {
+func (w *group) join() *replica {
 	r := newReplica(w, paxos.NodeID(len(w.replicas)+1), 0)
 	w.replicas = append(w.replicas, r)
 	w.net.grow()
-	w.mark('j', uint64(r.id))
+	w.Mark('j', uint64(r.id))
 	r.start()
 	return r
 }
 
 // changeMembers has a leader propose some other configuration.
-func (w *world) changeMembers() {
+func (w *group) changeMembers() {
 	r := w.leader()
 	if r == nil {
 		return
@@ -46,21 +47,21 @@ func (w *world) changeMembers() {
 }
 
 // proposeMembers reports whether a leader took a configuration on.
-func (w *world) proposeMembers(r *replica, c paxos.Configuration) bool {
+func (w *group) proposeMembers(r *replica, c paxos.Configuration) bool {
 	if !w.bears(&c, nil) {
 		return false // who proposes that has only himself to blame
 	}
 	slot, err := r.node.ProposeConfig(r.clock(), c)
-	w.trace("node %d: members %v: slot %d, %v", r.id, c, slot, err)
+	w.Trace("node %d: members %v: slot %d, %v", r.id, c, slot, err)
 	switch {
 	case err == nil:
 		w.stats.Changes++
-		w.mark('m', uint64(r.id), uint64(slot), uint64(len(c.Voters)), uint64(len(c.Learners)))
+		w.Mark('m', uint64(r.id), uint64(slot), uint64(len(c.Voters)), uint64(len(c.Learners)))
 	case errors.Is(err, paxos.ErrLagging) || errors.Is(err, paxos.ErrNoQuorum) || errors.Is(err, paxos.ErrChangeInFlight):
 		w.stats.ChangesRefused++
 	case errors.Is(err, paxos.ErrBusy), errors.Is(err, paxos.ErrUnconfirmed), errors.Is(err, paxos.ErrNoChange):
 	default:
-		w.fail("node %d: members %v: %v", r.id, c, err)
+		w.Fail("node %d: members %v: %v", r.id, c, err)
 	}
 	r.drain()
 	return err == nil
@@ -68,7 +69,7 @@ func (w *world) proposeMembers(r *replica, c paxos.Configuration) bool {
 
 // coup attacks the lease of a leader that hands the majority over to learners: they have not heard of it for so long
 // that no lease binds them, and learn from others that they decide now.
-func (w *world) coup() {
+func (w *group) coup() {
 	l := w.leader()
 	if l == nil {
 		return
@@ -95,8 +96,8 @@ func (w *world) coup() {
 		w.net.cutPair(l.id, id)
 	}
 	w.net.joinAfter(2 * w.shape.electionTimeout)
-	w.lullUntil = w.now + w.shape.electionTimeout*3/4 // or else the learners would lag too far
-	w.after(w.shape.electionTimeout*3/4, func() {
+	w.lullUntil = w.Now + w.shape.electionTimeout*3/4 // or else the learners would lag too far
+	w.After(w.shape.electionTimeout*3/4, func() {
 		if l != w.leader() || w.healed || !w.bears(&next, nil) {
 			return
 		}
@@ -106,14 +107,14 @@ func (w *world) coup() {
 		w.stats.Coups++
 		for _, id := range next.Voters[1:] {
 			for k := range 4 { // what was asked long ago comes now
-				w.after(w.pick(millisecond, w.shape.electionTimeout/8)+instant(k)*w.shape.electionTimeout/8, func() { w.lateCatchUp(id, c.Voters) })
+				w.After(w.Pick(world.Millisecond, w.shape.electionTimeout/8)+world.Instant(k)*w.shape.electionTimeout/8, func() { w.lateCatchUp(id, c.Voters) })
 			}
 		}
 	})
 }
 
 // lateCatchUp lets a question that a node has asked before arrive at others.
-func (w *world) lateCatchUp(id paxos.NodeID, at []paxos.NodeID) {
+func (w *group) lateCatchUp(id paxos.NodeID, at []paxos.NodeID) {
 	r := w.replicas[id-1]
 	if !r.up || w.healed {
 		return
@@ -124,25 +125,25 @@ func (w *world) lateCatchUp(id paxos.NodeID, at []paxos.NodeID) {
 }
 
 // otherMembers changes a configuration a little, or a lot.
-func (w *world) otherMembers(c paxos.Configuration, leader paxos.NodeID) paxos.Configuration {
+func (w *group) otherMembers(c paxos.Configuration, leader paxos.NodeID) paxos.Configuration {
 	c.Voters, c.Learners = slices.Clone(c.Voters), slices.Clone(c.Learners)
 	for _, v := range c.Voters {
 		if w.replicas[v-1].dead && len(c.Voters) > 1 { // repair comes first, mostly
 			c.Voters = without(c.Voters, v)
-			if w.chance(0.7) {
+			if w.Chance(0.7) {
 				return c
 			}
 		}
 	}
-	for range 1 + w.rng.IntN(2) {
+	for range 1 + w.Rand.IntN(2) {
 		w.oneChange(&c, leader)
 	}
 	return c
 }
 
-func (w *world) oneChange(c *paxos.Configuration, leader paxos.NodeID) {
-	pick := func(ids []paxos.NodeID) paxos.NodeID { return ids[w.rng.IntN(len(ids))] }
-	switch k := w.rng.IntN(10); {
+func (w *group) oneChange(c *paxos.Configuration, leader paxos.NodeID) {
+	pick := func(ids []paxos.NodeID) paxos.NodeID { return ids[w.Rand.IntN(len(ids))] }
+	switch k := w.Rand.IntN(10); {
 	case k < 3 || len(c.Voters) == 1 && len(c.Learners) == 0: // a new learner, or one that was here before
 		if id := w.candidateMember(c); id != 0 {
 			c.Learners = append(c.Learners, id)
@@ -154,23 +155,23 @@ func (w *world) oneChange(c *paxos.Configuration, leader paxos.NodeID) {
 		c.Learners = without(c.Learners, pick(c.Learners))
 	case len(c.Voters) > 2:
 		id := pick(c.Voters)
-		if w.chance(0.3) && slices.Contains(c.Voters, leader) {
+		if w.Chance(0.3) && slices.Contains(c.Voters, leader) {
 			id = leader
 		}
 		c.Voters = without(c.Voters, id)
-		if w.chance(0.3) && !w.replicas[id-1].dead {
+		if w.Chance(0.3) && !w.replicas[id-1].dead {
 			c.Learners = append(c.Learners, id)
 		}
 	}
 }
 
 // candidateMember returns a replica that is no member, a new one perhaps, or 0.
-func (w *world) candidateMember(c *paxos.Configuration) paxos.NodeID {
+func (w *group) candidateMember(c *paxos.Configuration) paxos.NodeID {
 	if len(c.Voters)+len(c.Learners) >= membersMax {
 		return 0
 	}
 	for _, r := range w.replicas {
-		if !r.dead && !c.Member(r.id) && w.chance(0.5) {
+		if !r.dead && !c.Member(r.id) && w.Chance(0.5) {
 			return r.id
 		}
 	}
@@ -185,7 +186,7 @@ func without(ids []paxos.NodeID, id paxos.NodeID) []paxos.NodeID {
 }
 
 // reformat takes a replica's disk away for good. It is replaced by one under a new identity, if an administrator says so.
-func (w *world) reformat() {
+func (w *group) reformat() {
 	r := w.someReplica()
 	if r.dead || !w.expendable(r) {
 		return
@@ -194,12 +195,12 @@ func (w *world) reformat() {
 	r.crash()
 	r.disk = disk{}
 	r.dead = true
-	w.mark('x', uint64(r.id))
+	w.Mark('x', uint64(r.id))
 }
 
 // expendable reports whether a replica's votes may be lost: every configuration that may still have to decide something
 // must bear it.
-func (w *world) expendable(r *replica) bool {
+func (w *group) expendable(r *replica) bool {
 	newest := w.history.newest()
 	for _, o := range w.replicas {
 		if o.dead || !newest.Member(o.id) && o != r {
@@ -221,7 +222,7 @@ func (w *world) expendable(r *replica) bool {
 
 // bears reports whether a configuration has a majority of voters that have lost nothing, and at most one that has, when
 // r, which may be nil, loses something too.
-func (w *world) bears(c *paxos.Configuration, r *replica) bool {
+func (w *group) bears(c *paxos.Configuration, r *replica) bool {
 	whole := 0
 	for _, v := range c.Voters {
 		if x := w.replicas[v-1]; x != r && !x.dead && !x.disk.damaged {

@@ -1,9 +1,9 @@
 package sim
 
 import (
-	"os"
 	"testing"
 
+	"github.com/koinon/koinon/internal/sim/simtest"
 	"github.com/koinon/koinon/paxos"
 )
 
@@ -47,21 +47,10 @@ func mutations() []mutation {
 // KOINON_MUTATIONS set it looks for the first seed that does and prints the table; else it tries the seed that is known,
 // and others only when that one does not find the mistake any more.
 func TestMutations(t *testing.T) {
-	const seedsMax = 5000
-	full := os.Getenv("KOINON_MUTATIONS") != ""
 	for _, m := range mutations() {
 		t.Run(m.name, func(t *testing.T) {
 			t.Parallel()
-			if !full && Run(Options{Seed: m.seed, Bugs: m.bug}).Err != nil {
-				return
-			}
-			for seed := uint64(1); seed <= seedsMax; seed++ {
-				if res := Run(Options{Seed: seed, Bugs: m.bug}); res.Err != nil {
-					t.Logf("%-45s %4d  %.150v", m.name, seed, res.Err)
-					return
-				}
-			}
-			t.Errorf("%-45s not found with %d seeds", m.name, seedsMax)
+			simtest.Find(t, m.name, m.seed, 5000, func(seed uint64) error { return Run(Options{Seed: seed, Bugs: m.bug}).Err })
 		})
 	}
 }

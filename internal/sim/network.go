@@ -1,27 +1,30 @@
 package sim
 
-import "github.com/koinon/koinon/paxos"
+import (
+	"github.com/koinon/koinon/internal/sim/world"
+	"github.com/koinon/koinon/paxos"
+)
 
 // network carries messages, badly.
 type network struct {
-	w          *world
+	w          *group
 	loss       float64
 	repeat     float64
-	delayMin   instant
-	delayMax   instant
+	delayMin   world.Instant
+	delayMax   world.Instant
 	far        float64  // chance of a much longer delay
 	cut        [][]bool // cut[from][to]
 	generation int      // of the present partition
 }
 
-func newNetwork(w *world, n int) network {
+func newNetwork(w *group, n int) network {
 	net := network{
 		w:        w,
-		loss:     []float64{0, 0.01, 0.1, 0.3}[w.rng.IntN(4)],
-		repeat:   []float64{0, 0.05, 0.5}[w.rng.IntN(3)],
-		delayMin: 50 * microsecond,
-		delayMax: []instant{100 * microsecond, 2 * millisecond, 15 * millisecond}[w.rng.IntN(3)],
-		far:      []float64{0, 0.01}[w.rng.IntN(2)],
+		loss:     []float64{0, 0.01, 0.1, 0.3}[w.Rand.IntN(4)],
+		repeat:   []float64{0, 0.05, 0.5}[w.Rand.IntN(3)],
+		delayMin: 50 * world.Microsecond,
+		delayMax: []world.Instant{100 * world.Microsecond, 2 * world.Millisecond, 15 * world.Millisecond}[w.Rand.IntN(3)],
+		far:      []float64{0, 0.01}[w.Rand.IntN(2)],
 	}
 	for range n {
 		net.cut = append(net.cut, make([]bool, n))
@@ -41,24 +44,24 @@ func (net *network) grow() {
 func (net *network) send(m paxos.Message) {
 	w := net.w
 	w.stats.Messages++
-	w.mark('s', uint64(m.Kind), uint64(m.From), uint64(m.To), m.Ballot.Round, uint64(m.Ballot.Node), uint64(m.Slot), uint64(m.Next), uint64(m.Chosen), m.Seq, uint64(len(m.Entries)))
-	if net.cut[m.From-1][m.To-1] || w.chance(net.loss) {
+	w.Mark('s', uint64(m.Kind), uint64(m.From), uint64(m.To), m.Ballot.Round, uint64(m.Ballot.Node), uint64(m.Slot), uint64(m.Next), uint64(m.Chosen), m.Seq, uint64(len(m.Entries)))
+	if net.cut[m.From-1][m.To-1] || w.Chance(net.loss) {
 		w.stats.Lost++
 		return
 	}
 	net.carry(m)
-	for w.chance(net.repeat) {
+	for w.Chance(net.repeat) {
 		w.stats.Repeated++
 		net.carry(m)
 	}
 }
 
 func (net *network) carry(m paxos.Message) {
-	d := net.w.pick(net.delayMin, net.delayMax)
-	if net.w.chance(net.far) {
-		d = net.w.pick(net.delayMax, second)
+	d := net.w.Pick(net.delayMin, net.delayMax)
+	if net.w.Chance(net.far) {
+		d = net.w.Pick(net.delayMax, world.Second)
 	}
-	net.w.after(d, func() {
+	net.w.After(d, func() {
 		if net.cut[m.From-1][m.To-1] {
 			net.w.stats.Lost++
 			return
@@ -73,14 +76,14 @@ func (net *network) partition() {
 	n := len(net.cut)
 	net.join()
 	w.stats.Partitions++
-	switch w.rng.IntN(4) {
+	switch w.Rand.IntN(4) {
 	case 0: // one node alone
 		k := int(w.someReplica().id) - 1
 		for i := range n {
 			net.cut[i][k], net.cut[k][i] = i != k, i != k
 		}
 	case 1: // one node deaf, or mute
-		k, deaf := int(w.someReplica().id)-1, w.chance(0.5)
+		k, deaf := int(w.someReplica().id)-1, w.Chance(0.5)
 		for i := range n {
 			if deaf {
 				net.cut[i][k] = i != k
@@ -91,7 +94,7 @@ func (net *network) partition() {
 	case 2: // every link on its own, each direction on its own
 		for i := range n {
 			for k := range n {
-				net.cut[i][k] = i != k && w.chance(0.35)
+				net.cut[i][k] = i != k && w.Chance(0.35)
 			}
 		}
 	case 3: // two halves
@@ -101,7 +104,7 @@ func (net *network) partition() {
 			}
 		}
 	}
-	net.joinAfter(w.pick(50*millisecond, 1500*millisecond))
+	net.joinAfter(w.Pick(50*world.Millisecond, 1500*world.Millisecond))
 }
 
 // cutPair cuts both directions between two nodes.
@@ -110,10 +113,10 @@ func (net *network) cutPair(a, b paxos.NodeID) {
 }
 
 // joinAfter ends this partition after a while, unless another one has begun.
-func (net *network) joinAfter(d instant) {
+func (net *network) joinAfter(d world.Instant) {
 	net.generation++
 	gen := net.generation
-	net.w.after(d, func() {
+	net.w.After(d, func() {
 		if net.generation == gen {
 			net.join()
 		}

@@ -4,17 +4,18 @@ import (
 	"errors"
 	"math/rand/v2"
 
+	"github.com/koinon/koinon/internal/sim/world"
 	"github.com/koinon/koinon/paxos"
 )
 
 // replica is a node with its driver, disk and clock.
 type replica struct {
-	w      *world
+	w      *group
 	id     paxos.NodeID
 	voters []paxos.NodeID
 
 	clockBase paxos.Time // reading at clockFrom
-	clockFrom instant
+	clockFrom world.Instant
 	clockRate float64
 
 	disk disk
@@ -34,13 +35,13 @@ type replica struct {
 	role     paxos.Role
 	lent     paxos.Time // until when readers were told that there is no other leader
 
-	slowUntil   instant // the disk takes long for everything
-	fullUntil   instant // no space on the disk: commands are refused
-	pausedUntil instant
+	slowUntil   world.Instant // the disk takes long for everything
+	fullUntil   world.Instant // no space on the disk: commands are refused
+	pausedUntil world.Instant
 	inbox       []func() // what came during the pause
 }
 
-func newReplica(w *world, id paxos.NodeID, n int) *replica {
+func newReplica(w *group, id paxos.NodeID, n int) *replica {
 	r := &replica{w: w, id: id, clockRate: 1}
 	for v := 1; v <= n; v++ {
 		r.voters = append(r.voters, paxos.NodeID(v))
@@ -48,22 +49,22 @@ func newReplica(w *world, id paxos.NodeID, n int) *replica {
 	if n > 0 {
 		r.disk.state.configs = paxos.Initial(r.voters)
 	}
-	r.disk.noteChosen = w.chance(0.5)
-	r.clockBase = paxos.Time(w.pick(0, 1000*second))
+	r.disk.noteChosen = w.Chance(0.5)
+	r.clockBase = paxos.Time(w.Pick(0, 1000*world.Second))
 	r.skewClock()
 	return r
 }
 
 // clock reads the replica's own clock.
 func (r *replica) clock() paxos.Time {
-	return r.clockBase + paxos.Time(float64(r.w.now-r.clockFrom)*r.clockRate)
+	return r.clockBase + paxos.Time(float64(r.w.Now-r.clockFrom)*r.clockRate)
 }
 
 // skewClock lets the clock go on at another rate, as wrong as is allowed.
 func (r *replica) skewClock() {
-	r.clockBase, r.clockFrom, r.clockRate = r.clock(), r.w.now, 1
+	r.clockBase, r.clockFrom, r.clockRate = r.clock(), r.w.Now, 1
 	if d := r.w.shape.driftPPM; d > 0 {
-		r.clockRate = 1 + float64(r.w.rng.IntN(2*d+1)-d)/1e6
+		r.clockRate = 1 + float64(r.w.Rand.IntN(2*d+1)-d)/1e6
 	}
 }
 
@@ -71,13 +72,13 @@ func (r *replica) skewClock() {
 // that was suspended does when it does not count that time.
 func (r *replica) jumpClock() {
 	r.w.stats.ClockJumps++
-	r.clockBase, r.clockFrom = r.clock(), r.w.now
-	if r.w.chance(0.4) {
+	r.clockBase, r.clockFrom = r.clock(), r.w.Now
+	if r.w.Chance(0.4) {
 		r.clockRate = 0 // until it is set again
 	} else {
-		r.clockBase += paxos.Time(r.w.pick(0, []instant{20 * millisecond, r.w.shape.electionTimeout, 5 * second}[r.w.rng.IntN(3)]))
+		r.clockBase += paxos.Time(r.w.Pick(0, []world.Instant{20 * world.Millisecond, r.w.shape.electionTimeout, 5 * world.Second}[r.w.Rand.IntN(3)]))
 	}
-	r.w.mark('c', uint64(r.id), uint64(r.clockBase))
+	r.w.Mark('c', uint64(r.id), uint64(r.clockBase))
 }
 
 func (r *replica) start() {
@@ -85,22 +86,22 @@ func (r *replica) start() {
 	r.life++
 	r.up = true
 	r.state = r.disk.state
-	if w.chance(0.2) { // the machine was started anew, and counts from anywhere
-		r.clockBase, r.clockFrom = paxos.Time(w.pick(0, 1000*second)), w.now
+	if w.Chance(0.2) { // the machine was started anew, and counts from anywhere
+		r.clockBase, r.clockFrom = paxos.Time(w.Pick(0, 1000*world.Second)), w.Now
 	}
 	cfg := paxos.Config{
 		ID: r.id, Voters: r.voters,
 		Alpha: w.shape.alpha, MaxMessageBytes: w.shape.messageBytes, CacheBytes: w.shape.cacheBytes,
 		ElectionTimeout: paxos.Time(w.shape.electionTimeout), Heartbeat: paxos.Time(w.shape.heartbeat),
 		Lease: paxos.Time(w.shape.electionTimeout * 4 / 5), MaxDriftPPM: max(1, w.shape.driftPPM),
-		Rand: rand.New(rand.NewPCG(w.rng.Uint64(), uint64(r.id))), Log: r,
+		Rand: rand.New(rand.NewPCG(w.Rand.Uint64(), uint64(r.id))), Log: r,
 	}
 	if w.opt.Bugs != 0 {
 		cfg.Sabotage(w.opt.Bugs)
 	}
 	r.node = paxos.New(cfg, r.disk.recovered(), r.clock())
 	r.role = paxos.Follower
-	w.mark('+', uint64(r.id), uint64(r.life), uint64(r.disk.state.applied))
+	w.Mark('+', uint64(r.id), uint64(r.life), uint64(r.disk.state.applied))
 	r.tick(r.life)
 }
 
@@ -111,18 +112,18 @@ func (r *replica) crash() {
 	}
 	w := r.w
 	w.stats.Crashes++
-	survivors := w.rng.IntN(len(r.writes) + 1)
+	survivors := w.Rand.IntN(len(r.writes) + 1)
 	for _, wr := range r.writes[:survivors] {
 		r.commit(wr)
 	}
-	if survivors < len(r.writes) && w.chance(0.5) {
+	if survivors < len(r.writes) && w.Chance(0.5) {
 		// The next one is torn: what is behind the tear is cut when the log is opened.
 		w.stats.Torn++
 		wr := *r.writes[survivors]
-		wr.accept = wr.accept[:w.rng.IntN(len(wr.accept)+1)]
+		wr.accept = wr.accept[:w.Rand.IntN(len(wr.accept)+1)]
 		r.commit(&wr)
 	}
-	w.mark('-', uint64(r.id), uint64(survivors))
+	w.Mark('-', uint64(r.id), uint64(survivors))
 	r.up, r.node, r.writes, r.syncing = false, nil, nil, false
 	r.toApply, r.applying, r.reads = nil, false, nil
 	for _, o := range r.waiting {
@@ -130,7 +131,7 @@ func (r *replica) crash() {
 	}
 	r.waiting, r.inbox, r.pausedUntil, r.fullUntil, r.lent = nil, nil, 0, 0, 0
 	r.life++
-	if w.chance(w.shape.damage) {
+	if w.Chance(w.shape.damage) {
 		r.damage()
 	}
 }
@@ -146,17 +147,17 @@ func (r *replica) damage() {
 	if len(r.disk.entries) == 0 {
 		return
 	}
-	from := r.w.rng.IntN(len(r.disk.entries))
-	count := 1 + r.w.rng.IntN(len(r.disk.entries)-from)
+	from := r.w.Rand.IntN(len(r.disk.entries))
+	count := 1 + r.w.Rand.IntN(len(r.disk.entries)-from)
 	clear(r.disk.entries[from : from+count])
-	r.w.mark('!', uint64(r.id), uint64(from), uint64(count))
+	r.w.Mark('!', uint64(r.id), uint64(from), uint64(count))
 }
 
 // run does something at the replica now, or when its pause is over.
 func (r *replica) run(do func()) {
 	switch {
 	case !r.up:
-	case r.w.now < r.pausedUntil:
+	case r.w.Now < r.pausedUntil:
 		r.inbox = append(r.inbox, do)
 	default:
 		do()
@@ -165,24 +166,24 @@ func (r *replica) run(do func()) {
 }
 
 // later does something at the replica after a while, unless it has crashed by then.
-func (r *replica) later(d instant, do func()) {
+func (r *replica) later(d world.Instant, do func()) {
 	life := r.life
-	r.w.after(d, func() {
+	r.w.After(d, func() {
 		if r.life == life {
 			r.run(do)
 		}
 	})
 }
 
-func (r *replica) pause(d instant) {
-	if !r.up || r.w.now < r.pausedUntil {
+func (r *replica) pause(d world.Instant) {
+	if !r.up || r.w.Now < r.pausedUntil {
 		return
 	}
 	r.w.stats.Pauses++
-	r.w.mark('p', uint64(r.id), uint64(d))
-	r.pausedUntil = r.w.now + d
+	r.w.Mark('p', uint64(r.id), uint64(d))
+	r.pausedUntil = r.w.Now + d
 	life := r.life
-	r.w.after(d, func() {
+	r.w.After(d, func() {
 		if r.life != life {
 			return
 		}
@@ -198,7 +199,7 @@ func (r *replica) receive(m paxos.Message) {
 	r.run(func() {
 		// Answers of those who have left meanwhile, or are not known yet, are refused.
 		if err := r.node.Step(r.clock(), m); err != nil && !errors.Is(err, paxos.ErrUnknownPeer) {
-			r.w.fail("node %d refused %v from %d: %v", r.id, m.Kind, m.From, err)
+			r.w.Fail("node %d refused %v from %d: %v", r.id, m.Kind, m.From, err)
 		}
 	})
 }
@@ -207,14 +208,14 @@ func (r *replica) tick(life int) {
 	if r.life != life || !r.up {
 		return
 	}
-	if r.w.now >= r.pausedUntil {
-		r.node.SetReluctant(r.w.now < r.fullUntil)
+	if r.w.Now >= r.pausedUntil {
+		r.node.SetReluctant(r.w.Now < r.fullUntil)
 		r.node.Tick(r.clock())
 		r.drain()
 		r.w.checkLeases()
 		r.maybeTruncate()
 	}
-	r.w.after(r.w.shape.tick, func() { r.tick(life) })
+	r.w.After(r.w.shape.tick, func() { r.tick(life) })
 }
 
 // drain does what the node wants done.
@@ -239,7 +240,7 @@ func (r *replica) noteLease() {
 func (r *replica) handle(rd paxos.Ready) {
 	w := r.w
 	if rd.Role != r.role {
-		w.mark('r', uint64(r.id), uint64(rd.Role), rd.Promised.Round, uint64(rd.Promised.Node))
+		w.Mark('r', uint64(r.id), uint64(rd.Role), rd.Promised.Round, uint64(rd.Promised.Node))
 		if rd.Role == paxos.Leader {
 			w.stats.Elections++
 		}
@@ -255,7 +256,7 @@ func (r *replica) handle(rd paxos.Ready) {
 		r.writes = append(r.writes, &write{seq: rd.Seq, hard: rd.HardChanged, promised: rd.Promised, chosen: rd.Chosen, accept: rd.Accept, after: rd.SendAfter})
 		r.sync()
 	} else if len(rd.SendAfter) > 0 || len(rd.Accept) > 0 || rd.HardChanged {
-		w.fail("node %d: a Ready without a number has something to be made durable", r.id)
+		w.Fail("node %d: a Ready without a number has something to be made durable", r.id)
 	}
 	if len(rd.Apply) > 0 {
 		r.toApply = append(r.toApply, rd.Apply...)
@@ -276,9 +277,9 @@ func (r *replica) sync() {
 	}
 	r.syncing = true
 	batch := len(r.writes)
-	d := r.w.pick(100*microsecond, 3*millisecond)
-	if r.w.chance(r.w.shape.syncSlow) || r.w.now < r.slowUntil {
-		d = r.w.pick(10*millisecond, 300*millisecond)
+	d := r.w.Pick(100*world.Microsecond, 3*world.Millisecond)
+	if r.w.Chance(r.w.shape.syncSlow) || r.w.Now < r.slowUntil {
+		d = r.w.Pick(10*world.Millisecond, 300*world.Millisecond)
 	}
 	r.later(d, func() {
 		r.syncing = false
@@ -300,7 +301,7 @@ func (r *replica) sync() {
 // commit makes a write durable and checks that what the disk has promised does not fall.
 func (r *replica) commit(wr *write) {
 	if wr.hard && wr.promised.Less(r.disk.promised) {
-		r.w.fail("node %d: promised falls from %v to %v", r.id, r.disk.promised, wr.promised)
+		r.w.Fail("node %d: promised falls from %v to %v", r.id, r.disk.promised, wr.promised)
 	}
 	for i := range wr.accept {
 		r.w.history.noteAccepted(r.w, r.id, &wr.accept[i])
@@ -313,7 +314,7 @@ func (r *replica) emit(m paxos.Message) {
 	d := &r.disk
 	bound := m.Kind == paxos.MsgPromise || m.Kind == paxos.MsgAccepted || m.Kind == paxos.MsgHeartbeatReply || m.Kind == paxos.MsgPrepare
 	if bound && !m.Reject && d.promised.Less(m.Ballot) {
-		r.w.fail("node %d: %v at %v leaves before the promise is durable (%v is)", r.id, m.Kind, m.Ballot, d.promised)
+		r.w.Fail("node %d: %v at %v leaves before the promise is durable (%v is)", r.id, m.Kind, m.Ballot, d.promised)
 	}
 	switch {
 	case m.Kind == paxos.MsgPromise && !m.Reject && m.Next == 0:
@@ -327,7 +328,7 @@ func (r *replica) emit(m paxos.Message) {
 		chosen := r.node.Status().Chosen
 		for s := m.Slot; s < m.Next; s++ {
 			if e := d.get(s); s > chosen && (e == nil || e.Ballot.Less(m.Ballot)) {
-				r.w.fail("node %d: Accepted of slot %d at %v leaves before it is durable", r.id, s, m.Ballot)
+				r.w.Fail("node %d: Accepted of slot %d at %v leaves before it is durable", r.id, s, m.Ballot)
 			}
 		}
 	}
@@ -340,20 +341,20 @@ func (r *replica) applySome() {
 		return
 	}
 	r.applying = true
-	d := r.w.pick(10*microsecond, 2*millisecond)
-	if r.w.chance(0.01) {
-		d = r.w.pick(millisecond, 50*millisecond)
+	d := r.w.Pick(10*world.Microsecond, 2*world.Millisecond)
+	if r.w.Chance(0.01) {
+		d = r.w.Pick(world.Millisecond, 50*world.Millisecond)
 	}
 	r.later(d, func() {
 		r.applying = false
-		count := min(len(r.toApply), 1+r.w.rng.IntN(32))
+		count := min(len(r.toApply), 1+r.w.Rand.IntN(32))
 		for _, e := range r.toApply[:count] {
 			r.apply(&e)
 		}
 		r.toApply = r.toApply[count:]
 		r.node.Applied(r.state.applied)
 		r.serveReads()
-		if r.w.chance(0.05) {
+		if r.w.Chance(0.05) {
 			r.checkpoint()
 		}
 		r.applySome()
@@ -365,7 +366,7 @@ func (r *replica) apply(e *paxos.Entry) {
 		return // a snapshot was faster
 	}
 	if e.Slot != r.state.applied+1 {
-		r.w.fail("node %d: slot %d to apply expected, found %d", r.id, r.state.applied+1, e.Slot)
+		r.w.Fail("node %d: slot %d to apply expected, found %d", r.id, r.state.applied+1, e.Slot)
 	}
 	r.state = state{applied: e.Slot, digest: digestOf(r.state.digest, e), configs: r.state.configs.Apply(e)}
 	r.w.history.noteApplied(r.w, r.id, e, r.state.digest)
@@ -385,7 +386,7 @@ func (r *replica) checkpoint() { r.disk.state = r.state }
 
 // maybeTruncate cuts the log behind the checkpoint now and then.
 func (r *replica) maybeTruncate() {
-	if !r.up || !r.w.chance(0.02) {
+	if !r.up || !r.w.Chance(0.02) {
 		return
 	}
 	r.truncate(int(r.disk.state.applied) - r.w.shape.keep)
@@ -396,7 +397,7 @@ func (r *replica) truncate(upTo int) {
 		return
 	}
 	r.w.stats.Truncations++
-	r.w.mark('t', uint64(r.id), uint64(upTo))
+	r.w.Mark('t', uint64(r.id), uint64(upTo))
 	r.disk.cut(paxos.Slot(upTo))
 	r.node.Truncate(paxos.Slot(upTo))
 	r.drain()
@@ -406,20 +407,20 @@ func (r *replica) truncate(upTo int) {
 func (r *replica) sendSnapshot(sr paxos.SnapshotRequest) {
 	w := r.w
 	if r.state.applied < sr.After {
-		w.fail("node %d: a snapshot beyond %d was asked for, applied is %d", r.id, sr.After, r.state.applied)
+		w.Fail("node %d: a snapshot beyond %d was asked for, applied is %d", r.id, sr.After, r.state.applied)
 	}
 	snap := r.state
-	w.after(w.pick(millisecond, 100*millisecond), func() {
-		if !w.net.cut[r.id-1][sr.To-1] && !w.chance(w.net.loss) {
+	w.After(w.Pick(world.Millisecond, 100*world.Millisecond), func() {
+		if !w.net.cut[r.id-1][sr.To-1] && !w.Chance(w.net.loss) {
 			w.replicas[sr.To-1].install(snap)
 		}
 	})
-	if w.chance(0.3) { // the log is cut while the snapshot is on its way
+	if w.Chance(0.3) { // the log is cut while the snapshot is on its way
 		r.checkpoint()
 		r.truncate(int(r.disk.state.applied))
 	}
-	ok := !w.chance(0.1)
-	r.later(w.pick(100*millisecond, 200*millisecond), func() { r.node.SnapshotDone(sr.To, snap.applied, ok) })
+	ok := !w.Chance(0.1)
+	r.later(w.Pick(100*world.Millisecond, 200*world.Millisecond), func() { r.node.SnapshotDone(sr.To, snap.applied, ok) })
 }
 
 func (r *replica) install(snap state) {
@@ -428,7 +429,7 @@ func (r *replica) install(snap state) {
 			return
 		}
 		r.w.stats.Snapshots++
-		r.w.mark('i', uint64(r.id), uint64(snap.applied))
+		r.w.Mark('i', uint64(r.id), uint64(snap.applied))
 		r.state = snap
 		r.disk.state = snap
 		r.disk.cut(snap.applied)
@@ -443,7 +444,7 @@ func (r *replica) install(snap state) {
 
 // Entries is paxos.Log.
 func (r *replica) Entries(lo, hi paxos.Slot, maxBytes int) ([]paxos.Entry, error) {
-	if !r.w.healed && r.w.chance(r.w.shape.readError) {
+	if !r.w.healed && r.w.Chance(r.w.shape.readError) {
 		return nil, errGone
 	}
 	return r.disk.read(lo, hi, maxBytes)

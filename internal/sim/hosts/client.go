@@ -83,9 +83,13 @@ func (cl *client) next() {
 	c.After(patience, cancel)
 	l.proc.Go(func() {
 		result, err := cl.do(ctx, l, g, op)
-		if n.life == l && !l.closing { // or nobody hears of it
-			cl.ended(turn, result, err)
+		if n.life != l || l.closing {
+			return // nobody hears of it
 		}
+		if err == nil && (op.kind == opRead || op.kind == opLocal) {
+			cl.saw(op, result) // also when it comes late
+		}
+		cl.ended(turn, result, err)
 	})
 }
 
@@ -101,7 +105,7 @@ func (cl *client) choose() *op {
 		o.seq = cl.seq
 	}
 	o.body = binary.BigEndian.AppendUint64(nil, o.id)
-	o.body = append(o.body, byte(c.Rand.IntN(16)))
+	o.body = append(o.body, byte(c.Rand.IntN(c.shape.keys)))
 	o.body = append(o.body, bytes.Repeat([]byte{byte(o.id)}, 1+c.Rand.IntN(c.shape.valueBytes))...)
 	return o
 }
@@ -163,6 +167,22 @@ func (cl *client) ended(turn int, result []byte, err error) {
 	cl.look(err)
 }
 
+// saw checks what a read has seen.
+func (cl *client) saw(o *op, result []byte) {
+	c, h := cl.c, &cl.c.history
+	at, digest := decodeLast(result)
+	c.Mark('R', uint64(cl.id), at.slot, uint64(at.index))
+	if o.kind == opLocal {
+		c.stats.LocalReads++
+	} else if c.stats.Reads++; at.less(o.floor) {
+		c.Fail("client %d: a read sees %v, but %v was seen before it began", cl.id, at, o.floor)
+	}
+	if at != (position{}) && h.digests[at] != digest {
+		c.Fail("client %d: a read sees a state at %v that never was", cl.id, at)
+	}
+	h.saw(at)
+}
+
 // done takes in a result and checks it.
 func (cl *client) done(o *op, result []byte) {
 	c, h := cl.c, &cl.c.history
@@ -173,17 +193,6 @@ func (cl *client) done(o *op, result []byte) {
 		cl.session, cl.seq = sys.SessionID(binary.BigEndian.Uint64(result)), 0
 		return
 	case opLocal, opRead:
-		at, digest := decodeLast(result)
-		c.Mark('R', uint64(cl.id), at.slot, uint64(at.index))
-		if o.kind == opLocal {
-			c.stats.LocalReads++
-		} else if c.stats.Reads++; at.less(o.floor) {
-			c.Fail("client %d: a read sees %v, but %v was seen before it began", cl.id, at, o.floor)
-		}
-		if at != (position{}) && h.digests[at] != digest {
-			c.Fail("client %d: a read sees a state at %v that never was", cl.id, at)
-		}
-		h.saw(at)
 		return
 	}
 	c.stats.Writes++

@@ -79,7 +79,7 @@ type shape struct {
 	segmentBytes                      int64
 	retainBytes, tailBytes            int64
 	pipeline, batchCommands           int
-	valueBytes                        int
+	keys, valueBytes                  int
 	driftPPM                          int
 	faultPhase                        world.Instant
 	crashEvery, blackoutEvery         world.Instant
@@ -119,6 +119,7 @@ func (c *cluster) build() {
 		tailBytes:       world.OneOf[int64](c.World, 1, 4<<10, 32<<10),
 		pipeline:        world.OneOf(c.World, 1, 8),
 		batchCommands:   world.OneOf(c.World, 2, 2048),
+		keys:            world.OneOf(c.World, 16, 256),
 		valueBytes:      world.OneOf(c.World, 16, 200, 2000, 8000),
 		driftPPM:        world.OneOf(c.World, 0, 900),
 		faultPhase:      3 * world.Second,

@@ -3,6 +3,7 @@ package hosts
 import (
 	"errors"
 	"maps"
+	"math/rand/v2"
 	"path"
 	"slices"
 	"strings"
@@ -182,9 +183,13 @@ func (f *logFile) sync(do func() error) error {
 func (d *disk) crash() *disk {
 	c := d.c
 	left := d.next(nil)
-	left.MemFS = d.MemFS.CrashClone(vfs.CrashCloneCfg{})
+	how := c.Rand.IntN(5)
+	keep := vfs.CrashCloneCfg{}
+	if how == killed {
+		keep = vfs.CrashCloneCfg{UnsyncedDataPercent: 100, RNG: rand.New(rand.NewPCG(0, 0))}
+	}
+	left.MemFS = d.MemFS.CrashClone(keep)
 	d.dead, d.files = true, map[string]*content{}
-	how := c.Rand.IntN(4)
 	for _, name := range slices.Sorted(maps.Keys(left.files)) {
 		if _, err := left.Stat(name); err != nil {
 			delete(left.files, name)
@@ -199,6 +204,11 @@ func (d *disk) crash() *disk {
 	}
 	return left
 }
+
+// killed is when only the process ends: the machine keeps what was written. In
+// other cases it goes down too, and what was not synced is lost, in part, to a
+// point, or becomes something else.
+const killed = 4
 
 // tear writes some of the sectors of a write that was not synced, or what was
 // never written.

@@ -61,13 +61,9 @@ func (c *cluster) restartAfter(n *node, d world.Instant) {
 
 // pauseOne freezes a process.
 func (c *cluster) pauseOne() {
-	n := c.someNode()
-	if n.life == nil || c.Now < n.life.proc.PausedUntil {
-		return
+	if n := c.someNode(); n.life != nil {
+		n.life.pause(c.Pick(10*world.Millisecond, 700*world.Millisecond))
 	}
-	c.stats.Pauses++
-	n.life.proc.PausedUntil = c.Now + c.Pick(10*world.Millisecond, 700*world.Millisecond)
-	c.Mark('p', uint64(n.id), uint64(n.life.proc.PausedUntil))
 }
 
 // troubleDisk makes a disk slow, or full, for a while, or its next sync fail.
@@ -255,22 +251,23 @@ func (c *cluster) heal() {
 // checkProgress checks that the healed group works, and then, left alone, comes
 // to agree.
 func (c *cluster) checkProgress() {
-	before := c.history.finished
-	c.RunUntil(c.Now + 3*world.Second)
-	middle := c.history.finished
-	c.RunUntil(c.Now + world.Second)
-	if !before.less(middle) || !middle.less(c.history.finished) {
-		c.Fail("no progress after everything was healed: %v when it was, %v later, %v in the end; %s",
-			before, middle, c.history.finished, c.describe())
+	for range 2 { // it goes on, and does not stop again
+		before := c.history.finished
+		c.await("progress after everything was healed", 5*world.Second, func() bool { return before.less(c.history.finished) })
+		c.RunUntil(c.Now + 300*world.Millisecond)
 	}
 	c.quiet = true
-	for deadline := c.Now + 30*world.Second; !c.agreed(); {
-		if c.Now > deadline {
-			c.Fail("the members do not come to agree; %s", c.describe())
-		}
-		c.RunUntil(c.Now + 50*world.Millisecond)
-	}
+	c.await("agreement of the members", 30*world.Second, c.agreed)
 	c.checkEnd()
+}
+
+// await lets time pass until ok.
+func (c *cluster) await(what string, most world.Instant, ok func() bool) {
+	for deadline := c.Now + most; !ok(); c.RunUntil(c.Now + 20*world.Millisecond) {
+		if c.Now > deadline {
+			c.Fail("waited in vain for %s; %s", what, c.describe())
+		}
+	}
 }
 
 // members returns the nodes that are members, by the leader's word.

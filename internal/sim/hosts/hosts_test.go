@@ -1,24 +1,36 @@
 package hosts
 
 import (
-	"os"
+	"reflect"
+	"sync"
 	"testing"
 
 	"github.com/koinon/koinon/internal/sim/simtest"
 )
 
 func TestSeeds(t *testing.T) {
-	first, end := simtest.Seeds(t, 200)
-	for seed := first; seed < end; seed++ {
-		opt := Options{Seed: seed}
-		if os.Getenv("KOINON_TRACE") != "" {
-			opt.Trace = func(line string) { t.Log(line) }
-		}
-		res := Run(opt)
+	var mu sync.Mutex
+	var total Stats
+	simtest.Each(t, 200, func(t *testing.T, seed uint64, trace func(string)) {
+		res := Run(Options{Seed: seed, Trace: trace})
 		if res.Err != nil {
-			t.Errorf("%v\nrun it again with KOINON_SEED=%d", res.Err, seed)
+			t.Errorf("%v\nrun it again with make sim SEED=%d", res.Err, seed)
 		}
-		t.Logf("%d: %x %+v", seed, res.Hash, res.Stats)
+		mu.Lock()
+		defer mu.Unlock()
+		total.add(res.Stats)
+		if trace != nil {
+			t.Logf("seed %d: hash %016x", seed, res.Hash)
+		}
+	})
+	t.Logf("%+v", total)
+}
+
+// add adds up two counts.
+func (s *Stats) add(o Stats) {
+	sum, more := reflect.ValueOf(s).Elem(), reflect.ValueOf(o)
+	for i := range sum.NumField() {
+		sum.Field(i).SetInt(sum.Field(i).Int() + more.Field(i).Int())
 	}
 }
 

@@ -63,7 +63,11 @@ func (n *node) Boot() time.Duration {
 	now, c := n.clock(), n.c
 	if n.life != nil && n.life.proc.Running() && !c.healed && c.Chance(c.shape.holdUp) {
 		c.stats.HeldUp++
-		n.life.proc.Sleep(c.Pick(0, world.OneOf(c.World, 100*world.Microsecond, 5*world.Millisecond, 400*world.Millisecond)))
+		held := c.Pick(0, world.OneOf(c.World, 100*world.Microsecond, 5*world.Millisecond, 900*world.Millisecond))
+		if c.Chance(0.3) {
+			n.life.pause(held) // all of it, just here
+		}
+		n.life.proc.Sleep(held)
 	}
 	return now
 }
@@ -158,9 +162,19 @@ func (t traceLog) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
+// pause freezes the process.
+func (l *life) pause(d world.Instant) {
+	c := l.n.c
+	if until := c.Now + d; until > l.proc.PausedUntil {
+		c.stats.Pauses++
+		c.Mark('p', uint64(l.n.id), uint64(d))
+		l.proc.PausedUntil = until
+	}
+}
+
 // group is the node's replica, nil unless a process runs that has opened it.
 func (n *node) group() *replica.Group {
-	if n.life == nil || n.life.host == nil {
+	if n.life == nil || n.life.host == nil || n.life.closing {
 		return nil
 	}
 	return n.life.host.Group(0)
