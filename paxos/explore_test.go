@@ -21,6 +21,10 @@ type size struct {
 	crashes   []int    // restarts of each node
 	change    []NodeID // the voters of the change; none: no change
 	prelude   bool     // begin when node 1 has been elected, everything it has sent has arrived, and no command was proposed
+	// ticks is how often half a lease may pass; 0: time stands still, and leases bind nobody. Then tells are rounds of
+	// heartbeats, which earn leases. Timeouts are not waited for: who campaigns may do so at any time.
+	ticks     int
+	transfers int // how often node 1 hands its leadership to node 2
 }
 
 // sizes returns those of make test: three nodes and two ballots, told what is chosen or with a restart; a change to voters
@@ -34,6 +38,15 @@ func sizes() (told, crashed, shrink, grow size) {
 	return told, crashed, shrink, grow
 }
 
+// timed returns the sizes in which time passes: a leader with a lease and one that campaigns while others restart; and
+// leadership that is handed over.
+func timed() (leased, handed size) {
+	all := []NodeID{1, 2, 3}
+	leased = size{voters: all, nodes: 3, campaigns: []int{1, 1, 0}, commands: 1, tells: 1, crashes: []int{0, 0, 1}, prelude: true, ticks: 2}
+	handed = size{voters: all, nodes: 3, campaigns: []int{1, 0, 0}, commands: 1, tells: 1, crashes: []int{0, 0, 0}, prelude: true, ticks: 2, transfers: 1}
+	return leased, handed
+}
+
 // TestExplore goes through every order of events, and every loss, of a small group. In no state may two nodes disagree
 // about a slot, nor a node with what was chosen before it restarted. The same search has to find the mistakes that it is
 // able to find. KOINON_EXPLORE=1 searches larger groups; see docs/consensus.md.
@@ -43,6 +56,7 @@ func TestExplore(t *testing.T) {
 		return
 	}
 	told, crashed, shrink, grow := sizes()
+	leased, handed := timed()
 	for _, c := range []struct {
 		name  string
 		size  size
@@ -60,6 +74,13 @@ func TestExplore(t *testing.T) {
 		{"sound change to three with a crash", grow, 0, false},
 		{"configuration in force when proposed", shrink, BugActivateNow, true},
 		{"election by one configuration", grow, BugOneConfigPhase1, true},
+		{"sound with leases", leased, 0, false},
+		{"promise in spite of a lease", leased, BugIgnoreBarrier, true},
+		{"no lease wait after restart", leased, BugNoLeaseWait, true},
+		{"lease counted from receipt", leased, BugLeaseFromReceipt, true},
+		{"reads before the suffix is applied", leased, BugEarlyRead, true},
+		{"sound with a transfer", handed, 0, false},
+		{"lease kept during transfer", handed, BugTransferKeeps, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -105,14 +126,23 @@ type universe struct {
 	flight  []flying // ascending keys
 	decided []string // what some node has known to be chosen, by slot
 	changed bool
+	now     Time // every clock's
+	ticks   int
 }
+
+// lease is a round number, and begin a time of which the first lease is long over.
+const (
+	lease = Time(1000)
+	begin = 10 * lease
+)
 
 // box is a node with what it may still do.
 type box struct {
 	node                       *Node
 	key                        string
 	campaigns, commands, tells int
-	crashes                    int
+	crashes, transfers         int
+	lent                       Time // until when readers were told that there is no other leader
 }
 
 type flying struct {
@@ -127,25 +157,30 @@ type explorer struct {
 }
 
 func (x *explorer) config(id NodeID) Config {
-	cfg := Config{ID: id, Alpha: 2, Rand: rand.New(rand.NewPCG(1, 1)), Log: noLog{}}
+	cfg := Config{ID: id, Alpha: 2, ElectionTimeout: lease, Lease: lease, Rand: rand.New(rand.NewPCG(1, 1)), Log: noLog{}}
 	if slices.Contains(x.size.voters, id) {
 		cfg.Voters = x.size.voters
 	}
-	cfg.Sabotage(x.bug | BugIgnoreBarrier) // time stands still, so that leases would never end
+	bug := x.bug
+	if x.size.ticks == 0 {
+		bug |= BugIgnoreBarrier // leases would never end
+	}
+	cfg.Sabotage(bug)
 	return cfg
 }
 
 func (x *explorer) first() *universe {
-	u := &universe{changed: len(x.size.change) == 0}
+	u := &universe{changed: len(x.size.change) == 0, now: begin, ticks: x.size.ticks}
 	for id := NodeID(1); id <= NodeID(x.size.nodes); id++ {
 		rec := Recovered{}
 		if !slices.Contains(x.size.voters, id) {
 			rec.Configs = Initial(x.size.voters) // knows the group without being in it
 		}
-		b := box{node: New(x.config(id), rec, 1), campaigns: x.size.campaigns[id-1], crashes: x.size.crashes[id-1]}
-		b.key = nodeKey(b.node)
+		b := box{node: New(x.config(id), rec, u.now), campaigns: x.size.campaigns[id-1], crashes: x.size.crashes[id-1]}
+		b.key = u.nodeKey(&b)
 		u.boxes = append(u.boxes, b)
 	}
+	u.boxes[0].transfers = x.size.transfers
 	if x.size.prelude {
 		u.boxes[0].campaigns--
 		u.boxes[0].node.campaign(Ballot{})
@@ -163,7 +198,7 @@ func (x *explorer) first() *universe {
 func (x *explorer) arrive(u *universe, k int) {
 	m := u.flight[k].m
 	u.flight = slices.Delete(u.flight, k, k+1)
-	if err := u.boxes[m.To-1].node.Step(1, m); err != nil && err != ErrUnknownPeer {
+	if err := u.boxes[m.To-1].node.Step(u.now, m); err != nil && err != ErrUnknownPeer {
 		panic(err)
 	}
 	x.settle(u, int(m.To-1))
@@ -182,6 +217,9 @@ func (x *explorer) run() (trouble string) {
 		stack = stack[:len(stack)-1]
 		for _, v := range x.next(u) {
 			if s := v.disagreement(); s != "" {
+				return s
+			}
+			if s := v.staleLease(); s != "" {
 				return s
 			}
 			v.prune()
@@ -218,7 +256,7 @@ func (x *explorer) next(u *universe) (out []*universe) {
 			x.settle(v, i)
 			out = append(out, v)
 		}
-		if b.tells > 0 && b.node.role == Leader && b.node.chosen > 0 {
+		if b.tells > 0 && b.node.role == Leader && (b.node.chosen > 0 || x.size.ticks > 0) {
 			v := u.clone(i)
 			v.boxes[i].tells--
 			v.boxes[i].node.lead.wantRound = true
@@ -228,16 +266,35 @@ func (x *explorer) next(u *universe) (out []*universe) {
 		if b.crashes > 0 && (b.node.role != Follower || b.node.chosen > 0) { // a follower loses nothing else
 			v := u.clone(i)
 			v.boxes[i].crashes--
-			v.boxes[i].node = x.restart(b.node)
+			v.boxes[i].node, v.boxes[i].lent = x.restart(b.node, u.now), 0
 			x.settle(v, i)
 			out = append(out, v)
 		}
+		if b.transfers > 0 && b.node.role == Leader {
+			v := u.clone(i)
+			v.boxes[i].transfers--
+			if err := v.boxes[i].node.Transfer(u.now, 2); err == nil {
+				v.boxes[i].lent = 0 // given up: nobody goes by it any more
+				x.settle(v, i)
+				out = append(out, v)
+			}
+		}
+	}
+	if u.ticks > 0 {
+		v := *u
+		v.ticks--
+		v.now += lease / 2
+		v.flight, v.boxes, v.decided = slices.Clone(u.flight), slices.Clone(u.boxes), slices.Clone(u.decided)
+		for i := range v.boxes {
+			v.boxes[i].key = v.nodeKey(&v.boxes[i])
+		}
+		out = append(out, &v)
 	}
 	return out
 }
 
 // restart returns a node that starts from what another one has stored. What was known to be chosen is not.
-func (x *explorer) restart(n *Node) *Node {
+func (x *explorer) restart(n *Node, now Time) *Node {
 	rec := Recovered{Promised: n.promised}
 	for s := n.window.lo; s < n.window.hi; s++ {
 		if st := n.window.at(s); st.held() {
@@ -247,7 +304,7 @@ func (x *explorer) restart(n *Node) *Node {
 	if len(n.cfg.Voters) == 0 {
 		rec.Configs = Initial(x.size.voters)
 	}
-	return New(x.config(n.cfg.ID), rec, 1)
+	return New(x.config(n.cfg.ID), rec, now)
 }
 
 // clone returns a copy in which node i may be changed.
@@ -275,13 +332,16 @@ func (x *explorer) settle(u *universe, i int) {
 			n.startChange(Configuration{Voters: x.size.change})
 		}
 		if n.role == Leader && b.commands > 0 {
-			if _, _, err := n.Propose(1, fmt.Appendf(nil, "%d.%d", n.cfg.ID, b.commands)); err == nil {
+			if _, _, err := n.Propose(u.now, fmt.Appendf(nil, "%d.%d", n.cfg.ID, b.commands)); err == nil {
 				b.commands--
 			}
 		}
 		for _, m := range append(r.Send, r.SendAfter...) {
-			silent := m.Kind == MsgHeartbeat && m.Chosen == 0 || m.Kind == MsgHeartbeatReply || m.Reject
+			silent := m.Reject || x.size.ticks == 0 && (m.Kind == MsgHeartbeat && m.Chosen == 0 || m.Kind == MsgHeartbeatReply)
 			if !silent {
+				if m.Kind == MsgHeartbeatReply {
+					m.Slot = 0 // what it misses is not sent again
+				}
 				u.flight = append(u.flight, flying{m, messageKey(&m)})
 			}
 		}
@@ -289,7 +349,10 @@ func (x *explorer) settle(u *universe, i int) {
 			n.Applied(e.Slot)
 		}
 	}
-	b.key = nodeKey(n)
+	if until, _ := n.LeaseRead(); n.role == Leader {
+		b.lent = max(b.lent, until)
+	}
+	b.key = u.nodeKey(b)
 	slices.SortFunc(u.flight, func(a, b flying) int { return strings.Compare(a.key, b.key) })
 }
 
@@ -307,6 +370,10 @@ func (u *universe) prune() {
 			return n.role != Candidate && n.role != Leader || n.ballot != m.Ballot
 		case MsgAccepted:
 			return n.role != Leader || n.ballot != m.Ballot || m.Next <= n.chosen+1
+		case MsgHeartbeatReply:
+			return n.role != Leader || n.ballot != m.Ballot || m.Seq <= n.peers[n.index(m.From)].ackSeq || m.At+lease <= u.now
+		case MsgTimeoutNow:
+			return n.promised != m.Ballot
 		case MsgLearn:
 			return len(m.Entries) == 0 || m.Entries[len(m.Entries)-1].Slot <= n.chosen
 		}
@@ -333,15 +400,30 @@ func (u *universe) disagreement() string {
 	return ""
 }
 
+// staleLease looks for a leader whose readers, by a lease that it has or has lent, miss what is known to be chosen.
+func (u *universe) staleLease() string {
+	for i := range u.boxes {
+		b := &u.boxes[i]
+		until, slot := b.node.LeaseRead()
+		if until == 0 {
+			until, slot = b.lent, b.node.chosen
+		}
+		if u.now < until && int(slot) < len(u.decided) {
+			return fmt.Sprintf("node %d holds a lease for reads at %d, slot %d is chosen", b.node.cfg.ID, slot, len(u.decided))
+		}
+	}
+	return ""
+}
+
 // key tells states apart by what the future depends on.
 func (u *universe) key() (k [16]byte) {
 	h := fnv.New128a()
 	for i := range u.boxes {
 		b := &u.boxes[i]
-		h.Write([]byte{byte(b.campaigns), byte(b.commands), byte(b.tells), byte(b.crashes)})
+		h.Write([]byte{byte(b.campaigns), byte(b.commands), byte(b.tells), byte(b.crashes), byte(b.transfers)})
 		h.Write([]byte(b.key))
 	}
-	h.Write([]byte{byte(len(u.decided))})
+	h.Write([]byte{byte(len(u.decided)), byte(u.ticks)})
 	for _, d := range u.decided {
 		h.Write([]byte(d))
 		h.Write([]byte{0})
@@ -365,7 +447,11 @@ func appendEntry(b []byte, e *Entry) []byte {
 	return append(b, e.Data...)
 }
 
-func nodeKey(n *Node) string {
+// left is how many half leases of a time are to come: all that are over are the same.
+func (u *universe) left(t Time) byte { return byte((max(0, t-u.now) + lease/2 - 1) / (lease / 2)) }
+
+func (u *universe) nodeKey(bx *box) string {
+	n := bx.node
 	b := []byte{byte(n.role), byte(n.chosen), byte(n.roundMax), byte(len(n.peers))}
 	b = appendBallot(b, n.promised)
 	if n.role == Candidate || n.role == Leader {
@@ -379,6 +465,15 @@ func nodeKey(n *Node) string {
 	}
 	if n.role == Leader {
 		b = append(b, byte(n.lead.next), byte(n.lead.suffixEnd))
+	}
+	if u.ticks > 0 || u.now > begin {
+		b = append(b, u.left(n.barrier), u.left(bx.lent))
+		if n.role == Leader {
+			b = append(b, u.left(n.lead.leaseUntil), byte(n.lead.round), byte(n.lead.transferTo))
+			for i := range n.peers {
+				b = append(b, u.left(n.peers[i].grantAt+lease), byte(n.peers[i].ackSeq))
+			}
+		}
 	}
 	for i := range n.configs {
 		b = append(b, byte(n.configs[i].From))
@@ -394,7 +489,7 @@ func nodeKey(n *Node) string {
 }
 
 func messageKey(m *Message) string {
-	b := []byte{byte(m.Kind), byte(m.From), byte(m.To), byte(m.Slot), byte(m.Next), byte(m.Chosen)}
+	b := []byte{byte(m.Kind), byte(m.From), byte(m.To), byte(m.Slot), byte(m.Next), byte(m.Chosen), byte(m.Seq), byte((m.At - begin) / (lease / 2))}
 	b = appendBallot(b, m.Ballot)
 	for k := range m.Entries {
 		b = appendEntry(b, &m.Entries[k])

@@ -117,7 +117,7 @@ type logFile struct {
 
 // WriteAt implements vfs.File. A full disk takes only what has its place already.
 func (f *logFile) WriteAt(b []byte, at int64) (int, error) {
-	if f.d.full.Load() {
+	if f.d.full.Load() && !f.d.dead {
 		st, err := f.Stat()
 		if err == nil && at+int64(len(b)) > st.Size() {
 			err = syscall.ENOSPC
