@@ -15,36 +15,50 @@ import (
 type size struct {
 	voters    []NodeID
 	nodes     int // voters and others
-	campaigns []int
-	commands  int
-	tells     int
-	crashes   []int    // restarts of each node
+	campaigns perNode
+	commands  perNode
+	tells     perNode  // rounds in which a leader tells what is chosen
+	crashes   perNode  // restarts
 	change    []NodeID // the voters of the change; none: no change
 	prelude   bool     // begin when node 1 has been elected, everything it has sent has arrived, and no command was proposed
-	// ticks is how often half a lease may pass; 0: time stands still, and leases bind nobody. Then tells are rounds of
-	// heartbeats, which earn leases. Timeouts are not waited for: who campaigns may do so at any time.
+	// ticks is how often half a lease may pass; 0: time stands still, and leases bind nobody. When it passes, tells are
+	// rounds of heartbeats, which earn leases and tell nothing. A node may campaign whenever its election timeout can
+	// have ended.
 	ticks     int
 	transfers int // how often node 1 hands its leadership to node 2
+}
+
+// perNode is a number for each node, from the first on; 0 for those left out.
+type perNode []int
+
+func (p perNode) of(id NodeID) int {
+	if int(id) > len(p) {
+		return 0
+	}
+	return p[id-1]
 }
 
 // sizes returns those of make test: three nodes and two ballots, told what is chosen or with a restart; a change to voters
 // whose majority is none of the old ones; and a change, already proposed, from one node to three, with a restart.
 func sizes() (told, crashed, shrink, grow size) {
-	all := []NodeID{1, 2, 3}
-	told = size{voters: all, nodes: 3, campaigns: []int{1, 1, 0}, commands: 1, tells: 1, crashes: []int{0, 0, 0}}
-	crashed = size{voters: all, nodes: 3, campaigns: []int{1, 1, 0}, commands: 1, crashes: []int{1, 1, 1}}
-	shrink = size{voters: all, nodes: 3, campaigns: []int{1, 0, 1}, commands: 1, tells: 1, crashes: []int{0, 0, 0}, change: []NodeID{3}}
-	grow = size{voters: []NodeID{1}, nodes: 3, campaigns: []int{2, 0, 1}, commands: 1, crashes: []int{1, 0, 0}, change: all, prelude: true}
+	all, one := []NodeID{1, 2, 3}, []int{1, 1, 1}
+	told = size{voters: all, nodes: 3, campaigns: []int{1, 1, 0}, commands: one, tells: one}
+	crashed = size{voters: all, nodes: 3, campaigns: []int{1, 1, 0}, commands: one, crashes: one}
+	shrink = size{voters: all, nodes: 3, campaigns: []int{1, 0, 1}, commands: one, tells: one, change: []NodeID{3}}
+	grow = size{voters: []NodeID{1}, nodes: 3, campaigns: []int{2, 0, 1}, commands: one, crashes: []int{1}, change: all, prelude: true}
 	return told, crashed, shrink, grow
 }
 
-// timed returns the sizes in which time passes: a leader with a lease and one that campaigns while others restart; and
-// leadership that is handed over.
-func timed() (leased, handed size) {
+// timed returns those in which time passes: a leader with a lease, and others that campaign while nodes restart; a new leader
+// with a lease, whose predecessor has had something chosen; leadership that is handed over; and a leader with a lease that
+// hands the group over to voters of whom most are new.
+func timed() (leased, early, handed, moved size) {
 	all := []NodeID{1, 2, 3}
-	leased = size{voters: all, nodes: 3, campaigns: []int{1, 1, 0}, commands: 1, tells: 1, crashes: []int{0, 0, 1}, prelude: true, ticks: 2}
-	handed = size{voters: all, nodes: 3, campaigns: []int{1, 0, 0}, commands: 1, tells: 1, crashes: []int{0, 0, 0}, prelude: true, ticks: 2, transfers: 1}
-	return leased, handed
+	leased = size{voters: all, nodes: 3, campaigns: []int{1, 1, 1}, commands: []int{0, 1}, tells: []int{1, 1}, crashes: []int{1, 1, 1}, prelude: true, ticks: 2}
+	early = size{voters: all, nodes: 3, campaigns: []int{1, 1}, commands: []int{1}, tells: []int{1, 1}, prelude: true, ticks: 2}
+	handed = size{voters: all, nodes: 3, campaigns: []int{1, 1}, commands: []int{0, 1}, tells: []int{2}, crashes: []int{0, 0, 1}, prelude: true, ticks: 3, transfers: 1}
+	moved = size{voters: []NodeID{1}, nodes: 3, campaigns: []int{1, 1}, commands: []int{0, 1}, tells: []int{3}, change: all, prelude: true, ticks: 2}
+	return leased, early, handed, moved
 }
 
 // TestExplore goes through every order of events, and every loss, of a small group. In no state may two nodes disagree
@@ -56,7 +70,7 @@ func TestExplore(t *testing.T) {
 		return
 	}
 	told, crashed, shrink, grow := sizes()
-	leased, handed := timed()
+	leased, early, handed, moved := timed()
 	for _, c := range []struct {
 		name  string
 		size  size
@@ -78,9 +92,11 @@ func TestExplore(t *testing.T) {
 		{"promise in spite of a lease", leased, BugIgnoreBarrier, true},
 		{"no lease wait after restart", leased, BugNoLeaseWait, true},
 		{"lease counted from receipt", leased, BugLeaseFromReceipt, true},
-		{"reads before the suffix is applied", leased, BugEarlyRead, true},
+		{"sound with a lease that follows another", early, 0, false},
+		{"reads before the suffix is applied", early, BugEarlyRead, true},
 		{"sound with a transfer", handed, 0, false},
 		{"lease kept during transfer", handed, BugTransferKeeps, true},
+		{"sound change with a lease", moved, 0, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -92,18 +108,25 @@ func TestExplore(t *testing.T) {
 func exploreLarge(t *testing.T) {
 	told, crashed, shrink, grow := sizes()
 	both, three, two, swap := told, told, told, shrink
-	both.crashes = []int{1, 1, 1}
-	three.campaigns, three.tells = []int{1, 1, 1}, 0
-	two.commands, two.tells = 2, 0
-	swap.campaigns, swap.prelude, swap.crashes = []int{1, 1, 1}, true, []int{1, 1, 1}
-	crashed.commands = 2
+	one, twice := []int{1, 1, 1}, []int{2, 2, 2}
+	both.crashes = one
+	three.campaigns, three.tells = one, nil
+	two.commands, two.tells = twice, nil
+	swap.campaigns, swap.prelude, swap.crashes = one, true, one
+	crashed.commands = twice
 	grow.crashes = []int{1, 0, 1}
+	leased, _, handed, _ := timed()
+	rounds, leaders, transfers := leased, leased, handed
+	rounds.campaigns, rounds.tells, rounds.ticks = []int{1, 1}, []int{2, 1}, 3
+	leaders.commands, leaders.crashes, leaders.ticks = []int{1, 1}, []int{0, 0, 1}, 3
+	transfers.tells = []int{1, 1}
 	for _, c := range []struct {
 		name string
 		size size
 	}{
 		{"told and crashed", both}, {"three ballots", three}, {"two commands", two}, {"two commands and a crash", crashed},
 		{"change to one, three ballots and a crash", swap}, {"change to three and crashes", grow},
+		{"leases and three rounds", rounds}, {"leases of two leaders", leaders}, {"transfer and leases of two leaders", transfers},
 	} {
 		t.Run(c.name, func(t *testing.T) { explore(t, c.size, 0, false) })
 	}
@@ -142,7 +165,8 @@ type box struct {
 	key                        string
 	campaigns, commands, tells int
 	crashes, transfers         int
-	lent                       Time // until when readers were told that there is no other leader
+	rounds                     uint64 // the last round that is heard of
+	lent                       Time   // until when readers were told that there is no other leader
 }
 
 type flying struct {
@@ -176,20 +200,22 @@ func (x *explorer) first() *universe {
 		if !slices.Contains(x.size.voters, id) {
 			rec.Configs = Initial(x.size.voters) // knows the group without being in it
 		}
-		b := box{node: New(x.config(id), rec, u.now), campaigns: x.size.campaigns[id-1], crashes: x.size.crashes[id-1]}
+		b := box{node: New(x.config(id), rec, u.now), campaigns: x.size.campaigns.of(id), crashes: x.size.crashes.of(id)}
 		b.key = u.nodeKey(&b)
 		u.boxes = append(u.boxes, b)
 	}
 	u.boxes[0].transfers = x.size.transfers
 	if x.size.prelude {
 		u.boxes[0].campaigns--
+		u.boxes[0].rounds = 1
 		u.boxes[0].node.campaign(Ballot{})
 		for x.settle(u, 0); len(u.flight) > 0; {
 			x.arrive(u, 0)
 		}
 	}
 	for i := range u.boxes {
-		u.boxes[i].commands, u.boxes[i].tells = x.size.commands, x.size.tells
+		id := u.boxes[i].node.cfg.ID
+		u.boxes[i].commands, u.boxes[i].tells = x.size.commands.of(id), x.size.tells.of(id)
 	}
 	return u
 }
@@ -212,7 +238,7 @@ func (x *explorer) run() (trouble string) {
 		}
 	}()
 	stack := []*universe{x.first()}
-	for len(stack) > 0 {
+	for len(stack) > 0 && len(x.seen) < 300000 {
 		u := stack[len(stack)-1]
 		stack = stack[:len(stack)-1]
 		for _, v := range x.next(u) {
@@ -249,9 +275,10 @@ func (x *explorer) next(u *universe) (out []*universe) {
 	}
 	for i := range u.boxes {
 		b := &u.boxes[i]
-		if b.campaigns > 0 && b.node.mayLead() {
+		if b.campaigns > 0 && b.node.mayLead() && x.timedOut(b.node, u.now) {
 			v := u.clone(i)
 			v.boxes[i].campaigns--
+			v.boxes[i].node.advance(u.now)
 			v.boxes[i].node.campaign(Ballot{})
 			x.settle(v, i)
 			out = append(out, v)
@@ -259,11 +286,13 @@ func (x *explorer) next(u *universe) (out []*universe) {
 		if b.tells > 0 && b.node.role == Leader && (b.node.chosen > 0 || x.size.ticks > 0) {
 			v := u.clone(i)
 			v.boxes[i].tells--
+			v.boxes[i].node.advance(u.now)
 			v.boxes[i].node.lead.wantRound = true
+			v.boxes[i].rounds = v.boxes[i].node.lead.round + 1
 			x.settle(v, i)
 			out = append(out, v)
 		}
-		if b.crashes > 0 && (b.node.role != Follower || b.node.chosen > 0) { // a follower loses nothing else
+		if b.crashes > 0 && (b.node.role != Follower || b.node.chosen > 0 || x.size.ticks > 0) { // a follower loses nothing else
 			v := u.clone(i)
 			v.boxes[i].crashes--
 			v.boxes[i].node, v.boxes[i].lent = x.restart(b.node, u.now), 0
@@ -291,6 +320,12 @@ func (x *explorer) next(u *universe) (out []*universe) {
 		out = append(out, &v)
 	}
 	return out
+}
+
+// timedOut reports whether a node may campaign. An election timeout is no shorter than a lease and begins with it, so that a
+// node that has granted one does not campaign before it is over; and a leader does not campaign by itself.
+func (x *explorer) timedOut(n *Node, now Time) bool {
+	return x.size.ticks == 0 || n.role != Leader && now >= n.barrier
 }
 
 // restart returns a node that starts from what another one has stored. What was known to be chosen is not.
@@ -337,11 +372,7 @@ func (x *explorer) settle(u *universe, i int) {
 			}
 		}
 		for _, m := range append(r.Send, r.SendAfter...) {
-			silent := m.Reject || x.size.ticks == 0 && (m.Kind == MsgHeartbeat && m.Chosen == 0 || m.Kind == MsgHeartbeatReply)
-			if !silent {
-				if m.Kind == MsgHeartbeatReply {
-					m.Slot = 0 // what it misses is not sent again
-				}
+			if x.heard(b, &m) {
 				u.flight = append(u.flight, flying{m, messageKey(&m)})
 			}
 		}
@@ -354,6 +385,25 @@ func (x *explorer) settle(u *universe, i int) {
 	}
 	b.key = u.nodeKey(b)
 	slices.SortFunc(u.flight, func(a, b flying) int { return strings.Compare(a.key, b.key) })
+}
+
+// heard reports whether a message is worth being sent. When time passes heartbeats say nothing but that a leader lives, as
+// long as members stay, and a leader sends as many rounds as it may.
+func (x *explorer) heard(b *box, m *Message) bool {
+	switch {
+	case m.Reject:
+		return false
+	case x.size.ticks == 0:
+		return !(m.Kind == MsgHeartbeat && m.Chosen == 0 || m.Kind == MsgHeartbeatReply)
+	case m.Kind == MsgHeartbeat:
+		if len(x.size.change) == 0 {
+			m.Chosen = 0
+		}
+		return m.Seq <= b.rounds
+	case m.Kind == MsgHeartbeatReply:
+		m.Slot, m.Next = 0, 0
+	}
+	return true
 }
 
 // prune forgets messages that can change nothing any more. What is lost is as good as never delivered.
