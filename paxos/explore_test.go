@@ -238,7 +238,7 @@ func (x *explorer) run() (trouble string) {
 		}
 	}()
 	stack := []*universe{x.first()}
-	for len(stack) > 0 && len(x.seen) < 300000 {
+	for len(stack) > 0 {
 		u := stack[len(stack)-1]
 		stack = stack[:len(stack)-1]
 		for _, v := range x.next(u) {
@@ -394,6 +394,7 @@ func (x *explorer) heard(b *box, m *Message) bool {
 	case m.Reject:
 		return false
 	case x.size.ticks == 0:
+		m.Seq, m.At = 0, 0 // nobody answers
 		return !(m.Kind == MsgHeartbeat && m.Chosen == 0 || m.Kind == MsgHeartbeatReply)
 	case m.Kind == MsgHeartbeat:
 		if len(x.size.change) == 0 {
