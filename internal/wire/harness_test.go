@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -19,7 +20,12 @@ import (
 	"github.com/koinon/koinon/internal/wire/wirepb"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(bothWays{m}) }
+func TestMain(m *testing.M) {
+	if name := os.Getenv(squatter); name != "" {
+		squat(name)
+	}
+	goleak.VerifyTestMain(bothWays{m})
+}
 
 // overTCP makes the clients of newWorld leave local sockets alone.
 var overTCP bool

@@ -120,11 +120,8 @@ func relay(l net.Listener, network, addr string) {
 // squatter makes the test's binary take a name that a server would, as another user.
 const squatter = "WIRE_TEST_SQUAT"
 
-func init() {
-	name := os.Getenv(squatter)
-	if name == "" {
-		return
-	}
+// squat takes a name until it is killed.
+func squat(name string) {
 	l, err := net.Listen("unix", name)
 	if err != nil {
 		os.Exit(1)
