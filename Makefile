@@ -92,11 +92,11 @@ move: build ## 200,000 files from the log to MariaDB and back: memory, and every
 failover: build ## how long writes stop when the leader is killed, 20 times
 	KOINON_FAILOVERS=20 $(GO) test -timeout 0 -count=1 -v -run TestFailover ./test/...
 
-sim: ## the consensus simulation: make sim SEEDS=1000, or one run again: make sim SEED=7
-	$(if $(filter command environment,$(firstword $(origin SEED))),KOINON_SEED=$(SEED) KOINON_TRACE=1,KOINON_SEEDS=$(SEEDS)) $(GO) test -timeout 0 -count=1 -v -run TestSeeds ./internal/sim
+sim: ## the consensus simulations, of hosts and of the core alone: make sim SEEDS=1000, or one run again: make sim SEED=7
+	$(if $(filter command environment,$(firstword $(origin SEED))),KOINON_SEED=$(SEED) KOINON_TRACE=1,KOINON_SEEDS=$(SEEDS)) $(GO) test -timeout 0 -count=1 -v -run TestSeeds ./internal/sim/...
 
 mutations: ## which seed finds each of the planted mistakes
-	KOINON_MUTATIONS=1 $(GO) test -timeout 0 -count=1 -v -run TestMutations ./internal/sim
+	KOINON_MUTATIONS=1 $(GO) test -timeout 0 -count=1 -v -run TestMutations ./internal/sim/...
 	$(GO) test -timeout 0 -count=1 -v -run Mutation ./commit
 
 explore: ## the consensus core through every order of events, in larger groups
