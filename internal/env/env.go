@@ -1,5 +1,5 @@
-// Package env is the seam between Koinon and the machine: the clock and the
-// disk, so that the same code runs on a real machine and in a simulated one.
+// Package env is the seam between Koinon and the machine: the clock, the disk and
+// the scheduler, so that the same code runs on a real machine and in a simulated one.
 //
 // The disk is Pebble's vfs.FS, which has a real implementation and a
 // crashable, fault-injecting one. Randomness is passed as *rand.Rand.

@@ -14,7 +14,9 @@
 //	  → OnApply hooks → Pebble batch becomes visible → result to the proposer
 //
 // One goroutine, the driver, steps all groups and does nothing slow. The log
-// writer, one applier per group, and the snapshot streams run beside it.
+// writer, one applier per group, and the snapshot streams run beside it. They
+// wait only in the [env.Sched] of the Config, and hold no lock meanwhile, so that
+// a simulator can run one of them at a time (internal/sim/hosts).
 //
 // Who is in a group is part of its state and changes by its log: see
 // [Group.Reconfigure]. Where the nodes are comes from outside: [Host.SetPeers].
