@@ -77,8 +77,9 @@ func (e *Engine) Lead(ctx context.Context, epoch uint64, applied Applied) (*Lead
 		applied = func(uint64, *Request, *meta.Outcome) {}
 	}
 	l := &Leader{e: e, epoch: epoch, applied: applied, queue: make(chan *waiting, batchMax), ended: make(chan struct{})}
+	was := e.hosts.now()
 	if err := l.load(ctx); err != nil {
-		e.moveOn(err)
+		e.moveOn(was, err)
 		return nil, e.explain("mysql.Lead", err)
 	}
 	run, stop := context.WithCancel(context.Background())
@@ -125,37 +126,39 @@ func (l *Leader) Do(ctx context.Context, req *Request) (Reply, error) {
 }
 
 // load raises the fence and reads what the leader knows without asking. It
-// comes again after a transaction of which nobody knows what became.
+// comes again after a transaction of which nobody knows what became: that one
+// cannot commit any more.
 func (l *Leader) load(ctx context.Context) error {
-	res, err := l.e.writer.ExecContext(ctx,
-		fmt.Sprintf("UPDATE fence SET epoch=%d, seq=seq+1 WHERE id=1 AND epoch<=%d", l.epoch, l.epoch))
-	if err != nil {
-		return err
-	}
-	if n, err := res.RowsAffected(); err != nil || n != 1 {
-		return errors.Join(err, l.deposed())
-	}
-	epoch, seq, lastNs, err := l.fence(ctx)
-	if err != nil {
-		return err
-	}
-	if epoch != l.epoch {
-		return l.deposed()
-	}
-	c, sessions := newCache(), map[sys.SessionID]map[uint64][]byte{}
-	err = each(ctx, l.e.writer, "SELECT session, seq, result FROM results", func(r *sql.Rows) error {
-		var session, seq uint64
-		var result []byte
-		if err := r.Scan(&session, &seq, &result); err != nil {
+	sessions := map[sys.SessionID]map[uint64][]byte{}
+	var seq uint64
+	var lastNs int64
+	err := l.inTx(ctx, func(conn *sql.Conn) error {
+		var epoch uint64
+		err := conn.QueryRowContext(ctx, "SELECT epoch, seq, time_ns FROM fence WHERE id=1 FOR UPDATE").Scan(&epoch, &seq, &lastNs)
+		if err != nil {
 			return err
 		}
-		keepResult(sessions, sys.SessionID(session), seq, result)
-		return nil
+		if epoch > l.epoch {
+			return l.deposed()
+		}
+		seq++
+		if _, err := conn.ExecContext(ctx, fmt.Sprintf("UPDATE fence SET epoch=%d, seq=%d WHERE id=1", l.epoch, seq)); err != nil {
+			return err
+		}
+		return each(ctx, conn, "SELECT session, seq, result FROM results", func(r *sql.Rows) error {
+			var session, seq uint64
+			var result []byte
+			if err := r.Scan(&session, &seq, &result); err != nil {
+				return err
+			}
+			keepResult(sessions, sys.SessionID(session), seq, result)
+			return nil
+		})
 	})
 	if err != nil {
 		return err
 	}
-	l.cache, l.sessions, l.lastNs, l.loaded = c, sessions, lastNs, true
+	l.cache, l.sessions, l.lastNs, l.loaded = newCache(), sessions, lastNs, true
 	l.seq.Store(seq)
 	return nil
 }
@@ -167,7 +170,12 @@ func keepResult(sessions map[sys.SessionID]map[uint64][]byte, id sys.SessionID, 
 	sessions[id][seq] = result
 }
 
-func each(ctx context.Context, db *sql.DB, query string, fn func(*sql.Rows) error) (err error) {
+// querier is a *sql.DB or *sql.Conn.
+type querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
+func each(ctx context.Context, db querier, query string, fn func(*sql.Rows) error) (err error) {
 	rows, err := db.QueryContext(ctx, query)
 	if err != nil {
 		return err
@@ -179,11 +187,6 @@ func each(ctx context.Context, db *sql.DB, query string, fn func(*sql.Rows) erro
 		}
 	}
 	return rows.Err()
-}
-
-func (l *Leader) fence(ctx context.Context) (epoch, seq uint64, ns int64, err error) {
-	err = l.e.writer.QueryRowContext(ctx, "SELECT epoch, seq, time_ns FROM fence WHERE id=1").Scan(&epoch, &seq, &ns)
-	return epoch, seq, ns, err
 }
 
 func (l *Leader) deposed() error {
@@ -223,6 +226,7 @@ func (l *Leader) runBatch(ctx context.Context, batch []*waiting) {
 	ctx, cancel := context.WithTimeout(ctx, l.e.cfg.Wait)
 	defer cancel()
 	for pause := time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
+		was := l.e.hosts.now()
 		err := l.tryBatch(ctx, batch)
 		if err == nil {
 			return
@@ -231,7 +235,7 @@ func (l *Leader) runBatch(ctx context.Context, batch []*waiting) {
 			l.fenced = err
 		}
 		l.e.cfg.Log.Warn("the database refuses a transaction", "err", l.e.explain("mysql.Do", err))
-		l.e.moveOn(err)
+		l.e.moveOn(was, err)
 		sleep(ctx, pause)
 		if l.fenced != nil || ctx.Err() != nil {
 			l.loaded = false // nobody knows whether the last transaction came through

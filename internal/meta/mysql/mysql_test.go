@@ -206,17 +206,21 @@ func format() *metapb.Command {
 
 func names(t *testing.T, e *Engine) []string {
 	t.Helper()
-	a, err := e.Query(context.Background(), &metapb.Query{Op: &metapb.Query_ReadDir{
-		ReadDir: &metapb.ReadDir{Ino: uint64(sys.RootIno), Limit: 1000},
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
 	var all []string
-	for _, e := range a.Entries {
-		all = append(all, string(e.Name))
+	for cookie := uint64(0); ; {
+		a, err := e.Query(context.Background(), &metapb.Query{Op: &metapb.Query_ReadDir{
+			ReadDir: &metapb.ReadDir{Ino: uint64(sys.RootIno), After: cookie, Limit: 1000},
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range a.Entries {
+			all, cookie = append(all, string(e.Name)), e.Cookie
+		}
+		if len(a.Entries) == 0 {
+			return all
+		}
 	}
-	return all
 }
 
 // Whoever led before commits nothing any more, even in a transaction that was
@@ -313,26 +317,34 @@ func testOnce(t *testing.T, s *mysqltest.Server) {
 // A leader goes on after the server was killed, and nothing it answered for is
 // lost.
 func testRestart(t *testing.T, s *mysqltest.Server) {
-	e, err := Open(context.Background(), Config{URL: s.Create(t, "restart"), Cluster: testCluster, Wait: time.Minute})
+	e := patient(t, s.Create(t, "restart"))
+	l := lead(t, e, 1)
+	sound(t, e, l, makeFiles(t, l, 0, 50, func() {
+		s.Kill()
+		s.Restart()
+	}))
+}
+
+// patient is an engine that waits a minute for its server.
+func patient(t *testing.T, url string) *Engine {
+	t.Helper()
+	e, err := Open(context.Background(), Config{URL: url, Cluster: testCluster, Wait: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
+	t.Cleanup(func() {
 		if err := e.Close(); err != nil {
 			t.Error(err)
 		}
-	}()
-	l, err := e.Lead(context.Background(), 1, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	work(t, l, func() {
-		s.Kill()
-		s.Restart()
 	})
-	if got := names(t, e); len(got) != workers*filesEach {
-		t.Errorf("expected %d files, found %d", workers*filesEach, len(got))
+	return e
+}
+
+// sound fails the test unless there are so many files in a sound tree.
+func sound(t *testing.T, e *Engine, l *Leader, files int) {
+	t.Helper()
+	if got := names(t, e); len(got) != files {
+		t.Errorf("expected %d files, found %d", files, len(got))
 	}
 	report, err := meta.Check(context.Background(), &client{e, l}, meta.CheckOptions{Thorough: true})
 	if err != nil || len(report.Problems) > 0 {
@@ -340,27 +352,31 @@ func testRestart(t *testing.T, s *mysqltest.Server) {
 	}
 }
 
-// How much work does, by how many sessions at once.
-const workers, filesEach = 4, 50
+// workers is how many sessions make files at once.
+const workers = 4
 
-// work makes files on a new tree, with trouble halfway, and ends the test unless
-// each is answered.
-func work(t *testing.T, l *Leader, trouble func()) {
+// makeFiles makes each files by each of the workers, with trouble halfway, on a
+// tree that is new at turn 0, and fails the test unless each is answered. It
+// returns how many were.
+func makeFiles(t *testing.T, l *Leader, turn, each int, trouble func()) int {
 	t.Helper()
 	ctx := context.Background()
-	if _, err := l.Do(ctx, &Request{Body: body(format())}); err != nil {
-		t.Fatal(err)
+	if turn == 0 {
+		if _, err := l.Do(ctx, &Request{Body: body(format())}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	done, halfway := make(chan error, workers), make(chan struct{}, workers)
 	for w := range workers {
 		go func() {
-			for i := range filesEach {
-				if i == filesEach/2 {
+			session := sys.SessionID(turn*workers + w + 1)
+			for i := range each {
+				if i == each/2 {
 					halfway <- struct{}{}
 				}
-				r, err := l.Do(ctx, &Request{Session: sys.SessionID(w + 1), Seq: uint64(i + 1), Ack: uint64(i), Body: body(mknod(fmt.Sprintf("f%d-%d", w, i)))})
-				if f := result(r).Failure; err == nil && f != nil {
-					err = f.Err()
+				r, err := l.Do(ctx, &Request{Session: session, Seq: uint64(i + 1), Ack: uint64(i), Body: body(mknod(fmt.Sprintf("f%d-%d", session, i)))})
+				if err == nil && result(r).Failure != nil {
+					err = result(r).Failure.Err()
 				}
 				if err != nil {
 					done <- err
@@ -371,12 +387,16 @@ func work(t *testing.T, l *Leader, trouble func()) {
 		}()
 	}
 	<-halfway
-	trouble()
+	if trouble != nil {
+		trouble()
+	}
 	for range workers {
 		if err := <-done; err != nil {
 			t.Error(err)
+			each = 0
 		}
 	}
+	return workers * each
 }
 
 // A person finds a file in SQL.

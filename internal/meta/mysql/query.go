@@ -24,19 +24,28 @@ func (e *Engine) Query(ctx context.Context, q *metapb.Query) (*metapb.Answer, er
 // View is the tree as it was at one point. It is used by one goroutine.
 type View struct {
 	e  *Engine
+	at int // the host in use when it was opened
 	tx *sql.Tx
 }
 
 // View opens a view, which the caller closes: it holds a connection, and the
 // server keeps what changes meanwhile.
 func (e *Engine) View(ctx context.Context) (*View, error) {
-	// The transaction outlives ctx, which is that of its opening.
-	tx, err := e.db.BeginTx(context.WithoutCancel(ctx), &sql.TxOptions{ReadOnly: true})
-	if err != nil {
-		e.moveOn(err)
-		return nil, e.explain("mysql.Query", err)
+	var last error
+	for range e.hosts.addrs {
+		at := e.hosts.now()
+		// The transaction outlives ctx, which is that of its opening.
+		tx, err := e.db.BeginTx(context.WithoutCancel(ctx), &sql.TxOptions{ReadOnly: true})
+		if err == nil {
+			return &View{e: e, at: at, tx: tx}, nil
+		}
+		last = err
+		if !elsewhere(err) {
+			break
+		}
+		e.moveOn(at, err)
 	}
-	return &View{e: e, tx: tx}, nil
+	return nil, e.explain("mysql.Query", last)
 }
 
 // Query reads the view. A refusal is in the Answer.
@@ -44,7 +53,7 @@ func (v *View) Query(ctx context.Context, q *metapb.Query) (*metapb.Answer, erro
 	t := &Tx{ctx: ctx, st: v.e.st, tx: v.tx, ahead: map[sys.Ino]*metapb.Attr{}}
 	a, err := meta.Read(t, q)
 	if err != nil {
-		v.e.moveOn(err)
+		v.e.moveOn(v.at, err)
 		return nil, v.e.explain("mysql.Query", err)
 	}
 	return a, nil

@@ -107,6 +107,9 @@ const (
 	errDuringCommit       = 1180 // whether it came through the fence tells
 )
 
+// errGivenUp is of a transaction that the server gave up without saying so.
+var errGivenUp = &driver.MySQLError{Number: errDeadlock, Message: "the server has given up the transaction"}
+
 func number(err error) uint16 {
 	if e, ok := errors.AsType[*driver.MySQLError](err); ok {
 		return e.Number

@@ -61,12 +61,12 @@ func StartGalera(tb testing.TB) *Galera {
 			s.grant()
 		}
 	}
-	g.await(tb)
+	g.Await(tb)
 	return g
 }
 
-// await polls until each server is in step with all others.
-func (g *Galera) await(tb testing.TB) {
+// Await polls until each server is in step with all others.
+func (g *Galera) Await(tb testing.TB) {
 	tb.Helper()
 	for _, s := range g.Servers {
 		db := s.DB(tb, "")
