@@ -137,3 +137,27 @@ func TestCrashLoopInDatabase(t *testing.T) {
 		t.Fatalf("expected at least %d files in the view, found %d, %v", len(l.files), n, err)
 	}
 }
+
+// TestTreeInGalera kills the server of a Galera cluster of three that the tree
+// uses, under a checksummed load: the tree goes on at another one, and what was
+// acknowledged is there.
+func TestTreeInGalera(t *testing.T) {
+	g := mysqltest.StartGalera(t)
+	d := up(t, 1, "--meta", inFile(t, g.Create(t, "koinon")))
+	running := startLoad(t, d.mount, 5, 4)
+	time.Sleep(2 * time.Second) // of load
+	g.Servers[0].Kill()         // the first that the URL names
+	d.sh("for i in $(seq 20); do echo $i > $M/$i.txt; done")
+	g.Servers[0].Restart() // filled by another one meanwhile
+	g.Await(t)
+	time.Sleep(time.Second) // of load
+	l := running.finish()
+	t.Logf("%d operations, the slowest took %v, %d files to check", l.ops, l.slow.Round(time.Millisecond), len(l.files))
+	if l.slow > 20*time.Second {
+		t.Errorf("expected to go on within seconds, found an operation of %v", l.slow)
+	}
+	dropCaches(t)
+	l.check(t)
+	d.sh("test $(cat $M/*.txt | wc -l) = 20")
+	d.fsck()
+}

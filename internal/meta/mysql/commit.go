@@ -131,7 +131,10 @@ func (l *Leader) commit(ctx context.Context, b *carried) error {
 		return err
 	}
 	for pause := time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
-		was := l.e.hosts.now()
+		turn := l.e.hosts.now()
+		if l.e.lagging() && turn != l.turn { // it may rest on what a replica holds
+			return errMoved
+		}
 		err := l.send(ctx, s)
 		if number(err) == errNull {
 			var committed bool
@@ -146,7 +149,7 @@ func (l *Leader) commit(ctx context.Context, b *carried) error {
 			return err
 		}
 		l.e.cfg.Log.Debug("a transaction is sent again", "err", l.e.explain("mysql.Commit", err))
-		l.e.moveOn(was, err)
+		l.e.moveOn(turn, err)
 		sleep(ctx, pause)
 	}
 	l.publish(b, seq+1)
@@ -204,6 +207,7 @@ func (l *Leader) publish(b *carried, seq uint64) {
 	}
 	l.lastNs = b.nowNs
 	l.seq.Store(seq)
+	l.e.seen.Store(seq)
 }
 
 // send sends a transaction. After an error nothing of it is left open.

@@ -17,6 +17,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
+	"sync/atomic"
 	"time"
 
 	driver "github.com/go-sql-driver/mysql"
@@ -55,8 +56,13 @@ type Engine struct {
 	writer *sql.DB // one connection, for scripts of several statements
 	st     *statements
 	tails  tails
-	galera bool // the database is on a Galera cluster
+	galera bool          // the database is on a Galera cluster
+	seen   atomic.Uint64 // the last transaction that a leader here knows to be committed
 }
+
+// lagging reports whether servers of the database may lack what another one has
+// acknowledged, as a replica does.
+func (e *Engine) lagging() bool { return len(e.hosts.addrs) > 1 && !e.galera }
 
 // Open connects, brings the tables up to date and checks that the database is
 // this cluster's. The caller closes the engine after all of its leaders.
@@ -85,11 +91,11 @@ func Open(ctx context.Context, cfg Config) (_ *Engine, err error) {
 		}
 	}()
 	for range addrs {
-		was := e.hosts.now()
+		turn := e.hosts.now()
 		if err = e.probe(ctx); err == nil || !elsewhere(err) {
 			break
 		}
-		e.moveOn(was, err)
+		e.moveOn(turn, err)
 	}
 	if err != nil {
 		return nil, e.explain(op, err)

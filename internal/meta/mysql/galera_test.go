@@ -74,7 +74,7 @@ func testServerDies(t *testing.T, g *mysqltest.Galera) {
 	e := patient(t, g.Create(t, "dies"))
 	l := lead(t, e, 1)
 	made := makeFiles(t, l, 0, 10, nil)
-	victim := g.Servers[e.hosts.now()]
+	victim := g.Servers[e.hosts.now()%len(g.Servers)]
 	began := time.Now()
 	made += makeFiles(t, l, 1, 100, victim.Kill)
 	took := time.Since(began)
@@ -83,8 +83,6 @@ func testServerDies(t *testing.T, g *mysqltest.Galera) {
 		t.Errorf("expected to go on within seconds, found that it took %v", took)
 	}
 	sound(t, e, l, made)
-	victim.Restart()
-	g.Await(t)
 }
 
 // Of two leaders that write at two servers only the later one commits.

@@ -2,8 +2,8 @@ package mysql
 
 import (
 	"context"
+	"errors"
 	"net"
-	"slices"
 	"sync"
 	"time"
 
@@ -29,15 +29,15 @@ type hosts struct {
 	addrs []string
 
 	mu    sync.Mutex
-	at    int // index of the one in use
+	turn  int // counts the moves; the one in use is addrs[turn%len(addrs)]
 	conns map[*hostConn]struct{}
 }
 
 // hostConn is a connection to one of several hosts.
 type hostConn struct {
 	*net.TCPConn
-	h  *hosts
-	at int
+	h    *hosts
+	turn int
 }
 
 // Close implements net.Conn.
@@ -59,7 +59,7 @@ func (h *hosts) configure(c *driver.Config) error {
 	byName := c.TLS != nil && c.TLS.ServerName == ""
 	c.DialFunc = h.dial
 	return c.Apply(driver.BeforeConnect(func(_ context.Context, c *driver.Config) error {
-		c.Addr = h.addrs[h.now()]
+		c.Addr = h.addr(h.now())
 		if byName { // the certificate is to be for that host's
 			c.TLS = c.TLS.Clone()
 			c.TLS.ServerName, _, _ = net.SplitHostPort(c.Addr)
@@ -68,66 +68,72 @@ func (h *hosts) configure(c *driver.Config) error {
 	}))
 }
 
-// dial connects to a host. When it does not answer, the next one is in use.
+// dial connects to the host that was in use a moment ago. When it does not
+// answer, the next one is in use.
 func (h *hosts) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	turn := h.now()
+	if h.addr(turn) != addr {
+		return nil, errMoved
+	}
 	var d net.Dialer
-	at := slices.Index(h.addrs, addr)
 	conn, err := d.DialContext(ctx, network, addr)
 	if err != nil {
-		h.use(at, h.after(at))
+		h.leave(turn)
 		return nil, err
 	}
-	return h.track(conn, at), nil
+	return h.track(conn, turn)
 }
 
-// after is the host that comes next.
-func (h *hosts) after(at int) int { return (at + 1) % len(h.addrs) }
-
-func (h *hosts) track(conn net.Conn, at int) net.Conn {
+// track makes sure that a connection is cut when its host is given up.
+func (h *hosts) track(conn net.Conn, turn int) (net.Conn, error) {
 	tcp, ok := conn.(*net.TCPConn)
 	if !ok || len(h.addrs) < 2 {
-		return conn
+		return conn, nil
 	}
-	c := &hostConn{tcp, h, at}
+	c := &hostConn{tcp, h, turn}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.turn != turn {
+		return nil, errors.Join(errMoved, tcp.Close())
+	}
 	h.conns[c] = struct{}{}
-	return c
+	return c, nil
 }
 
-// now is the host in use.
+// errMoved is of a connection to a host that was given up meanwhile.
+var errMoved = &net.OpError{Op: "dial", Err: errors.New("another server of the database is in use now")}
+
+// now is the present turn.
 func (h *hosts) now() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.at
+	return h.turn
 }
 
-// use gives up the host was, unless that has been done, for another, and cuts
-// all connections to other hosts than that.
-func (h *hosts) use(was, at int) {
+func (h *hosts) addr(turn int) string { return h.addrs[turn%len(h.addrs)] }
+
+// leave ends a turn, unless it has ended, and cuts its connections. It reports
+// whether there is another host.
+func (h *hosts) leave(turn int) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.at != was {
-		return
+	if len(h.addrs) < 2 || h.turn != turn {
+		return false
 	}
-	h.at = at
+	h.turn++
 	for c := range h.conns {
-		if c.at != at {
-			delete(h.conns, c)
-			_ = c.TCPConn.Close() // whoever uses it sees that
-		}
+		delete(h.conns, c)
+		_ = c.TCPConn.Close() // whoever uses it sees that
 	}
+	return true
 }
 
 // moveOn makes connections go to the next host after an error, for which
-// another one may do better, of an operation that began when was was in use.
-func (e *Engine) moveOn(was int, err error) {
-	if len(e.hosts.addrs) < 2 || !elsewhere(err) {
-		return
+// another one may do better, of an operation that began in turn.
+func (e *Engine) moveOn(turn int, err error) {
+	if elsewhere(err) && e.hosts.leave(turn) {
+		e.cfg.Log.Warn("the next database server is tried", "server", e.hosts.addr(turn+1), "err", e.explain("mysql.Connect", err))
 	}
-	next := e.hosts.after(was)
-	e.cfg.Log.Warn("the next database server is tried", "server", e.hosts.addrs[next], "err", e.explain("mysql.Connect", err))
-	e.hosts.use(was, next)
 }
 
 // elsewhere reports whether another server of the same database may do better.

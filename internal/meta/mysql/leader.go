@@ -56,6 +56,7 @@ type Leader struct {
 
 	// Only the goroutine that runs commands uses these.
 	loaded   bool // what follows is what the database holds
+	turn     int  // of the host that it was read from
 	cache    *cache
 	sessions map[sys.SessionID]map[uint64][]byte
 	lastNs   int64
@@ -77,9 +78,9 @@ func (e *Engine) Lead(ctx context.Context, epoch uint64, applied Applied) (*Lead
 		applied = func(uint64, *Request, *meta.Outcome) {}
 	}
 	l := &Leader{e: e, epoch: epoch, applied: applied, queue: make(chan *waiting, batchMax), ended: make(chan struct{})}
-	was := e.hosts.now()
+	turn := e.hosts.now()
 	if err := l.load(ctx); err != nil {
-		e.moveOn(was, err)
+		e.moveOn(turn, err)
 		return nil, e.explain("mysql.Lead", err)
 	}
 	run, stop := context.WithCancel(context.Background())
@@ -132,6 +133,7 @@ func (l *Leader) load(ctx context.Context) error {
 	sessions := map[sys.SessionID]map[uint64][]byte{}
 	var seq uint64
 	var lastNs int64
+	turn := l.e.hosts.now()
 	err := l.inTx(ctx, func(conn *sql.Conn) error {
 		var epoch uint64
 		err := conn.QueryRowContext(ctx, "SELECT epoch, seq, time_ns FROM fence WHERE id=1 FOR UPDATE").Scan(&epoch, &seq, &lastNs)
@@ -158,7 +160,10 @@ func (l *Leader) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.cache, l.sessions, l.lastNs, l.loaded = newCache(), sessions, lastNs, true
+	if seen := l.e.seen.Swap(seq); seq <= seen {
+		l.e.cfg.Log.Error("the database has lost transactions that it had acknowledged", "from", seq, "to", seen)
+	}
+	l.cache, l.sessions, l.lastNs, l.loaded, l.turn = newCache(), sessions, lastNs, true, turn
 	l.seq.Store(seq)
 	return nil
 }
@@ -226,7 +231,7 @@ func (l *Leader) runBatch(ctx context.Context, batch []*waiting) {
 	ctx, cancel := context.WithTimeout(ctx, l.e.cfg.Wait)
 	defer cancel()
 	for pause := time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
-		was := l.e.hosts.now()
+		turn := l.e.hosts.now()
 		err := l.tryBatch(ctx, batch)
 		if err == nil {
 			return
@@ -235,7 +240,7 @@ func (l *Leader) runBatch(ctx context.Context, batch []*waiting) {
 			l.fenced = err
 		}
 		l.e.cfg.Log.Warn("the database refuses a transaction", "err", l.e.explain("mysql.Do", err))
-		l.e.moveOn(was, err)
+		l.e.moveOn(turn, err)
 		sleep(ctx, pause)
 		if l.fenced != nil || ctx.Err() != nil {
 			l.loaded = false // nobody knows whether the last transaction came through
@@ -251,7 +256,7 @@ func (l *Leader) tryBatch(ctx context.Context, batch []*waiting) error {
 	if l.fenced != nil {
 		return l.fenced
 	}
-	if !l.loaded {
+	if !l.loaded || l.e.lagging() && l.e.hosts.now() != l.turn {
 		if err := l.load(ctx); err != nil {
 			return err
 		}

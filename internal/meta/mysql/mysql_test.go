@@ -5,12 +5,15 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/koinon/koinon/internal/engine/enginetest"
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/meta/metatest"
@@ -183,7 +186,8 @@ func commandsOn(t *testing.T, e *Engine) {
 }
 
 func TestMariaDB(t *testing.T) {
-	s := mysqltest.Start(t)
+	cert, key := enginetest.Certificate(t, "127.0.0.1")
+	s := mysqltest.Start(t, "--ssl-cert="+cert, "--ssl-key="+key, "--log-bin", "--server-id=1")
 	s.Durable(t, false) // which no suite asks for
 	suites(t, s)
 	s.Durable(t, true)
@@ -192,6 +196,9 @@ func TestMariaDB(t *testing.T) {
 	t.Run("Restart", func(t *testing.T) { testRestart(t, s) })
 	t.Run("Files", func(t *testing.T) { testFiles(t, s) })
 	t.Run("Refused", func(t *testing.T) { testRefused(t, s) })
+	t.Run("TLS", func(t *testing.T) { testTLS(t, s, cert) })
+	t.Run("Connections", func(t *testing.T) { testConnections(t, s) })
+	t.Run("ReadOnly", func(t *testing.T) { testReadOnly(t, s) })
 }
 
 func mknod(name string) *metapb.Command {
@@ -326,9 +333,11 @@ func testRestart(t *testing.T, s *mysqltest.Server) {
 }
 
 // patient is an engine that waits a minute for its server.
-func patient(t *testing.T, url string) *Engine {
+func patient(t *testing.T, url string) *Engine { return waitingFor(t, url, time.Minute) }
+
+func waitingFor(t *testing.T, url string, wait time.Duration) *Engine {
 	t.Helper()
-	e, err := Open(context.Background(), Config{URL: url, Cluster: testCluster, Wait: time.Minute})
+	e, err := Open(context.Background(), Config{URL: url, Cluster: testCluster, Wait: wait})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -399,33 +408,64 @@ func makeFiles(t *testing.T, l *Leader, turn, each int, trouble func()) int {
 	return workers * each
 }
 
-// A person finds a file in SQL.
+// A person finds files in SQL, with every column of the view as the tree has it.
 func testFiles(t *testing.T, s *mysqltest.Server) {
 	e, ctx := open(t, s.Create(t, "files")), context.Background()
 	c := &client{e, lead(t, e, 1)}
-	dir := mknod("a dir")
-	dir.GetMknod().Type = uint32(sys.TypeDir)
-	for _, cmd := range []*metapb.Command{format(), dir} {
+	db := s.DB(t, "files")
+	if _, err := db.Exec("INSERT INTO owners VALUES (1000, 'ana')"); err != nil {
+		t.Fatal(err)
+	}
+	in := func(parent sys.Ino, cmd *metapb.Command, typ sys.FileType) *metapb.Command {
+		cmd.GetMknod().Parent, cmd.GetMknod().Type = uint64(parent), uint32(typ)
+		return cmd
+	}
+	file, link := in(sys.FirstIno, mknod("file.txt"), sys.TypeRegular), in(sys.RootIno, mknod("sym"), sys.TypeSymlink)
+	file.GetMknod().Body = &metapb.Commit{Inline: []byte("hello")}
+	file.Cred = &metapb.Cred{Uid: 1000, Gid: 77}
+	link.GetMknod().Target = []byte("a dir/file.txt")
+	for _, cmd := range []*metapb.Command{
+		format(), in(sys.RootIno, mknod("a dir"), sys.TypeDir),
+		{Op: &metapb.Command_SetAttr{SetAttr: &metapb.SetAttr{Ino: uint64(sys.FirstIno), Mode: proto.Uint32(0o1777)}}},
+		file, link, in(sys.RootIno, mknod("pipe"), sys.TypeFIFO),
+		{Op: &metapb.Command_Link{Link: &metapb.Link{Ino: uint64(sys.FirstIno) + 1, Parent: uint64(sys.RootIno), Name: []byte("other name")}}},
+	} {
 		if _, err := c.Do(ctx, cmd); err != nil {
 			t.Fatal(err)
 		}
 	}
-	file := mknod("file.txt")
-	file.GetMknod().Parent = uint64(sys.FirstIno)
-	file.GetMknod().Body = &metapb.Commit{Inline: []byte("hello")}
-	if _, err := c.Do(ctx, file); err != nil {
-		t.Fatal(err)
-	}
-	var owner, mode, typ, path string
-	var size int
-	var age float64
-	err := s.DB(t, "files").QueryRow("SELECT size, owner, mode, type, path, TIMESTAMPDIFF(SECOND, mtime, NOW()) "+
-		"FROM files WHERE name = 'file.txt'").Scan(&size, &owner, &mode, &typ, &path, &age)
+	got := map[string][]string{}
+	err := each(ctx, db, "SELECT path, id, name, parent, size, owner, owner_id, group_id, mode, type, "+
+		"ROUND(UNIX_TIMESTAMP(mtime)*10000), ROUND(UNIX_TIMESTAMP(ctime)*10000) FROM files", func(r *sql.Rows) error {
+		row := make([]string, 12)
+		fields := make([]any, len(row))
+		for i := range row {
+			fields[i] = &row[i]
+		}
+		err := r.Scan(fields...)
+		got[row[0]] = row[1:]
+		return err
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if size != 5 || owner != "root" && owner != "0" || mode != "0644" || typ != "file" || path != "/a dir/file.txt" || age < -1 || age > 60 {
-		t.Fatalf("expected the file, found size %d owner %q mode %q type %q path %q age %v", size, owner, mode, typ, path, age)
+	want := map[string][]string{}
+	row := func(path string, ino, parent sys.Ino, size, owner, uid, gid, mode, typ string) {
+		a, err := c.Query(ctx, &metapb.Query{Op: &metapb.Query_GetAttr{GetAttr: &metapb.GetAttr{Ino: uint64(ino)}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tick := func(ns int64) string { return fmt.Sprint(ns / 1e5) } // the view has a tenth of a ms
+		want[path] = []string{fmt.Sprint(uint64(ino)), path[strings.LastIndex(path, "/")+1:], fmt.Sprint(uint64(parent)), size, owner, uid, gid, mode, typ,
+			tick(a.Attr.MtimeNs), tick(a.Attr.CtimeNs)}
+	}
+	row("/a dir", sys.FirstIno, sys.RootIno, "0", "0", "0", "0", "1777", "dir")
+	row("/a dir/file.txt", sys.FirstIno+1, sys.FirstIno, "5", "ana", "1000", "77", "0644", "file")
+	row("/other name", sys.FirstIno+1, sys.RootIno, "5", "ana", "1000", "77", "0644", "file")
+	row("/sym", sys.FirstIno+2, sys.RootIno, "14", "0", "0", "0", "0644", "symlink")
+	row("/pipe", sys.FirstIno+3, sys.RootIno, "0", "0", "0", "0", "0644", "fifo")
+	if !maps.EqualFunc(got, want, slices.Equal) {
+		t.Fatalf("expected\n%q, found\n%q", want, got)
 	}
 }
 

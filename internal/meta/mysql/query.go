@@ -23,29 +23,45 @@ func (e *Engine) Query(ctx context.Context, q *metapb.Query) (*metapb.Answer, er
 
 // View is the tree as it was at one point. It is used by one goroutine.
 type View struct {
-	e  *Engine
-	at int // the host in use when it was opened
-	tx *sql.Tx
+	e    *Engine
+	turn int // of the host that it is at
+	tx   *sql.Tx
 }
 
 // View opens a view, which the caller closes: it holds a connection, and the
 // server keeps what changes meanwhile.
 func (e *Engine) View(ctx context.Context) (*View, error) {
-	var last error
+	var err error
 	for range e.hosts.addrs {
-		at := e.hosts.now()
-		// The transaction outlives ctx, which is that of its opening.
-		tx, err := e.db.BeginTx(context.WithoutCancel(ctx), &sql.TxOptions{ReadOnly: true})
-		if err == nil {
-			return &View{e: e, at: at, tx: tx}, nil
+		turn := e.hosts.now()
+		var tx *sql.Tx
+		if tx, err = e.begin(ctx); err == nil {
+			return &View{e: e, turn: turn, tx: tx}, nil
 		}
-		last = err
 		if !elsewhere(err) {
 			break
 		}
-		e.moveOn(at, err)
+		e.moveOn(turn, err)
 	}
-	return nil, e.explain("mysql.Query", last)
+	return nil, e.explain("mysql.Query", err)
+}
+
+// begin begins a transaction that reads what has been acknowledged.
+func (e *Engine) begin(ctx context.Context) (*sql.Tx, error) {
+	// It outlives ctx, which is that of its opening.
+	tx, err := e.db.BeginTx(context.WithoutCancel(ctx), &sql.TxOptions{ReadOnly: true})
+	if err != nil || !e.lagging() {
+		return tx, err
+	}
+	seen, seq := e.seen.Load(), uint64(0)
+	err = tx.QueryRowContext(ctx, "SELECT seq FROM fence WHERE id=1").Scan(&seq)
+	if err == nil && seq < seen {
+		err = errLags
+	}
+	if err != nil {
+		return nil, errors.Join(err, tx.Rollback())
+	}
+	return tx, nil
 }
 
 // Query reads the view. A refusal is in the Answer.
@@ -53,7 +69,7 @@ func (v *View) Query(ctx context.Context, q *metapb.Query) (*metapb.Answer, erro
 	t := &Tx{ctx: ctx, st: v.e.st, tx: v.tx, ahead: map[sys.Ino]*metapb.Attr{}}
 	a, err := meta.Read(t, q)
 	if err != nil {
-		v.e.moveOn(v.at, err)
+		v.e.moveOn(v.turn, err)
 		return nil, v.e.explain("mysql.Query", err)
 	}
 	return a, nil

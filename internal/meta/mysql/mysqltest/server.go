@@ -5,11 +5,13 @@ package mysqltest
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -35,6 +37,9 @@ type Server struct {
 // Password is the user's.
 const Password = "se:cr/et"
 
+// grant makes the user.
+const grant = "GRANT ALL ON *.* TO koinon@'%' IDENTIFIED BY '" + Password + "'"
+
 // Start runs a server until the test ends. It acknowledges a COMMIT when it is
 // on disk; flags, which come last, may say otherwise.
 func Start(tb testing.TB, flags ...string) *Server {
@@ -46,7 +51,7 @@ func Start(tb testing.TB, flags ...string) *Server {
 	s := newServer(tb, dir, flags)
 	s.install()
 	s.Restart()
-	s.grant()
+	s.root(grant)
 	return s
 }
 
@@ -71,16 +76,12 @@ func (s *Server) install() {
 	}
 }
 
-// grant makes the user.
-func (s *Server) grant() {
+// root runs a statement as the server's administrator.
+func (s *Server) root(statement string) {
 	s.tb.Helper()
 	db := s.open("root", "", "")
-	defer func() {
-		if err := db.Close(); err != nil {
-			s.tb.Error(err)
-		}
-	}()
-	if _, err := db.Exec("GRANT ALL ON *.* TO koinon@'%' IDENTIFIED BY '" + Password + "'"); err != nil {
+	_, err := db.Exec(statement)
+	if err := errors.Join(err, db.Close()); err != nil {
 		s.tb.Fatal(err)
 	}
 }
@@ -135,7 +136,8 @@ func (s *Server) await() {
 	poll := time.NewTicker(50 * time.Millisecond)
 	defer poll.Stop()
 	for {
-		err := db.PingContext(ctx)
+		var n int // a Galera server lets in before it reads tables
+		err := db.QueryRowContext(ctx, "SELECT COUNT(*) FROM mysql.db").Scan(&n)
 		if err == nil {
 			return
 		}
@@ -204,6 +206,15 @@ func (s *Server) Create(tb testing.TB, database string) string {
 		tb.Fatal(err)
 	}
 	return s.URL(database)
+}
+
+// CreateFor makes an empty database and a user with all rights on it, and none
+// beyond, and returns its URL. The user may be one that there is.
+func (s *Server) CreateFor(tb testing.TB, user, database string) string {
+	tb.Helper()
+	s.Create(tb, database)
+	s.root(fmt.Sprintf("GRANT ALL ON %s.* TO %s@'%%' IDENTIFIED BY '%s'", database, user, Password))
+	return strings.Replace(s.URL(database), "koinon:", user+":", 1)
 }
 
 // Durable says whether the server syncs before it acknowledges a COMMIT, as it
