@@ -31,7 +31,7 @@ func inFile(t *testing.T, url string) string {
 func TestTreeInDatabase(t *testing.T) {
 	s := mysqltest.Start(t)
 	url := s.Create(t, "koinon")
-	d := up(t, 1, "--meta", inFile(t, url))
+	d := up(t, 1, "--meta", url)
 	d.sh("echo hello > $M/file.txt && chown 1000:1000 $M/file.txt && mkdir $M/dir && cp -r /etc/ssl $M/dir && mv $M/dir/ssl $M/ssl && ln $M/file.txt $M/link")
 	d.sh("diff -r --no-dereference /etc/ssl $M/ssl && test $(stat -c %h $M/file.txt) = 2")
 	query := exec.Command("mariadb", "--no-defaults", "-S", s.Socket(), "-ukoinon", "-N", "-e",
@@ -42,6 +42,7 @@ func TestTreeInDatabase(t *testing.T) {
 		t.Fatalf("expected the file, found %q, %v", out, err)
 	}
 	d.fsck()
+	d.tellsNobody(mysqltest.Password, mysqltest.Coded)
 	d.koinon("dev", "stop", "--dir", d.dir)
 	d.start()
 	d.sh("test \"$(cat $M/link)\" = hello && rm -r $M/ssl && test $(ls $M | wc -l) = 3")
@@ -60,7 +61,7 @@ func TestTreeInDatabase(t *testing.T) {
 
 	for _, c := range []struct{ url, want string }{
 		{url, "cluster"},
-		{strings.Replace(url, "se%3Acr%2Fet", "geheim", 1), "password"},
+		{strings.Replace(url, mysqltest.Coded, "geheim", 1), "password"},
 		{strings.TrimSuffix(url, "koinon") + "nowhere", "database"},
 		{strings.Replace(url, "mysql:", "mongodb:", 1), "scheme"},
 	} {

@@ -11,6 +11,7 @@ import (
 )
 
 func TestGalera(t *testing.T) {
+	t.Parallel()
 	g := mysqltest.StartGalera(t)
 	for _, s := range g.Servers {
 		s.Durable(t, false) // which no suite asks for

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -60,7 +61,8 @@ type Leader struct {
 	cache    *cache
 	sessions map[sys.SessionID]map[uint64][]byte
 	lastNs   int64
-	fenced   error // a later leader is in office
+	fenced   error  // a later leader is in office
+	told     string // what the log says about the present trouble
 }
 
 type waiting struct {
@@ -234,12 +236,13 @@ func (l *Leader) runBatch(ctx context.Context, batch []*waiting) {
 		turn := l.e.hosts.now()
 		err := l.tryBatch(ctx, batch)
 		if err == nil {
+			l.told = ""
 			return
 		}
 		if sys.KindOf(err) == sys.NotLeader {
 			l.fenced = err
 		}
-		l.e.cfg.Log.Warn("the database refuses a transaction", "err", l.e.explain("mysql.Do", err))
+		l.tell(l.e.explain("mysql.Do", err))
 		l.e.moveOn(turn, err)
 		sleep(ctx, pause)
 		if l.fenced != nil || ctx.Err() != nil {
@@ -250,6 +253,16 @@ func (l *Leader) runBatch(ctx context.Context, batch []*waiting) {
 			return
 		}
 	}
+}
+
+// tell logs why a transaction does not go through, once for as long as that
+// does not change.
+func (l *Leader) tell(err error) {
+	level := slog.LevelDebug
+	if err.Error() != l.told {
+		level, l.told = slog.LevelWarn, err.Error()
+	}
+	l.e.cfg.Log.Log(context.Background(), level, "the database refuses a transaction", "err", err)
 }
 
 func (l *Leader) tryBatch(ctx context.Context, batch []*waiting) error {

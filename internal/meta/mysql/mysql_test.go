@@ -186,6 +186,7 @@ func commandsOn(t *testing.T, e *Engine) {
 }
 
 func TestMariaDB(t *testing.T) {
+	t.Parallel()
 	cert, key := enginetest.Certificate(t, "127.0.0.1")
 	s := mysqltest.Start(t, "--ssl-cert="+cert, "--ssl-key="+key, "--log-bin", "--server-id=1")
 	s.Durable(t, false) // which no suite asks for

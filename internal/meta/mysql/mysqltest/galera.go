@@ -107,7 +107,7 @@ func (g *Galera) URL(database string) string {
 	for i, s := range g.Servers {
 		hosts[i] = fmt.Sprintf("127.0.0.1:%d", s.Port)
 	}
-	return fmt.Sprintf("mysql://koinon:se%%3Acr%%2Fet@%s/%s", strings.Join(hosts, ","), database)
+	return fmt.Sprintf("mysql://koinon:%s@%s/%s", Coded, strings.Join(hosts, ","), database)
 }
 
 // Create makes an empty database and returns its URL.

@@ -34,8 +34,11 @@ type Server struct {
 	ended chan struct{}
 }
 
-// Password is the user's.
-const Password = "se:cr/et"
+// Password is the user's, and Coded how it stands in a URL.
+const (
+	Password = "se:cr/et"
+	Coded    = "se%3Acr%2Fet"
+)
 
 // grant makes the user.
 const grant = "GRANT ALL ON *.* TO koinon@'%' IDENTIFIED BY '" + Password + "'"
@@ -46,6 +49,16 @@ func Start(tb testing.TB, flags ...string) *Server {
 	tb.Helper()
 	dir, err := os.MkdirTemp("", "mysqltest")
 	if err != nil {
+		tb.Fatal(err)
+	}
+	return StartIn(tb, dir, flags...)
+}
+
+// StartIn is Start in a directory of the caller's choice, which goes when the
+// test ends.
+func StartIn(tb testing.TB, dir string, flags ...string) *Server {
+	tb.Helper()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		tb.Fatal(err)
 	}
 	s := newServer(tb, dir, flags)
@@ -232,7 +245,7 @@ func (s *Server) Durable(tb testing.TB, durable bool) {
 
 // URL names a database of the server.
 func (s *Server) URL(database string) string {
-	return fmt.Sprintf("mysql://koinon:se%%3Acr%%2Fet@127.0.0.1:%d/%s", s.Port, database)
+	return fmt.Sprintf("mysql://koinon:%s@127.0.0.1:%d/%s", Coded, s.Port, database)
 }
 
 // FreePort returns a port of this machine that is free.
