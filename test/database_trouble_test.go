@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"database/sql"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"math/rand/v2"
@@ -21,52 +22,54 @@ import (
 	"github.com/koinon/koinon/internal/meta/mysql/mysqltest"
 )
 
-// TestDatabaseTrouble fills the disk of the database and makes it read-only:
-// programs get an error that fits after a while, the log says what to do, and
-// then all goes on by itself.
-func TestDatabaseTrouble(t *testing.T) {
+// TestDatabaseDiskFull fills the disk of the database: programs get ENOSPC, the
+// log says why, and when there is space all goes on by itself. The server itself
+// ends when it lacks the space for a row that is large: it is waited for, and
+// nothing that was acknowledged is lost.
+func TestDatabaseDiskFull(t *testing.T) {
 	disk := smallDisk(t, "160m")
 	s := mysqltest.StartIn(t, filepath.Join(disk, "server"))
 	d := up(t, 1, "--meta", inFile(t, s.CreateFor(t, "tree", "koinon")))
 	d.stop()
 	d.timeout("8s")
 	d.start()
-	d.mustPut("kept", []byte("kept"))
-
-	filler := filepath.Join(disk, "filler")
+	filler, large := filepath.Join(disk, "filler"), bytes.Repeat([]byte("large "), 10_000)
+	d.mustPut("kept", large)
 	allocate(t, disk)
 	fillUp(t, filler)
-	small := bytes.Repeat([]byte("small "), 10_000) // so small that it is a row
-	var acknowledged []string
-	var err error
-	for err == nil { // until the space within the tables is used up
-		name := "f" + itoa(len(acknowledged))
-		if err = d.put(name, small); err == nil {
-			acknowledged = append(acknowledged, name)
-		}
+	made, err := 0, error(nil)
+	for ; err == nil; made++ { // until the space within the tables is used up
+		err = os.Mkdir(filepath.Join(d.mount, "d"+itoa(made)), 0o755)
 	}
 	if !errors.Is(err, syscall.ENOSPC) {
-		t.Log(s.Log())
 		t.Errorf("with the database's disk full a program gets %v", err)
 	}
 	d.nodeSays(1, "the server's disk is full")
+	holds(t, filepath.Join(d.mount, "kept"), string(large))
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
 	}
-	d.mustPut("with space", small)
+	d.mustPut("with space", large)
 
-	statement(t, s.DB(t, ""), "SET GLOBAL read_only = 1")
-	if err := d.put("read-only", small); !errors.Is(err, syscall.EIO) {
-		t.Errorf("with the database read-only a program gets %v", err)
+	fillUp(t, filler)
+	done := make(chan string, 1)
+	go func() { // a process of its own: what starts another waits for its own writes
+		out, err := d.shell("set +e; i=0; while head -c 60000 /dev/zero > $M/z$i && sync $M/z$i && ! [ -e stop ]; do i=$((i+1)); done; echo ended at $i")
+		done <- fmt.Sprint(out, err)
+	}()
+	s.AwaitEnd()
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
 	}
-	holds(t, filepath.Join(d.mount, "kept"), "kept")
-	d.nodeSays(1, "SET GLOBAL read_only = 0")
-	statement(t, s.DB(t, ""), "SET GLOBAL read_only = 0")
-	d.mustPut("writable", small)
-
+	s.Restart()
+	d.mustPut("restarted", large)
+	writeFile(t, d.besides("stop"), "")
+	if out := <-done; !strings.HasPrefix(out, "ended at ") {
+		t.Errorf("a program that writes while the server is gone: %s", out)
+	}
 	dropCaches(t)
-	for _, name := range append(acknowledged, "with space", "writable") {
-		holds(t, filepath.Join(d.mount, name), string(small))
+	for _, name := range []string{"kept", "with space", "restarted"} {
+		holds(t, filepath.Join(d.mount, name), string(large))
 	}
 	d.fsck()
 }
@@ -105,13 +108,6 @@ func allocate(t *testing.T, dir string) {
 		return errors.Join(err, f.Close())
 	})
 	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func statement(t *testing.T, db *sql.DB, text string) {
-	t.Helper()
-	if _, err := db.Exec(text); err != nil {
 		t.Fatal(err)
 	}
 }

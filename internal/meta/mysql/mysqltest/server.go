@@ -185,6 +185,17 @@ func (s *Server) Kill() {
 	}
 }
 
+// AwaitEnd waits until the server has ended by itself.
+func (s *Server) AwaitEnd() {
+	s.tb.Helper()
+	select {
+	case <-s.ended:
+		s.cmd = nil
+	case <-time.After(startWait):
+		s.tb.Fatalf("mariadbd does not end\n%s", s.Log())
+	}
+}
+
 // Signal sends the server a signal. That it has ended is fine.
 func (s *Server) Signal(sig os.Signal) {
 	if err := s.cmd.Process.Signal(sig); err != nil && err != os.ErrProcessDone {
