@@ -130,6 +130,7 @@ func (l *Leader) commit(ctx context.Context, b *carried) error {
 	if err != nil {
 		return err
 	}
+	l.began.Store(seq + 1)
 	for pause := time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
 		turn := l.e.hosts.now()
 		if l.e.lagging() && turn != l.turn { // it may rest on what a replica holds

@@ -54,6 +54,7 @@ type Leader struct {
 	ended   chan struct{} // closed when nobody runs commands any more
 	done    sync.WaitGroup
 	seq     atomic.Uint64 // the last transaction that is committed
+	began   atomic.Uint64 // the last one that is sent; seq while none is on its way
 
 	// Only the goroutine that runs commands uses these.
 	loaded   bool // what follows is what the database holds
@@ -167,6 +168,7 @@ func (l *Leader) load(ctx context.Context) error {
 	}
 	l.cache, l.sessions, l.lastNs, l.loaded, l.turn = newCache(), sessions, lastNs, true, turn
 	l.seq.Store(seq)
+	l.began.Store(seq)
 	return nil
 }
 

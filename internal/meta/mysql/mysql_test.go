@@ -82,7 +82,7 @@ func result(r Reply) *metapb.Result {
 }
 
 func (c *client) Query(ctx context.Context, q *metapb.Query) (*metapb.Answer, error) {
-	a, err := c.e.Query(ctx, q)
+	a, err := c.l.Query(ctx, q)
 	if err != nil {
 		return nil, err
 	}
@@ -194,6 +194,7 @@ func TestMariaDB(t *testing.T) {
 	s.Durable(t, true)
 	t.Run("Fence", func(t *testing.T) { testFence(t, s) })
 	t.Run("Once", func(t *testing.T) { testOnce(t, s) })
+	t.Run("Queries", func(t *testing.T) { testQueries(t, s) })
 	t.Run("Restart", func(t *testing.T) { testRestart(t, s) })
 	t.Run("Files", func(t *testing.T) { testFiles(t, s) })
 	t.Run("Refused", func(t *testing.T) { testRefused(t, s) })
@@ -319,6 +320,49 @@ func testOnce(t *testing.T, s *mysqltest.Server) {
 	var n int
 	if err := e.db.QueryRow("SELECT COUNT(*) FROM results").Scan(&n); err != nil || n != 1 {
 		t.Fatalf("expected 1 result, found %d, %v", n, err)
+	}
+}
+
+// A query reads one point also while the leader commits: a name leads to an
+// inode that has it.
+func testQueries(t *testing.T, s *mysqltest.Server) {
+	e, ctx := open(t, s.Create(t, "queries")), context.Background()
+	c := &client{e, lead(t, e, 1)}
+	if _, err := c.Do(ctx, format()); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		unlink := &metapb.Command{Op: &metapb.Command_Unlink{Unlink: &metapb.Unlink{Parent: uint64(sys.RootIno), Name: []byte("f")}}}
+		for range 300 {
+			for _, cmd := range []*metapb.Command{mknod("f"), unlink} {
+				if _, err := c.Do(ctx, cmd); err != nil {
+					done <- err
+					return
+				}
+			}
+		}
+		done <- nil
+	}()
+	found := 0
+	for {
+		select {
+		case err := <-done:
+			if err != nil || found == 0 {
+				t.Fatalf("found the file %d times, %v", found, err)
+			}
+			return
+		default:
+		}
+		a, err := c.Query(ctx, &metapb.Query{Op: &metapb.Query_Lookup{Lookup: &metapb.Lookup{Parent: uint64(sys.RootIno), Name: []byte("f")}}})
+		switch {
+		case err == nil && a.Attr.Nlink != 1:
+			t.Fatalf("expected an inode with one name, found one with %d", a.Attr.Nlink)
+		case err == nil:
+			found++
+		case !sys.Is(err, sys.NotExist):
+			t.Fatal(err)
+		}
 	}
 }
 
