@@ -138,9 +138,15 @@ func (d *dev) filler(number int) string { return d.at("n"+itoa(number), "data", 
 // fill takes all space that a node's disk has left.
 func (d *dev) fill(number int) {
 	d.t.Helper()
-	f, err := os.Create(d.filler(number))
+	fillUp(d.t, d.filler(number))
+}
+
+// fillUp takes all space that a disk has left.
+func fillUp(t *testing.T, name string) {
+	t.Helper()
+	f, err := os.Create(name)
 	if err != nil {
-		d.t.Fatal(err)
+		t.Fatal(err)
 	}
 	for size := 16 << 20; size >= 4096 && err == nil; {
 		if _, err = f.Write(make([]byte, size)); errors.Is(err, syscall.ENOSPC) {
@@ -148,6 +154,6 @@ func (d *dev) fill(number int) {
 		}
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
-		d.t.Fatal(err)
+		t.Fatal(err)
 	}
 }

@@ -3,6 +3,8 @@
 package fusefs
 
 import (
+	"sync/atomic"
+
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"github.com/koinon/koinon/internal/sys"
@@ -24,14 +26,19 @@ const (
 	readDirMax    = 1024
 )
 
-// OpenDir is of fuse.RawFileSystem. Listings need no state: the offset tells
-// where they are.
+// listing is an open directory. Where a listing is tells the offset, so that
+// all that is kept is where the last answer reached the end, 0 when it did not:
+// a program asks once more to hear so.
+type listing struct{ end atomic.Uint64 }
+
+// OpenDir is of fuse.RawFileSystem.
 func (r *rawFS) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	out.Fh = r.dirs.add(&listing{})
 	return fuse.OK
 }
 
 // ReleaseDir is of fuse.RawFileSystem.
-func (r *rawFS) ReleaseDir(in *fuse.ReleaseIn) {}
+func (r *rawFS) ReleaseDir(in *fuse.ReleaseIn) { r.dirs.remove(in.Fh) }
 
 // FsyncDir is of fuse.RawFileSystem. A change of a directory is durable on a
 // majority when it is answered.
@@ -54,8 +61,12 @@ func (r *rawFS) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.D
 
 // list gives the entries from in.Offset on to add until that returns nil. One
 // answer asks the tree once, for no more than fits, so no entry is older than
-// the request.
+// the request; that which says that nothing follows is of the one before it.
 func (r *rawFS) list(cancel <-chan struct{}, in *fuse.ReadIn, attrs bool, add func(fuse.DirEntry) *fuse.EntryOut) fuse.Status {
+	open := r.dirs.get(in.Fh)
+	if in.Offset != 0 && open != nil && open.end.CompareAndSwap(in.Offset, 0) {
+		return fuse.OK
+	}
 	ctx := r.begin(cancel)
 	defer ctx.end()
 	dir, after := sys.Ino(in.NodeId), in.Offset
@@ -76,19 +87,24 @@ func (r *rawFS) list(cancel <-chan struct{}, in *fuse.ReadIn, attrs bool, add fu
 	if attrs {
 		limit = int(in.Size) / direntPlusMin
 	}
-	entries, _, err := r.fs.ReadDir(ctx, r.root, dir, after, min(max(limit, 1), readDirMax), attrs)
+	entries, end, err := r.fs.ReadDir(ctx, r.root, dir, after, min(max(limit, 1), readDirMax), attrs)
 	if err != nil {
 		return r.status(err)
 	}
+	reached := max(after, offDotDot)
 	for _, e := range entries {
 		name := string(e.GetName())
 		out := add(fuse.DirEntry{Name: name, Ino: e.GetIno(), Mode: sys.FileType(e.GetType()).StatMode(), Off: e.GetCookie()})
 		if out == nil {
-			break
+			return fuse.OK
 		}
+		reached = e.GetCookie()
 		if e.GetAttr() != nil {
 			r.entryOut(e.GetAttr(), in.NodeId, name, out)
 		}
+	}
+	if end && open != nil && reached > in.Offset { // an empty answer has said so itself
+		open.end.Store(reached)
 	}
 	return fuse.OK
 }

@@ -15,47 +15,48 @@ import (
 	"github.com/koinon/koinon/internal/vfs"
 )
 
-// handles are the open files by the number that the kernel knows them by.
-type handles struct {
-	mu    sync.RWMutex
-	files map[uint64]*vfs.File
-	last  uint64
+// handles are open files or directories by the number that the kernel knows
+// them by.
+type handles[T any] struct {
+	mu   sync.RWMutex
+	open map[uint64]T
+	last uint64
 }
 
-func (h *handles) add(f *vfs.File) uint64 {
+func (h *handles[T]) add(f T) uint64 {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.files == nil {
-		h.files = make(map[uint64]*vfs.File)
+	if h.open == nil {
+		h.open = make(map[uint64]T)
 	}
 	h.last++
-	h.files[h.last] = f
+	h.open[h.last] = f
 	return h.last
 }
 
-func (h *handles) get(fh uint64) *vfs.File {
+func (h *handles[T]) get(fh uint64) T {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
-	return h.files[fh]
+	return h.open[fh]
 }
 
-func (h *handles) remove(fh uint64) *vfs.File {
+func (h *handles[T]) remove(fh uint64) T {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	f := h.files[fh]
-	delete(h.files, fh)
+	f := h.open[fh]
+	delete(h.open, fh)
 	return f
 }
 
 // removeAll empties the table and returns what was in it.
-func (h *handles) removeAll() []*vfs.File {
+func (h *handles[T]) removeAll() []T {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	var all []*vfs.File
-	for _, f := range h.files {
+	var all []T
+	for _, f := range h.open {
 		all = append(all, f)
 	}
-	h.files = nil
+	h.open = nil
 	return all
 }
 

@@ -5,9 +5,11 @@ package fusefs_test
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -159,6 +161,39 @@ func TestMountsAgree(t *testing.T) {
 	} {
 		sh(t, "/", strings.NewReplacer("A/", a+"/", "B/", b+"/").Replace(script))
 	}
+}
+
+// A directory that stays open is listed to its end, and what comes later is
+// found when it is listed on, and in a listing from the start.
+func TestListingGoesOn(t *testing.T) {
+	dirs := mountedTwice(t, 2)
+	f, err := os.Open(dirs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	expect := func(want ...string) {
+		t.Helper()
+		got, err := f.Readdirnames(-1)
+		slices.Sort(got)
+		if err != nil || !slices.Equal(got, want) {
+			t.Fatalf("expected %q, found %q, %v", want, got, err)
+		}
+	}
+	expect()
+	sh(t, dirs[1], "touch a b")
+	expect("a", "b")
+	expect()
+	sh(t, dirs[1], "touch c")
+	expect("c")
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		t.Fatal(err)
+	}
+	expect("a", "b", "c")
 }
 
 // TestOthers: the mount obeys modes, groups and the sticky bit for users who

@@ -33,7 +33,8 @@ type rawFS struct {
 	opts    Options
 	root    *metapb.Cred
 	callers callers
-	handles handles
+	handles handles[*vfs.File]
+	dirs    handles[*listing]
 
 	interrupts interrupts
 	failures   failures

@@ -3,16 +3,8 @@ package redis_test
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -24,6 +16,7 @@ import (
 	"github.com/koinon/koinon/internal/block/redis"
 	"github.com/koinon/koinon/internal/block/redis/redistest"
 	"github.com/koinon/koinon/internal/engine"
+	"github.com/koinon/koinon/internal/engine/enginetest"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -452,44 +445,19 @@ func TestRights(t *testing.T) {
 
 // The certificate must be from the authority and for the name.
 func TestTLS(t *testing.T) {
-	dir := t.TempDir()
-	writeCert(t, dir, "redis.example")
+	cert, key := enginetest.Certificate(t, "redis.example")
 	port := redistest.FreePort(t)
-	redistest.Start(t, "--tls-port", fmt.Sprint(port), "--tls-auth-clients", "no", "--tls-cert-file", filepath.Join(dir, "crt"),
-		"--tls-key-file", filepath.Join(dir, "key"), "--tls-ca-cert-file", filepath.Join(dir, "crt"))
+	redistest.Start(t, "--tls-port", fmt.Sprint(port), "--tls-auth-clients", "no", "--tls-cert-file", cert,
+		"--tls-key-file", key, "--tls-ca-cert-file", cert)
 	url := fmt.Sprintf("rediss://:%s@127.0.0.1:%d/0", redistest.Coded, port)
-	s := open(t, url+"?server-name=redis.example&ca="+filepath.Join(dir, "crt"), "c")
-	key := blocktest.Key(1, 0, 0)
-	if err := s.Put(t.Context(), key, blocktest.Bytes(key, 300_000)); err != nil {
+	s := open(t, url+"?server-name=redis.example&ca="+cert, "c")
+	block := blocktest.Key(1, 0, 0)
+	if err := s.Put(t.Context(), block, blocktest.Bytes(block, 300_000)); err != nil {
 		t.Fatal(err)
 	}
-	for _, params := range []string{"", "?server-name=redis.example", "?ca=" + filepath.Join(dir, "crt"), "?server-name=other.example&ca=" + filepath.Join(dir, "crt")} {
+	for _, params := range []string{"", "?server-name=redis.example", "?ca=" + cert, "?server-name=other.example&ca=" + cert} {
 		if _, err := tryOpen(t, url+params, "c"); !sys.Is(err, sys.Invalid) || !strings.Contains(err.Error(), "TLS: the server's certificate") {
 			t.Errorf("%s: %v", params, err)
-		}
-	}
-}
-
-// writeCert makes a certificate for a name, its own authority.
-func writeCert(t *testing.T, dir, name string) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature}
-	cert, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	der, err := x509.MarshalECPrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for file, b := range map[string]*pem.Block{"crt": {Type: "CERTIFICATE", Bytes: cert}, "key": {Type: "EC PRIVATE KEY", Bytes: der}} {
-		if err := os.WriteFile(filepath.Join(dir, file), pem.EncodeToMemory(b), 0o600); err != nil {
-			t.Fatal(err)
 		}
 	}
 }

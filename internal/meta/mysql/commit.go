@@ -82,7 +82,10 @@ func (b *carried) run(w *waiting) error {
 
 // script is the transaction as text. The fence's row is what makes it the
 // leader's: its seq must not be NULL, which it becomes under another epoch, or
-// when this very transaction has been committed before.
+// when this very transaction has been committed before. A Galera server that
+// gives up a transaction for another server's may tell so one statement late,
+// when what follows is in no transaction or in another one: so it is looked at
+// again before the end.
 func (b *carried) script(seq uint64) (*script, error) {
 	s := &script{}
 	s.add("START TRANSACTION")
@@ -111,6 +114,9 @@ func (b *carried) script(seq uint64) (*script, error) {
 	for _, id := range b.ended {
 		s.add(fmt.Sprintf("DELETE FROM results WHERE session=%d", uint64(id)))
 	}
+	if b.l.e.galera {
+		s.add(fmt.Sprintf("UPDATE fence SET seq=IF(epoch=%d AND seq=%d,seq,NULL) WHERE id=1", b.l.epoch, seq+1))
+	}
 	s.add("COMMIT")
 	s.cut()
 	return s, nil
@@ -124,39 +130,53 @@ func (l *Leader) commit(ctx context.Context, b *carried) error {
 	if err != nil {
 		return err
 	}
+	l.began.Store(seq + 1)
 	for pause := time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
-		err := l.send(ctx, s)
-		if err == nil {
-			break
+		turn := l.e.hosts.now()
+		if l.e.lagging() && turn != l.turn { // it may rest on what a replica holds
+			return errMoved
 		}
+		err := l.send(ctx, s)
 		if number(err) == errNull {
-			if err := l.verdict(ctx, seq); err != nil {
-				return err
+			var committed bool
+			if committed, err = l.verdict(ctx, seq); err == nil && !committed {
+				err = errGivenUp
 			}
+		}
+		if err == nil {
 			break
 		}
 		if ctx.Err() != nil || !passing(err) {
 			return err
 		}
 		l.e.cfg.Log.Debug("a transaction is sent again", "err", l.e.explain("mysql.Commit", err))
-		l.e.moveOn(err)
+		l.e.moveOn(turn, err)
 		sleep(ctx, pause)
 	}
 	l.publish(b, seq+1)
 	return nil
 }
 
-// verdict tells why the fence refused the transaction after seq: nil when it
-// had been committed before, with a reply that was lost.
-func (l *Leader) verdict(ctx context.Context, seq uint64) error {
-	epoch, at, _, err := l.fence(ctx)
-	if err != nil {
-		return err
+// verdict tells why the fence refused the transaction after seq: it had been
+// committed before, with a reply that was lost; or it has not, and may be sent
+// again; or a later leader is in office.
+func (l *Leader) verdict(ctx context.Context, seq uint64) (committed bool, err error) {
+	var epoch, at uint64
+	err = l.inTx(ctx, func(conn *sql.Conn) error {
+		return conn.QueryRowContext(ctx, "SELECT epoch, seq FROM fence WHERE id=1").Scan(&epoch, &at)
+	})
+	switch {
+	case err != nil:
+		return false, err
+	case epoch > l.epoch:
+		return false, l.deposed()
+	case epoch == l.epoch && (at == seq || at == seq+1):
+		return at == seq+1, nil
 	}
-	if epoch != l.epoch || at != seq+1 {
-		return l.deposed()
-	}
-	return nil
+	// Nobody but this leader moves the fence of its epoch.
+	l.loaded = false
+	return false, sys.E(sys.Op("mysql.Fence"), sys.Unavailable, fmt.Sprintf("expected epoch %d and transaction %d or the next one, found %d and %d: "+
+		"the database has lost what it had acknowledged, or was changed by hand", l.epoch, seq, epoch, at))
 }
 
 // sleep waits for d or until ctx ends.
@@ -188,19 +208,49 @@ func (l *Leader) publish(b *carried, seq uint64) {
 	}
 	l.lastNs = b.nowNs
 	l.seq.Store(seq)
+	l.e.seen.Store(seq)
 }
 
 // send sends a transaction. After an error nothing of it is left open.
-func (l *Leader) send(ctx context.Context, s *script) (err error) {
+func (l *Leader) send(ctx context.Context, s *script) error {
+	return l.withConn(ctx, func(conn *sql.Conn) error {
+		for _, part := range s.done {
+			if _, err := conn.ExecContext(ctx, string(part)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// inTx runs fn in a transaction of the leader's connection.
+func (l *Leader) inTx(ctx context.Context, fn func(*sql.Conn) error) error {
+	return l.withConn(ctx, func(conn *sql.Conn) error {
+		if _, err := conn.ExecContext(ctx, "START TRANSACTION"); err != nil {
+			return err
+		}
+		if err := fn(conn); err != nil {
+			return err
+		}
+		_, err := conn.ExecContext(ctx, "COMMIT")
+		return err
+	})
+}
+
+// withConn runs fn on the leader's connection. After an error no transaction
+// is left open.
+func (l *Leader) withConn(ctx context.Context, fn func(*sql.Conn) error) (err error) {
 	conn, err := l.e.writer.Conn(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, conn.Close()) }()
-	for _, part := range s.done {
-		if _, err := conn.ExecContext(ctx, string(part)); err != nil {
-			return errors.Join(err, rollback(conn))
+	defer func() {
+		if cerr := conn.Close(); !errors.Is(cerr, sql.ErrConnDone) { // which it is when it was dropped
+			err = errors.Join(err, cerr)
 		}
+	}()
+	if err := fn(conn); err != nil {
+		return errors.Join(err, rollback(conn))
 	}
 	return nil
 }

@@ -16,6 +16,8 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
+	"sync/atomic"
 	"time"
 
 	driver "github.com/go-sql-driver/mysql"
@@ -54,7 +56,13 @@ type Engine struct {
 	writer *sql.DB // one connection, for scripts of several statements
 	st     *statements
 	tails  tails
+	galera bool          // the database is on a Galera cluster
+	seen   atomic.Uint64 // the last transaction that a leader here knows to be committed
 }
+
+// lagging reports whether servers of the database may lack what another one has
+// acknowledged, as a replica does.
+func (e *Engine) lagging() bool { return len(e.hosts.addrs) > 1 && !e.galera }
 
 // Open connects, brings the tables up to date and checks that the database is
 // this cluster's. The caller closes the engine after all of its leaders.
@@ -73,7 +81,7 @@ func Open(ctx context.Context, cfg Config) (_ *Engine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &Engine{cfg: cfg, dsn: dsn, hosts: &hosts{addrs: addrs}, tails: newTails()}
+	e := &Engine{cfg: cfg, dsn: dsn, hosts: &hosts{addrs: addrs, conns: map[*hostConn]struct{}{}}, tails: newTails()}
 	if err := e.hosts.configure(dsn); err != nil {
 		return nil, sys.E(op, sys.Invalid, err)
 	}
@@ -82,21 +90,22 @@ func Open(ctx context.Context, cfg Config) (_ *Engine, err error) {
 			err = errors.Join(err, e.Close())
 		}
 	}()
-	err = e.waitForReads(ctx)
-	for range len(addrs) - 1 {
-		if err != nil && elsewhere(err) && e.hosts.next() {
-			err = e.waitForReads(ctx)
+	for range addrs {
+		turn := e.hosts.now()
+		if err = e.probe(ctx); err == nil || !elsewhere(err) {
+			break
 		}
+		e.moveOn(turn, err)
 	}
 	if err != nil {
 		return nil, e.explain(op, err)
 	}
-	if e.db, err = connector(dsn, false); err != nil {
+	if e.db, err = connector(dsn, nil); err != nil {
 		return nil, err
 	}
 	e.db.SetMaxOpenConns(readersMax)
 	e.db.SetMaxIdleConns(readersMax)
-	if e.writer, err = connector(dsn, true); err != nil {
+	if e.writer, err = connector(dsn, e.forLeader()); err != nil {
 		return nil, err
 	}
 	e.writer.SetMaxOpenConns(1)
@@ -116,12 +125,30 @@ func Open(ctx context.Context, cfg Config) (_ *Engine, err error) {
 	return e, nil
 }
 
-func connector(dsn *driver.Config, scripts bool) (*sql.DB, error) {
-	dsn = dsn.Clone()
-	dsn.MultiStatements = scripts
-	if scripts { // a leader that stands still in a transaction must not hold the fence for long
-		dsn.Params["wait_timeout"], dsn.Params["innodb_lock_wait_timeout"] = "3", "2"
+// forLeader are the variables of a leader's connection.
+func (e *Engine) forLeader() map[string]string {
+	p := map[string]string{
+		// A leader that stands still in a transaction must not hold the fence for
+		// long.
+		"wait_timeout": "3", "innodb_lock_wait_timeout": "2",
+		// Nothing that follows a transaction which the server has given up may
+		// take effect by itself.
+		"autocommit": "0",
 	}
+	if e.galera {
+		// Else a COMMIT for which there is no transaction any more, because it met
+		// another server's, is tried again by the server and then "succeeds".
+		p["wsrep_retry_autocommit"] = "0"
+	}
+	return p
+}
+
+// connector makes a pool. With variables, which are those of its connections,
+// it takes several statements at once.
+func connector(dsn *driver.Config, variables map[string]string) (*sql.DB, error) {
+	dsn = dsn.Clone()
+	dsn.MultiStatements = variables != nil
+	maps.Copy(dsn.Params, variables)
 	c, err := driver.NewConnector(dsn)
 	if err != nil {
 		return nil, sys.E(sys.Op("mysql.Open"), sys.Invalid, err)
@@ -129,11 +156,11 @@ func connector(dsn *driver.Config, scripts bool) (*sql.DB, error) {
 	return sql.OpenDB(c), nil
 }
 
-// waitForReads makes reads on a Galera cluster wait for what any of its servers
-// has acknowledged before: else another server, or one that is being cut off,
-// would show what was.
-func (e *Engine) waitForReads(ctx context.Context) (err error) {
-	probe, err := connector(e.dsn, false)
+// probe asks the server what it is. Reads on a Galera cluster are made to wait
+// for what any of its servers has acknowledged before: else another server, or
+// one that is being cut off, would show what was.
+func (e *Engine) probe(ctx context.Context) (err error) {
+	probe, err := connector(e.dsn, nil)
 	if err != nil {
 		return err
 	}
@@ -144,6 +171,7 @@ func (e *Engine) waitForReads(ctx context.Context) (err error) {
 	case err != nil:
 		return err
 	case on == "ON":
+		e.galera = true
 		e.dsn.Params["wsrep_sync_wait"] = "1"
 	}
 	return nil

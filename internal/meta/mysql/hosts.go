@@ -4,84 +4,136 @@ import (
 	"context"
 	"errors"
 	"net"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	driver "github.com/go-sql-driver/mysql"
 )
 
-// hostTimeout is how long one of several hosts may take to let a connection in.
-const hostTimeout = time.Second
+const (
+	// hostTimeout is how long one of several hosts may take to accept a
+	// connection.
+	hostTimeout = time.Second
+	// hostSilence is how long one of several hosts may take to answer a
+	// statement before another one is asked. A Galera cluster needs some seconds
+	// to find out that one of its servers is gone.
+	hostSilence = 10 * time.Second
+)
 
 // hosts are the addresses of the servers of one database, in the order of the
 // URL. All connections go to one of them for as long as it answers, so that the
 // servers of a Galera cluster need not agree on the fence's row more often than
-// they must; a new connection goes to the next one that does.
+// they must, and nobody reads from a server that lags behind the other; then all
+// go to the next one that answers.
 type hosts struct {
 	addrs []string
-	at    atomic.Uint32 // index of the one in use
+
+	mu    sync.Mutex
+	turn  int // counts the moves; the one in use is addrs[turn%len(addrs)]
+	conns map[*hostConn]struct{}
 }
 
-// configure makes connections of c go to the hosts.
+// hostConn is a connection to one of several hosts.
+type hostConn struct {
+	*net.TCPConn
+	h    *hosts
+	turn int
+}
+
+// Close implements net.Conn.
+func (c *hostConn) Close() error {
+	c.h.mu.Lock()
+	delete(c.h.conns, c)
+	c.h.mu.Unlock()
+	return c.TCPConn.Close()
+}
+
+// configure makes each new connection of c go to the host in use.
 func (h *hosts) configure(c *driver.Config) error {
 	if c.Net != "tcp" {
 		return nil
 	}
+	if len(h.addrs) > 1 {
+		c.Timeout, c.ReadTimeout, c.WriteTimeout = hostTimeout, hostSilence, hostSilence
+	}
+	byName := c.TLS != nil && c.TLS.ServerName == ""
+	c.DialFunc = h.dial
 	return c.Apply(driver.BeforeConnect(func(_ context.Context, c *driver.Config) error {
-		c.DialFunc = func(ctx context.Context, network, _ string) (net.Conn, error) { return h.dial(ctx, network, c) }
+		c.Addr = h.addr(h.now())
+		if byName { // the certificate is to be for that host's
+			c.TLS = c.TLS.Clone()
+			c.TLS.ServerName, _, _ = net.SplitHostPort(c.Addr)
+		}
 		return nil
 	}))
 }
 
-// dial connects to the first host that lets it in, from the one in use on. c is
-// the connection's own, whose certificate is to be for that host's name.
-func (h *hosts) dial(ctx context.Context, network string, c *driver.Config) (net.Conn, error) {
-	d := net.Dialer{Timeout: c.Timeout}
-	if len(h.addrs) > 1 {
-		d.Timeout = hostTimeout
+// dial connects to the host that was in use a moment ago. When it does not
+// answer, the next one is in use.
+func (h *hosts) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	turn := h.now()
+	if h.addr(turn) != addr {
+		return nil, errMoved
 	}
-	var all error
-	start := h.at.Load()
-	for i := range uint32(len(h.addrs)) {
-		at := (start + i) % uint32(len(h.addrs))
-		conn, err := d.DialContext(ctx, network, h.addrs[at])
-		if err != nil {
-			all = errors.Join(all, err)
-			continue
-		}
-		if i > 0 {
-			h.at.CompareAndSwap(start, at)
-		}
-		if c.TLS != nil && c.TLS.ServerName == "" {
-			c.TLS = c.TLS.Clone()
-			c.TLS.ServerName, _, _ = net.SplitHostPort(h.addrs[at])
-		}
-		return conn, nil
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, network, addr)
+	if err != nil {
+		h.leave(turn)
+		return nil, err
 	}
-	return nil, all
+	return h.track(conn, turn)
 }
 
-// next gives up the host in use. It is false when there is no other.
-func (h *hosts) next() bool {
-	if len(h.addrs) < 2 {
+// track makes sure that a connection is cut when its host is given up.
+func (h *hosts) track(conn net.Conn, turn int) (net.Conn, error) {
+	tcp, ok := conn.(*net.TCPConn)
+	if !ok || len(h.addrs) < 2 {
+		return conn, nil
+	}
+	c := &hostConn{tcp, h, turn}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.turn != turn {
+		return nil, errors.Join(errMoved, tcp.Close())
+	}
+	h.conns[c] = struct{}{}
+	return c, nil
+}
+
+// errMoved is of a connection to a host that was given up meanwhile.
+var errMoved = &net.OpError{Op: "dial", Err: errors.New("another server of the database is in use now")}
+
+// now is the present turn.
+func (h *hosts) now() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.turn
+}
+
+func (h *hosts) addr(turn int) string { return h.addrs[turn%len(h.addrs)] }
+
+// leave ends a turn, unless it has ended, and cuts its connections. It reports
+// whether there is another host.
+func (h *hosts) leave(turn int) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.addrs) < 2 || h.turn != turn {
 		return false
 	}
-	at := h.at.Load()
-	h.at.CompareAndSwap(at, (at+1)%uint32(len(h.addrs)))
+	h.turn++
+	for c := range h.conns {
+		delete(h.conns, c)
+		_ = c.TCPConn.Close() // whoever uses it sees that
+	}
 	return true
 }
 
-// moveOn makes new connections go to the next host after an error for which
-// another one may be better, and drops those that nobody uses.
-func (e *Engine) moveOn(err error) {
-	if !elsewhere(err) || !e.hosts.next() {
-		return
+// moveOn makes connections go to the next host after an error, for which
+// another one may do better, of an operation that began in turn.
+func (e *Engine) moveOn(turn int, err error) {
+	if elsewhere(err) && e.hosts.leave(turn) {
+		e.cfg.Log.Warn("the next database server is tried", "server", e.hosts.addr(turn+1), "err", e.explain("mysql.Connect", err))
 	}
-	e.cfg.Log.Warn("the next database server is tried", "server", e.hosts.addrs[e.hosts.at.Load()], "err", e.explain("mysql.Connect", err))
-	e.db.SetMaxIdleConns(0)
-	e.db.SetMaxIdleConns(readersMax)
-	e.writer.SetMaxIdleConns(0)
-	e.writer.SetMaxIdleConns(1)
 }
 
 // elsewhere reports whether another server of the same database may do better.

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -53,13 +54,16 @@ type Leader struct {
 	ended   chan struct{} // closed when nobody runs commands any more
 	done    sync.WaitGroup
 	seq     atomic.Uint64 // the last transaction that is committed
+	began   atomic.Uint64 // the last one that is sent; seq while none is on its way
 
 	// Only the goroutine that runs commands uses these.
 	loaded   bool // what follows is what the database holds
+	turn     int  // of the host that it was read from
 	cache    *cache
 	sessions map[sys.SessionID]map[uint64][]byte
 	lastNs   int64
-	fenced   error // a later leader is in office
+	fenced   error  // a later leader is in office
+	told     string // what the log says about the present trouble
 }
 
 type waiting struct {
@@ -77,8 +81,9 @@ func (e *Engine) Lead(ctx context.Context, epoch uint64, applied Applied) (*Lead
 		applied = func(uint64, *Request, *meta.Outcome) {}
 	}
 	l := &Leader{e: e, epoch: epoch, applied: applied, queue: make(chan *waiting, batchMax), ended: make(chan struct{})}
+	turn := e.hosts.now()
 	if err := l.load(ctx); err != nil {
-		e.moveOn(err)
+		e.moveOn(turn, err)
 		return nil, e.explain("mysql.Lead", err)
 	}
 	run, stop := context.WithCancel(context.Background())
@@ -125,38 +130,45 @@ func (l *Leader) Do(ctx context.Context, req *Request) (Reply, error) {
 }
 
 // load raises the fence and reads what the leader knows without asking. It
-// comes again after a transaction of which nobody knows what became.
+// comes again after a transaction of which nobody knows what became: that one
+// cannot commit any more.
 func (l *Leader) load(ctx context.Context) error {
-	res, err := l.e.writer.ExecContext(ctx,
-		fmt.Sprintf("UPDATE fence SET epoch=%d, seq=seq+1 WHERE id=1 AND epoch<=%d", l.epoch, l.epoch))
-	if err != nil {
-		return err
-	}
-	if n, err := res.RowsAffected(); err != nil || n != 1 {
-		return errors.Join(err, l.deposed())
-	}
-	epoch, seq, lastNs, err := l.fence(ctx)
-	if err != nil {
-		return err
-	}
-	if epoch != l.epoch {
-		return l.deposed()
-	}
-	c, sessions := newCache(), map[sys.SessionID]map[uint64][]byte{}
-	err = each(ctx, l.e.writer, "SELECT session, seq, result FROM results", func(r *sql.Rows) error {
-		var session, seq uint64
-		var result []byte
-		if err := r.Scan(&session, &seq, &result); err != nil {
+	sessions := map[sys.SessionID]map[uint64][]byte{}
+	var seq uint64
+	var lastNs int64
+	turn := l.e.hosts.now()
+	err := l.inTx(ctx, func(conn *sql.Conn) error {
+		var epoch uint64
+		err := conn.QueryRowContext(ctx, "SELECT epoch, seq, time_ns FROM fence WHERE id=1 FOR UPDATE").Scan(&epoch, &seq, &lastNs)
+		if err != nil {
 			return err
 		}
-		keepResult(sessions, sys.SessionID(session), seq, result)
-		return nil
+		if epoch > l.epoch {
+			return l.deposed()
+		}
+		seq++
+		if _, err := conn.ExecContext(ctx, fmt.Sprintf("UPDATE fence SET epoch=%d, seq=%d WHERE id=1", l.epoch, seq)); err != nil {
+			return err
+		}
+		return each(ctx, conn, "SELECT session, seq, result FROM results", func(r *sql.Rows) error {
+			var session, seq uint64
+			var result []byte
+			if err := r.Scan(&session, &seq, &result); err != nil {
+				return err
+			}
+			keepResult(sessions, sys.SessionID(session), seq, result)
+			return nil
+		})
 	})
 	if err != nil {
 		return err
 	}
-	l.cache, l.sessions, l.lastNs, l.loaded = c, sessions, lastNs, true
+	if seen := l.e.seen.Swap(seq); seq <= seen {
+		l.e.cfg.Log.Error("the database has lost transactions that it had acknowledged", "from", seq, "to", seen)
+	}
+	l.cache, l.sessions, l.lastNs, l.loaded, l.turn = newCache(), sessions, lastNs, true, turn
 	l.seq.Store(seq)
+	l.began.Store(seq)
 	return nil
 }
 
@@ -167,7 +179,12 @@ func keepResult(sessions map[sys.SessionID]map[uint64][]byte, id sys.SessionID, 
 	sessions[id][seq] = result
 }
 
-func each(ctx context.Context, db *sql.DB, query string, fn func(*sql.Rows) error) (err error) {
+// querier is a *sql.DB or *sql.Conn.
+type querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
+func each(ctx context.Context, db querier, query string, fn func(*sql.Rows) error) (err error) {
 	rows, err := db.QueryContext(ctx, query)
 	if err != nil {
 		return err
@@ -179,11 +196,6 @@ func each(ctx context.Context, db *sql.DB, query string, fn func(*sql.Rows) erro
 		}
 	}
 	return rows.Err()
-}
-
-func (l *Leader) fence(ctx context.Context) (epoch, seq uint64, ns int64, err error) {
-	err = l.e.writer.QueryRowContext(ctx, "SELECT epoch, seq, time_ns FROM fence WHERE id=1").Scan(&epoch, &seq, &ns)
-	return epoch, seq, ns, err
 }
 
 func (l *Leader) deposed() error {
@@ -223,15 +235,17 @@ func (l *Leader) runBatch(ctx context.Context, batch []*waiting) {
 	ctx, cancel := context.WithTimeout(ctx, l.e.cfg.Wait)
 	defer cancel()
 	for pause := time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
+		turn := l.e.hosts.now()
 		err := l.tryBatch(ctx, batch)
 		if err == nil {
+			l.told = ""
 			return
 		}
 		if sys.KindOf(err) == sys.NotLeader {
 			l.fenced = err
 		}
-		l.e.cfg.Log.Warn("the database refuses a transaction", "err", l.e.explain("mysql.Do", err))
-		l.e.moveOn(err)
+		l.tell(l.e.explain("mysql.Do", err))
+		l.e.moveOn(turn, err)
 		sleep(ctx, pause)
 		if l.fenced != nil || ctx.Err() != nil {
 			l.loaded = false // nobody knows whether the last transaction came through
@@ -243,11 +257,21 @@ func (l *Leader) runBatch(ctx context.Context, batch []*waiting) {
 	}
 }
 
+// tell logs why a transaction does not go through, once for as long as that
+// does not change.
+func (l *Leader) tell(err error) {
+	level := slog.LevelDebug
+	if err.Error() != l.told {
+		level, l.told = slog.LevelWarn, err.Error()
+	}
+	l.e.cfg.Log.Log(context.Background(), level, "the database refuses a transaction", "err", err)
+}
+
 func (l *Leader) tryBatch(ctx context.Context, batch []*waiting) error {
 	if l.fenced != nil {
 		return l.fenced
 	}
-	if !l.loaded {
+	if !l.loaded || l.e.lagging() && l.e.hosts.now() != l.turn {
 		if err := l.load(ctx); err != nil {
 			return err
 		}

@@ -5,12 +5,15 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/koinon/koinon/internal/engine/enginetest"
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/meta/metatest"
@@ -79,7 +82,7 @@ func result(r Reply) *metapb.Result {
 }
 
 func (c *client) Query(ctx context.Context, q *metapb.Query) (*metapb.Answer, error) {
-	a, err := c.e.Query(ctx, q)
+	a, err := c.l.Query(ctx, q)
 	if err != nil {
 		return nil, err
 	}
@@ -183,15 +186,21 @@ func commandsOn(t *testing.T, e *Engine) {
 }
 
 func TestMariaDB(t *testing.T) {
-	s := mysqltest.Start(t)
+	t.Parallel()
+	cert, key := enginetest.Certificate(t, "127.0.0.1")
+	s := mysqltest.Start(t, "--ssl-cert="+cert, "--ssl-key="+key, "--log-bin", "--server-id=1")
 	s.Durable(t, false) // which no suite asks for
 	suites(t, s)
 	s.Durable(t, true)
 	t.Run("Fence", func(t *testing.T) { testFence(t, s) })
 	t.Run("Once", func(t *testing.T) { testOnce(t, s) })
+	t.Run("Queries", func(t *testing.T) { testQueries(t, s) })
 	t.Run("Restart", func(t *testing.T) { testRestart(t, s) })
 	t.Run("Files", func(t *testing.T) { testFiles(t, s) })
 	t.Run("Refused", func(t *testing.T) { testRefused(t, s) })
+	t.Run("TLS", func(t *testing.T) { testTLS(t, s, cert) })
+	t.Run("Connections", func(t *testing.T) { testConnections(t, s) })
+	t.Run("ReadOnly", func(t *testing.T) { testReadOnly(t, s) })
 }
 
 func mknod(name string) *metapb.Command {
@@ -206,17 +215,21 @@ func format() *metapb.Command {
 
 func names(t *testing.T, e *Engine) []string {
 	t.Helper()
-	a, err := e.Query(context.Background(), &metapb.Query{Op: &metapb.Query_ReadDir{
-		ReadDir: &metapb.ReadDir{Ino: uint64(sys.RootIno), Limit: 1000},
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
 	var all []string
-	for _, e := range a.Entries {
-		all = append(all, string(e.Name))
+	for cookie := uint64(0); ; {
+		a, err := e.Query(context.Background(), &metapb.Query{Op: &metapb.Query_ReadDir{
+			ReadDir: &metapb.ReadDir{Ino: uint64(sys.RootIno), After: cookie, Limit: 1000},
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range a.Entries {
+			all, cookie = append(all, string(e.Name)), e.Cookie
+		}
+		if len(a.Entries) == 0 {
+			return all
+		}
 	}
-	return all
 }
 
 // Whoever led before commits nothing any more, even in a transaction that was
@@ -310,29 +323,82 @@ func testOnce(t *testing.T, s *mysqltest.Server) {
 	}
 }
 
+// A query reads one point also while the leader commits: a name leads to an
+// inode that has it.
+func testQueries(t *testing.T, s *mysqltest.Server) {
+	e, ctx := open(t, s.Create(t, "queries")), context.Background()
+	c := &client{e, lead(t, e, 1)}
+	if _, err := c.Do(ctx, format()); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		unlink := &metapb.Command{Op: &metapb.Command_Unlink{Unlink: &metapb.Unlink{Parent: uint64(sys.RootIno), Name: []byte("f")}}}
+		for range 300 {
+			for _, cmd := range []*metapb.Command{mknod("f"), unlink} {
+				if _, err := c.Do(ctx, cmd); err != nil {
+					done <- err
+					return
+				}
+			}
+		}
+		done <- nil
+	}()
+	found := 0
+	for {
+		select {
+		case err := <-done:
+			if err != nil || found == 0 {
+				t.Fatalf("found the file %d times, %v", found, err)
+			}
+			return
+		default:
+		}
+		a, err := c.Query(ctx, &metapb.Query{Op: &metapb.Query_Lookup{Lookup: &metapb.Lookup{Parent: uint64(sys.RootIno), Name: []byte("f")}}})
+		switch {
+		case err == nil && a.Attr.Nlink != 1:
+			t.Fatalf("expected an inode with one name, found one with %d", a.Attr.Nlink)
+		case err == nil:
+			found++
+		case !sys.Is(err, sys.NotExist):
+			t.Fatal(err)
+		}
+	}
+}
+
 // A leader goes on after the server was killed, and nothing it answered for is
 // lost.
 func testRestart(t *testing.T, s *mysqltest.Server) {
-	e, err := Open(context.Background(), Config{URL: s.Create(t, "restart"), Cluster: testCluster, Wait: time.Minute})
+	e := patient(t, s.Create(t, "restart"))
+	l := lead(t, e, 1)
+	sound(t, e, l, makeFiles(t, l, 0, 50, func() {
+		s.Kill()
+		s.Restart()
+	}))
+}
+
+// patient is an engine that waits a minute for its server.
+func patient(t *testing.T, url string) *Engine { return waitingFor(t, url, time.Minute) }
+
+func waitingFor(t *testing.T, url string, wait time.Duration) *Engine {
+	t.Helper()
+	e, err := Open(context.Background(), Config{URL: url, Cluster: testCluster, Wait: wait})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
+	t.Cleanup(func() {
 		if err := e.Close(); err != nil {
 			t.Error(err)
 		}
-	}()
-	l, err := e.Lead(context.Background(), 1, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	work(t, l, func() {
-		s.Kill()
-		s.Restart()
 	})
-	if got := names(t, e); len(got) != workers*filesEach {
-		t.Errorf("expected %d files, found %d", workers*filesEach, len(got))
+	return e
+}
+
+// sound fails the test unless there are so many files in a sound tree.
+func sound(t *testing.T, e *Engine, l *Leader, files int) {
+	t.Helper()
+	if got := names(t, e); len(got) != files {
+		t.Errorf("expected %d files, found %d", files, len(got))
 	}
 	report, err := meta.Check(context.Background(), &client{e, l}, meta.CheckOptions{Thorough: true})
 	if err != nil || len(report.Problems) > 0 {
@@ -340,27 +406,31 @@ func testRestart(t *testing.T, s *mysqltest.Server) {
 	}
 }
 
-// How much work does, by how many sessions at once.
-const workers, filesEach = 4, 50
+// workers is how many sessions make files at once.
+const workers = 4
 
-// work makes files on a new tree, with trouble halfway, and ends the test unless
-// each is answered.
-func work(t *testing.T, l *Leader, trouble func()) {
+// makeFiles makes each files by each of the workers, with trouble halfway, on a
+// tree that is new at turn 0, and fails the test unless each is answered. It
+// returns how many were.
+func makeFiles(t *testing.T, l *Leader, turn, each int, trouble func()) int {
 	t.Helper()
 	ctx := context.Background()
-	if _, err := l.Do(ctx, &Request{Body: body(format())}); err != nil {
-		t.Fatal(err)
+	if turn == 0 {
+		if _, err := l.Do(ctx, &Request{Body: body(format())}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	done, halfway := make(chan error, workers), make(chan struct{}, workers)
 	for w := range workers {
 		go func() {
-			for i := range filesEach {
-				if i == filesEach/2 {
+			session := sys.SessionID(turn*workers + w + 1)
+			for i := range each {
+				if i == each/2 {
 					halfway <- struct{}{}
 				}
-				r, err := l.Do(ctx, &Request{Session: sys.SessionID(w + 1), Seq: uint64(i + 1), Ack: uint64(i), Body: body(mknod(fmt.Sprintf("f%d-%d", w, i)))})
-				if f := result(r).Failure; err == nil && f != nil {
-					err = f.Err()
+				r, err := l.Do(ctx, &Request{Session: session, Seq: uint64(i + 1), Ack: uint64(i), Body: body(mknod(fmt.Sprintf("f%d-%d", session, i)))})
+				if err == nil && result(r).Failure != nil {
+					err = result(r).Failure.Err()
 				}
 				if err != nil {
 					done <- err
@@ -371,41 +441,76 @@ func work(t *testing.T, l *Leader, trouble func()) {
 		}()
 	}
 	<-halfway
-	trouble()
+	if trouble != nil {
+		trouble()
+	}
 	for range workers {
 		if err := <-done; err != nil {
 			t.Error(err)
+			each = 0
 		}
 	}
+	return workers * each
 }
 
-// A person finds a file in SQL.
+// A person finds files in SQL, with every column of the view as the tree has it.
 func testFiles(t *testing.T, s *mysqltest.Server) {
 	e, ctx := open(t, s.Create(t, "files")), context.Background()
 	c := &client{e, lead(t, e, 1)}
-	dir := mknod("a dir")
-	dir.GetMknod().Type = uint32(sys.TypeDir)
-	for _, cmd := range []*metapb.Command{format(), dir} {
+	db := s.DB(t, "files")
+	if _, err := db.Exec("INSERT INTO owners VALUES (1000, 'ana')"); err != nil {
+		t.Fatal(err)
+	}
+	in := func(parent sys.Ino, cmd *metapb.Command, typ sys.FileType) *metapb.Command {
+		cmd.GetMknod().Parent, cmd.GetMknod().Type = uint64(parent), uint32(typ)
+		return cmd
+	}
+	file, link := in(sys.FirstIno, mknod("file.txt"), sys.TypeRegular), in(sys.RootIno, mknod("sym"), sys.TypeSymlink)
+	file.GetMknod().Body = &metapb.Commit{Inline: []byte("hello")}
+	file.Cred = &metapb.Cred{Uid: 1000, Gid: 77}
+	link.GetMknod().Target = []byte("a dir/file.txt")
+	for _, cmd := range []*metapb.Command{
+		format(), in(sys.RootIno, mknod("a dir"), sys.TypeDir),
+		{Op: &metapb.Command_SetAttr{SetAttr: &metapb.SetAttr{Ino: uint64(sys.FirstIno), Mode: proto.Uint32(0o1777)}}},
+		file, link, in(sys.RootIno, mknod("pipe"), sys.TypeFIFO),
+		{Op: &metapb.Command_Link{Link: &metapb.Link{Ino: uint64(sys.FirstIno) + 1, Parent: uint64(sys.RootIno), Name: []byte("other name")}}},
+	} {
 		if _, err := c.Do(ctx, cmd); err != nil {
 			t.Fatal(err)
 		}
 	}
-	file := mknod("file.txt")
-	file.GetMknod().Parent = uint64(sys.FirstIno)
-	file.GetMknod().Body = &metapb.Commit{Inline: []byte("hello")}
-	if _, err := c.Do(ctx, file); err != nil {
-		t.Fatal(err)
-	}
-	var owner, mode, typ, path string
-	var size int
-	var age float64
-	err := s.DB(t, "files").QueryRow("SELECT size, owner, mode, type, path, TIMESTAMPDIFF(SECOND, mtime, NOW()) "+
-		"FROM files WHERE name = 'file.txt'").Scan(&size, &owner, &mode, &typ, &path, &age)
+	got := map[string][]string{}
+	err := each(ctx, db, "SELECT path, id, name, parent, size, owner, owner_id, group_id, mode, type, "+
+		"ROUND(UNIX_TIMESTAMP(mtime)*10000), ROUND(UNIX_TIMESTAMP(ctime)*10000) FROM files", func(r *sql.Rows) error {
+		row := make([]string, 12)
+		fields := make([]any, len(row))
+		for i := range row {
+			fields[i] = &row[i]
+		}
+		err := r.Scan(fields...)
+		got[row[0]] = row[1:]
+		return err
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if size != 5 || owner != "root" && owner != "0" || mode != "0644" || typ != "file" || path != "/a dir/file.txt" || age < -1 || age > 60 {
-		t.Fatalf("expected the file, found size %d owner %q mode %q type %q path %q age %v", size, owner, mode, typ, path, age)
+	want := map[string][]string{}
+	row := func(path string, ino, parent sys.Ino, size, owner, uid, gid, mode, typ string) {
+		a, err := c.Query(ctx, &metapb.Query{Op: &metapb.Query_GetAttr{GetAttr: &metapb.GetAttr{Ino: uint64(ino)}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tick := func(ns int64) string { return fmt.Sprint(ns / 1e5) } // the view has a tenth of a ms
+		want[path] = []string{fmt.Sprint(uint64(ino)), path[strings.LastIndex(path, "/")+1:], fmt.Sprint(uint64(parent)), size, owner, uid, gid, mode, typ,
+			tick(a.Attr.MtimeNs), tick(a.Attr.CtimeNs)}
+	}
+	row("/a dir", sys.FirstIno, sys.RootIno, "0", "0", "0", "0", "1777", "dir")
+	row("/a dir/file.txt", sys.FirstIno+1, sys.FirstIno, "5", "ana", "1000", "77", "0644", "file")
+	row("/other name", sys.FirstIno+1, sys.RootIno, "5", "ana", "1000", "77", "0644", "file")
+	row("/sym", sys.FirstIno+2, sys.RootIno, "14", "0", "0", "0", "0644", "symlink")
+	row("/pipe", sys.FirstIno+3, sys.RootIno, "0", "0", "0", "0", "0644", "fifo")
+	if !maps.EqualFunc(got, want, slices.Equal) {
+		t.Fatalf("expected\n%q, found\n%q", want, got)
 	}
 }
 

@@ -104,8 +104,15 @@ const (
 	errNoSpaceWrite       = 3    // EE_WRITE: a temporary file or the binary log
 	errReadOnly           = 1290 // --read-only
 	errReadOnlyMode       = 1836
+	errFunction           = 1419
 	errDuringCommit       = 1180 // whether it came through the fence tells
 )
+
+// errLags is of a server that lacks what another one has acknowledged.
+var errLags = &driver.MySQLError{Number: errReadOnly, Message: "the replica lags behind"}
+
+// errGivenUp is of a transaction that the server gave up without saying so.
+var errGivenUp = &driver.MySQLError{Number: errDeadlock, Message: "the server has given up the transaction"}
 
 func number(err error) uint16 {
 	if e, ok := errors.AsType[*driver.MySQLError](err); ok {
@@ -135,11 +142,16 @@ func (e *Engine) explain(op sys.Op, err error) error {
 		cause = "the server has no connection to spare: raise max_connections"
 	case errReadOnly, errReadOnlyMode:
 		cause = "the server is read-only: name the one that takes writes, or SET GLOBAL read_only = 0"
+	case errFunction:
+		kind, cause = sys.Access, "the server's binary log is on, and the user may not make the function of the view: SET GLOBAL log_bin_trust_function_creators = 1 until the tables are made"
 	case errNotReady:
 		cause = "this Galera node is not in the majority of its cluster"
 	case errDiskFull, errTableFull, errNoSpaceWrite:
 		kind, cause = sys.NoSpace, "the server's disk is full"
 	default:
+		if errors.Is(err, driver.ErrNoTLS) {
+			kind, cause = sys.Invalid, "TLS: the server does not speak it: set its ssl_cert and ssl_key"
+		}
 		if name, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 			kind, cause, err = sys.Invalid, "TLS: the server's certificate is not for this name or not from a known authority", name
 		}

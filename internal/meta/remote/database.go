@@ -149,7 +149,7 @@ func (d *inDatabase) read(ctx context.Context, q *metapb.Query) (*metapb.Answer,
 		return nil, 0, err
 	}
 	seen := l.Seq() // before the view is taken, so never newer than it
-	a, err := d.db.Query(ctx, q)
+	a, err := l.Query(ctx, q)
 	if err != nil {
 		return nil, 0, err
 	}

@@ -53,8 +53,16 @@ func newServer(tb testing.TB, args ...string) *Server {
 	s := &Server{Port: FreePort(tb), tb: tb, dir: dir, args: args}
 	tb.Cleanup(func() {
 		s.Kill()
-		if err := os.RemoveAll(dir); err != nil {
-			tb.Error(err)
+		// A child of it that rewrites the file writes on for a moment.
+		for end := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+			err := os.RemoveAll(dir)
+			if err == nil {
+				return
+			}
+			if time.Now().After(end) {
+				tb.Error(err)
+				return
+			}
 		}
 	})
 	return s

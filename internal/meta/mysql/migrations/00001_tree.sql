@@ -1,6 +1,8 @@
 -- +goose Up
 
-CREATE TABLE fence (
+-- A server does not take such statements back: what was cut short runs again.
+
+CREATE TABLE IF NOT EXISTS fence (
   id      TINYINT UNSIGNED NOT NULL PRIMARY KEY,
   cluster VARCHAR(64) CHARACTER SET ascii NOT NULL,
   epoch   BIGINT UNSIGNED NOT NULL,
@@ -8,7 +10,7 @@ CREATE TABLE fence (
   time_ns BIGINT NOT NULL
 ) ENGINE=InnoDB;
 
-CREATE TABLE inodes (
+CREATE TABLE IF NOT EXISTS inodes (
   id          BIGINT UNSIGNED NOT NULL PRIMARY KEY,
   type        TINYINT UNSIGNED NOT NULL,
   mode        SMALLINT UNSIGNED NOT NULL,
@@ -30,7 +32,7 @@ CREATE TABLE inodes (
   stored      BIGINT UNSIGNED NOT NULL
 ) ENGINE=InnoDB;
 
-CREATE TABLE entries (
+CREATE TABLE IF NOT EXISTS entries (
   parent        BIGINT UNSIGNED NOT NULL,
   cookie        BIGINT UNSIGNED NOT NULL,
   name          VARBINARY(255) NOT NULL,
@@ -45,7 +47,7 @@ CREATE TABLE entries (
   KEY by_inode (inode)
 ) ENGINE=InnoDB;
 
-CREATE TABLE chunks (
+CREATE TABLE IF NOT EXISTS chunks (
   inode   BIGINT UNSIGNED NOT NULL,
   chunk   INT UNSIGNED NOT NULL,
   bytes   MEDIUMBLOB NOT NULL,
@@ -54,29 +56,31 @@ CREATE TABLE chunks (
   PRIMARY KEY (inode, chunk)
 ) ENGINE=InnoDB;
 
-CREATE TABLE xattrs (
+CREATE TABLE IF NOT EXISTS xattrs (
   inode BIGINT UNSIGNED NOT NULL,
   name  VARBINARY(255) NOT NULL,
   value MEDIUMBLOB NOT NULL,
   PRIMARY KEY (inode, name)
 ) ENGINE=InnoDB;
 
-CREATE TABLE counters (
+CREATE TABLE IF NOT EXISTS counters (
   name  VARCHAR(16) CHARACTER SET ascii NOT NULL PRIMARY KEY,
   value BIGINT NOT NULL
 ) ENGINE=InnoDB;
 
-CREATE TABLE results (
+CREATE TABLE IF NOT EXISTS results (
   session BIGINT UNSIGNED NOT NULL,
   seq     BIGINT UNSIGNED NOT NULL,
   result  MEDIUMBLOB NOT NULL,
   PRIMARY KEY (session, seq)
 ) ENGINE=InnoDB;
 
-CREATE TABLE owners (
+CREATE TABLE IF NOT EXISTS owners (
   id   INT UNSIGNED NOT NULL PRIMARY KEY,
   name VARCHAR(255) CHARACTER SET utf8mb4 NOT NULL
 ) ENGINE=InnoDB;
+
+DROP FUNCTION IF EXISTS koinon_path;
 
 -- +goose StatementBegin
 CREATE FUNCTION koinon_path(dir BIGINT UNSIGNED, leaf VARBINARY(255)) RETURNS MEDIUMBLOB
@@ -98,7 +102,7 @@ BEGIN
 END;
 -- +goose StatementEnd
 
-CREATE SQL SECURITY INVOKER VIEW files AS
+CREATE OR REPLACE SQL SECURITY INVOKER VIEW files AS
 SELECT i.id AS id, e.name AS name, e.parent AS parent, i.size AS size,
   COALESCE(o.name, CAST(i.uid AS CHAR CHARACTER SET utf8mb4)) AS owner,
   i.uid AS owner_id, i.gid AS group_id, LPAD(CONV(i.mode, 10, 8), 4, '0') AS mode,

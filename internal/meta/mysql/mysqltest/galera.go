@@ -58,32 +58,47 @@ func StartGalera(tb testing.TB) *Galera {
 		s.Restart()
 		s.flags = together
 		if i == 0 {
-			s.grant()
+			s.root(grant)
 		}
 	}
-	g.await(tb)
+	g.Await(tb)
 	return g
 }
 
-// await polls until each server is in step with all others.
-func (g *Galera) await(tb testing.TB) {
+// Await polls until each server takes statements and is in step with all
+// others, at once: one that fills another is out of step again.
+func (g *Galera) Await(tb testing.TB) {
 	tb.Helper()
-	for _, s := range g.Servers {
-		db := s.DB(tb, "")
-		for end := time.Now().Add(startWait); ; time.Sleep(50 * time.Millisecond) {
-			var name, state, size string
-			err := db.QueryRow("SHOW STATUS LIKE 'wsrep_local_state_comment'").Scan(&name, &state)
-			if err == nil {
-				err = db.QueryRow("SHOW STATUS LIKE 'wsrep_cluster_size'").Scan(&name, &size)
-			}
-			if err == nil && state == "Synced" && size == fmt.Sprint(len(g.Servers)) {
-				break
-			}
-			if time.Now().After(end) {
-				tb.Fatalf("the server is %q in a cluster of %q, %v\n%s", state, size, err, s.Log())
+	for end := time.Now().Add(startWait); ; time.Sleep(50 * time.Millisecond) {
+		together := true
+		for _, s := range g.Servers {
+			if state := s.wsrep(); state != fmt.Sprintf("ON Synced %d", len(g.Servers)) {
+				together = false
+				if time.Now().After(end) {
+					tb.Fatalf("the server is %q\n%s", state, s.Log())
+				}
 			}
 		}
+		if together {
+			return
+		}
 	}
+}
+
+// wsrep is whether the server takes statements, its state, and how many servers
+// it sees.
+func (s *Server) wsrep() string {
+	db := s.open("koinon", Password, "")
+	defer func() { _ = db.Close() }() // it may be on its way up
+	var words []string
+	for _, name := range []string{"wsrep_ready", "wsrep_local_state_comment", "wsrep_cluster_size"} {
+		var value string
+		if err := db.QueryRow("SHOW STATUS LIKE '"+name+"'").Scan(&name, &value); err != nil {
+			return err.Error()
+		}
+		words = append(words, value)
+	}
+	return strings.Join(words, " ")
 }
 
 // URL names a database by all servers of the cluster.
@@ -92,7 +107,7 @@ func (g *Galera) URL(database string) string {
 	for i, s := range g.Servers {
 		hosts[i] = fmt.Sprintf("127.0.0.1:%d", s.Port)
 	}
-	return fmt.Sprintf("mysql://koinon:se%%3Acr%%2Fet@%s/%s", strings.Join(hosts, ","), database)
+	return fmt.Sprintf("mysql://koinon:%s@%s/%s", Coded, strings.Join(hosts, ","), database)
 }
 
 // Create makes an empty database and returns its URL.

@@ -5,11 +5,13 @@ package mysqltest
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -32,8 +34,14 @@ type Server struct {
 	ended chan struct{}
 }
 
-// Password is the user's.
-const Password = "se:cr/et"
+// Password is the user's, and Coded how it stands in a URL.
+const (
+	Password = "se:cr/et"
+	Coded    = "se%3Acr%2Fet"
+)
+
+// grant makes the user.
+const grant = "GRANT ALL ON *.* TO koinon@'%' IDENTIFIED BY '" + Password + "'"
 
 // Start runs a server until the test ends. It acknowledges a COMMIT when it is
 // on disk; flags, which come last, may say otherwise.
@@ -43,10 +51,20 @@ func Start(tb testing.TB, flags ...string) *Server {
 	if err != nil {
 		tb.Fatal(err)
 	}
+	return StartIn(tb, dir, flags...)
+}
+
+// StartIn is Start in a directory of the caller's choice, which goes when the
+// test ends.
+func StartIn(tb testing.TB, dir string, flags ...string) *Server {
+	tb.Helper()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		tb.Fatal(err)
+	}
 	s := newServer(tb, dir, flags)
 	s.install()
 	s.Restart()
-	s.grant()
+	s.root(grant)
 	return s
 }
 
@@ -71,16 +89,12 @@ func (s *Server) install() {
 	}
 }
 
-// grant makes the user.
-func (s *Server) grant() {
+// root runs a statement as the server's administrator.
+func (s *Server) root(statement string) {
 	s.tb.Helper()
 	db := s.open("root", "", "")
-	defer func() {
-		if err := db.Close(); err != nil {
-			s.tb.Error(err)
-		}
-	}()
-	if _, err := db.Exec("GRANT ALL ON *.* TO koinon@'%' IDENTIFIED BY '" + Password + "'"); err != nil {
+	_, err := db.Exec(statement)
+	if err := errors.Join(err, db.Close()); err != nil {
 		s.tb.Fatal(err)
 	}
 }
@@ -135,7 +149,8 @@ func (s *Server) await() {
 	poll := time.NewTicker(50 * time.Millisecond)
 	defer poll.Stop()
 	for {
-		err := db.PingContext(ctx)
+		var n int // a Galera server lets in before it reads tables
+		err := db.QueryRowContext(ctx, "SELECT COUNT(*) FROM mysql.db").Scan(&n)
 		if err == nil {
 			return
 		}
@@ -167,6 +182,17 @@ func (s *Server) Kill() {
 		s.Signal(syscall.SIGKILL)
 		<-s.ended
 		s.cmd = nil
+	}
+}
+
+// AwaitEnd waits until the server has ended by itself.
+func (s *Server) AwaitEnd() {
+	s.tb.Helper()
+	select {
+	case <-s.ended:
+		s.cmd = nil
+	case <-time.After(startWait):
+		s.tb.Fatalf("mariadbd does not end\n%s", s.Log())
 	}
 }
 
@@ -206,6 +232,15 @@ func (s *Server) Create(tb testing.TB, database string) string {
 	return s.URL(database)
 }
 
+// CreateFor makes an empty database and a user with all rights on it, and none
+// beyond, and returns its URL. The user may be one that there is.
+func (s *Server) CreateFor(tb testing.TB, user, database string) string {
+	tb.Helper()
+	s.Create(tb, database)
+	s.root(fmt.Sprintf("GRANT ALL ON %s.* TO %s@'%%' IDENTIFIED BY '%s'", database, user, Password))
+	return strings.Replace(s.URL(database), "koinon:", user+":", 1)
+}
+
 // Durable says whether the server syncs before it acknowledges a COMMIT, as it
 // does until told otherwise.
 func (s *Server) Durable(tb testing.TB, durable bool) {
@@ -221,7 +256,7 @@ func (s *Server) Durable(tb testing.TB, durable bool) {
 
 // URL names a database of the server.
 func (s *Server) URL(database string) string {
-	return fmt.Sprintf("mysql://koinon:se%%3Acr%%2Fet@127.0.0.1:%d/%s", s.Port, database)
+	return fmt.Sprintf("mysql://koinon:%s@127.0.0.1:%d/%s", Coded, s.Port, database)
 }
 
 // FreePort returns a port of this machine that is free.
