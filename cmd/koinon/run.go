@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -69,6 +70,11 @@ func newRunCommand(p *procsApp) *cobra.Command {
 			return f.check()
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			p := *p
+			p.where = sync.OnceValues(p.where)
+			var meanwhile sync.WaitGroup
+			defer meanwhile.Wait()
+			meanwhile.Go(func() { _, _ = p.where() }) // while the cluster is being reached: who needs it gets the error
 			return p.with(cmd.Context(), func(ctx context.Context, procs *koinon.Procs) error {
 				spec, err := p.jobSpec(ctx, procs, f, args)
 				if err != nil {

@@ -97,11 +97,20 @@ func keepFor(ctx context.Context, tree meta.Client) (time.Duration, error) {
 
 // dial loads the credentials and learns the cluster's map.
 func dial(ctx context.Context, cfg *config.Client, log *slog.Logger) (*cluster.Client, error) {
-	creds, err := auth.LoadCredentials(cfg.TLS.CA, cfg.TLS.Cert, cfg.TLS.Key)
+	c, err := clusterConfig(cfg, log)
 	if err != nil {
 		return nil, err
 	}
-	return cluster.Dial(ctx, cluster.Config{Cluster: cfg.Cluster, Seeds: cfg.Nodes, TLS: creds.ClientTLS(), Timeout: time.Duration(cfg.Timeout), Logger: log})
+	return cluster.Dial(ctx, c)
+}
+
+// clusterConfig loads the credentials and says how to reach the cluster.
+func clusterConfig(cfg *config.Client, log *slog.Logger) (cluster.Config, error) {
+	creds, err := auth.LoadCredentials(cfg.TLS.CA, cfg.TLS.Cert, cfg.TLS.Key)
+	if err != nil {
+		return cluster.Config{}, err
+	}
+	return cluster.Config{Cluster: cfg.Cluster, Seeds: cfg.Nodes, TLS: creds.ClientTLS(), Timeout: time.Duration(cfg.Timeout), Logger: log}, nil
 }
 
 // Keys is a connection to a cluster for its coordination service alone.
