@@ -197,6 +197,10 @@ func (c *Client) OpenConn(id sys.NodeID) *wire.Client {
 	return c.conn(addr, true)
 }
 
+// LeaderAddr is where the node is that led when it last answered, empty when
+// none has.
+func (c *Client) LeaderAddr() string { return c.addrOf(sys.NodeID(c.leader.Load())) }
+
 // Addr is where the map has a node, empty when it has no such node.
 func (c *Client) Addr(id sys.NodeID) string { return c.addrOf(id) }
 
@@ -396,7 +400,7 @@ func (c *Client) retry(ctx context.Context, op sys.Op, try func(ctx context.Cont
 		if addr == "" {
 			c.mu.Lock()
 			c.seed++
-			addr = addrs[c.seed%len(addrs)]
+			addr = addrs[(c.seed-1)%len(addrs)] // the first one first
 			c.mu.Unlock()
 		}
 		hint, err := try(ctx, addr)
