@@ -80,7 +80,7 @@ func (s *Server) prepareOut(l *leadership, a *attempt) {
 		return
 	}
 	if err != nil {
-		a.task.why = fmt.Sprintf("its directory for outputs cannot be made: %v", err)
+		a.task.why = fmt.Sprintf("its directory for outputs cannot be made: %v", forPeople(err))
 		s.giveUp(l, a, 0, a.task.why)
 		return
 	}
