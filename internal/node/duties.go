@@ -19,6 +19,7 @@ import (
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/replica"
 	"github.com/koinon/koinon/internal/sys"
+	"github.com/koinon/koinon/internal/wire"
 )
 
 // placementGroups is how many a new cluster has.
@@ -75,8 +76,7 @@ func (s *server) dialer(id sys.NodeID) func(ctx context.Context, addr string) (n
 		if at := s.peers.Addr(id); at != "" && tries.Add(1)%2 == 1 {
 			addr = at
 		}
-		var d net.Dialer
-		return d.DialContext(ctx, "tcp", addr)
+		return wire.Dial(ctx, addr)
 	}
 }
 

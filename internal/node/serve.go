@@ -75,9 +75,9 @@ func Serve(ctx context.Context, cfg *config.Node, version string, log *slog.Logg
 			return err
 		}
 	}
-	listener, err := listen("listen", cfg.Listen)
+	listener, err := wire.Listen(cfg.Listen)
 	if err != nil {
-		return err
+		return cannotListen("listen", cfg.Listen, err)
 	}
 	defer func() { err = errors.Join(err, s.close(listener)) }()
 	if cfg.Metrics != "" {
@@ -94,13 +94,18 @@ func Serve(ctx context.Context, cfg *config.Node, version string, log *slog.Logg
 // listen opens an address that the configuration gives under a key.
 func listen(key, addr string) (net.Listener, error) {
 	l, err := net.Listen("tcp", addr)
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, sys.E(sys.Op("node.Serve"), sys.Busy, sys.Subject(addr), "the port is in use: end the process that has it (ss -ltnp shows it), or set another `"+key+"` address")
-	}
 	if err != nil {
-		return nil, sys.E(sys.Op("node.Serve"), sys.Invalid, sys.Subject(addr), err)
+		return nil, cannotListen(key, addr, err)
 	}
 	return l, nil
+}
+
+// cannotListen explains why an address cannot be opened.
+func cannotListen(key, addr string, err error) error {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return sys.E(sys.Op("node.Serve"), sys.Busy, sys.Subject(addr), "the port is in use: end the process that has it (ss -ltnp shows it), or set another `"+key+"` address")
+	}
+	return sys.E(sys.Op("node.Serve"), sys.Invalid, sys.Subject(addr), err)
 }
 
 // open makes the parts. What was made is closed by close, also after a failure.

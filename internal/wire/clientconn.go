@@ -110,14 +110,13 @@ func (c *Client) handshake(ctx context.Context, raw net.Conn) (*clientConn, erro
 	// Close must end what follows, and so must the deadline.
 	stop := context.AfterFunc(ctx, func() { _ = raw.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	cork := &corkConn{Conn: raw}
-	t := tls.Client(cork, c.cfg.TLS)
-	if err := t.HandshakeContext(ctx); err != nil {
+	l := newLink(raw, tls.Client, c.cfg.TLS)
+	if err := l.handshake(ctx); err != nil {
 		return nil, explainTLS(err)
 	}
 	// The server speaks first: its preface says that it accepted us, and as
 	// we have sent nothing yet, its refusal cannot get lost.
-	theirs, err := readPreface(t)
+	theirs, err := readPreface(l.tls)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("handshake: %w", ctx.Err())
@@ -125,7 +124,7 @@ func (c *Client) handshake(ctx context.Context, raw net.Conn) (*clientConn, erro
 		return nil, explainTLS(err)
 	}
 	own := preface{newest: versionNewest, oldest: versionOldest, class: c.cfg.Class}
-	if _, err := t.Write(own.encode()); err != nil {
+	if _, err := l.tls.Write(own.encode()); err != nil {
 		return nil, err
 	}
 	if !stop() {
@@ -134,8 +133,8 @@ func (c *Client) handshake(ctx context.Context, raw net.Conn) (*clientConn, erro
 	conn := &clientConn{c: c, raw: raw, born: time.Now(), closed: make(chan struct{}), waiting: make(map[uint64]*call),
 		maxCount: max(1, min(c.cfg.MaxInFlight, int(theirs.maxRequests))),
 		maxBytes: max(MaxFrame+frameSize, min(c.cfg.MaxInFlightBytes, int(theirs.maxBytes)))}
-	conn.w = newWriter(t, cork, conn.kill)
-	conn.dec = newDecoder(t, &c.pool)
+	conn.w = newWriter(l.writer(), l.cork, conn.kill)
+	conn.dec = newDecoder(l.reader(), &c.pool)
 	conn.dec.first = MaxFrame // it answers what we asked
 	return conn, nil
 }

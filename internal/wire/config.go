@@ -78,7 +78,7 @@ type ClientConfig struct {
 	// SendQueueBytes bounds the one-way bytes that wait to be written
 	// (default 32 MiB); Send drops what exceeds it.
 	SendQueueBytes int
-	// Dial replaces the dialer of package net.
+	// Dial replaces the function Dial.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
 }
 
@@ -129,9 +129,6 @@ func (c *ClientConfig) fill() {
 	c.MaxInFlightBytes = max(c.MaxInFlightBytes, MaxFrame+frameSize)
 	or(&c.SendQueueBytes, 32<<20)
 	if c.Dial == nil {
-		var d net.Dialer
-		c.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
-			return d.DialContext(ctx, "tcp", addr)
-		}
+		c.Dial = Dial
 	}
 }

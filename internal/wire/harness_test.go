@@ -3,9 +3,11 @@ package wire_test
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -18,7 +20,32 @@ import (
 	"github.com/koinon/koinon/internal/wire/wirepb"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if name := os.Getenv(squatter); name != "" {
+		squat(name)
+	}
+	goleak.VerifyTestMain(bothWays{m})
+}
+
+// overTCP makes the clients of newWorld leave local sockets alone.
+var overTCP bool
+
+// bothWays runs all tests over local sockets, and again over TCP.
+type bothWays struct{ m *testing.M }
+
+func (b bothWays) Run() int {
+	code := b.m.Run()
+	if code == 0 {
+		overTCP = true
+		code = b.m.Run()
+	}
+	return code
+}
+
+func dialTCP(ctx context.Context, addr string) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, "tcp", addr)
+}
 
 // The methods of the test server.
 const (
@@ -125,12 +152,14 @@ func newWorld(t testing.TB, edit func(*wire.ServerConfig)) *world {
 	return w
 }
 
-func (w *world) listen() string {
-	l := must[net.Listener](w.t)(net.Listen("tcp", "127.0.0.1:0"))
+func (w *world) listen() string { return w.listenAt("127.0.0.1:0") }
+
+func (w *world) listenAt(addr string) string {
+	l := must[*wire.Listener](w.t)(wire.Listen(addr))
 	served := make(chan error, 1)
 	go func() { served <- w.server.Serve(l) }()
 	w.t.Cleanup(func() {
-		if err := <-served; err != nil {
+		if err := errors.Join(w.server.Close(), <-served); err != nil {
 			w.t.Errorf("Serve: %v", err)
 		}
 	})
@@ -195,6 +224,9 @@ func (w *world) clientTo(addr string, edit func(*wire.ClientConfig)) *wire.Clien
 	cfg := wire.ClientConfig{
 		TLS:    nodeCreds(w.t, w.ca, 2).ClientTLS(),
 		Logger: slog.New(slog.DiscardHandler),
+	}
+	if overTCP {
+		cfg.Dial = dialTCP
 	}
 	if edit != nil {
 		edit(&cfg)

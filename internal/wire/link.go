@@ -1,9 +1,61 @@
 package wire
 
 import (
+	"context"
+	"crypto/tls"
+	"io"
 	"net"
 	"sync"
 )
+
+// link is a connection from its handshake on. Over TCP everything passes through TLS; over a local socket the handshake and the
+// prefaces do, and what follows does not.
+type link struct {
+	raw  net.Conn
+	tls  *tls.Conn
+	cork *corkConn // nil over a local socket
+}
+
+// newLink prepares a connection; side is tls.Client or tls.Server.
+func newLink(raw net.Conn, side func(net.Conn, *tls.Config) *tls.Conn, cfg *tls.Config) link {
+	if c, ok := raw.(*net.UnixConn); ok {
+		widen(c)
+		return link{raw: raw, tls: side(&recordReader{Conn: raw}, localTLS(cfg))}
+	}
+	cork := &corkConn{Conn: raw}
+	return link{raw: raw, tls: side(cork, cfg), cork: cork}
+}
+
+func (l link) handshake(ctx context.Context) error {
+	if err := l.tls.HandshakeContext(ctx); err != nil || l.cork != nil {
+		return err
+	}
+	return checkProtocol(l.tls.ConnectionState())
+}
+
+// reader is where frames come from.
+func (l link) reader() io.Reader {
+	if l.cork == nil {
+		return l.raw
+	}
+	return l.tls
+}
+
+// writer is where frames go.
+func (l link) writer() io.Writer {
+	if l.cork == nil {
+		return l.raw
+	}
+	return l.tls
+}
+
+// peerAddr is the network address of a connection's other end.
+func peerAddr(c net.Conn) string {
+	if isLocal(c) {
+		return localHost
+	}
+	return c.RemoteAddr().String()
+}
 
 // maxCork is how many bytes of ciphertext are gathered before they are written.
 const maxCork = 320 << 10

@@ -82,8 +82,26 @@ func (s *Server) HandleFast(m Method, h HandlerFunc) { s.register(m, entry{fast:
 func (s *Server) HandleOneWay(m Method, h func(req *Request)) { s.register(m, entry{oneWay: h}) }
 
 // Serve accepts connections from l until Close, and then returns nil. It
-// closes l. It may be called for several listeners.
+// closes l. It may be called for several listeners. With a Listener of this
+// package peers on the same machine use a local socket.
 func (s *Server) Serve(l net.Listener) error {
+	both, ok := l.(*Listener)
+	if !ok {
+		return s.serve(l)
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	if both.local != nil {
+		wg.Go(func() {
+			if err := s.serve(both.local); err != nil {
+				s.cfg.Logger.Warn("peers on this machine use TCP from now on", "err", err)
+			}
+		})
+	}
+	return s.serve(both.Listener)
+}
+
+func (s *Server) serve(l net.Listener) error {
 	const op = sys.Op("wire.Serve")
 	s.mu.Lock()
 	if s.closing {
@@ -154,7 +172,7 @@ func (s *Server) accept(c net.Conn) {
 	if s.closing || full {
 		s.mu.Unlock()
 		if full {
-			s.cfg.Logger.Warn("connection refused: too many", "peer", c.RemoteAddr().String(), "max", s.cfg.MaxConns)
+			s.cfg.Logger.Warn("connection refused: too many", "peer", peerAddr(c), "max", s.cfg.MaxConns)
 		}
 		s.logClose(c.Close())
 		return
@@ -184,7 +202,7 @@ func (s *Server) serveConn(c net.Conn) {
 	s.mu.Unlock()
 	if err != nil || closing {
 		if err != nil && !closing {
-			s.cfg.Logger.Warn("connection refused", "peer", c.RemoteAddr().String(), "err", err)
+			s.cfg.Logger.Warn("connection refused", "peer", peerAddr(c), "err", err)
 		}
 		if sc != nil {
 			sc.cancel()

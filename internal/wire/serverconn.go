@@ -64,12 +64,11 @@ func (s *Server) greet(c net.Conn) (*serverConn, error) {
 	if err := c.SetDeadline(time.Now().Add(s.cfg.HandshakeTimeout)); err != nil {
 		return nil, err
 	}
-	cork := &corkConn{Conn: c}
-	t := tls.Server(cork, s.cfg.TLS)
-	if err := t.HandshakeContext(ctx); err != nil {
+	l := newLink(c, tls.Server, s.cfg.TLS)
+	if err := l.handshake(ctx); err != nil {
 		return nil, explainTLS(err)
 	}
-	peer, err := s.cfg.Identify(t.ConnectionState())
+	peer, err := s.cfg.Identify(l.tls.ConnectionState())
 	if err != nil {
 		return nil, err
 	}
@@ -78,21 +77,21 @@ func (s *Server) greet(c net.Conn) (*serverConn, error) {
 	}
 	own := preface{newest: versionNewest, oldest: versionOldest,
 		maxRequests: uint32(s.cfg.MaxInFlight), maxBytes: uint32(s.cfg.MaxInFlightBytes)}
-	if _, err := t.Write(own.encode()); err != nil {
+	if _, err := l.tls.Write(own.encode()); err != nil {
 		return nil, err
 	}
-	theirs, err := readPreface(t)
+	theirs, err := readPreface(l.tls)
 	if err != nil {
 		return nil, explainTLS(err)
 	}
 	if err := c.SetDeadline(time.Time{}); err != nil {
 		return nil, err
 	}
-	sc := &serverConn{s: s, raw: c, peer: peer, addr: c.RemoteAddr().String(), class: theirs.class,
+	sc := &serverConn{s: s, raw: c, peer: peer, addr: peerAddr(c), class: theirs.class,
 		gone: make(chan struct{}), calls: make(map[uint64]*serverCall)}
 	sc.ctx, sc.cancel = context.WithCancel(s.ctx)
-	sc.w = newWriter(t, cork, sc.kill)
-	sc.dec = newDecoder(t, &s.pool)
+	sc.w = newWriter(l.writer(), l.cork, sc.kill)
+	sc.dec = newDecoder(l.reader(), &s.pool)
 	sc.dec.idle = sc.w.flush
 	sc.dec.admit = sc.admit
 	if sc.stranger() {

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"io"
+	"net"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -58,6 +59,9 @@ type writer struct {
 	// beat counts finished writes; busy says that one is under way.
 	beat atomic.Uint64
 	busy atomic.Bool
+
+	bufs [2][]byte // of vec: the owner's
+	vec  net.Buffers
 
 	mu         sync.Mutex
 	room       sync.Cond
@@ -354,8 +358,11 @@ func (w *writer) write(buf, seg []byte) error {
 	if cork {
 		w.corker.cork()
 	}
-	_, err := w.conn.Write(buf)
-	if err == nil && len(seg) > 0 {
+	var err error
+	if w.corker == nil && len(seg) > 0 {
+		w.vec = append(w.bufs[:0], buf, seg) // one writev(2)
+		_, err = w.vec.WriteTo(w.conn)
+	} else if _, err = w.conn.Write(buf); err == nil && len(seg) > 0 {
 		_, err = w.conn.Write(seg)
 	}
 	if cork {
