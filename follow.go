@@ -102,7 +102,14 @@ const (
 // run learns the news until what is followed has ended. The output may still
 // be under way.
 func (f *follow) run(ctx context.Context) (*Job, error) {
-	for version := uint64(0); ; {
+	version := uint64(0)
+	if f.spec = f.p.submitted(f.name.Job); f.spec != nil {
+		version = proc.FirstVersion // what there is to know of it at first is known
+		if err := f.check(); err != nil {
+			return nil, err
+		}
+	}
+	for {
 		r, err := f.p.c.Wait(ctx, &procpb.WaitRequest{Job: f.name.Job, Version: version, WaitNs: int64(newsWait), Tasks: true})
 		if err != nil {
 			return nil, err

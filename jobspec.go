@@ -112,7 +112,7 @@ func (p *Procs) spec(ctx context.Context, s *JobSpec) (*procpb.Spec, error) {
 	out := &procpb.Spec{
 		Name: s.Name, Argv: s.Command, Env: s.Env, Dir: s.Dir, Each: &procpb.Resources{CpuMilli: int64(math.Round(want * milli)), Memory: s.Memory},
 		Size: uint32(max(1, s.Size)), On: s.Nodes, Pack: s.Pack, TimeoutNs: int64(s.Timeout), GraceNs: int64(s.Grace), Retries: uint32(s.Retries),
-		Out: s.Out, Stdin: s.Stdin, User: submitter(), AtOnce: uint32(s.AtOnce),
+		Out: s.Out, Stdin: s.Stdin, User: p.user(), AtOnce: uint32(s.AtOnce),
 	}
 	for k, v := range s.Labels {
 		out.Want = append(out.Want, &procpb.Label{Key: k, Value: v})

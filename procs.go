@@ -22,9 +22,14 @@ type Procs struct {
 	c     ProcClient
 	open  func(ctx context.Context) (*Client, error)
 	close func() error
+	user  func() *procpb.User // who submits
 
 	mu   sync.Mutex
-	tree *Client // nil until it is needed
+	tree *Client  // nil until it is needed
+	last struct { // the job submitted last, which is followed often
+		id   uint64
+		spec *procpb.Spec
+	}
 }
 
 // ProcClient is what Procs needs of the cluster.
@@ -42,25 +47,27 @@ type ProcClient interface {
 
 var _ ProcClient = (*proc.Client)(nil)
 
-// OpenProcs reaches the cluster through any of its nodes. It opens no session.
+// OpenProcs begins to reach the cluster, through any of its nodes, and waits for
+// nobody: the first request tells whether it can be reached. It opens no session.
 // Close ends it; jobs go on.
-func OpenProcs(ctx context.Context, opt Options) (*Procs, error) {
+func OpenProcs(_ context.Context, opt Options) (*Procs, error) {
 	cfg, opt, err := opt.load()
 	if err != nil {
 		return nil, err
 	}
-	conn, err := node.ConnectProcs(ctx, cfg, opt.Logger)
+	conn, err := node.ConnectProcs(cfg, opt.Logger)
 	if err != nil {
 		return nil, err
 	}
-	return &Procs{c: conn.Client, close: conn.Close, open: func(ctx context.Context) (*Client, error) { return Open(ctx, opt) }}, nil
+	return &Procs{c: conn.Client, close: conn.Close, user: sync.OnceValue(submitter),
+		open: func(ctx context.Context) (*Client, error) { return Open(ctx, opt) }}, nil
 }
 
 // NewProcs returns a Procs over a table and a tree that are there already; its
 // Close leaves both alone. It is for Koinon's own programs and tests; others
 // call OpenProcs.
 func NewProcs(c ProcClient, tree *Client) *Procs {
-	return &Procs{c: c, tree: tree, close: func() error { return nil }}
+	return &Procs{c: c, tree: tree, close: func() error { return nil }, user: submitter}
 }
 
 // Tree is the tree of the same cluster. It is opened when it is first asked
@@ -97,7 +104,24 @@ func (p *Procs) Submit(ctx context.Context, s JobSpec) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return p.c.Submit(ctx, spec)
+	id, err := p.c.Submit(ctx, spec)
+	if err != nil {
+		return 0, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.last.id, p.last.spec = id, spec
+	return id, nil
+}
+
+// submitted is what a job was submitted with here; nil when that is not known.
+func (p *Procs) submitted(id uint64) *procpb.Spec {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.last.id != id {
+		return nil
+	}
+	return p.last.spec
 }
 
 // ListJobs says which jobs to list. The zero value lists those that have not

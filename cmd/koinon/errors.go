@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/spf13/pflag"
 
@@ -85,13 +86,13 @@ func flagError(err error) error {
 }
 
 // hinted is a command of this program in a message: `koinon ...`.
-var hinted = regexp.MustCompile("`koinon (dev )?([a-z]+)([^`]*)`")
+var hinted = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile("`koinon (dev )?([a-z]+)([^`]*)`") })
 
 // hint completes the commands that a message advises with the flags by which
 // the user chose the cluster, so that they can be typed as they stand.
 func (a *app) hint(msg string) string {
-	return hinted.ReplaceAllStringFunc(msg, func(cmd string) string {
-		m := hinted.FindStringSubmatch(cmd)
+	return hinted().ReplaceAllStringFunc(msg, func(cmd string) string {
+		m := hinted().FindStringSubmatch(cmd)
 		flag := ""
 		switch {
 		case m[1] == "" && m[2] == "dev": // any command of it
@@ -108,11 +109,11 @@ func (a *app) hint(msg string) string {
 }
 
 // plainWord is what a shell takes as it stands.
-var plainWord = regexp.MustCompile(`^[A-Za-z0-9_@%+=:,./~-]+$`)
+var plainWord = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z0-9_@%+=:,./~-]+$`) })
 
 // quoted writes a word for a shell.
 func quoted(word string) string {
-	if plainWord.MatchString(word) {
+	if plainWord().MatchString(word) {
 		return word
 	}
 	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"

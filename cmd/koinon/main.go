@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"github.com/koinon/koinon/internal/engine"
 )
 
@@ -30,11 +32,12 @@ const sameSignal = 500 * time.Millisecond
 // command's context ends at the first signal that asks to stop; a second one,
 // sameSignal later, kills the process.
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
+	a := &app{in: in, out: out, err: errOut}
+	made := make(chan *cobra.Command, 1)
+	go func() { made <- newRootCommand(a) }() // meanwhile: both take a while, and short commands should be quick
 	ctx, release := untilSignal(ctx, sameSignal)
 	defer release()
-
-	a := &app{in: in, out: out, err: errOut}
-	root := newRootCommand(a)
+	root := <-made
 	root.SetArgs(args)
 	root.SetIn(in)
 	root.SetOut(out)

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -53,9 +55,10 @@ func (a *app) print(value any, table func(w io.Writer)) error {
 		enc.SetEscapeHTML(false)
 		return enc.Encode(value)
 	}
-	w := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', tabwriter.StripEscape)
+	out := bufio.NewWriter(a.out) // a tabwriter writes each cell by itself
+	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', tabwriter.StripEscape)
 	table(w)
-	return w.Flush()
+	return errors.Join(w.Flush(), out.Flush())
 }
 
 // row writes one row of a table.

@@ -722,3 +722,10 @@ func TestTaggedLongLines(t *testing.T) {
 		t.Errorf("the error is %v", err)
 	}
 }
+
+func TestPsRefusesNegativeLimit(t *testing.T) {
+	j := newJobs(t)
+	if out, errOut, code := j.runs("ps", "--limit", "-1"); code != 2 || out != "" || !strings.Contains(errOut, "--limit is -1: give how many") {
+		t.Errorf("exit %d, %q, %q", code, out, errOut)
+	}
+}

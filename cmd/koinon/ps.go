@@ -25,6 +25,9 @@ first that failed.`,
 		Example: "  koinon ps\n  koinon ps -a -u ada --limit 20\n  koinon ps -o json",
 		Args:    arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if opt.Limit < 0 {
+				return &usageError{cmd: cmd.CommandPath(), err: fmt.Errorf("--limit is %d: give how many jobs to list, 0 for all", opt.Limit)}
+			}
 			return p.with(cmd.Context(), func(ctx context.Context, procs *koinon.Procs) error {
 				jobs, err := allJobs(ctx, procs, opt)
 				if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -69,6 +70,11 @@ func newRunCommand(p *procsApp) *cobra.Command {
 			return f.check()
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			p := *p
+			p.where = sync.OnceValues(p.where)
+			var meanwhile sync.WaitGroup
+			defer meanwhile.Wait()
+			meanwhile.Go(func() { _, _ = p.where() }) // while the cluster is being reached: who needs it gets the error
 			return p.with(cmd.Context(), func(ctx context.Context, procs *koinon.Procs) error {
 				spec, err := p.jobSpec(ctx, procs, f, args)
 				if err != nil {
@@ -93,7 +99,7 @@ func newRunCommand(p *procsApp) *cobra.Command {
 	flags.StringVar(&f.name, "name", "", "call the job `S` in lists")
 	flags.StringArrayVar(&f.env, "env", nil, "set a variable, `K=V`, or pass on this shell's, K; may be repeated")
 	flags.StringVarP(&f.dir, "directory", "C", "", "working directory, a `PATH` in the tree")
-	flags.DurationVar(&f.timeout, "timeout", 0, "stop a task after `TIME`, such as 10m; 0 is never")
+	flags.DurationVar(&f.timeout, "timeout", 0, "stop a task `TIME` after its start, such as 10m; 0 is never")
 	flags.DurationVar(&f.grace, "grace", 0, "`TIME` from SIGTERM to SIGKILL; 0 is 10s")
 	flags.IntVar(&f.retries, "retries", 0, "try a task that fails or is lost up to `K` times more")
 	flags.StringVar(&f.array, "array", "", "a task for each index of `FIRST-LAST`; FIRST-LAST%N runs at most N at once")

@@ -60,16 +60,45 @@ type connKey struct {
 // Dial learns the map from any seed. It tries until ctx is done.
 func Dial(ctx context.Context, cfg Config) (*Client, error) {
 	if len(cfg.Seeds) == 0 {
-		return nil, sys.E(sys.Op("cluster.Dial"), sys.Invalid, "no node address is given: add `nodes` to the client configuration")
+		return nil, errNoSeeds("cluster.Dial")
 	}
 	c := New(cfg)
 	if err := c.Refresh(ctx); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
+	c.start()
+	return c, nil
+}
+
+// Reach is Dial for those who soon ask the leader for something: it waits for
+// nobody, and the map is learned beside the first request. Until then there is
+// none. That no node can be reached is the error of that request.
+func Reach(cfg Config) (*Client, error) {
+	if len(cfg.Seeds) == 0 {
+		return nil, errNoSeeds("cluster.Reach")
+	}
+	c := New(cfg)
+	c.conn(cfg.Seeds[0], false).Connect() // so that both ask the same node
+	c.start(c.Refresh)
+	return c, nil
+}
+
+func errNoSeeds(op sys.Op) error {
+	return sys.E(op, sys.Invalid, "no node address is given: add `nodes` to the client configuration")
+}
+
+// start follows the map until Close, after some things done first.
+func (c *Client) start(first ...func(context.Context) error) {
 	following, stop := context.WithCancel(context.Background())
 	c.stop = stop
-	c.work.Go(func() { c.follow(following) })
-	return c, nil
+	c.work.Go(func() {
+		for _, do := range first {
+			if err := do(following); err != nil {
+				c.cfg.Logger.Debug("the map is not learned", "err", err)
+			}
+		}
+		c.follow(following)
+	})
 }
 
 // followEvery is how often a client looks for a newer map: the nodes that it
@@ -167,6 +196,10 @@ func (c *Client) OpenConn(id sys.NodeID) *wire.Client {
 	}
 	return c.conn(addr, true)
 }
+
+// LeaderAddr is where the node is that led when it last answered, empty when
+// none has.
+func (c *Client) LeaderAddr() string { return c.addrOf(sys.NodeID(c.leader.Load())) }
 
 // Addr is where the map has a node, empty when it has no such node.
 func (c *Client) Addr(id sys.NodeID) string { return c.addrOf(id) }
@@ -367,7 +400,7 @@ func (c *Client) retry(ctx context.Context, op sys.Op, try func(ctx context.Cont
 		if addr == "" {
 			c.mu.Lock()
 			c.seed++
-			addr = addrs[c.seed%len(addrs)]
+			addr = addrs[(c.seed-1)%len(addrs)] // the first one first
 			c.mu.Unlock()
 		}
 		hint, err := try(ctx, addr)
@@ -378,8 +411,8 @@ func (c *Client) retry(ctx context.Context, op sys.Op, try func(ctx context.Cont
 			failed[addr] = err
 		}
 		hinted := c.addrOf(hint)
-		if hinted != "" && failed[hinted] != nil && c.Learn(ctx, addr) == nil {
-			hinted = c.addrOf(hint) // the leader may have moved
+		if hint != 0 && (hinted == "" || failed[hinted] != nil) && c.Learn(ctx, addr) == nil {
+			hinted = c.addrOf(hint) // it is new, or it has moved
 		}
 		moved := hinted != "" && hinted != addr
 		next = hinted
@@ -397,17 +430,24 @@ func (c *Client) retry(ctx context.Context, op sys.Op, try func(ctx context.Cont
 	}
 }
 
-// connected is one of the addresses to which there is a connection already, ""
-// for none: setting one up costs more than an answer that another node leads.
+// connected is one of the addresses to which there is a connection already, or
+// will be soon, "" for none: setting one up costs more than an answer that
+// another node leads.
 func (c *Client) connected(addrs []string) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	soon := ""
 	for _, addr := range addrs {
-		if w := c.conns[connKey{addr, false}]; w != nil && w.Connected() {
+		w := c.conns[connKey{addr, false}]
+		switch {
+		case w == nil:
+		case w.Connected():
 			return addr
+		case soon == "" && w.Connecting():
+			soon = addr
 		}
 	}
-	return ""
+	return soon
 }
 
 // NobodyAnswers is the advice where no node has told who the others are.

@@ -119,3 +119,30 @@ func TestFewConnections(t *testing.T) {
 		}
 	}
 }
+
+// Who begins to reach a cluster waits for nobody: the first request goes out
+// beside the one for the map, on the same connection; and who leads elsewhere is
+// found without a map at hand.
+func TestReach(t *testing.T) {
+	for leader := uint64(1); leader <= 3; leader++ {
+		ns := startNodes(t, 3, leader)
+		c, err := Reach(Config{Cluster: "test", Seeds: ns.seeds, TLS: ns.client.ClientTLS(), Timeout: 10 * time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := c.CallLeader(t.Context(), methodWho, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Release()
+		if n, want := ns.connected.Load(), min(int64(leader), 2); n != want {
+			t.Errorf("n%d leads: %d connections, expected %d", leader, n, want)
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := Reach(Config{Cluster: "test"}); !sys.Is(err, sys.Invalid) {
+		t.Errorf("without an address: %v", err)
+	}
+}

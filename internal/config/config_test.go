@@ -82,6 +82,22 @@ func TestLoadNode(t *testing.T) {
 }
 
 // TestProc: what a node gives to processes, read and kept.
+// Words are what their messages say.
+func TestWords(t *testing.T) {
+	long := strings.Repeat("x", 63)
+	for s, want := range map[string]bool{"a": true, "Z9": true, "0-._": true, long: true, long + "y": true, long + "yz": false, "": false,
+		"-a": false, ".a": false, "a b": false, "a/b": false, "\u00e4": false, "a\n": false} {
+		if got := clusterName(s); got != want {
+			t.Errorf("cluster %q: %v", s, got)
+		}
+	}
+	for s, want := range map[string]bool{"r/7": true, "a_b": true, long: true, long + "y": false, "/r": false, "": false, "a:b": false} {
+		if got := labelWord(s); got != want {
+			t.Errorf("label %q: %v", s, got)
+		}
+	}
+}
+
 func TestProc(t *testing.T) {
 	path := write(t, nodeTOML+"\n[proc]\ncpus = 1.5\nmemory = \"2GiB\"\nlabels = { gpu = \"a100\", rack = \"r/7\" }\n")
 	want := Proc{CPUs: 1.5, Memory: 2 * GiB, Labels: map[string]string{"gpu": "a100", "rack": "r/7"}}

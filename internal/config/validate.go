@@ -4,16 +4,29 @@ import (
 	"fmt"
 	"maps"
 	"net"
-	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/koinon/koinon/internal/sys"
 )
 
-// clusterName is what a cluster may be called: it stands in certificates and
-// in names of files.
-var clusterName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+// isWord says that s is made of at most so many letters, digits and marks, and
+// begins with a letter or a digit. A regular expression for it would take each
+// start of the program a while.
+func isWord(s string, most int, marks string) bool {
+	for i, c := range []byte(s) {
+		alnum := '0' <= c && c <= '9' || 'A' <= c && c <= 'Z' || 'a' <= c && c <= 'z'
+		if !alnum && (i == 0 || strings.IndexByte(marks, c) < 0) {
+			return false
+		}
+	}
+	return s != "" && len(s) <= most
+}
+
+// clusterName says whether a cluster may be called so: the name stands in
+// certificates and in names of files.
+func clusterName(s string) bool { return isWord(s, 64, "._-") }
 
 // maxReplicas bounds the copies of a block.
 const maxReplicas = 9
@@ -59,8 +72,8 @@ func (n *Node) Validate() error {
 	)
 }
 
-// labelWord is what keys and values of labels are made of.
-var labelWord = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$`)
+// labelWord says whether a key or a value of a label may be so.
+func labelWord(s string) bool { return isWord(s, 63, "._/-") }
 
 // cpusMax bounds what a node says that it has.
 const cpusMax = 1 << 16
@@ -73,7 +86,7 @@ func (p Proc) check() string {
 		return fmt.Sprintf(`"proc.cpus" is %v: give at least 0.001, or "off = true" to keep processes away`, p.CPUs)
 	}
 	for _, k := range slices.Sorted(maps.Keys(p.Labels)) {
-		if v := p.Labels[k]; !labelWord.MatchString(k) || !labelWord.MatchString(v) {
+		if v := p.Labels[k]; !labelWord(k) || !labelWord(v) {
 			return fmt.Sprintf(`"proc.labels" has %q = %q: use 1 to 63 letters, digits, '.', '_', '/' and '-' for each, the first a letter or a digit`, k, v)
 		}
 	}
@@ -141,7 +154,7 @@ func checkCluster(name string) string {
 	switch {
 	case name == "":
 		return `"cluster" is missing: give the cluster's name, the same on all its nodes`
-	case !clusterName.MatchString(name):
+	case !clusterName(name):
 		return fmt.Sprintf(`"cluster" is %q: use 1 to 64 letters, digits, '.', '_' and '-', the first a letter or a digit`, name)
 	}
 	return ""

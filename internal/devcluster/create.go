@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 
 	"github.com/koinon/koinon/internal/auth"
 	"github.com/koinon/koinon/internal/config"
@@ -23,7 +24,9 @@ import (
 const creating = "creating"
 
 // ours matches what a cluster keeps in its directory.
-var ours = regexp.MustCompile(`^(dev\.toml|creating|lock|watch|ca|ca\.crt|client\.(toml|crt|key)|n[1-9][0-9]?|mount|mnt|\.koinon-.*)$`)
+var ours = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(dev\.toml|creating|lock|watch|ca|ca\.crt|client\.(toml|crt|key)|n[1-9][0-9]?|mount|mnt|\.koinon-.*)$`)
+})
 
 // checkNewDir refuses a directory that holds something else. It may be
 // missing, or hold what a cut short attempt has left.
@@ -204,7 +207,7 @@ func removeState(dir string) error {
 		name := e.Name()
 		path := filepath.Join(dir, name)
 		switch {
-		case !ours.MatchString(name) || name == "lock" || name == "watch":
+		case !ours().MatchString(name) || name == "lock" || name == "watch":
 		case name == "mnt":
 			// The user's own files in an unmounted mount point stay.
 			if err := os.Remove(path); err != nil && !isNotEmpty(err) {

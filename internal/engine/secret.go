@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -81,9 +82,9 @@ func (r Ref) Load() (*URL, error) {
 var (
 	// userinfo is what may hold a password: greedy, because a password whose
 	// special characters are not coded may hold anything but white space.
-	userinfo = regexp.MustCompile(`://([^\s:/@,]*):\S*@`)
+	userinfo = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`://([^\s:/@,]*):\S*@`) })
 	// passwordParam is a parameter that holds one.
-	passwordParam = regexp.MustCompile(`(?i)([?&][^\s=&]*password=)[^\s&]+`)
+	passwordParam = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?i)([?&][^\s=&]*password=)[^\s&]+`) })
 )
 
 // Redact returns text with the passwords of the URLs in it replaced by stars.
@@ -92,8 +93,8 @@ func Redact(text string) string {
 	if !strings.Contains(text, "://") {
 		return text
 	}
-	text = userinfo.ReplaceAllString(text, "://$1:"+stars+"@")
-	return passwordParam.ReplaceAllString(text, "${1}"+stars)
+	text = userinfo().ReplaceAllString(text, "://$1:"+stars+"@")
+	return passwordParam().ReplaceAllString(text, "${1}"+stars)
 }
 
 // TLS returns how to speak TLS to the engine: ca, cert, key and server-name

@@ -97,11 +97,21 @@ func keepFor(ctx context.Context, tree meta.Client) (time.Duration, error) {
 
 // dial loads the credentials and learns the cluster's map.
 func dial(ctx context.Context, cfg *config.Client, log *slog.Logger) (*cluster.Client, error) {
-	creds, err := auth.LoadCredentials(cfg.TLS.CA, cfg.TLS.Cert, cfg.TLS.Key)
+	c, err := clusterConfig(cfg, log)
 	if err != nil {
 		return nil, err
 	}
-	return cluster.Dial(ctx, cluster.Config{Cluster: cfg.Cluster, Seeds: cfg.Nodes, TLS: creds.ClientTLS(), Timeout: time.Duration(cfg.Timeout), Logger: log})
+	return cluster.Dial(ctx, c)
+}
+
+// clusterConfig loads the credentials and says how to reach the cluster.
+func clusterConfig(cfg *config.Client, log *slog.Logger) (cluster.Config, error) {
+	creds, err := auth.LoadCredentials(cfg.TLS.CA, cfg.TLS.Cert, cfg.TLS.Key)
+	if err != nil {
+		return cluster.Config{}, err
+	}
+	return cluster.Config{Cluster: cfg.Cluster, Seeds: leaderFirst(cfg.Cluster, cfg.Nodes), TLS: creds.ClientTLS(),
+		Timeout: time.Duration(cfg.Timeout), Logger: log}, nil
 }
 
 // Keys is a connection to a cluster for its coordination service alone.
@@ -123,7 +133,7 @@ func ConnectKeys(ctx context.Context, cfg *config.Client, log *slog.Logger) (*Ke
 
 // Close ends the client's session and the connections.
 func (k *Keys) Close(ctx context.Context) error {
-	return errors.Join(k.Client.Close(ctx), k.cluster.Close())
+	return errors.Join(k.Client.Close(ctx), leave(k.cluster))
 }
 
 func sessionName() string {
@@ -174,5 +184,5 @@ func (c *Client) closeBlocks() error {
 
 // Close writes out what is buffered, ends the session and the connections.
 func (c *Client) Close(ctx context.Context) error {
-	return errors.Join(c.fs.Close(ctx), c.closeBlocks(), c.tree.Close(ctx), c.cluster.Close())
+	return errors.Join(c.fs.Close(ctx), c.closeBlocks(), c.tree.Close(ctx), leave(c.cluster))
 }

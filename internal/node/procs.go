@@ -1,7 +1,6 @@
 package node
 
 import (
-	"context"
 	"log/slog"
 
 	"github.com/koinon/koinon/internal/cluster"
@@ -16,10 +15,14 @@ type Procs struct {
 	cluster *cluster.Client
 }
 
-// ConnectProcs reaches the cluster through any of the configured nodes. Close
-// ends the connection.
-func ConnectProcs(ctx context.Context, cfg *config.Client, log *slog.Logger) (*Procs, error) {
-	cc, err := dial(ctx, cfg, log)
+// ConnectProcs begins to reach the cluster, through any of the configured nodes:
+// the first request tells whether it can be reached. Close ends the connection.
+func ConnectProcs(cfg *config.Client, log *slog.Logger) (*Procs, error) {
+	c, err := clusterConfig(cfg, log)
+	if err != nil {
+		return nil, err
+	}
+	cc, err := cluster.Reach(c)
 	if err != nil {
 		return nil, err
 	}
@@ -27,4 +30,4 @@ func ConnectProcs(ctx context.Context, cfg *config.Client, log *slog.Logger) (*P
 }
 
 // Close ends the connections.
-func (p *Procs) Close() error { return p.cluster.Close() }
+func (p *Procs) Close() error { return leave(p.cluster) }

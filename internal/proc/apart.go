@@ -29,7 +29,7 @@ func (s *Server) publishApart(ctx context.Context, e *procpb.Ended) error {
 		f := files{treeNow{ctx, s.opt.Tree}}
 		if err := f.publish(spec, t, outOfItem(spec, Item(spec, t.Index))); err != nil {
 			r.Process.ExitCode = ExitTrouble
-			note(r.Process, "its outputs could not appear: "+err.Error())
+			note(r.Process, "its outputs could not appear: "+forPeople(err).Error())
 		}
 	}
 	return nil

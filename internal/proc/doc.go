@@ -70,6 +70,9 @@ const (
 	Retention = 7 * 24 * time.Hour
 )
 
+// FirstVersion is the Version of a job that has just been submitted.
+const FirstVersion = 1
+
 // Exit codes of a process that was not run, as env(1) and the shell have them.
 const (
 	ExitTrouble   = 125 // Koinon itself could not

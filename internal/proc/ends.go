@@ -153,7 +153,7 @@ func (c *command) finish(j *procpb.Job, t *procpb.Task) {
 	if state == procpb.State_EXITED && spec.Out != "" {
 		if err := c.publish(spec, t); err != nil {
 			state, t.ExitCode = procpb.State_FAILED, ExitTrouble
-			t.Why = fmt.Sprintf("its outputs could not appear as %s: %v", outOfItem(spec, c.item(spec, t.Job, t.Index)), err)
+			t.Why = fmt.Sprintf("its outputs could not appear as %s: %v", outOfItem(spec, c.item(spec, t.Job, t.Index)), forPeople(err))
 		}
 	}
 	if state == procpb.State_LOST {
@@ -169,6 +169,20 @@ func (c *command) finish(j *procpb.Job, t *procpb.Task) {
 		return
 	}
 	c.setTask(j, t, state)
+}
+
+// forPeople is an error without the names of operations, which are ours.
+func forPeople(err error) error {
+	e, ok := err.(*sys.Error)
+	if !ok {
+		return err
+	}
+	plain := *e
+	plain.Op = ""
+	if plain.Err != nil {
+		plain.Err = forPeople(plain.Err)
+	}
+	return &plain
 }
 
 // verdict is how a task ended, and the process that says why: the first that

@@ -573,3 +573,87 @@ func (x *table) checkCounts(t *rapid.T, jobs []uint64) {
 		t.Fatalf("rows are missing for what runs: %x", slices.Collect(maps.Keys(on)))
 	}
 }
+
+// A page of a listing holds what one answer may, and the next one goes on
+// behind it.
+func TestListPages(t *testing.T) {
+	x := newTable(t)
+	const jobs = 12
+	for range jobs {
+		x.submit(specOf(func(s *procpb.Spec) { s.Argv = []string{"echo", strings.Repeat("x", 900_000)} }))
+	}
+	var got []uint64
+	for below := uint64(0); ; {
+		r, err := list(x.rows, &procpb.ListRequest{Below: below})
+		if err != nil || len(r.Jobs) == 0 || proto.Size(r) > listBytes+SpecMax {
+			t.Fatalf("a page of %d jobs and %d bytes, %v", len(r.Jobs), proto.Size(r), err)
+		}
+		for _, i := range r.Jobs {
+			got = append(got, i.Job.Id)
+		}
+		if !r.More {
+			break
+		}
+		below = got[len(got)-1]
+	}
+	want := make([]uint64, 0, jobs)
+	for id := uint64(jobs); id > 0; id-- {
+		want = append(want, id)
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("listed %v", got)
+	}
+}
+
+// Jobs that stand side by side are read together, and so are those with gaps
+// one by one: both tell the same.
+func TestListReadsTogether(t *testing.T) {
+	x := newTable(t)
+	for range 300 {
+		x.submit(specOf())
+	}
+	gets := 0
+	counted := counting{x.rows, &gets}
+	dense, err := list(counted, &procpb.ListRequest{})
+	if err != nil || len(dense.Jobs) != 300 || dense.More {
+		t.Fatalf("%d jobs, more %v, %v", len(dense.Jobs), dense.More, err)
+	}
+	if gets > 10 {
+		t.Errorf("300 jobs side by side took %d reads of single rows", gets)
+	}
+	for id := uint64(1); id <= 300; id++ {
+		if id%3 != 0 {
+			x.must(&procpb.Command{Op: &procpb.Command_Kill{Kill: &procpb.Kill{Job: id, Signal: 9, By: "t"}}})
+		}
+	}
+	sparse, err := list(counted, &procpb.ListRequest{})
+	if err != nil || len(sparse.Jobs) != 100 {
+		t.Fatalf("%d jobs with gaps, %v", len(sparse.Jobs), err)
+	}
+	for _, i := range sparse.Jobs {
+		if want := dense.Jobs[300-i.Job.Id]; !proto.Equal(i, want) {
+			t.Errorf("read by itself it is %v, with its neighbours %v", i, want)
+		}
+	}
+}
+
+// counting counts reads of single rows.
+type counting struct {
+	rows
+	gets *int
+}
+
+func (c counting) Get(k []byte) ([]byte, error) {
+	*c.gets++
+	return c.rows.Get(k)
+}
+
+// People are told what is wrong, not in which operation of ours.
+func TestForPeople(t *testing.T) {
+	inner := sys.E(sys.Op("meta.Rename"), sys.Exist, sys.Subject("out"), "it is there")
+	for _, err := range []error{inner, sys.E(sys.Op("proc.publish"), inner)} {
+		if text := forPeople(err).Error(); strings.Contains(text, "meta.") || strings.Contains(text, "proc.") || !strings.Contains(text, "it is there") || !sys.Is(forPeople(err), sys.Exist) {
+			t.Errorf("told as %q", text)
+		}
+	}
+}

@@ -15,12 +15,28 @@ import (
 	"github.com/koinon/koinon/internal/sys"
 )
 
-// plan starts what can be started. The caller holds mu.
+// planShare bounds planning to one part in so many of the time: a plan over a
+// long queue takes a while.
+const planShare = 5
+
+// plan starts what can be started, at once or as soon as there may be another
+// plan. The caller holds mu.
 func (s *Server) plan(l *leadership, now time.Duration) {
-	// A plan over a long queue takes a while: it must not take all of the time.
-	if !l.model.dirty || now-l.planned < max(planGap, 4*l.took) {
-		if !l.model.dirty && now-l.planned > time.Second {
+	if !l.model.dirty {
+		if now-l.planned > time.Second {
 			l.model.dirty = len(l.model.jobs) > 0 // refusals and silent nodes pass by themselves
+		}
+		return
+	}
+	if early := l.planned + planShare*l.took - now; early > 0 {
+		if !l.later {
+			l.later = true
+			time.AfterFunc(early, func() {
+				s.mu.Lock()
+				l.later = false
+				s.mu.Unlock()
+				signal(s.wake)
+			})
 		}
 		return
 	}
@@ -64,7 +80,7 @@ func (s *Server) prepareOut(l *leadership, a *attempt) {
 		return
 	}
 	if err != nil {
-		a.task.why = fmt.Sprintf("its directory for outputs cannot be made: %v", err)
+		a.task.why = fmt.Sprintf("its directory for outputs cannot be made: %v", forPeople(err))
 		s.giveUp(l, a, 0, a.task.why)
 		return
 	}

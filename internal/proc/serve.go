@@ -1,6 +1,7 @@
 package proc
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"fmt"
@@ -181,7 +182,8 @@ func (j *jobModel) waits() string {
 }
 
 const (
-	listDefault = 1000
+	listDefault = 10_000
+	listBytes   = 4 << 20 // of one page, about: commands may be long
 	listMax     = 20_000
 	listWindow  = 256 // job IDs looked at in one go
 )
@@ -206,6 +208,7 @@ func list(v replica.Reader, r *procpb.ListRequest) (*procpb.ListReply, error) {
 	if r.All {
 		kind = rowJob
 	}
+	size := 0
 	for below > 1 && len(reply.Jobs) <= limit {
 		from := max(below, listWindow+1) - listWindow
 		var ids []uint64
@@ -215,14 +218,23 @@ func list(v replica.Reader, r *procpb.ListRequest) (*procpb.ListReply, error) {
 		}); err != nil {
 			return nil, err
 		}
+		read, err := reading(v, ids)
+		if err != nil {
+			return nil, err
+		}
 		for _, id := range slices.Backward(ids) {
-			info, err := infoOf(v, id)
+			info, err := infoOf(read, id)
 			if err != nil {
 				return nil, err
 			}
-			if r.User == "" || r.User == info.User {
-				reply.Jobs = append(reply.Jobs, info)
+			if r.User != "" && r.User != info.User {
+				continue
 			}
+			if size += proto.Size(info); size > listBytes && len(reply.Jobs) > 0 {
+				reply.More = true
+				return reply, nil
+			}
+			reply.Jobs = append(reply.Jobs, info)
 		}
 		below = from
 	}
@@ -230,6 +242,42 @@ func list(v replica.Reader, r *procpb.ListRequest) (*procpb.ListReply, error) {
 		reply.Jobs, reply.More = reply.Jobs[:limit], true
 	}
 	return reply, nil
+}
+
+// listDense is the share of the IDs between two that a listing reads together:
+// rows in between that are not wanted may be large.
+const listDense = 0.75
+
+// reading is how the rows of some jobs are read: in one go where they stand side
+// by side, which takes a third of the time of each by itself.
+func reading(v replica.Reader, ids []uint64) (replica.Reader, error) {
+	if len(ids) == 0 || float64(len(ids)) < listDense*float64(ids[len(ids)-1]-ids[0]+1) {
+		return v, nil
+	}
+	r := &prefetched{Reader: v, rows: make(map[string][]byte, 2*len(ids))}
+	for _, kind := range []byte{rowJob, rowSpec} {
+		if err := v.Scan(key(kind, ids[0]), key(kind, ids[len(ids)-1]+1), func(k, row []byte) bool {
+			r.rows[string(k)] = bytes.Clone(row)
+			return true
+		}); err != nil {
+			return nil, err
+		}
+	}
+	return r, nil
+}
+
+// prefetched is a Reader that has read some rows already.
+type prefetched struct {
+	replica.Reader
+	rows map[string][]byte
+}
+
+// Get implements replica.Reader.
+func (r *prefetched) Get(k []byte) ([]byte, error) {
+	if row, ok := r.rows[string(k)]; ok {
+		return row, nil
+	}
+	return r.Reader.Get(k)
 }
 
 // infoOf reads a job for a listing.

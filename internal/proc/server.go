@@ -63,6 +63,7 @@ type leadership struct {
 	model   *model
 	planned time.Duration // when the last plan was made
 	took    time.Duration // and how long that took
+	later   bool          // another one has been put off
 	looked  time.Duration // when lives and timeouts were last looked at
 	swept   time.Duration // when leftovers were
 	over    bool          // another coordinator has taken over
@@ -122,7 +123,6 @@ const (
 	tick           = 50 * time.Millisecond
 	lookEvery      = 500 * time.Millisecond
 	sweepEvery     = time.Minute
-	planGap        = 10 * time.Millisecond
 	proposeTimeout = 10 * time.Second
 	againEvery     = 2 * time.Second // a node is told again to end something
 )

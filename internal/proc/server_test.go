@@ -141,6 +141,10 @@ func newWorld(t *testing.T) *world {
 		n.stop = cancel
 		n.done.Go(func() { n.live(ctx) })
 	}
+	w.await("all nodes may be asked", func() bool {
+		r, err := w.c.Nodes(t.Context())
+		return err == nil && len(r.Nodes) == 3 && !slices.ContainsFunc(r.Nodes, func(i *procpb.NodeInfo) bool { return !i.Alive })
+	})
 	return w
 }
 

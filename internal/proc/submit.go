@@ -40,7 +40,7 @@ func (c *command) submit(s *procpb.Submit) *procpb.Result {
 		spec.Items, spec.NearItems = nil, nil
 	}
 	c.tx.Set(key(rowSpec, id), encode(spec))
-	j := &procpb.Job{Id: id, SubmittedNs: c.now, Tasks: uint32(tasksOf(spec)), Request: s.Request, Version: 1}
+	j := &procpb.Job{Id: id, SubmittedNs: c.now, Tasks: uint32(tasksOf(spec)), Request: s.Request, Version: FirstVersion}
 	state := procpb.State_QUEUED
 	switch {
 	case doomed != nil:

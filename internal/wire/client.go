@@ -61,6 +61,23 @@ func (c *Client) Connected() bool {
 	return c.cur != nil && c.cur.usable()
 }
 
+// Connect begins to connect, where there is no connection and an attempt is due.
+// It does not wait.
+func (c *Client) Connect() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cur == nil || !c.cur.usable() {
+		_, _ = c.dialLocked() // the next call tells
+	}
+}
+
+// Connecting reports whether an attempt to connect is under way.
+func (c *Client) Connecting() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.dialing != nil
+}
+
 // Call sends a request and waits for its answer. header and payload belong to
 // the caller again when Call returns; while a large payload is being written,
 // Call may return up to a quarter of a second after ctx has ended. The caller

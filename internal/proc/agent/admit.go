@@ -151,6 +151,7 @@ func (a *Agent) release(tx commit.Tx) {
 	if h := a.holds[tx]; h != nil {
 		delete(a.holds, tx)
 		a.use(h.need, -1)
+		a.settle()
 	}
 }
 

@@ -73,6 +73,7 @@ type Agent struct {
 	mu      sync.Mutex
 	fence   uint64
 	holds   map[commit.Tx]*hold // reserved, not decided
+	settled chan struct{}       // closed when one of them is decided, and replaced
 	tasks   map[taskKey]*task   // decided, and not all known to the leader
 	procs   map[executor.ID]*process
 	retired []*process // the leader knows their end; the oldest first
@@ -83,6 +84,13 @@ type Agent struct {
 type hold struct {
 	res  *procpb.Reservation
 	need *procpb.Resources
+}
+
+// settle wakes who waits for the decision on a reservation. The caller holds
+// a.mu.
+func (a *Agent) settle() {
+	close(a.settled)
+	a.settled = make(chan struct{})
 }
 
 // New opens what the node keeps of its processes, and finds or starts their
@@ -103,7 +111,7 @@ func New(ctx context.Context, opts Options) (*Agent, error) {
 	}
 	a := &Agent{opts: opts, log: opts.Logger, clock: opts.Clock, capacity: capacity, turns: make(chan *turn), fences: make(chan *newFence),
 		votes: mailbox{wake: newWake()}, beat: newWake(),
-		holds: map[commit.Tx]*hold{}, tasks: map[taskKey]*task{}, procs: map[executor.ID]*process{}}
+		holds: map[commit.Tx]*hold{}, settled: make(chan struct{}), tasks: map[taskKey]*task{}, procs: map[executor.ID]*process{}}
 	a.runCtx, a.stopRun = context.WithCancel(context.Background())
 	a.began = reporter{a: a, method: proc.MethodBegan, wake: newWake()}
 	a.ended = reporter{a: a, method: proc.MethodEnded, wake: newWake()}

@@ -71,13 +71,13 @@ func (a *Agent) serveOutput(ctx context.Context, req *wire.Request) (wire.Respon
 	if err := proto.Unmarshal(req.Header, q); err != nil {
 		return wire.Response{}, sys.E(op, sys.Invalid, err)
 	}
-	p := a.find(taskKey{q.Job, q.Index, q.Epoch}, q.Rank)
+	waiting, cancel := context.WithTimeout(ctx, min(time.Duration(max(0, q.WaitNs)), outputWaitMax))
+	defer cancel()
+	p := a.await(waiting, taskKey{q.Job, q.Index, q.Epoch}, q.Rank)
 	if p == nil {
 		return respond(&procpb.OutputReply{Gone: true}, nil)
 	}
 	r := &reader{a: a, p: p, at: [2]int64{q.Stdout, q.Stderr}}
-	waiting, cancel := context.WithTimeout(ctx, min(time.Duration(max(0, q.WaitNs)), outputWaitMax))
-	defer cancel()
 	for {
 		reply, err := r.read(ctx)
 		if err != nil || reply.Final || reply.Gone || len(reply.Stdout)+len(reply.Stderr) > 0 {
@@ -85,6 +85,27 @@ func (a *Agent) serveOutput(ctx context.Context, req *wire.Request) (wire.Respon
 		}
 		if !r.wait(waiting) {
 			return respond(reply, nil)
+		}
+	}
+}
+
+// await is find for those who have heard of a process from the leader: that it
+// runs may be known there before it is here, where it is reserved only.
+func (a *Agent) await(ctx context.Context, k taskKey, rank uint32) *process {
+	for {
+		a.mu.Lock()
+		settled, held := a.settled, false
+		for _, h := range a.holds {
+			held = held || taskKey{h.res.Job, h.res.Index, h.res.Epoch} == k
+		}
+		a.mu.Unlock()
+		if p := a.find(k, rank); p != nil || !held {
+			return p
+		}
+		select {
+		case <-settled:
+		case <-ctx.Done():
+			return nil
 		}
 	}
 }

@@ -384,6 +384,7 @@ func (a *Agent) abandon() {
 		delete(a.procs, id)
 	}
 	clear(a.holds)
+	a.settle()
 	clear(a.tasks)
 	a.used.CpuMilli, a.used.Memory = 0, 0
 	a.era = newEra(a.runCtx)

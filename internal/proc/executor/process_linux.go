@@ -125,12 +125,11 @@ func (s *supervisor) launch(p *process, spec Spec, spoolMax int64) error {
 		return err
 	}
 	n, _, err := s.records.append(record{Kind: recordBegin, ID: p.id, At: p.begun})
-	if err == nil {
-		err = s.records.sync(n)
-	}
 	if err != nil {
 		return err
 	}
+	synced := make(chan error, 1)
+	s.tasks.Go(func() { synced <- s.records.sync(n) }) // before the fork; what comes till then leaves nothing that runs
 	g, err := s.groups.make(p.id.String(), spec.Limits)
 	if err != nil {
 		return sys.E(sys.Op("executor.Start"), sys.Unavailable, err)
@@ -140,7 +139,7 @@ func (s *supervisor) launch(p *process, spec Spec, spoolMax int64) error {
 	p.group = g
 	s.mu.Unlock()
 	one.known = func(pid int) { s.known(p, pid) }
-	if err = s.stdio(p, one); err == nil {
+	if err = errors.Join(s.stdio(p, one), <-synced); err == nil {
 		err = s.launcher.start(one)
 	}
 	s.closeAll(p, one.stdio[:])

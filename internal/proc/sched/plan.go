@@ -202,6 +202,9 @@ func (st *state) candidates(g *Gang) (cs []candidate, room int64) {
 func (st *state) place(g *Gang) ([]sys.NodeID, string) {
 	cs, room := st.candidates(g)
 	if room < int64(g.Size) {
+		if why := st.unusable(g); why != "" {
+			return nil, why
+		}
 		return nil, fmt.Sprintf("room for %d of %d processes of %v now", room, g.Size, g.Each)
 	}
 	for range g.Size {
@@ -234,6 +237,24 @@ func (st *state) place(g *Gang) ([]sys.NodeID, string) {
 		why += fmt.Sprintf(", holding %d%% of the bytes to be near to", (local+5)/10)
 	}
 	return nodes, why
+}
+
+// unusable says why none of the nodes that a gang names will do, whatever is free
+// there; empty when one will, or when it names none.
+func (st *state) unusable(g *Gang) string {
+	var why []string
+	for _, id := range g.On {
+		at := slices.IndexFunc(st.nodes, func(n nodeState) bool { return n.ID == id })
+		reason := "is down"
+		if at >= 0 {
+			reason = st.nodes[at].refuses(g, st.now)
+		}
+		if reason == "" {
+			return ""
+		}
+		why = append(why, fmt.Sprintf("%v %s", id, reason))
+	}
+	return strings.Join(why, "; ")
 }
 
 // score of the next process on a candidate. Locality counts most; then how full the node would be, which Spread avoids

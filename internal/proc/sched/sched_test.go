@@ -143,7 +143,7 @@ func TestCheck(t *testing.T) {
 		want string // "" when it can start some day
 	}{
 		{"fits when all is empty", func(g *Gang) { g.Size = 12 }, ""},
-		{"one too many", func(g *Gang) { g.Size = 13 }, "room for 12 processes of 1 CPUs and 0.0 MiB in all, 13 wanted"},
+		{"one too many", func(g *Gang) { g.Size = 13 }, "room for 12 processes of 1 CPUs in all, 13 wanted"},
 		{"larger than any node", func(g *Gang) { g.Each.CPU = 4500 }, "the largest node has 4 CPUs and 4096.0 MiB"},
 		{"unknown label", func(g *Gang) { g.Want = []Label{{"gpu", "a100"}} }, "n3 has no label gpu (a100 wanted)"},
 		{"unknown node", func(g *Gang) { g.On = []sys.NodeID{9} }, "is not among the nodes asked for"},
@@ -200,7 +200,7 @@ func TestHold(t *testing.T) {
 	if !slices.Equal(w.Held, []sys.NodeID{1, 2}) || !strings.Contains(w.Why, "held on 2 nodes") {
 		t.Errorf("places held on n1 and n2 expected, found %+v", w)
 	}
-	if r := Explain(&s, 2); !strings.Contains(r[0].Why, "4 CPUs and 0.0 MiB held for 1") {
+	if r := Explain(&s, 2); !strings.Contains(r[0].Why, "4 CPUs held for 1") {
 		t.Errorf("a reason expected that names the hold, found %+v", r)
 	}
 	s.Running[0].Until = 111 * second
@@ -216,5 +216,26 @@ func TestHold(t *testing.T) {
 	}
 	if ids := started(); !slices.Equal(ids, []GangID{1, 2, 3, 4}) {
 		t.Errorf("all expected to start, found %v", ids)
+	}
+}
+
+// Who waits for named nodes is told what is the matter with those.
+func TestWaitsForNamedNodes(t *testing.T) {
+	nodes := []Node{{ID: 1, Name: "n1", Capacity: Resources{CPU: 4000}}, {ID: 2, Name: "n2", Capacity: Resources{CPU: 4000}, Draining: true}}
+	for _, tc := range []struct {
+		on   []sys.NodeID
+		cpu  int64
+		want string
+	}{
+		{[]sys.NodeID{2}, 1000, "n2 is being drained"},
+		{[]sys.NodeID{3}, 1000, "n3 is down"},
+		{[]sys.NodeID{2, 3}, 1000, "n2 is being drained; n3 is down"},
+		{[]sys.NodeID{1, 3}, 9000, "room for 0 of 1 processes of 9 CPUs now"},
+		{nil, 9000, "room for 0 of 1 processes of 9 CPUs now"},
+	} {
+		p := MakePlan(&Snapshot{Nodes: nodes, Queue: []Gang{{ID: 1, Size: 1, Each: Resources{CPU: tc.cpu}, On: tc.on}}})
+		if len(p.Wait) != 1 || p.Wait[0].Why != tc.want {
+			t.Errorf("on %v: %+v, want %q", tc.on, p, tc.want)
+		}
 	}
 }

@@ -63,8 +63,11 @@ func (r Resources) slots(each Resources) int64 {
 	return n
 }
 
-// String is for people.
+// String is for people; what is nothing is left out.
 func (r Resources) String() string {
+	if r.Memory == 0 {
+		return cpus(r.CPU) + " CPUs"
+	}
 	return fmt.Sprintf("%s CPUs and %.1f MiB", cpus(r.CPU), float64(r.Memory)/(1<<20))
 }
 
