@@ -326,7 +326,14 @@ func (s *Server) serveWait(ctx context.Context, req *wire.Request) (wire.Respons
 		if err != nil {
 			return cluster.LeaderHint(err)
 		}
-		if reply.Job.Version > r.Version || Over(reply.Job.State) {
+		if Over(reply.Job.State) {
+			// Who learns that it has ended goes on to look at what it wrote.
+			if err := s.opt.Barrier(ctx); err != nil {
+				return cluster.LeaderHint(err)
+			}
+			return respond(reply)
+		}
+		if reply.Job.Version > r.Version {
 			return respond(reply)
 		}
 		select {

@@ -50,6 +50,9 @@ type world struct {
 	nodes []*fakeNode
 	c     *Client
 	cc    *cluster.Client
+
+	staleMu sync.Mutex
+	stale   chan struct{}
 }
 
 // fakeNode votes by the real participant, and says that processes run.
@@ -148,6 +151,30 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
+// barrier is the mounts' part: they see what has changed as soon as stale is
+// closed, or at once where it is nil.
+func (w *world) barrier(ctx context.Context, _ ...sys.Ino) error {
+	w.staleMu.Lock()
+	stale := w.stale
+	w.staleMu.Unlock()
+	if stale == nil {
+		return nil
+	}
+	select {
+	case <-stale:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// setStale keeps the mounts behind until the channel is closed.
+func (w *world) setStale(c chan struct{}) {
+	w.staleMu.Lock()
+	w.stale = c
+	w.staleMu.Unlock()
+}
+
 func (w *world) start(id sys.NodeID, l net.Listener, seeds []string) *fakeNode {
 	creds := must(w.ca.IssueNode(id, []string{"127.0.0.1"}))
 	n := &fakeNode{w: w, id: id, served: make(chan error, 1), reserved: map[commit.Tx][]byte{}, running: map[string]*procpb.Reservation{}, started: map[string]int{}}
@@ -162,7 +189,7 @@ func (w *world) start(id sys.NodeID, l net.Listener, seeds []string) *fakeNode {
 	n.peers = cluster.New(cluster.Config{Cluster: "test", Seeds: seeds, TLS: creds.ClientTLS(), Timeout: 10 * time.Second, Logger: quiet})
 	g := n.host.Group(0)
 	n.server = NewServer(ServerOptions{Group: g, Machine: machine, Cluster: n.peers, Tree: groupTree{g}, LostAfter: 1500 * time.Millisecond,
-		Barrier: func(context.Context, ...sys.Ino) error { return nil }, Logger: quiet})
+		Barrier: w.barrier, Logger: quiet})
 	n.wire = wire.NewServer(wire.ServerConfig{TLS: creds.ServerTLS(), Logger: quiet, CloseGrace: -1,
 		Identify: func(cs tls.ConnectionState) (wire.Identity, error) {
 			id, err := auth.PeerIdentity(cs)
@@ -460,6 +487,32 @@ func TestAGangStartsAndEnds(t *testing.T) {
 			t.Errorf("a reservation has leaked on %v: %v", n.Node.Id, n.Used)
 		}
 	}
+}
+
+// TestWhoLearnsOfAnEndSeesTheFiles: while a mount may still see the tree as it was, nobody who waits is told of the end.
+func TestWhoLearnsOfAnEndSeesTheFiles(t *testing.T) {
+	w := newWorld(t)
+	id := w.submit(gang(1))
+	w.waitFor(id, procpb.State_RUNNING)
+	w.await("a node runs it", func() bool { return len(w.nodes[0].runs())+len(w.nodes[1].runs())+len(w.nodes[2].runs()) == 1 })
+	stale := make(chan struct{})
+	w.setStale(stale)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for _, n := range w.nodes {
+			n.end(id, 0, 0)
+		}
+	}()
+	w.await("it has ended", func() bool { return w.inspect(id).Job.State == procpb.State_EXITED })
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if r, err := w.c.Wait(ctx, &procpb.WaitRequest{Job: id, WaitNs: int64(time.Second)}); err == nil {
+		t.Errorf("Wait told of a job that is %v", r.Job.State)
+	}
+	close(stale)
+	w.waitFor(id, procpb.State_EXITED)
+	<-ended
 }
 
 func TestARefusalStartsNothingAnywhere(t *testing.T) {
