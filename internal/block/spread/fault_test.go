@@ -38,6 +38,10 @@ func wait30(t testing.TB) context.Context {
 	return c
 }
 
+// hangs is far more than many operations take on a busy machine, and less than they take when each waits for a node that
+// does not answer.
+const hangs = 25 * time.Second
+
 func TestNodeDownAndUpHeals(t *testing.T) {
 	w := newWorld(t, worldOptions{nodes: 3})
 	s := w.client(nil)
@@ -53,7 +57,7 @@ func TestNodeDownAndUpHeals(t *testing.T) {
 		keys = append(keys, blocktest.Key(uint64(i+1), sys.PG(i%16), 0))
 		mustPut(t, s, keys[i], size(i))
 	}
-	if took := time.Since(began); took > 3*time.Second {
+	if took := time.Since(began); took > hangs {
 		t.Errorf("30 puts with a node down took %v", took)
 	}
 	if err := s.Sync(ctx, []sys.SliceID{keys[0].Slice, keys[20].Slice, keys[39].Slice}); err != nil {
@@ -527,7 +531,7 @@ func TestSlowNodeDoesNotHoldUp(t *testing.T) {
 		clear(buf) // Put is over: the store must not use the buffer any more
 	}
 	mustHave(t, s, first, 300_000)
-	if took := time.Since(began); took > 3*time.Second {
+	if took := time.Since(began); took > hangs {
 		t.Errorf("20 puts and a read with a node that hangs took %v", took)
 	}
 	open()
