@@ -511,7 +511,7 @@ func TestSlowNodeDoesNotHoldUp(t *testing.T) {
 		o.Prefer = 3
 		o.StragglerWait = 20 * time.Millisecond
 		o.HedgeAfter = 10 * time.Millisecond
-		o.SendMax = time.Second
+		o.SendMax = 5 * time.Second
 	})
 	first := blocktest.Key(1, 0, 0)
 	mustPut(t, s, first, 300_000)
