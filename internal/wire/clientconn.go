@@ -133,8 +133,8 @@ func (c *Client) handshake(ctx context.Context, raw net.Conn) (*clientConn, erro
 	conn := &clientConn{c: c, raw: raw, born: time.Now(), closed: make(chan struct{}), waiting: make(map[uint64]*call),
 		maxCount: max(1, min(c.cfg.MaxInFlight, int(theirs.maxRequests))),
 		maxBytes: max(MaxFrame+frameSize, min(c.cfg.MaxInFlightBytes, int(theirs.maxBytes)))}
-	conn.w = newWriter(l.writer(), l.cork, conn.kill)
-	conn.dec = newDecoder(l.reader(), &c.pool)
+	conn.w = newWriter(l.frames(), l.cork, conn.kill)
+	conn.dec = newDecoder(l.frames(), &c.pool)
 	conn.dec.first = MaxFrame // it answers what we asked
 	return conn, nil
 }

@@ -33,16 +33,8 @@ func (l link) handshake(ctx context.Context) error {
 	return checkProtocol(l.tls.ConnectionState())
 }
 
-// reader is where frames come from.
-func (l link) reader() io.Reader {
-	if l.cork == nil {
-		return l.raw
-	}
-	return l.tls
-}
-
-// writer is where frames go.
-func (l link) writer() io.Writer {
+// frames is where frames come from and go to.
+func (l link) frames() io.ReadWriter {
 	if l.cork == nil {
 		return l.raw
 	}

@@ -90,8 +90,8 @@ func (s *Server) greet(c net.Conn) (*serverConn, error) {
 	sc := &serverConn{s: s, raw: c, peer: peer, addr: peerAddr(c), class: theirs.class,
 		gone: make(chan struct{}), calls: make(map[uint64]*serverCall)}
 	sc.ctx, sc.cancel = context.WithCancel(s.ctx)
-	sc.w = newWriter(l.writer(), l.cork, sc.kill)
-	sc.dec = newDecoder(l.reader(), &s.pool)
+	sc.w = newWriter(l.frames(), l.cork, sc.kill)
+	sc.dec = newDecoder(l.frames(), &s.pool)
 	sc.dec.idle = sc.w.flush
 	sc.dec.admit = sc.admit
 	if sc.stranger() {
