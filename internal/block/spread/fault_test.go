@@ -141,8 +141,9 @@ func rot(t testing.TB, n *testNode, key sys.BlockKey) {
 func TestRottenReplicaIsReadElsewhereAndRepaired(t *testing.T) {
 	w := newWorld(t, worldOptions{nodes: 3, noHeal: true})
 	key := blocktest.Key(1, 3, 0)
-	s := w.client(func(o *Options) { o.Prefer = 2 })
+	s := w.client(firstAsked(2))
 	mustPut(t, s, key, 200_000)
+	waitFor(t, "block on all nodes", func() bool { return len(w.has(key)) == 3 })
 	rot(t, w.nodes[1], key)
 	wantKind(t, "Get on the node itself", w.nodes[1].disk.Get(ctx, key, 0, make([]byte, 100)), sys.Corrupt)
 	mustHave(t, s, key, 200_000)
@@ -166,7 +167,7 @@ func TestRottenReplicaIsReadElsewhereAndRepaired(t *testing.T) {
 func TestRotInUnsentPartOfPageIsFound(t *testing.T) {
 	w := newWorld(t, worldOptions{nodes: 3, noHeal: true})
 	key := blocktest.Key(1, 3, 0)
-	s := w.client(func(o *Options) { o.Prefer = 2 })
+	s := w.client(firstAsked(2))
 	want := blocktest.Bytes(key, 200_000)
 	mustPut(t, s, key, len(want))
 	waitFor(t, "block on all nodes", func() bool { return len(w.has(key)) == 3 })
@@ -201,6 +202,13 @@ func TestPatienceFollowsTheNodes(t *testing.T) {
 	}
 }
 
+// firstAsked has a node asked before the others, and its answer waited for: one
+// that is asked because the first is slow may win before the first says what it
+// lacks.
+func firstAsked(id sys.NodeID) func(*Options) {
+	return func(o *Options) { o.Prefer, o.HedgeAfter = id, time.Minute }
+}
+
 func TestMissingReplicaIsRepairedByReading(t *testing.T) {
 	w := newWorld(t, worldOptions{nodes: 3, noHeal: true})
 	key := blocktest.Key(1, 3, 0)
@@ -210,7 +218,7 @@ func TestMissingReplicaIsRepairedByReading(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	mustHave(t, w.client(func(o *Options) { o.Prefer = 1 }), key, 5000)
+	mustHave(t, w.client(firstAsked(1)), key, 5000)
 	waitFor(t, "repair", func() bool { return len(w.has(key)) == 3 })
 }
 
