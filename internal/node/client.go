@@ -61,8 +61,9 @@ func Connect(ctx context.Context, cfg *config.Client, log *slog.Logger) (*Client
 	c.fs = vfs.New(c.tree, block.Retried(c.Blocks(), time.Duration(cfg.Timeout)), vfs.Options{
 		WriteBuffer: int64(cfg.Limits.WriteBuffer), CacheBytes: int64(cfg.Limits.ReadCache),
 		PGs: len(cc.Table().PGs), Copies: copies, Session: c.tree.Session(), Timeout: time.Duration(cfg.Timeout),
-		Retention: keep, Logger: log,
+		Retention: keep, Logger: log, Vacant: c.tree.Vacant,
 	})
+	c.tree.SetPromises(c.fs)
 	return c, nil
 }
 
