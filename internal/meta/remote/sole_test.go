@@ -2,10 +2,16 @@ package remote
 
 import (
 	"context"
+	"errors"
+	"log/slog"
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
+	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/sys"
+	"github.com/koinon/koinon/internal/wire"
 )
 
 // soleDir gives session 1 the directory 20 to itself.
@@ -207,5 +213,81 @@ func TestTheEndOfALeadershipEndsTheWait(t *testing.T) {
 	l.follow()
 	if err := <-failed; !sys.Is(err, sys.NotLeader) {
 		t.Errorf("%v, expected NotLeader", err)
+	}
+}
+
+// TestRequestsWaitForEarlierPromises: a new leader runs nothing that may find
+// or take a name which a session has promised to make under the last one, but
+// the commands that make it.
+func TestRequestsWaitForEarlierPromises(t *testing.T) {
+	group := oneVoter(t, "127.0.0.1:1")
+	s := NewServer(ServerOptions{Group: group, Clock: &fakeClock{boot: time.Hour}, Logger: slog.New(slog.DiscardHandler)})
+	t.Cleanup(s.Close)
+	term := must(s.lead(t.Context(), "test"))
+	s.leases.lead(term, []sys.SessionID{1})
+	mknod := func(ino uint64) error {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		defer cancel()
+		leave, err := s.enter(ctx, term, 2, &metapb.Command{Op: &metapb.Command_Mknod{Mknod: &metapb.Mknod{Parent: 1, Name: []byte("f"), Ino: ino}}})
+		if err == nil {
+			leave()
+		}
+		return err
+	}
+	look := func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		defer cancel()
+		q := must(proto.Marshal(&metapb.Query{Op: &metapb.Query_Lookup{Lookup: &metapb.Lookup{Parent: 1, Name: []byte("f")}}}))
+		_, err := s.serveQuery(ctx, &wire.Request{Payload: q})
+		return err
+	}
+	join1 := func(owes bool) {
+		s.leases.renew(t.Context(), 1, 0, 0, false)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		s.leases.renew(ctx, 1, term, 0, owes)
+	}
+	join1(true)
+	if mknod(0) == nil || look() == nil {
+		t.Error("a request did not wait for promises of another session")
+	}
+	if err := mknod(17); err != nil {
+		t.Errorf("a command that keeps a promise: %v", err)
+	}
+	join1(false)
+	if err := errors.Join(mknod(0), look()); err != nil {
+		t.Errorf("after all promises were kept: %v", err)
+	}
+}
+
+// TestASoleDirectoryIsNotTakenAway: a command that may remove the directory, or
+// replace it, names only its parent.
+func TestASoleDirectoryIsNotTakenAway(t *testing.T) {
+	group := oneVoter(t, "127.0.0.1:1")
+	s := NewServer(ServerOptions{Group: group, Clock: &fakeClock{boot: time.Hour}, Logger: slog.New(slog.DiscardHandler)})
+	t.Cleanup(s.Close)
+	term := must(s.lead(t.Context(), "test"))
+	dir := must(s.Do(t.Context(), &metapb.Command{Op: &metapb.Command_Mknod{Mknod: &metapb.Mknod{
+		Parent: 1, Name: []byte("d"), Type: uint32(sys.TypeDir), Mode: 0o755}}})).Attr.Ino
+	s.leases.renew(t.Context(), 1, 0, 0, false)
+	s.leases.grant(term, 1, seenAt{slot: 1 << 40}, []sys.Ino{sys.Ino(dir)})
+	if len(s.leases.grantSole(term, 1, []uint64{dir})) != 1 {
+		t.Fatal("not granted")
+	}
+	for _, cmd := range []*metapb.Command{
+		{Op: &metapb.Command_Rmdir{Rmdir: &metapb.Rmdir{Parent: 1, Name: []byte("d")}}},
+		{Op: &metapb.Command_Rename{Rename: &metapb.Rename{Parent: 1, Name: []byte("e"), NewParent: 1, NewName: []byte("d")}}},
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		if leave, err := s.enter(ctx, term, 2, cmd); err == nil {
+			leave()
+			t.Errorf("%v did not wait for the session that has the directory to itself", cmd)
+		}
+		cancel()
+		leave, err := s.enter(t.Context(), term, 1, cmd)
+		if err != nil {
+			t.Fatalf("the session itself: %v", err)
+		}
+		leave()
 	}
 }
