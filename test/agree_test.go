@@ -171,24 +171,7 @@ func TestOpenFilesAreSeen(t *testing.T) {
 		for name, ask := range asks {
 			here, there := mounts[i%2], mounts[(i+1)%2]
 			dir := fmt.Sprintf("%s.%d", name, i)
-			if err := os.Mkdir(filepath.Join(here, dir), 0o755); err != nil {
-				t.Fatal(err)
-			}
-			if i%2 == 1 { // the other mount knows the directory, so it need not look it up
-				if _, err := os.Stat(filepath.Join(there, dir)); err != nil {
-					t.Fatal(err)
-				}
-				if err := errors.Join(os.WriteFile(filepath.Join(here, dir, "g"), nil, 0o644), os.Remove(filepath.Join(here, dir, "g"))); err != nil {
-					t.Fatal(err)
-				}
-			}
-			f, err := os.OpenFile(filepath.Join(here, dir, "f"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, err := f.WriteString("some bytes"); err != nil {
-				t.Fatal(err)
-			}
+			f := openedIn(t, here, there, dir, i%2 == 1)
 			killed := 0
 			if i == 3 && (name == "stat" || name == "create" || name == "rmdir") {
 				killed = d.leader()
@@ -209,6 +192,29 @@ func TestOpenFilesAreSeen(t *testing.T) {
 		}
 	}
 	d.fsck()
+}
+
+// openedIn makes a directory on one mount and a file with some bytes in it,
+// which stays open. When known is set the other mount has seen the directory.
+func openedIn(t *testing.T, here, there, dir string, known bool) *os.File {
+	t.Helper()
+	err := os.Mkdir(filepath.Join(here, dir), 0o755)
+	if known {
+		_, seen := os.Stat(filepath.Join(there, dir))
+		g := filepath.Join(here, dir, "g")
+		err = errors.Join(err, seen, os.WriteFile(g, nil, 0o644), os.Remove(g))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(filepath.Join(here, dir, "f"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	if err == nil {
+		_, err = f.WriteString("some bytes")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
 }
 
 // only is nil when err is the one expected.
