@@ -53,7 +53,9 @@ type Promises interface {
 	Keep(ctx context.Context, dirs []sys.Ino)
 }
 
-// SetPromises lets Vacant say yes. It is called once.
+// SetPromises lets Vacant say yes, from now on. It is called once, by who makes
+// many files that others do not look for at once: others wait for what is
+// promised.
 func (c *Client) SetPromises(p Promises) { c.promises.Store(&p) }
 
 // Vacant says whether a file may be promised: nobody else can find, list or
@@ -176,7 +178,7 @@ func (c *Client) try(ctx context.Context, cmd *metapb.Command) (_ *metapb.Result
 		return nil, false, sys.E(sys.Op("meta.Do"), sys.Invalid, err)
 	}
 	e := c.cache.begin(cmd)
-	req := &remotepb.DoRequest{Session: uint64(t.Session), Seq: t.Seq, Ack: t.Ack}
+	req := &remotepb.DoRequest{Session: uint64(t.Session), Seq: t.Seq, Ack: t.Ack, Sole: c.promises.Load() != nil}
 	for _, ino := range e.inos {
 		req.Dropped = append(req.Dropped, uint64(ino))
 	}

@@ -188,7 +188,7 @@ func (s *Server) serveDo(ctx context.Context, req *wire.Request) (wire.Response,
 		}
 		return cluster.LeaderHint(err)
 	}
-	if cmd.GetMknod() != nil && reply.Grant != nil {
+	if r.Sole && cmd.GetMknod() != nil && reply.Grant != nil {
 		reply.Grant.Sole = s.leases.grantSole(term, session, directories(reply))
 	}
 	return respond(reply, result), nil

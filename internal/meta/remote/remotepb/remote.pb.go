@@ -34,6 +34,7 @@ type DoRequest struct {
 	Seq           uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
 	Ack           uint64                 `protobuf:"varint,3,opt,name=ack,proto3" json:"ack,omitempty"`                // every seq below it has been answered
 	Dropped       []uint64               `protobuf:"varint,4,rep,packed,name=dropped,proto3" json:"dropped,omitempty"` // inodes whose cached copy the caller gave up before it sent this
+	Sole          bool                   `protobuf:"varint,5,opt,name=sole,proto3" json:"sole,omitempty"`              // the caller makes use of directories that it has to itself
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -94,6 +95,13 @@ func (x *DoRequest) GetDropped() []uint64 {
 		return x.Dropped
 	}
 	return nil
+}
+
+func (x *DoRequest) GetSole() bool {
+	if x != nil {
+		return x.Sole
+	}
+	return false
 }
 
 // DoReply's payload is the koinon.meta.v1.Result.
@@ -551,12 +559,13 @@ var File_meta_remote_remotepb_remote_proto protoreflect.FileDescriptor
 
 const file_meta_remote_remotepb_remote_proto_rawDesc = "" +
 	"\n" +
-	"!meta/remote/remotepb/remote.proto\x12\x10koinon.remote.v1\x1a\x16meta/metapb/meta.proto\"c\n" +
+	"!meta/remote/remotepb/remote.proto\x12\x10koinon.remote.v1\x1a\x16meta/metapb/meta.proto\"w\n" +
 	"\tDoRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x10\n" +
 	"\x03ack\x18\x03 \x01(\x04R\x03ack\x12\x18\n" +
-	"\adropped\x18\x04 \x03(\x04R\adropped\"h\n" +
+	"\adropped\x18\x04 \x03(\x04R\adropped\x12\x12\n" +
+	"\x04sole\x18\x05 \x01(\bR\x04sole\"h\n" +
 	"\aDoReply\x12.\n" +
 	"\atouched\x18\x01 \x03(\v2\x14.koinon.meta.v1.AttrR\atouched\x12-\n" +
 	"\x05grant\x18\x02 \x01(\v2\x17.koinon.remote.v1.GrantR\x05grant\"<\n" +
