@@ -329,6 +329,30 @@ func TestAway(t *testing.T) {
 	}
 }
 
+// However many calls have failed while a server was away, the first one after
+// it has come back finds it.
+func TestBackAtOnce(t *testing.T) {
+	srv := redistest.Start(t)
+	s := open(t, srv.URL(0), "c")
+	key := blocktest.Key(1, 0, 0)
+	if err := s.Put(t.Context(), key, []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	for round := range 3 {
+		srv.Kill()
+		for range 40 {
+			err := s.Get(t.Context(), key, 0, make([]byte, 1))
+			if !sys.Is(err, sys.Unavailable) || !strings.Contains(err.Error(), srv.Addr()) {
+				t.Fatalf("expected to be told that the server at %s is away, found %v", srv.Addr(), err)
+			}
+		}
+		srv.Restart()
+		if err := s.Get(t.Context(), key, 0, make([]byte, 1)); err != nil {
+			t.Fatalf("round %d: the server serves again, but: %v", round, err)
+		}
+	}
+}
+
 func TestSentinel(t *testing.T) {
 	w := redistest.StartSentinel(t)
 	s := open(t, w.URL(), "c")
