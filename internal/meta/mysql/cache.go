@@ -3,6 +3,7 @@ package mysql
 import (
 	"cmp"
 	"slices"
+	"sync"
 
 	"google.golang.org/protobuf/proto"
 
@@ -20,9 +21,15 @@ const (
 )
 
 // cache is what the leader knows of the rows without asking: nobody but it
-// changes them, or else the fence refuses its next transaction. It is used by
-// the goroutine that runs the commands.
+// changes them, or else the fence refuses its next transaction. The goroutine
+// that runs the commands alone writes it; others hold mu while they read.
 type cache struct {
+	mu sync.RWMutex // held to write
+	rowsKnown
+}
+
+// rowsKnown is what is in a cache.
+type rowsKnown struct {
 	inodes   map[sys.Ino]*metapb.Attr
 	dirs     map[sys.Ino]*directory
 	names    int                  // in all of dirs
@@ -36,8 +43,17 @@ type directory struct {
 	whole bool // a name that is not known is not there
 }
 
-func newCache() *cache {
-	return &cache{inodes: map[sys.Ino]*metapb.Attr{}, dirs: map[sys.Ino]*directory{}, bare: map[sys.Ino]struct{}{}, counters: map[meta.Counter]int64{}}
+func newCache() *cache { return &cache{rowsKnown: nothingKnown()} }
+
+func nothingKnown() rowsKnown {
+	return rowsKnown{inodes: map[sys.Ino]*metapb.Attr{}, dirs: map[sys.Ino]*directory{}, bare: map[sys.Ino]struct{}{}, counters: map[meta.Counter]int64{}}
+}
+
+// reset forgets everything.
+func (c *cache) reset() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.rowsKnown = nothingKnown()
 }
 
 // inode returns a copy, nil when it is not known.
@@ -82,6 +98,27 @@ func (c *cache) noChunks(ino sys.Ino) bool {
 
 // keep remembers an inode, which belongs to the cache from then on.
 func (c *cache) keep(ino sys.Ino, a *metapb.Attr) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.keepInode(ino, a)
+}
+
+// keepCounter remembers a counter.
+func (c *cache) keepCounter(name meta.Counter, n int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.counters[name] = n
+}
+
+// keepEntry remembers an entry, or with nil that there is none of the name. It
+// belongs to the cache from then on.
+func (c *cache) keepEntry(parent sys.Ino, name string, d *metapb.Dentry) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.keepName(parent, name, d)
+}
+
+func (c *rowsKnown) keepInode(ino sys.Ino, a *metapb.Attr) {
 	bound(c.inodes)
 	c.inodes[ino] = a
 }
@@ -97,9 +134,7 @@ func bound[V any](m map[sys.Ino]V) {
 	}
 }
 
-// keepEntry remembers an entry, or with nil that there is none of the name. It
-// belongs to the cache from then on.
-func (c *cache) keepEntry(parent sys.Ino, name string, d *metapb.Dentry) {
+func (c *rowsKnown) keepName(parent sys.Ino, name string, d *metapb.Dentry) {
 	dir := c.dirs[parent]
 	if dir == nil {
 		dir = &directory{known: map[string]*metapb.Dentry{}}
@@ -120,7 +155,7 @@ func (c *cache) keepEntry(parent sys.Ino, name string, d *metapb.Dentry) {
 	}
 }
 
-func (c *cache) forget(dir sys.Ino) {
+func (c *rowsKnown) forget(dir sys.Ino) {
 	if d := c.dirs[dir]; d != nil {
 		c.names -= len(d.known)
 		delete(c.dirs, dir)
@@ -130,9 +165,11 @@ func (c *cache) forget(dir sys.Ino) {
 // learn takes over what is in the database now.
 func (c *cache) learn(w *writes) {
 	if w.loads() { // which may bring rows of any number
-		*c = *newCache()
+		c.reset()
 		return
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	// Numbers are given out in order, so an inode above the last one has no
 	// row but those that come now.
 	last, known := c.counters[meta.CounterIno]
@@ -143,11 +180,16 @@ func (c *cache) learn(w *writes) {
 			c.forget(ino)
 			continue
 		}
-		c.keep(ino, a)
+		c.keepInode(ino, a)
 		switch {
 		case !known || int64(ino) <= last || ino < sys.FirstIno:
 		case sys.FileType(a.Type) == sys.TypeDir:
-			bound(c.dirs)
+			for other := range c.dirs {
+				if len(c.dirs) < cacheMax {
+					break
+				}
+				c.forget(other)
+			}
 			c.dirs[ino] = &directory{known: map[string]*metapb.Dentry{}, whole: true}
 		default:
 			bound(c.bare)
@@ -159,7 +201,7 @@ func (c *cache) learn(w *writes) {
 			continue
 		}
 		for name, d := range dir {
-			c.keepEntry(parent, name, d)
+			c.keepName(parent, name, d)
 		}
 	}
 	for ino := range w.chunks {

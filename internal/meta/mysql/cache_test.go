@@ -123,6 +123,18 @@ func TestCacheForgets(t *testing.T) {
 		}
 	}
 	w = newWrites()
+	for ino := sys.Ino(1000); ino < 1000+2*cacheMax; ino++ {
+		w.inodes[ino] = &metapb.Attr{Ino: uint64(ino), Type: uint32(sys.TypeDir)}
+	}
+	c.learn(w)
+	total := 0
+	for _, dir := range c.dirs {
+		total += len(dir.known)
+	}
+	if len(c.dirs) > cacheMax || c.names != total {
+		t.Errorf("%d directories, %d names of %d", len(c.dirs), total, c.names)
+	}
+	w = newWrites()
 	w.counters[meta.CounterBatches] = 1
 	w.inodes[500] = &metapb.Attr{Ino: 500, Type: uint32(sys.TypeDir)}
 	c.learn(w)

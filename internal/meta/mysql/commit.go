@@ -137,6 +137,7 @@ func (l *Leader) commit(ctx context.Context, b *carried) error {
 		return err
 	}
 	l.began.Store(seq + 1)
+	var before error // of an earlier try
 	for pause := time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
 		turn := l.e.hosts.now()
 		if l.e.lagging() && turn != l.turn { // it may rest on what a replica holds
@@ -152,9 +153,13 @@ func (l *Leader) commit(ctx context.Context, b *carried) error {
 		if err == nil {
 			break
 		}
+		if before != nil && errors.Is(err, context.DeadlineExceeded) { // that there is no time left is not why
+			return before
+		}
 		if ctx.Err() != nil || !passing(err) {
 			return err
 		}
+		before = err
 		l.e.cfg.Log.Debug("a transaction is sent again", "err", l.e.explain("mysql.Commit", err))
 		l.e.moveOn(turn, err)
 		sleep(ctx, pause)

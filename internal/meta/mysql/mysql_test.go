@@ -111,7 +111,8 @@ func (f *flushing) flush() error {
 			return fmt.Errorf("%s: %w", part, err)
 		}
 	}
-	*f.over, *f.cache = *newWrites(), *newCache()
+	*f.over = *newWrites()
+	f.cache.reset()
 	return nil
 }
 

@@ -324,7 +324,7 @@ func (t *Tx) Counter(name meta.Counter, delta int64) (int64, error) {
 			return 0, err
 		}
 		if t.over != nil {
-			t.cache.counters[name] = n
+			t.cache.keepCounter(name, n)
 		}
 	}
 	if delta == 0 {
