@@ -43,6 +43,7 @@ type Group struct {
 	queueBytes    int
 	queueCommands int
 	inflight      map[uint64]*proposals // by origin
+	underWay      int                   // commands proposed and neither answered nor given up
 	closed        error                 // answers everything from now on
 	calls         []func(now paxos.Time)
 	readers       []*readWaiter // wait for the driver to ask for a read index
