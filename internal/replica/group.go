@@ -42,6 +42,7 @@ type Group struct {
 	queue         []*proposals // the last one is open for more
 	queueBytes    int
 	queueCommands int
+	entryBytes    int                   // of the last entry
 	inflight      map[uint64]*proposals // by origin
 	underWay      int                   // commands proposed and neither answered nor given up
 	closed        error                 // answers everything from now on

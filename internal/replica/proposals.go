@@ -102,7 +102,7 @@ func (g *Group) enqueue(cmd *Command, w *waiter) error {
 		last = g.queue[n-1]
 	}
 	if last == nil || len(last.waiters) >= h.cfg.BatchCommands || len(last.buf)+size > h.cfg.BatchBytes {
-		last = newProposals(g.rand.Uint64() | 1)
+		last = newProposals(g.rand.Uint64()|1, g.entryBytes)
 		g.queue = append(g.queue, last)
 	}
 	first := len(g.queue) == 1 && len(last.waiters) == 0
@@ -118,9 +118,10 @@ func (g *Group) enqueue(cmd *Command, w *waiter) error {
 	return nil
 }
 
-func newProposals(origin uint64) *proposals {
+// newProposals makes an entry that will probably have so many bytes.
+func newProposals(origin uint64, likely int) *proposals {
 	p := &proposals{origin: origin}
-	p.buf = appendFixed64(make([]byte, 0, 512), 1, p.origin)
+	p.buf = appendFixed64(make([]byte, 0, min(max(512, likely+likely/8), 64<<10)), 1, p.origin)
 	return p
 }
 
@@ -137,6 +138,7 @@ func (g *Group) takeQueue(limit int) *proposals {
 	g.queue = g.queue[1:]
 	g.queueBytes -= len(p.buf) - originBytes
 	g.queueCommands -= len(p.waiters)
+	g.entryBytes = len(p.buf)
 	g.inflight[p.origin] = p
 	g.underWay += len(p.waiters)
 	return p
