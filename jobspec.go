@@ -5,12 +5,12 @@ import (
 	"fmt"
 	"math"
 	"os"
-	"os/user"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/koinon/koinon/internal/accounts"
 	"github.com/koinon/koinon/internal/proc"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/sys"
@@ -189,8 +189,8 @@ func newJobSpec(s *procpb.Spec) JobSpec {
 func submitter() *procpb.User {
 	cred := processCred()
 	u := &procpb.User{Uid: cred.GetUid(), Gid: cred.GetGid(), Groups: cred.GetGroups(), Name: strconv.FormatUint(uint64(cred.GetUid()), 10)}
-	if known, err := user.LookupId(u.Name); err == nil {
-		u.Name = known.Username
+	if known, err := accounts.LookupUser(u.Uid); err == nil {
+		u.Name = known.Name
 	} else if os.Getuid() < 0 {
 		u.Name = "root"
 	}

@@ -192,6 +192,24 @@ func (c *Coordinator) Lost(p Party) {
 	}
 }
 
+// Owes reports whether a participant has not said yet that it knows of a commit: of one transaction or, when tx is zero, of
+// any that an earlier coordinator has left. A transaction that is over is owed nothing.
+func (c *Coordinator) Owes(p Party, tx Tx) bool {
+	owes := func(t *transaction) bool {
+		return slices.ContainsFunc(t.parts, func(q part) bool { return q.Party == p && !q.readOnly && (!q.answered || t.phase < committing) })
+	}
+	if tx != (Tx{}) {
+		t := c.txs[tx]
+		return t != nil && owes(t)
+	}
+	for _, t := range c.txs {
+		if t.tx.Epoch != c.epoch && owes(t) {
+			return true
+		}
+	}
+	return false
+}
+
 // Step takes in a message. It returns ErrBadMessage for one that no participant sends.
 func (c *Coordinator) Step(now Time, m Message) error {
 	if m.Kind != MsgVote && m.Kind != MsgAck || m.Tx.Epoch == 0 || m.Tx.Seq == 0 ||

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/user"
 	"path"
 	"slices"
 	"strconv"
@@ -19,6 +18,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/koinon/koinon"
+	"github.com/koinon/koinon/internal/accounts"
 )
 
 // lister is one run of ls.
@@ -211,32 +211,23 @@ func (l *lister) when(t time.Time) string {
 }
 
 func (l *lister) user(uid uint32) string {
-	return l.lookup("u", uid, func(id string) (string, error) {
-		u, err := user.LookupId(id)
-		if err != nil {
-			return "", err
-		}
-		return u.Username, nil
+	return l.lookup("u", uid, func(id uint32) (string, error) {
+		u, err := accounts.LookupUser(id)
+		return u.Name, err
 	})
 }
 
 func (l *lister) group(gid uint32) string {
-	return l.lookup("g", gid, func(id string) (string, error) {
-		g, err := user.LookupGroupId(id)
-		if err != nil {
-			return "", err
-		}
-		return g.Name, nil
-	})
+	return l.lookup("g", gid, accounts.LookupGroup)
 }
 
 // lookup returns a name that this machine has for a number, else the number.
-func (l *lister) lookup(kind string, id uint32, find func(string) (string, error)) string {
+func (l *lister) lookup(kind string, id uint32, find func(uint32) (string, error)) string {
 	number := strconv.FormatUint(uint64(id), 10)
 	name, ok := l.names[kind+number]
 	if !ok {
 		var err error
-		if name, err = find(number); err != nil {
+		if name, err = find(id); err != nil {
 			name = number
 		}
 		l.names[kind+number] = name

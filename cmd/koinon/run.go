@@ -29,7 +29,8 @@ leaves it alone. When this command itself is killed the job goes on.
 The working directory is this one when it is in a mount of the tree, else the
 tree's root. PATHs are koinon:/PATH, or paths of this machine in a mount of the
 tree. The process gets no variables of this shell but those given with --env; see
-docs/processes.md for those of Koinon's own, such as KOINON_RANK and KOINON_SIZE.
+docs/processes.md for those of Koinon's own: KOINON_RANK and KOINON_SIZE say where it
+stands in its gang, KOINON_NODES and KOINON_HOSTS which nodes and hosts the gang is on.
 
 In the command {} stands for the index or the item. Items of --each are paths
 from the working directory on, and each task is placed near its file.

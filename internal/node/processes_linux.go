@@ -49,6 +49,7 @@ func (s *server) openProcesses(ctx context.Context) *processes {
 		return nil
 	}
 	p.agent.Register(s.wire)
+	s.procs.Own(s.cfg.ID, p.agent.Party)
 	return p
 }
 

@@ -33,9 +33,9 @@ func (s *Server) look(l *leadership, now time.Duration) {
 			continue
 		}
 		for _, t := range j.tasks {
-			ran := max(now-t.known, time.Duration(s.opt.Clock.Wall().UnixNano()-t.row.StartedNs)) // what is longer: an earlier leader has counted too
-			if now-t.known < time.Duration(j.spec.TimeoutNs) && now-l.since < time.Duration(j.spec.TimeoutNs) && t.known > l.since {
-				ran = now - t.known // by a clock that does not jump
+			ran := now - t.known    // by a clock that does not jump
+			if t.known <= l.since { // earlier leaders have counted too
+				ran += time.Duration(max(0, l.wall-t.row.StartedNs))
 			}
 			if t.row.State == procpb.State_RUNNING && t.row.Signal == 0 && !t.timed && ran >= time.Duration(j.spec.TimeoutNs) {
 				t.timed = true
@@ -132,12 +132,11 @@ func (s *Server) signal(t *procpb.Task, sig uint32, grace int64) {
 	}
 }
 
-// sweep forgets what ended long ago, and deletes the private directories of
+// sweep forgets what ended before a time of day, and deletes the private directories of
 // outputs that will never appear.
-func (s *Server) sweep() {
+func (s *Server) sweep(before int64) {
 	ctx, cancel := context.WithTimeout(s.ctx, proposeTimeout)
 	defer cancel()
-	before := s.opt.Clock.Wall().Add(-s.opt.Retention).UnixNano()
 	if err := s.expire(ctx, before); err != nil && s.ctx.Err() == nil {
 		s.opt.Logger.Debug("old jobs are forgotten later", "err", err)
 	}

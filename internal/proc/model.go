@@ -31,6 +31,7 @@ type jobModel struct {
 	tasks map[uint32]*taskModel
 	next  uint32 // no task below waits in the queue
 	stops int    // Kills under way: nothing of it is started
+	came  int64  // when it was submitted, by the clock of plans
 }
 
 type taskModel struct {
@@ -41,6 +42,7 @@ type taskModel struct {
 	known   time.Duration
 	told    time.Duration // when its nodes were last told to end it
 	timed   bool          // its timeout has been proposed
+	tx      commit.Tx     // by which it runs; zero: that of an earlier leader
 }
 
 // attempt is a try to start a task.
@@ -59,8 +61,15 @@ type nodeModel struct {
 	heard     time.Duration // Boot time of the last answer to its heartbeat; 0: never
 	used      *procpb.Resources
 	processes int
-	silent    bool // it could not be reached since it was heard
-	losing    bool // it is being declared lost
+	silent    bool               // it could not be reached since it was heard
+	losing    bool               // it is being declared lost
+	missing   map[rankKey]uint64 // what its heartbeats do not list, and should; the marks that were given then
+}
+
+// rankKey is a process of one try of a task.
+type rankKey struct {
+	job                uint64
+	index, rank, epoch uint32
 }
 
 func newModel() *model {
@@ -160,7 +169,7 @@ func (m *model) setTask(t *procpb.Task, now time.Duration) {
 			m.charge(j, was, now-tm.known)
 		}
 	case t.State == procpb.State_RUNNING && (was == nil || was.Epoch != t.Epoch || was.State != procpb.State_RUNNING):
-		tm.known, tm.told, tm.timed, tm.why = now, 0, false, ""
+		tm.known, tm.told, tm.timed, tm.why, tm.tx = now, 0, false, "", commit.Tx{}
 		tm.gang = sched.Gang{}
 	case Over(t.State):
 		if was != nil && was.State == procpb.State_RUNNING {
@@ -187,7 +196,7 @@ func (m *model) setNode(n *procpb.Node) {
 		m.nodes[n.Id] = nm
 	}
 	if nm.row.GetFence() != n.Fence {
-		nm.losing, nm.used, nm.processes = false, nil, 0
+		nm.losing, nm.used, nm.processes, nm.missing = false, nil, 0, nil
 	}
 	nm.row = n
 }
@@ -262,6 +271,9 @@ func (m *model) snapshot(now time.Duration, wall int64) (*sched.Snapshot, []*att
 		m.runningOf(s, j)
 		if j.row.Queued == 0 || j.stops > 0 {
 			continue
+		}
+		if j.came == 0 {
+			j.came = min(j.row.SubmittedNs, wall)
 		}
 		for _, t := range j.waiting() {
 			if len(who) >= gangsMax {
@@ -342,7 +354,7 @@ func gangOf(j *jobModel, t *taskModel, id sched.GangID) sched.Gang {
 	s := j.spec
 	g := t.gang
 	g.ID, g.User, g.Size, g.Each = id, userOf(s), int(s.Size), resources(s.Each)
-	g.Limit, g.Submitted = sched.Time(s.TimeoutNs), sched.Time(j.row.SubmittedNs)
+	g.Limit, g.Submitted = sched.Time(s.TimeoutNs), sched.Time(j.came)
 	for _, l := range s.Want {
 		g.Want = append(g.Want, sched.Label{Key: l.Key, Value: l.Value})
 	}

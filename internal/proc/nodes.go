@@ -2,6 +2,7 @@ package proc
 
 import (
 	"context"
+	"iter"
 	"maps"
 	"time"
 
@@ -49,12 +50,10 @@ func (s *Server) serveHeartbeat(ctx context.Context, req *wire.Request) (wire.Re
 		return cluster.LeaderHint(err)
 	}
 	// The lease counts only if no other leader can have waited for its end yet.
-	if l, err := s.leader(ctx, op); err != nil {
+	if _, err := s.leader(ctx, op); err != nil {
 		return cluster.LeaderHint(err)
-	} else {
-		reply.Leadership = l.term
-		s.mu.Unlock()
 	}
+	s.mu.Unlock()
 	return respond(reply)
 }
 
@@ -127,6 +126,11 @@ func (s *Server) beat(l *leadership, hb *procpb.Heartbeat) (*procpb.HeartbeatRep
 	was := n.alive(s.opt.Clock.Boot())
 	n.heard, n.silent = s.opt.Clock.Boot(), false
 	n.used, n.processes = hb.Used, len(hb.Running)
+	if lost := l.forgotten(n, hb); len(lost) > 0 {
+		s.opt.Logger.Warn("a node has forgotten processes: they are lost", "node", sys.NodeID(hb.Node.Id), "processes", len(lost))
+		s.done.Go(func() { s.loseProcesses(lost) })
+	}
+	reply.Leadership, reply.Mark = l.term, l.mark
 	reply.LeaseNs = int64(s.opt.LostAfter * 2 / 3)
 	for _, r := range hb.Running {
 		if !l.model.runs(r, hb.Node.Id) {
@@ -138,6 +142,72 @@ func (s *Server) beat(l *leadership, hb *procpb.Heartbeat) (*procpb.HeartbeatRep
 		signal(s.wake)
 	}
 	return reply, nil
+}
+
+// forgotten finds the processes that a node should have and has not: it has lost what it knew of them, or has given them up.
+// One that a heartbeat does not list gets a mark, and is forgotten when one that was made after the node had that mark does not
+// list it either: the first may have been on its way while the process was started. Nor is one missed whose start the node has
+// not acknowledged. The caller holds mu.
+func (l *leadership) forgotten(n *nodeModel, hb *procpb.Heartbeat) []*procpb.Report {
+	id := hb.Node.Id
+	listed := map[rankKey]bool{}
+	for _, r := range hb.Running {
+		listed[rankKey{r.Job, r.Index, r.Rank, r.Epoch}] = true
+	}
+	var lost []*procpb.Report
+	missing := map[rankKey]uint64{}
+	for k, t := range l.model.on(id) {
+		if listed[k] || t.attempt != nil || l.coord.Owes(PartyOf(id, n.row.Fence), t.tx) {
+			continue
+		}
+		mark := n.missing[k]
+		switch {
+		case mark == 0:
+			l.mark++
+			mark = l.mark
+		case hb.Leadership == l.term && hb.Mark >= mark:
+			lost = append(lost, &procpb.Report{Job: k.job, Index: k.index, Rank: k.rank, Epoch: k.epoch, Node: id, Recorded: true,
+				Process: &procpb.Process{Node: id, State: procpb.State_LOST, ExitCode: ExitTrouble,
+					StartedNs: t.row.Procs[k.rank].StartedNs, Pid: t.row.Procs[k.rank].Pid,
+					Why: "its node, " + sys.NodeID(id).String() + ", has forgotten it: how it ended is not known"}})
+		}
+		missing[k] = mark
+	}
+	n.missing = missing
+	return lost[:min(len(lost), ReportsMax)] // the next heartbeat tells of the others again
+}
+
+// on are the processes that should be on a node.
+func (m *model) on(node uint64) iter.Seq2[rankKey, *taskModel] {
+	return func(yield func(rankKey, *taskModel) bool) {
+		for _, id := range m.order {
+			j := m.jobs[id]
+			if j.row.Running == 0 {
+				continue
+			}
+			for _, t := range j.tasks {
+				if t.row.State != procpb.State_RUNNING {
+					continue
+				}
+				for rank, p := range t.row.Procs {
+					if p.Node == node && !Over(p.State) && !yield(rankKey{t.row.Job, t.row.Index, uint32(rank), t.row.Epoch}, t) {
+						return
+					}
+				}
+			}
+		}
+	}
+}
+
+// loseProcesses has processes of a node that lives agreed as lost. What does not succeed is found again.
+func (s *Server) loseProcesses(reports []*procpb.Report) {
+	now := s.opt.Clock.Wall().UnixNano()
+	for _, r := range reports {
+		r.Process.EndedNs = now
+	}
+	if _, err := s.report(s.ctx, reports, &procpb.Command{Op: &procpb.Command_Ended{Ended: &procpb.Ended{Reports: reports}}}); err != nil && s.ctx.Err() == nil {
+		s.opt.Logger.Warn("that processes are lost is not agreed yet", "err", err)
+	}
 }
 
 // runs says that a process may run on a node.

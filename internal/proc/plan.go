@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"path"
 	"slices"
 	"strings"
@@ -41,7 +42,7 @@ func (s *Server) plan(l *leadership, now time.Duration) {
 		return
 	}
 	l.model.dirty, l.planned = false, now
-	snap, who := l.model.snapshot(now, s.opt.Clock.Wall().UnixNano())
+	snap, who := l.model.snapshot(now, l.dayTime(now))
 	if len(who) == 0 {
 		l.took = 0
 		return
@@ -118,6 +119,7 @@ func (s *Server) parts(l *leadership, a *attempt) []commit.Part {
 	}
 	for _, n := range a.nodes {
 		r.Names = append(r.Names, sys.NodeID(n).String())
+		r.Hosts = append(r.Hosts, s.hostOf(sys.NodeID(n)))
 	}
 	nodes := slices.Clone(a.nodes)
 	slices.Sort(nodes)
@@ -134,6 +136,15 @@ func (s *Server) parts(l *leadership, a *attempt) []commit.Part {
 	return parts
 }
 
+// hostOf is the host, a name or an address, at which other nodes reach a node.
+func (s *Server) hostOf(n sys.NodeID) string {
+	addr := s.opt.Cluster.Addr(n)
+	if host, _, err := net.SplitHostPort(addr); err == nil {
+		return host
+	}
+	return addr
+}
+
 // giveUp puts a task back into the queue. The caller holds mu.
 func (s *Server) giveUp(l *leadership, a *attempt, node sys.NodeID, why string) {
 	if a.task.attempt != a {
@@ -144,7 +155,7 @@ func (s *Server) giveUp(l *leadership, a *attempt, node sys.NodeID, why string) 
 	delete(l.model.attempts, a.tx)
 	if why != "" {
 		a.task.why = why
-		a.task.gang.Refuse(sched.Time(s.opt.Clock.Wall().UnixNano()), node, why)
+		a.task.gang.Refuse(sched.Time(l.dayTime(s.opt.Clock.Boot())), node, why)
 	}
 	l.model.dirty = true
 }
@@ -185,6 +196,7 @@ func (s *Server) outcome(l *leadership, o commit.Outcome) {
 		return
 	}
 	s.follow(l, s.opt.Clock.Boot()) // that it runs is in the model before it counts as started
+	a.task.tx = o.Tx
 	s.giveUp(l, a, 0, "")
 }
 
@@ -235,21 +247,16 @@ func (s *Server) pause(d time.Duration) {
 
 // send brings messages to a node, and takes in its answers.
 func (s *Server) send(l *leadership, p commit.Party, ms []commit.Message) {
-	conn := s.opt.Cluster.Conn(nodeOf(p))
-	if conn == nil {
+	back, err := s.ask(nodeOf(p), Messages(ms))
+	switch {
+	case sys.Is(err, sys.NotExist):
 		return // it has left, and will be declared lost
-	}
-	ctx, cancel := context.WithTimeout(s.ctx, prepareTimeout)
-	defer cancel()
-	reply, err := conn.Call(ctx, MethodParty, nil, encode(Messages(ms)))
-	if err != nil {
+	case sys.Is(err, sys.Corrupt):
+		s.opt.Logger.Warn("a node answers a transaction with nonsense", "node", nodeOf(p), "err", err)
+		return
+	case err != nil:
 		s.opt.Logger.Debug("messages of a transaction have not arrived; they are sent again", "node", nodeOf(p), "err", err)
 		s.unreached(l, p, ms)
-		return
-	}
-	back := &procpb.Messages{}
-	if err := take(reply, back); err != nil {
-		s.opt.Logger.Warn("a node answers a transaction with nonsense", "node", nodeOf(p), "err", err)
 		return
 	}
 	s.mu.Lock()
@@ -257,6 +264,25 @@ func (s *Server) send(l *leadership, p commit.Party, ms []commit.Message) {
 	if s.lead == l {
 		s.stepMessages(l, back)
 	}
+}
+
+// ask brings messages to a node and returns its answers. sys.NotExist: there is no such node; sys.Corrupt: it answers nonsense.
+func (s *Server) ask(n sys.NodeID, ms *procpb.Messages) (*procpb.Messages, error) {
+	ctx, cancel := context.WithTimeout(s.ctx, prepareTimeout)
+	defer cancel()
+	if own := s.own.Load(); own != nil && own.node == n {
+		return own.party(ctx, ms)
+	}
+	conn := s.opt.Cluster.Conn(n)
+	if conn == nil {
+		return nil, sys.E(sys.Op("proc.ask"), sys.NotExist, sys.Subject(n.String()))
+	}
+	reply, err := conn.Call(ctx, MethodParty, nil, encode(ms))
+	if err != nil {
+		return nil, err
+	}
+	back := &procpb.Messages{}
+	return back, take(reply, back)
 }
 
 // unreached does without a node that could not be asked, until its next sign of

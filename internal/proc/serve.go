@@ -419,7 +419,8 @@ func (s *Server) explain(l *leadership, reply *procpb.InspectReply) {
 	if j == nil {
 		return
 	}
-	snap, who := l.model.snapshot(s.opt.Clock.Boot(), s.opt.Clock.Wall().UnixNano())
+	now := s.opt.Clock.Boot()
+	snap, who := l.model.snapshot(now, l.dayTime(now))
 	for _, t := range reply.Tasks {
 		tm := j.tasks[t.Index]
 		if tm == nil || Over(t.State) || t.State == procpb.State_RUNNING || len(reply.Explanations) >= explainMax {

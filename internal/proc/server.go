@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -45,6 +46,8 @@ type Server struct {
 	group *replica.Group
 	hub   *hub
 
+	own atomic.Pointer[ownNode] // nil: reached like others
+
 	mu   sync.Mutex
 	lead *leadership // nil: not leading, or not ready to
 
@@ -59,6 +62,7 @@ type Server struct {
 type leadership struct {
 	term    uint64
 	since   time.Duration // Boot time
+	wall    int64         // the time of day then
 	coord   *commit.Coordinator
 	model   *model
 	planned time.Duration // when the last plan was made
@@ -67,6 +71,7 @@ type leadership struct {
 	looked  time.Duration // when lives and timeouts were last looked at
 	swept   time.Duration // when leftovers were
 	over    bool          // another coordinator has taken over
+	mark    uint64        // the highest given to what heartbeats did not list
 }
 
 // NewServer starts to follow the leadership. Close stops it.
@@ -93,6 +98,18 @@ func NewServer(opt ServerOptions) *Server {
 		signal(s.wake)
 	})
 	return s
+}
+
+// ownNode is the node's half in the same process.
+type ownNode struct {
+	node  sys.NodeID
+	party func(context.Context, *procpb.Messages) (*procpb.Messages, error)
+}
+
+// Own spares the server the way through a connection to the node that it is on: party answers messages as MethodParty does.
+// It may be called until Close, and after.
+func (s *Server) Own(node sys.NodeID, party func(context.Context, *procpb.Messages) (*procpb.Messages, error)) {
+	s.own.Store(&ownNode{node, party})
 }
 
 // Close ends what NewServer started, and sends those who wait to other nodes.
@@ -168,7 +185,7 @@ func (s *Server) begin(term uint64) error {
 	if err != nil {
 		return err
 	}
-	l := &leadership{term: term, since: s.opt.Clock.Boot()}
+	l := &leadership{term: term, since: s.opt.Clock.Boot(), wall: s.opt.Clock.Wall().UnixNano()}
 	l.looked, l.swept = l.since, l.since
 	var table *commit.Table
 	if err := s.group.ReadLocal(replica.NSProc, func(r replica.Reader) (err error) {
@@ -238,9 +255,14 @@ func (s *Server) step() {
 	s.pump(l)
 	if now-l.swept >= sweepEvery {
 		l.swept = now
-		s.done.Go(s.sweep)
+		before := l.dayTime(now) - int64(s.opt.Retention)
+		s.done.Go(func() { s.sweep(before) })
 	}
 }
+
+// dayTime is the time of day, in ns, at a Boot time of the leadership. It goes on evenly when somebody sets the clock: plans,
+// timeouts and retention do not jump.
+func (l *leadership) dayTime(now time.Duration) int64 { return l.wall + int64(now-l.since) }
 
 // follow brings the model up to date.
 func (s *Server) follow(l *leadership, now time.Duration) {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -51,6 +52,8 @@ type world struct {
 	c     *Client
 	cc    *cluster.Client
 
+	dayTime atomic.Int64 // ns by which all clocks are wrong
+
 	staleMu sync.Mutex
 	stale   chan struct{}
 }
@@ -75,7 +78,8 @@ type fakeNode struct {
 	dead     bool   // it gives no sign of life
 	reserved map[commit.Tx][]byte
 	running  map[string]*procpb.Reservation
-	started  map[string]int // how often, by process and epoch
+	answer   procpb.HeartbeatReply // the last one's leadership and mark
+	started  map[string]int        // how often, by process and epoch
 	signals  []uint32
 }
 
@@ -188,7 +192,7 @@ func (w *world) start(id sys.NodeID, l net.Listener, seeds []string) *fakeNode {
 	n.host = must(replica.Open(cfg, map[replica.Namespace]replica.Machine{replica.NSCluster: cluster.Machine{}, replica.NSMeta: embedded.Machine{}, replica.NSProc: machine}))
 	n.peers = cluster.New(cluster.Config{Cluster: "test", Seeds: seeds, TLS: creds.ClientTLS(), Timeout: 10 * time.Second, Logger: quiet})
 	g := n.host.Group(0)
-	n.server = NewServer(ServerOptions{Group: g, Machine: machine, Cluster: n.peers, Tree: groupTree{g}, LostAfter: 1500 * time.Millisecond,
+	n.server = NewServer(ServerOptions{Group: g, Machine: machine, Cluster: n.peers, Tree: groupTree{g}, LostAfter: 1500 * time.Millisecond, Clock: wrongClock{w: w},
 		Barrier: w.barrier, Logger: quiet})
 	n.wire = wire.NewServer(wire.ServerConfig{TLS: creds.ServerTLS(), Logger: quiet, CloseGrace: -1,
 		Identify: func(cs tls.ConnectionState) (wire.Identity, error) {
@@ -264,7 +268,7 @@ func (n *fakeNode) live(ctx context.Context) {
 		n.mu.Lock()
 		fence := n.fence
 		hb := &procpb.Heartbeat{Node: &procpb.Node{Id: uint64(n.id), Name: "host", Fence: fence, Labels: map[string]string{"rack": fmt.Sprint(n.id % 2)},
-			Capacity: &procpb.Resources{CpuMilli: 2000, Memory: 1 << 30}}}
+			Capacity: &procpb.Resources{CpuMilli: 2000, Memory: 1 << 30}}, Leadership: n.answer.Leadership, Mark: n.answer.Mark}
 		dead := n.dead
 		for _, r := range n.running {
 			for _, rank := range r.Ranks {
@@ -295,6 +299,7 @@ func (n *fakeNode) beat(ctx context.Context, hb *procpb.Heartbeat, fence uint64)
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.answer.Leadership, n.answer.Mark = r.Leadership, r.Mark
 	if r.Fence != fence && r.Fence > n.fence {
 		n.fence, n.running = r.Fence, map[string]*procpb.Reservation{}
 		n.part = commit.NewParticipant(commit.Config{}, PartyOf(uint64(n.id), n.fence), commit.Recovered{}, 1)
@@ -393,6 +398,7 @@ func (n *fakeNode) runs() []*procpb.Reservation {
 func (n *fakeNode) end(job uint64, code, sig uint32) {
 	n.w.t.Helper()
 	e := &procpb.Ended{}
+	var over []string
 	for _, r := range n.runs() {
 		for _, rank := range r.Ranks {
 			if r.Job == job {
@@ -401,7 +407,7 @@ func (n *fakeNode) end(job uint64, code, sig uint32) {
 			}
 		}
 		if r.Job == job {
-			n.set(func() { delete(n.running, fmt.Sprintf("%d.%d-%d", r.Job, r.Index, r.Epoch)) })
+			over = append(over, fmt.Sprintf("%d.%d-%d", r.Job, r.Index, r.Epoch))
 		}
 	}
 	if len(e.Reports) == 0 {
@@ -412,6 +418,11 @@ func (n *fakeNode) end(job uint64, code, sig uint32) {
 		n.w.t.Fatal(err)
 	}
 	reply.Release()
+	n.set(func() { // until now its heartbeats list it
+		for _, k := range over {
+			delete(n.running, k)
+		}
+	})
 }
 
 func (w *world) submit(s *procpb.Spec) uint64 {
@@ -490,6 +501,26 @@ func TestAGangStartsAndEnds(t *testing.T) {
 }
 
 // TestWhoLearnsOfAnEndSeesTheFiles: while a mount may still see the tree as it was, nobody who waits is told of the end.
+func TestTheLeadersOwnNodeIsAskedDirectly(t *testing.T) {
+	w := newWorld(t)
+	n := w.leader()
+	var asked atomic.Int32
+	n.server.Own(n.id, func(ctx context.Context, ms *procpb.Messages) (*procpb.Messages, error) {
+		asked.Add(1)
+		r, err := n.serveParty(ctx, &wire.Request{Payload: encode(ms)})
+		back := &procpb.Messages{}
+		decode(r.Payload, back)
+		return back, err
+	})
+	id := w.submit(gang(3))
+	w.waitFor(id, procpb.State_RUNNING)
+	w.await("all ranks run", func() bool { return len(w.nodes[0].runs())+len(w.nodes[1].runs())+len(w.nodes[2].runs()) == 3 })
+	if w.leader() == n && asked.Load() < 2 {
+		t.Errorf("the leader has asked its own node %d times past the connection, expected to prepare and to commit", asked.Load())
+	}
+	w.finish(id)
+}
+
 func TestWhoLearnsOfAnEndSeesTheFiles(t *testing.T) {
 	w := newWorld(t)
 	id := w.submit(gang(1))
@@ -673,6 +704,37 @@ func TestALostNodesWorkIsDoneElsewhere(t *testing.T) {
 		})
 	})
 	w.finish(id)
+}
+
+func TestWhatItsNodeForgetsIsLost(t *testing.T) {
+	w := newWorld(t)
+	id := w.submit(specOf(func(s *procpb.Spec) { s.Retries = 1 }))
+	w.waitFor(id, procpb.State_RUNNING)
+	ran := func(epoch uint32) (on *fakeNode) {
+		w.await(fmt.Sprintf("a node runs try %d", epoch), func() bool {
+			for _, n := range w.nodes {
+				if rs := n.runs(); len(rs) == 1 && rs[0].Epoch == epoch {
+					on = n
+				}
+			}
+			return on != nil
+		})
+		return on
+	}
+	for epoch := uint32(1); epoch <= 2; epoch++ {
+		n := ran(epoch)
+		n.set(func() { clear(n.running) })
+	}
+	task := w.waitFor(id, procpb.State_LOST).Tasks[0]
+	if task.Lost != 2 || task.ExitCode != ExitTrouble || !strings.Contains(task.Why, "has forgotten it") {
+		t.Errorf("two tries that their nodes have forgotten expected, found %v", task)
+	}
+	nodes := must(w.c.Nodes(t.Context()))
+	for _, n := range nodes.Nodes {
+		if n.Used.CpuMilli != 0 || !n.Alive || n.Node.Fence != 1 {
+			t.Errorf("a node that lives on with nothing reserved expected, found %v", n)
+		}
+	}
 }
 
 func TestANodeThatHasLostItsDirectoryIsAnotherParty(t *testing.T) {

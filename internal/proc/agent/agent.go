@@ -66,6 +66,8 @@ type Agent struct {
 	usage    map[executor.ID]executor.Process // what runs, as it was measured last; of beats alone
 	measured time.Duration
 
+	leadership, mark uint64 // of the leader's last answer; of beats alone
+
 	runCtx  context.Context // ends with Run
 	stopRun context.CancelFunc
 	running sync.WaitGroup // everything that Run has started

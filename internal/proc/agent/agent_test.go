@@ -58,7 +58,10 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-const agentNode = 2
+const (
+	agentNode  = 2
+	leadership = 5
+)
 
 // world is a leader that is played by the test with a real coordinator, and the
 // agent of another node.
@@ -353,7 +356,7 @@ func (w *world) serveHeartbeat(_ context.Context, req *wire.Request) (wire.Respo
 	}
 	w.beat = hb
 	w.change()
-	reply := &procpb.HeartbeatReply{Fence: w.fence}
+	reply := &procpb.HeartbeatReply{Fence: w.fence, Leadership: leadership, Mark: hb.Mark + 1}
 	if hb.Node.Fence == w.fence {
 		reply.LeaseNs = int64(w.lease)
 	}
@@ -389,7 +392,7 @@ func (w *world) serveEnded(_ context.Context, req *wire.Request) (wire.Response,
 
 // reservation is one rank of a job that runs a shell script.
 func (w *world) reservation(job uint64, script string, edit ...func(*procpb.Reservation)) *procpb.Reservation {
-	res := &procpb.Reservation{Job: job, Epoch: 1, Fence: w.fence, Ranks: []uint32{0}, Nodes: []uint64{agentNode}, Names: []string{"here"},
+	res := &procpb.Reservation{Job: job, Epoch: 1, Fence: w.fence, Ranks: []uint32{0}, Nodes: []uint64{agentNode}, Names: []string{"here"}, Hosts: []string{"10.0.0.7"},
 		Spec: &procpb.Spec{Argv: []string{"sh", "-c", script}, Size: 1, Each: &procpb.Resources{CpuMilli: 100, Memory: 64 << 20},
 			User: &procpb.User{Uid: uint32(os.Geteuid()), Gid: uint32(os.Getegid()), Name: "tester"}}}
 	for _, e := range edit {

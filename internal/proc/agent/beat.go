@@ -63,6 +63,7 @@ func (a *Agent) heartbeat(ctx context.Context) error {
 	if err := a.callLeader(asking, proc.MethodHeartbeat, beat, reply); err != nil {
 		return err
 	}
+	a.leadership, a.mark = reply.Leadership, reply.Mark
 	if reply.Fence > beat.Node.Fence {
 		return a.submit(ctx, reply.Fence)
 	}
@@ -102,7 +103,7 @@ func (a *Agent) report(ctx context.Context) (*procpb.Heartbeat, error) {
 	beat := &procpb.Heartbeat{
 		Node: &procpb.Node{Id: uint64(a.opts.Node), Name: a.opts.Name, Capacity: a.capacity, Labels: labels, Fence: a.fence, Mount: mount,
 			Limits: limits(a.exec.Enforced())},
-		Used: &procpb.Resources{CpuMilli: a.used.CpuMilli, Memory: a.used.Memory},
+		Used: &procpb.Resources{CpuMilli: a.used.CpuMilli, Memory: a.used.Memory}, Leadership: a.leadership, Mark: a.mark,
 	}
 	for _, t := range a.tasks {
 		for _, p := range t.procs {

@@ -37,6 +37,13 @@ func TestRunAndEnd(t *testing.T) {
 	w.free()
 }
 
+// TestMarks: a heartbeat repeats what the leader has answered to the last one.
+func TestMarks(t *testing.T) {
+	w := newWorld(t)
+	w.up()
+	w.await("marks that rise", func() bool { return w.beat.GetLeadership() == leadership && w.beat.GetMark() >= 2 })
+}
+
 // TestVotes: what a node refuses, and why, as people read it.
 func TestVotes(t *testing.T) {
 	w := newWorld(t)
@@ -333,14 +340,14 @@ func TestEnvironment(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.up()
-	res := w.reservation(4, `pwd; echo "$1|$KOINON_INDEX|$KOINON_NODES|$KOINON_EPOCH|$KOINON_TREE|$KOINON_OUT|$USER|$HOME|$ITEM|$KOINON_JOB|$KOINON_ITEM"`)
+	res := w.reservation(4, `pwd; echo "$1|$KOINON_INDEX|$KOINON_NODES|$KOINON_EPOCH|$KOINON_TREE|$KOINON_OUT|$USER|$HOME|$ITEM|$KOINON_JOB|$KOINON_ITEM|$KOINON_HOSTS"`)
 	res.Index, res.Epoch, res.Item, res.Out = 7, 2, "some file", "/.koinon/out/4.7-2"
 	res.Spec.Dir, res.Spec.Array = "/work", true
 	res.Spec.Env = []string{"HOME=/elsewhere", "ITEM=<{}>"}
 	res.Spec.Argv = append(res.Spec.Argv, "sh", "a {}")
 	w.start(res)
 	r := w.end(4)
-	want := fmt.Sprintf("%s/work\na some file|7|here|2|%s|%s/.koinon/out/4.7-2|%s|/elsewhere|<some file>|4|some file\n", w.dir, w.dir, w.dir, userEnv(res.Spec.User)[2][len("USER="):])
+	want := fmt.Sprintf("%s/work\na some file|7|here|2|%s|%s/.koinon/out/4.7-2|%s|/elsewhere|<some file>|4|some file|10.0.0.7\n", w.dir, w.dir, w.dir, userEnv(res.Spec.User)[2][len("USER="):])
 	if string(r.Stdout) != want {
 		t.Errorf("found %q, %q expected; %s", r.Stdout, want, r.Stderr)
 	}

@@ -44,20 +44,28 @@ func (a *Agent) serveParty(ctx context.Context, req *wire.Request) (wire.Respons
 	if err := proto.Unmarshal(req.Payload, ms); err != nil {
 		return wire.Response{}, sys.E(op, sys.Invalid, err)
 	}
+	answers, err := a.Party(ctx, ms)
+	return respond(answers, err)
+}
+
+// Party is what MethodParty does, for a leader in the same process. The messages
+// are not changed, and must not be afterwards.
+func (a *Agent) Party(ctx context.Context, ms *procpb.Messages) (*procpb.Messages, error) {
+	const op = sys.Op("agent.Party")
 	t := &turn{in: ms.Messages, done: make(chan struct{})}
 	select {
 	case a.turns <- t:
 	case <-ctx.Done():
-		return wire.Response{}, sys.E(op, sys.Interrupted, ctx.Err())
+		return nil, sys.E(op, sys.Interrupted, ctx.Err())
 	case <-a.runCtx.Done():
-		return wire.Response{}, errStopping(op)
+		return nil, errStopping(op)
 	}
 	select {
 	case <-t.done:
 	case <-a.runCtx.Done():
-		return wire.Response{}, errStopping(op)
+		return nil, errStopping(op)
 	}
-	return respond(&procpb.Messages{Messages: t.out}, t.err)
+	return &procpb.Messages{Messages: t.out}, t.err
 }
 
 func errStopping(op sys.Op) error { return sys.E(op, sys.Unavailable, "the node is stopping") }

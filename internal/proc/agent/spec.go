@@ -4,12 +4,12 @@ package agent
 
 import (
 	"fmt"
-	"os/user"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/koinon/koinon/internal/accounts"
 	"github.com/koinon/koinon/internal/proc/executor"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/sys"
@@ -50,8 +50,8 @@ func (a *Agent) spec(p *process) executor.Spec {
 // userEnv is the environment that a user has everywhere.
 func userEnv(u *procpb.User) []string {
 	name, home, shell := u.Name, "/", "/bin/sh"
-	if known, err := user.LookupId(strconv.FormatUint(uint64(u.Uid), 10)); err == nil {
-		name, home = known.Username, known.HomeDir
+	if known, err := accounts.LookupUser(u.Uid); err == nil {
+		name, home = known.Name, known.Home
 	}
 	if name == "" {
 		name = strconv.FormatUint(uint64(u.Uid), 10)
@@ -64,7 +64,7 @@ func koinonEnv(res *procpb.Reservation, rank uint32, node uint64, mount string) 
 	env := []string{
 		fmt.Sprintf("KOINON_JOB=%d", res.Job), fmt.Sprintf("KOINON_INDEX=%d", res.Index), fmt.Sprintf("KOINON_RANK=%d", rank),
 		fmt.Sprintf("KOINON_SIZE=%d", max(1, res.Spec.Size)), fmt.Sprintf("KOINON_EPOCH=%d", res.Epoch),
-		"KOINON_NODES=" + strings.Join(res.Names, ","),
+		"KOINON_NODES=" + strings.Join(res.Names, ","), "KOINON_HOSTS=" + strings.Join(res.Hosts, ","),
 	}
 	name := sys.NodeID(node).String()
 	if int(rank) < len(res.Names) {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -179,11 +180,51 @@ func (g *groups) close() error {
 
 // group is the cgroup of one process. The zero group is one that the machine cannot make.
 type group struct {
-	path string // in v2
-	dir  *os.File
+	path  string // in v2
+	dir   *os.File
+	place *tenancy // in v1
+	v2    *cgroup2.Manager
+}
+
+// place is a cgroup of v1 with a thread in it, from which processes are forked one after the other. It belongs to the thread.
+type place struct {
+	name   string
+	v1     cgroup1.Cgroup
+	memory bool     // it has had a limit of memory, which what is left there would count for
+	tenant *tenancy // the last one; nil for none
+}
+
+// tenancy is the time of one process in a place.
+type tenancy struct {
 	v1   cgroup1.Cgroup
-	left chan struct{} // closed when the thread that forked has left v1
-	v2   *cgroup2.Manager
+	over chan struct{} // closed when the process has ended and all that was with it
+	left chan bool     // then tells whether the place goes with it, or stays the thread's
+}
+
+// occupy begins the time of a process.
+func (p *place) occupy(l Limits) *tenancy {
+	p.memory = p.memory || l.Memory > 0
+	p.tenant = &tenancy{v1: p.v1, over: make(chan struct{}), left: make(chan bool, 1)}
+	return p.tenant
+}
+
+// vacate ends the time of a process: the place is the thread's alone.
+func (p *place) vacate() {
+	p.tenant.left <- false
+	p.tenant = nil
+}
+
+// leave leaves the place to the process that is there, or removes it.
+func (p *place) leave() {
+	switch {
+	case p.tenant != nil:
+		p.tenant.left <- true
+	case p.v1 != nil:
+		if err := p.v1.Delete(); err != nil {
+			slog.Error("remove a cgroup", "error", err)
+		}
+	}
+	p.v1, p.tenant = nil, nil
 }
 
 // make makes the v2 part of a group, with limits where v2 has controllers.
@@ -215,13 +256,44 @@ func (g *groups) make(name string, l Limits) (*group, error) {
 	return one, nil
 }
 
-// makeV1 makes the v1 part of a group without limits, for a thread to move into; nil where v1 has no controllers.
-func (g *groups) makeV1(name string) (cgroup1.Cgroup, error) {
-	if len(g.v1) == 0 {
-		return nil, nil
-	}
+// makeV1 makes the v1 part of groups without limits, for a thread to move into.
+func (g *groups) makeV1(name string) (*place, error) {
 	hierarchy := func() ([]cgroup1.Subsystem, error) { return g.v1, nil }
-	return cgroup1.New(cgroup1.StaticPath("/"+g.name+"/"+name), &specs.LinuxResources{}, cgroup1.WithHierarchy(hierarchy))
+	name = "/" + g.name + "/" + name
+	c, err := cgroup1.New(cgroup1.StaticPath(name), &specs.LinuxResources{}, cgroup1.WithHierarchy(hierarchy))
+	return &place{name: name, v1: c}, err
+}
+
+// leftMost is how much memory may be left in a place for it to be as good as new, in bytes: the kernel returns what was used
+// in portions.
+const leftMost = 1 << 20
+
+// asNew reports whether a process that ended has left its place as it was: nothing that runs, no memory (such as pages of
+// files that it has read) that would count for the next one, no limits that cannot be taken back.
+func (g *groups) asNew(p *place) bool {
+	if p.memory {
+		return false
+	}
+	for _, s := range g.v1 {
+		dir := s.(interface{ Path(string) string }).Path(p.name)
+		if pids, err := cgroupPIDs(dir); err != nil || len(pids) > 0 {
+			return false
+		}
+		if s.Name() != cgroup1.Memory {
+			continue
+		}
+		used, err := os.ReadFile(filepath.Join(dir, "memory.usage_in_bytes"))
+		if err != nil {
+			return false
+		}
+		if n, err := strconv.ParseInt(strings.TrimSpace(string(used)), 10, 64); err != nil || n > leftMost {
+			return false
+		}
+		if killed, err := os.ReadFile(filepath.Join(dir, "memory.oom_control")); err != nil || !strings.Contains(string(killed), "oom_kill 0\n") {
+			return false
+		}
+	}
+	return true
 }
 
 // limitV1 sets limits on a group of v1.
@@ -230,6 +302,9 @@ func (g *groups) limitV1(c cgroup1.Cgroup, l Limits) error {
 	if l.CPU > 0 {
 		quota, period := l.CPU*cpuPeriod/1000, uint64(cpuPeriod)
 		res.CPU = &specs.LinuxCPU{Quota: &quota, Period: &period}
+	} else {
+		none := int64(-1) // there may be that of an earlier one
+		res.CPU = &specs.LinuxCPU{Quota: &none}
 	}
 	if l.Memory > 0 {
 		res.Memory = &specs.LinuxMemory{Limit: &l.Memory}
@@ -266,8 +341,8 @@ func (g *group) cpu() time.Duration {
 
 // oom reports whether the kernel has killed something in the group for want of memory.
 func (g *group) oom() bool {
-	if g.v1 != nil {
-		if m, err := g.v1.Stat(cgroup1.IgnoreNotExist); err == nil && m.MemoryOomControl != nil && m.MemoryOomControl.OomKill > 0 {
+	if g.place != nil {
+		if m, err := g.place.v1.Stat(cgroup1.IgnoreNotExist); err == nil && m.MemoryOomControl != nil && m.MemoryOomControl.OomKill > 0 {
 			return true
 		}
 	}
@@ -278,7 +353,8 @@ func (g *group) oom() bool {
 	return err == nil && m.MemoryEvents != nil && m.MemoryEvents.OomKill > 0
 }
 
-// remove removes the group, which must be empty, when the thread that forked has left it.
+// remove removes the group, which must be empty, or gives its place in v1 back to the thread that forked. It may be called
+// once.
 func (g *group) remove() error {
 	var err error
 	if g.dir != nil {
@@ -287,9 +363,11 @@ func (g *group) remove() error {
 	if g.path != "" {
 		err = errors.Join(err, removeCgroup(g.path))
 	}
-	if g.v1 != nil {
-		<-g.left
-		err = errors.Join(err, g.v1.Delete())
+	if g.place != nil {
+		close(g.place.over)
+		if <-g.place.left {
+			err = errors.Join(err, g.place.v1.Delete())
+		}
 	}
 	return err
 }

@@ -35,6 +35,7 @@ type launcher struct {
 	groups  *groups
 	plain   chan *launch
 	limited chan *launch
+	hurry   chan struct{} // a start waits for a thread that stays with a process
 	stop    chan struct{}
 	threads sync.WaitGroup
 	// forks is held from before a fork until the child is known, so that whoever finds a dead child finds it known.
@@ -53,8 +54,8 @@ type launch struct {
 }
 
 func newLauncher(g *groups) *launcher {
-	l := &launcher{groups: g, plain: make(chan *launch), limited: make(chan *launch), stop: make(chan struct{})}
-	l.threads.Go(func() { l.serve(l.plain, nil, nil) })
+	l := &launcher{groups: g, plain: make(chan *launch), limited: make(chan *launch), hurry: make(chan struct{}), stop: make(chan struct{})}
+	l.threads.Go(func() { l.serve(l.plain, nil) })
 	if len(g.v1) > 0 {
 		for i := range limitedThreads {
 			l.threads.Go(func() { l.serveLimited(i) })
@@ -68,6 +69,9 @@ func (l *launcher) close() {
 	l.threads.Wait()
 }
 
+// placePatience is how long a start waits for a process to end and leave its place, before a thread has to make one.
+const placePatience = 3 * time.Millisecond
+
 // start starts a process whose group and files are there.
 func (l *launcher) start(one *launch) error {
 	c := l.plain
@@ -75,7 +79,16 @@ func (l *launcher) start(one *launch) error {
 		c = l.limited
 	}
 	one.err = make(chan error, 1)
-	c <- one
+	select {
+	case c <- one:
+		return <-one.err
+	case <-time.After(placePatience):
+	}
+	select {
+	case c <- one:
+	case l.hurry <- struct{}{}:
+		c <- one
+	}
 	return <-one.err
 }
 
@@ -83,8 +96,6 @@ func (l *launcher) start(one *launch) error {
 // group of the next process before there is one.
 func (l *launcher) serveLimited(i int) {
 	runtime.LockOSThread() // for ever: the thread ends with the goroutine
-	left := make(chan struct{})
-	defer func() { close(left) }() // deferred first: after the thread has gone home
 	hierarchy := cgroup1.WithHierarchy(func() ([]cgroup1.Subsystem, error) { return l.groups.v1, nil })
 	home, err := cgroup1.Load(cgroup1.NestedPath(""), hierarchy)
 	for err != nil {
@@ -94,6 +105,8 @@ func (l *launcher) serveLimited(i int) {
 		home, err = cgroup1.Load(cgroup1.NestedPath(""), hierarchy)
 	}
 	self := cgroup1.Process{Pid: unix.Gettid()}
+	at := &place{}
+	defer func() { at.leave() }() // deferred first: after the thread has gone home
 	defer func() {
 		if err := home.AddTask(self); err != nil {
 			slog.Error("leave a cgroup", "error", err)
@@ -102,10 +115,9 @@ func (l *launcher) serveLimited(i int) {
 	for n := 0; ; n++ {
 		next, err := l.groups.makeV1(fmt.Sprintf("%d.%d", i, n))
 		if err == nil {
-			if err = next.AddTask(self); err != nil { // it may be in some of it
-				err = errors.Join(err, home.AddTask(self), next.Delete())
-				close(left)
-				left = make(chan struct{})
+			if err = next.v1.AddTask(self); err != nil { // it may be in some of it
+				err = errors.Join(err, home.AddTask(self), next.v1.Delete())
+				at.leave()
 			}
 		}
 		if err != nil {
@@ -115,13 +127,41 @@ func (l *launcher) serveLimited(i int) {
 			}
 			continue
 		}
-		close(left)
-		left = make(chan struct{})
-		if more := l.serve(l.limited, next, left); !more {
-			if err := errors.Join(home.AddTask(self), next.Delete()); err != nil {
-				slog.Error("remove a cgroup", "error", err)
-			}
+		at.leave()
+		at = next
+		if more := l.serveIn(at); !more {
 			return
+		}
+	}
+}
+
+// stayFor is for how long a thread stays in a cgroup of v1 with a process that runs. Most of those that are many are over by
+// then, and the next one finds a place that costs nothing.
+const stayFor = 250 * time.Millisecond
+
+// serveIn forks processes one after the other in one place, until it can be used no more, and then reports whether there is
+// more to come. To move on takes the kernel long, and holds up every fork and exit of the machine meanwhile.
+func (l *launcher) serveIn(at *place) (more bool) {
+	for {
+		if more := l.serve(l.limited, at); !more {
+			return false
+		}
+		long := time.NewTimer(stayFor)
+		select {
+		case <-at.tenant.over:
+			long.Stop()
+			if !l.groups.asNew(at) {
+				return true
+			}
+			at.vacate()
+		case <-long.C:
+			return true
+		case <-l.hurry:
+			long.Stop()
+			return true
+		case <-l.stop:
+			long.Stop()
+			return false
 		}
 	}
 }
@@ -140,8 +180,8 @@ func (l *launcher) refuse(reason error) (more bool) {
 	}
 }
 
-// serve forks what comes: one when it is for a cgroup, and then reports whether there is more to come; else all.
-func (l *launcher) serve(c chan *launch, v1 cgroup1.Cgroup, left chan struct{}) (more bool) {
+// serve forks what comes: one when it is for a place in v1, and then reports whether there is more to come; else all.
+func (l *launcher) serve(c chan *launch, at *place) (more bool) {
 	runtime.LockOSThread()
 	// Children inherit the mask of the thread.
 	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &unix.Sigset_t{}, nil); err != nil {
@@ -153,15 +193,15 @@ func (l *launcher) serve(c chan *launch, v1 cgroup1.Cgroup, left chan struct{}) 
 			return false
 		case one := <-c:
 			var err error
-			if v1 != nil {
-				one.group.v1, one.group.left = v1, left
-				err = l.groups.limitV1(v1, one.spec.Limits)
+			if at != nil {
+				one.group.place = at.occupy(one.spec.Limits)
+				err = l.groups.limitV1(at.v1, one.spec.Limits)
 			}
 			if err == nil {
 				err = l.fork(one)
 			}
 			one.err <- err
-			if v1 != nil {
+			if at != nil {
 				return true
 			}
 		}

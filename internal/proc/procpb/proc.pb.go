@@ -3379,6 +3379,7 @@ type Reservation struct {
 	Spec          *Spec                  `protobuf:"bytes,8,opt,name=spec,proto3" json:"spec,omitempty"`           // without array, items, near
 	Item          string                 `protobuf:"bytes,9,opt,name=item,proto3" json:"item,omitempty"`           // what {} stands for; empty: nothing
 	Out           string                 `protobuf:"bytes,10,opt,name=out,proto3" json:"out,omitempty"`            // the private directory, a path in the tree
+	Hosts         []string               `protobuf:"bytes,11,rep,name=hosts,proto3" json:"hosts,omitempty"`        // where the gang's nodes are reached, by rank
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3483,12 +3484,21 @@ func (x *Reservation) GetOut() string {
 	return ""
 }
 
+func (x *Reservation) GetHosts() []string {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
 // Heartbeat is a node's sign of life, and what runs there.
 type Heartbeat struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"` // fence: the one that it knows
 	Running       []*Running             `protobuf:"bytes,2,rep,name=running,proto3" json:"running,omitempty"`
 	Used          *Resources             `protobuf:"bytes,3,opt,name=used,proto3" json:"used,omitempty"`
+	Leadership    uint64                 `protobuf:"varint,4,opt,name=leadership,proto3" json:"leadership,omitempty"` // of the last answer, and its mark: what follows was found out afterwards
+	Mark          uint64                 `protobuf:"varint,5,opt,name=mark,proto3" json:"mark,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3542,6 +3552,20 @@ func (x *Heartbeat) GetUsed() *Resources {
 		return x.Used
 	}
 	return nil
+}
+
+func (x *Heartbeat) GetLeadership() uint64 {
+	if x != nil {
+		return x.Leadership
+	}
+	return 0
+}
+
+func (x *Heartbeat) GetMark() uint64 {
+	if x != nil {
+		return x.Mark
+	}
+	return 0
 }
 
 type Running struct {
@@ -3634,6 +3658,7 @@ type HeartbeatReply struct {
 	LeaseNs       int64                  `protobuf:"varint,2,opt,name=lease_ns,json=leaseNs,proto3" json:"lease_ns,omitempty"` // what runs may run for so long after the heartbeat was sent
 	Stop          []*Running             `protobuf:"bytes,3,rep,name=stop,proto3" json:"stop,omitempty"`                       // must not run: to be killed at once
 	Leadership    uint64                 `protobuf:"varint,4,opt,name=leadership,proto3" json:"leadership,omitempty"`
+	Mark          uint64                 `protobuf:"varint,5,opt,name=mark,proto3" json:"mark,omitempty"` // the next heartbeat repeats it, and the leadership
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3692,6 +3717,13 @@ func (x *HeartbeatReply) GetStop() []*Running {
 func (x *HeartbeatReply) GetLeadership() uint64 {
 	if x != nil {
 		return x.Leadership
+	}
+	return 0
+}
+
+func (x *HeartbeatReply) GetMark() uint64 {
+	if x != nil {
+		return x.Mark
 	}
 	return 0
 }
@@ -4361,7 +4393,7 @@ const file_proc_procpb_proc_proto_rawDesc = "" +
 	"\apayload\x18\b \x01(\fR\apayload\x12\x16\n" +
 	"\x06reason\x18\t \x01(\tR\x06reason\"?\n" +
 	"\bMessages\x123\n" +
-	"\bmessages\x18\x01 \x03(\v2\x17.koinon.proc.v1.MessageR\bmessages\"\xf3\x01\n" +
+	"\bmessages\x18\x01 \x03(\v2\x17.koinon.proc.v1.MessageR\bmessages\"\x89\x02\n" +
 	"\vReservation\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\x04R\x03job\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\rR\x05index\x12\x14\n" +
@@ -4373,25 +4405,31 @@ const file_proc_procpb_proc_proto_rawDesc = "" +
 	"\x04spec\x18\b \x01(\v2\x14.koinon.proc.v1.SpecR\x04spec\x12\x12\n" +
 	"\x04item\x18\t \x01(\tR\x04item\x12\x10\n" +
 	"\x03out\x18\n" +
-	" \x01(\tR\x03out\"\x97\x01\n" +
+	" \x01(\tR\x03out\x12\x14\n" +
+	"\x05hosts\x18\v \x03(\tR\x05hosts\"\xcb\x01\n" +
 	"\tHeartbeat\x12(\n" +
 	"\x04node\x18\x01 \x01(\v2\x14.koinon.proc.v1.NodeR\x04node\x121\n" +
 	"\arunning\x18\x02 \x03(\v2\x17.koinon.proc.v1.RunningR\arunning\x12-\n" +
-	"\x04used\x18\x03 \x01(\v2\x19.koinon.proc.v1.ResourcesR\x04used\"\x84\x01\n" +
+	"\x04used\x18\x03 \x01(\v2\x19.koinon.proc.v1.ResourcesR\x04used\x12\x1e\n" +
+	"\n" +
+	"leadership\x18\x04 \x01(\x04R\n" +
+	"leadership\x12\x12\n" +
+	"\x04mark\x18\x05 \x01(\x04R\x04mark\"\x84\x01\n" +
 	"\aRunning\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\x04R\x03job\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\rR\x05index\x12\x12\n" +
 	"\x04rank\x18\x03 \x01(\rR\x04rank\x12\x14\n" +
 	"\x05epoch\x18\x04 \x01(\rR\x05epoch\x12\x15\n" +
 	"\x06cpu_ns\x18\x05 \x01(\x03R\x05cpuNs\x12\x10\n" +
-	"\x03rss\x18\x06 \x01(\x03R\x03rss\"\x8e\x01\n" +
+	"\x03rss\x18\x06 \x01(\x03R\x03rss\"\xa2\x01\n" +
 	"\x0eHeartbeatReply\x12\x14\n" +
 	"\x05fence\x18\x01 \x01(\x04R\x05fence\x12\x19\n" +
 	"\blease_ns\x18\x02 \x01(\x03R\aleaseNs\x12+\n" +
 	"\x04stop\x18\x03 \x03(\v2\x17.koinon.proc.v1.RunningR\x04stop\x12\x1e\n" +
 	"\n" +
 	"leadership\x18\x04 \x01(\x04R\n" +
-	"leadership\"\x80\x01\n" +
+	"leadership\x12\x12\n" +
+	"\x04mark\x18\x05 \x01(\x04R\x04mark\"\x80\x01\n" +
 	"\rSignalRequest\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\x04R\x03job\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\rR\x05index\x12\x14\n" +
