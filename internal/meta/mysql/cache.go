@@ -34,6 +34,7 @@ type rowsKnown struct {
 	dirs     map[sys.Ino]*directory
 	names    int                  // in all of dirs
 	bare     map[sys.Ino]struct{} // files that have no chunk
+	free     map[sys.Ino]struct{} // numbers that were given out and no inode has
 	counters map[meta.Counter]int64
 }
 
@@ -46,7 +47,8 @@ type directory struct {
 func newCache() *cache { return &cache{rowsKnown: nothingKnown()} }
 
 func nothingKnown() rowsKnown {
-	return rowsKnown{inodes: map[sys.Ino]*metapb.Attr{}, dirs: map[sys.Ino]*directory{}, bare: map[sys.Ino]struct{}{}, counters: map[meta.Counter]int64{}}
+	return rowsKnown{inodes: map[sys.Ino]*metapb.Attr{}, dirs: map[sys.Ino]*directory{}, bare: map[sys.Ino]struct{}{},
+		free: map[sys.Ino]struct{}{}, counters: map[meta.Counter]int64{}}
 }
 
 // reset forgets everything.
@@ -93,6 +95,12 @@ func (c *cache) list(parent sys.Ino, from uint64, limit int) (page []keyed[named
 // noChunks says that a file is known to have no chunk.
 func (c *cache) noChunks(ino sys.Ino) bool {
 	_, ok := c.bare[ino]
+	return ok
+}
+
+// noInode says that no inode is known to have a number.
+func (c *cache) noInode(ino sys.Ino) bool {
+	_, ok := c.free[ino]
 	return ok
 }
 
@@ -173,6 +181,12 @@ func (c *cache) learn(w *writes) {
 	// Numbers are given out in order, so an inode above the last one has no
 	// row but those that come now.
 	last, known := c.counters[meta.CounterIno]
+	if n, ok := w.counters[meta.CounterIno]; ok && known && n-last <= meta.AllocMax {
+		for ino := max(sys.Ino(last)+1, sys.FirstIno); ino <= sys.Ino(n); ino++ {
+			bound(c.free)
+			c.free[ino] = struct{}{}
+		}
+	}
 	for ino, a := range w.inodes {
 		if a == nil {
 			delete(c.inodes, ino)
@@ -181,8 +195,10 @@ func (c *cache) learn(w *writes) {
 			continue
 		}
 		c.keepInode(ino, a)
+		_, free := c.free[ino]
+		delete(c.free, ino)
 		switch {
-		case !known || int64(ino) <= last || ino < sys.FirstIno:
+		case !free && (!known || int64(ino) <= last || ino < sys.FirstIno):
 		case sys.FileType(a.Type) == sys.TypeDir:
 			for other := range c.dirs {
 				if len(c.dirs) < cacheMax {

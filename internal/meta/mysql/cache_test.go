@@ -36,6 +36,10 @@ func checkCache(t *testing.T, l *Leader) {
 			t.Errorf("counter %v: the leader knows %d, the database has %d, %v", c, n, found, err)
 		}
 	}
+	for ino := range l.cache.free {
+		found, err := db.Inode(ino)
+		same(fmt.Sprint("inode ", ino), (*metapb.Attr)(nil), found, err)
+	}
 	for ino := range l.cache.bare {
 		found, err := db.Chunk(ino, 0)
 		same(fmt.Sprint("chunk of ", ino), (*metapb.Chunk)(nil), found, err)
@@ -91,6 +95,11 @@ func testKnown(t *testing.T, s *mysqltest.Server) {
 		file.GetMknod().Parent = dir
 		ino := do(file).Attr.Ino
 		do(&metapb.Command{Op: &metapb.Command_Commit{Commit: &metapb.Commit{Ino: ino, Inline: bytes.Repeat([]byte("x"), 100)}}})
+		do(&metapb.Command{Op: &metapb.Command_Unlink{Unlink: &metapb.Unlink{Parent: dir, Name: file.GetMknod().Name}}})
+		// The same with a number that was given out before.
+		free := do(&metapb.Command{Op: &metapb.Command_AllocInos{AllocInos: &metapb.AllocInos{Count: 5}}}).FirstIno
+		file.GetMknod().Ino, file.GetMknod().Body = free+uint64(i), &metapb.Commit{Inline: []byte("x")}
+		do(file)
 		do(&metapb.Command{Op: &metapb.Command_Unlink{Unlink: &metapb.Unlink{Parent: dir, Name: file.GetMknod().Name}}})
 	}
 	do(&metapb.Command{Op: &metapb.Command_Rmdir{Rmdir: &metapb.Rmdir{Parent: uint64(sys.RootIno), Name: []byte("d")}}})

@@ -71,7 +71,7 @@ func (t *Tx) Inode(ino sys.Ino) (*metapb.Attr, error) {
 		if a, ok := t.over.inodes[ino]; ok {
 			return cloneAttr(a), nil
 		}
-		if a := t.cache.inode(ino); a != nil {
+		if a := t.cache.inode(ino); a != nil || t.cache.noInode(ino) {
 			return a, nil
 		}
 	}
