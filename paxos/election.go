@@ -139,6 +139,9 @@ func (n *Node) campaign(released Ballot) {
 	if !n.mayLead() {
 		return
 	}
+	if n.holdsOff(n.cfg.ID, released) {
+		broken("campaign: no lease granted to another leader expected, found that of %v until %d, and it is %d", n.promised, n.barrier, n.now)
+	}
 	n.role = Candidate
 	n.ballot = Ballot{Round: n.roundMax + 1, Node: n.cfg.ID}
 	n.released = released

@@ -108,7 +108,10 @@ func New(cfg Config, rec Recovered, now Time) *Node {
 	}
 	n.resetElection(now)
 	if len(n.configs) == 1 && n.configs[0].voters == 1<<self && !rec.Damaged {
-		n.electionAt = now
+		n.electionAt = now // nobody else can lead, but a leader that has left since may hold a lease
+		if n.holdsOff(n.cfg.ID, Ballot{}) {
+			n.electionAt = n.barrier
+		}
 	}
 	return n
 }

@@ -102,6 +102,32 @@ func TestStepRefusesNonsense(t *testing.T) {
 	}
 }
 
+// TestSoleVoterWaitsForALease: whoever votes alone leads at once after a
+// restart, unless a leader that has left may still hold a lease it granted.
+func TestSoleVoterWaitsForALease(t *testing.T) {
+	for _, c := range []struct {
+		promised Ballot
+		wait     bool
+	}{
+		{Ballot{}, false},
+		{Ballot{Round: 3, Node: 1}, false},
+		{Ballot{Round: 3, Node: 2}, true},
+	} {
+		cfg := testConfig(1, 1)
+		cfg.Lease, cfg.ElectionTimeout = 100, 200
+		n := New(cfg, Recovered{Promised: c.promised}, 1000)
+		for now := Time(1000); now < 1100; now++ {
+			n.Tick(now)
+			if campaigns := n.role != Follower; campaigns == c.wait {
+				t.Fatalf("promised %v, %d after the start: campaigns %v expected, found %v", c.promised, now-1000, !c.wait, campaigns)
+			}
+		}
+		if n.Tick(1100); n.role == Follower {
+			t.Fatalf("promised %v: a campaign expected when the lease is over, found none", c.promised)
+		}
+	}
+}
+
 // TestBrokenInvariants: what would lose data stops the node.
 func TestBrokenInvariants(t *testing.T) {
 	b2, b3 := Ballot{3, 2}, Ballot{4, 3}
@@ -120,6 +146,7 @@ func TestBrokenInvariants(t *testing.T) {
 		{"applied too far", "applied", func(n *Node) { n.Applied(1) }},
 		{"truncated too far", "truncate", func(n *Node) { n.Truncate(1) }},
 		{"persisted too far", "persisted", func(n *Node) { n.Persisted(1) }},
+		{"campaign in spite of a lease", "no lease granted to another leader", func(n *Node) { accept(n, b2, "a", 0); n.campaign(Ballot{}) }},
 		{"recovered beyond the promise", "accepted <= promised", func(*Node) {
 			New(testConfig(1, 1, 2, 3), Recovered{Promised: b2, Entries: []Entry{{Slot: 1, Ballot: b3, Kind: Noop}}}, 0)
 		}},

@@ -134,3 +134,134 @@ func TestExclusiveCreate(t *testing.T) {
 	}
 	d.fsck()
 }
+
+// TestOpenFilesAreSeen: a file that one mount has made and not closed, which the
+// tree may not know of yet, is there for the other one, whatever it asks, and
+// whoever leads meanwhile.
+func TestOpenFilesAreSeen(t *testing.T) {
+	d := up(t, 3)
+	mounts := []string{d.mount, d.secondMount("mnt2")}
+	asks := map[string]func(dir string) error{
+		"stat": func(dir string) error { _, err := os.Stat(filepath.Join(dir, "f")); return err },
+		"list": func(dir string) error {
+			entries, err := os.ReadDir(dir)
+			if err == nil && len(entries) != 1 {
+				err = fmt.Errorf("%d entries", len(entries))
+			}
+			return err
+		},
+		"create": func(dir string) error {
+			f, err := os.OpenFile(filepath.Join(dir, "f"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+			if err == nil {
+				return errors.Join(errors.New("was made twice"), f.Close())
+			}
+			return only(err, syscall.EEXIST)
+		},
+		"open":  func(dir string) error { f, err := os.Open(filepath.Join(dir, "f")); return errors.Join(err, f.Close()) },
+		"rmdir": func(dir string) error { return only(os.Remove(dir), syscall.ENOTEMPTY) },
+		"rename": func(dir string) error {
+			err := os.Mkdir(dir+".other", 0o755)
+			return errors.Join(err, only(syscall.Rename(dir+".other", dir), syscall.ENOTEMPTY))
+		},
+		"mkdir":  func(dir string) error { return only(os.Mkdir(filepath.Join(dir, "f"), 0o755), syscall.EEXIST) },
+		"unlink": func(dir string) error { return os.Remove(filepath.Join(dir, "f")) },
+		"link":   func(dir string) error { return os.Link(filepath.Join(dir, "f"), dir+".link") },
+	}
+	for i := range 4 {
+		for name, ask := range asks {
+			here, there := mounts[i%2], mounts[(i+1)%2]
+			dir := fmt.Sprintf("%s.%d", name, i)
+			f := openedIn(t, here, there, dir, i%2 == 1)
+			killed := 0
+			if i == 3 && (name == "stat" || name == "create" || name == "rmdir") {
+				killed = d.leader()
+				d.kill(killed)
+			}
+			if err := ask(filepath.Join(there, dir)); err != nil {
+				t.Errorf("made and not closed on one mount, %s on the other one: %v", name, err)
+			}
+			if err := f.Close(); err != nil {
+				t.Errorf("%s: close: %v", name, err)
+			}
+			if got, err := os.ReadFile(filepath.Join(there, dir, "f")); name != "unlink" && (err != nil || string(got) != "some bytes") {
+				t.Errorf("%s: after the close the other mount reads %q, %v", name, got, err)
+			}
+			if killed != 0 {
+				d.restart(killed)
+			}
+		}
+	}
+	d.fsck()
+}
+
+// openedIn makes a directory on one mount and a file with some bytes in it,
+// which stays open. When known is set the other mount has seen the directory.
+func openedIn(t *testing.T, here, there, dir string, known bool) *os.File {
+	t.Helper()
+	err := os.Mkdir(filepath.Join(here, dir), 0o755)
+	if known {
+		_, seen := os.Stat(filepath.Join(there, dir))
+		g := filepath.Join(here, dir, "g")
+		err = errors.Join(err, seen, os.WriteFile(g, nil, 0o644), os.Remove(g))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(filepath.Join(here, dir, "f"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	if err == nil {
+		_, err = f.WriteString("some bytes")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// only is nil when err is the one expected.
+func only(err, want error) error {
+	if errors.Is(err, want) {
+		return nil
+	}
+	return fmt.Errorf("%v, expected %v", err, want)
+}
+
+// TestExclusiveCreateInNewDirectories is TestExclusiveCreate where one mount
+// has the directory to itself at first, and holds its files open.
+func TestExclusiveCreateInNewDirectories(t *testing.T) {
+	d := up(t, 3)
+	mounts := []string{d.mount, d.secondMount("mnt2")}
+	for round := range 60 {
+		dir := fmt.Sprintf("d%d", round)
+		if err := os.Mkdir(filepath.Join(mounts[round%2], dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		const names = 6
+		var made [2][names]bool
+		var wg sync.WaitGroup
+		for m, mount := range mounts {
+			wg.Go(func() {
+				for i := range names {
+					f, err := os.OpenFile(filepath.Join(mount, dir, fmt.Sprintf("x%d", i)), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+					switch {
+					case err == nil:
+						made[m][i] = true
+						defer func() {
+							if err := f.Close(); err != nil {
+								t.Errorf("close: %v", err)
+							}
+						}()
+					case !errors.Is(err, fs.ErrExist):
+						t.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		for i := range names {
+			if made[0][i] == made[1][i] {
+				t.Errorf("%s/x%d was made by %v and %v", dir, i, made[0][i], made[1][i])
+			}
+		}
+	}
+	d.fsck()
+}

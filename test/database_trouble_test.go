@@ -74,6 +74,34 @@ func TestDatabaseDiskFull(t *testing.T) {
 	d.fsck()
 }
 
+// TestDatabaseAway: while the database does not answer, programs get EIO after the
+// stated time, whoever is told why hears of the database, and all goes on by itself.
+func TestDatabaseAway(t *testing.T) {
+	s := mysqltest.Start(t)
+	d := up(t, 1, "--meta", inFile(t, s.Create(t, "koinon")))
+	d.stop()
+	d.timeout("3s")
+	d.start()
+	s.Kill()
+	if err := os.Mkdir(filepath.Join(d.mount, "refused"), 0o755); !errors.Is(err, syscall.EIO) {
+		t.Errorf("without the database a program gets %v", err)
+	}
+	address := fmt.Sprintf("127.0.0.1:%d", s.Port)
+	out := d.refused(12*time.Second, []string{"ls", "/"}, address, "the database does not answer", "koinon status")
+	log, err := os.ReadFile(d.at("mount", "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	says(t, string(log), address, "the database does not answer")
+	if strings.Contains(out+string(log), "no node leads") {
+		t.Errorf("somebody is told that no node leads:\n%s\n%s", out, log)
+	}
+	s.Restart()
+	if err := os.Mkdir(filepath.Join(d.mount, "again"), 0o755); err != nil {
+		t.Errorf("when it is back: %v", err)
+	}
+}
+
 // smallDisk is a file system of its own until the test ends.
 func smallDisk(t *testing.T, size string) string {
 	t.Helper()

@@ -30,6 +30,30 @@ type load struct {
 	files map[string]version // what must be there
 	ops   int
 	slow  time.Duration // the longest operation
+	long  []span        // all that took a second or more
+}
+
+// span is from one moment to another.
+type span struct{ Began, Ended time.Time }
+
+// beyond is the longest that an operation took while nothing that it may have
+// waited for was away.
+func (l *load) beyond(away []span) (longest time.Duration) {
+	for _, op := range l.long {
+		took := op.Ended.Sub(op.Began)
+		for _, a := range away {
+			began, ended := a.Began, a.Ended
+			if began.Before(op.Began) {
+				began = op.Began
+			}
+			if ended.After(op.Ended) {
+				ended = op.Ended
+			}
+			took -= max(0, ended.Sub(began))
+		}
+		longest = max(longest, took)
+	}
+	return longest
 }
 
 type version struct {
@@ -58,6 +82,7 @@ type loadResult struct {
 	Files map[string]version // what must be there
 	Ops   int
 	Slow  time.Duration // the longest operation
+	Long  []span
 	Err   string        // that a program saw
 }
 
@@ -99,7 +124,7 @@ func TestMain(m *testing.M) {
 	if err := l.run(workers, stop); err != nil {
 		r.Err = err.Error()
 	}
-	r.Files, r.Ops, r.Slow = l.files, l.ops, l.slow
+	r.Files, r.Ops, r.Slow, r.Long = l.files, l.ops, l.slow, l.long
 	if err := json.NewEncoder(os.Stdout).Encode(r); err != nil {
 		fmt.Fprintln(os.Stderr, "load:", err)
 		os.Exit(2)
@@ -170,7 +195,7 @@ func (p *loadProcess) finish() *load {
 		p.t.Fatalf("a program saw an error: %s", r.Err)
 	}
 	l := newLoad(p.dir, 0)
-	l.files, l.ops, l.slow = r.Files, r.Ops, r.Slow
+	l.files, l.ops, l.slow, l.long = r.Files, r.Ops, r.Slow, r.Long
 	return l
 }
 
@@ -204,7 +229,11 @@ func (l *load) worker(w int, stop <-chan struct{}) error {
 		}
 		l.mu.Lock()
 		l.ops++
-		l.slow = max(l.slow, time.Since(began))
+		took := span{began, time.Now()}
+		l.slow = max(l.slow, took.Ended.Sub(began))
+		if took.Ended.Sub(began) >= time.Second {
+			l.long = append(l.long, took)
+		}
 		l.mu.Unlock()
 	}
 }

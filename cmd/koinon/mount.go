@@ -113,6 +113,7 @@ func (a *app) mountHere(ctx context.Context, cfg *config.Client, dir string, rea
 		return err
 	}
 	defer func() { err = errors.Join(err, leave(context.WithoutCancel(ctx), c)) }()
+	c.PromiseFiles()
 	server, err := mountLeased(dir, c, cfg.Cluster, log)
 	if err != nil {
 		return err

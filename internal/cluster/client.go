@@ -457,9 +457,12 @@ func (c *Client) gaveUp(ctx context.Context, op sys.Op, waited time.Duration, fa
 	if errors.Is(context.Cause(ctx), context.Canceled) {
 		return sys.E(op, sys.Interrupted, context.Cause(ctx))
 	}
-	missing := c.missing(ctx, failed)
-	slices.Sort(missing)
-	if len(missing) == 0 {
+	missing, troubles := c.missing(ctx, failed)
+	switch {
+	case len(missing) > 0:
+	case len(troubles) > 0:
+		return sys.E(op, sys.Unavailable, fmt.Sprintf("gave up after %v: %s; when that is mended all goes on, see `koinon status`", waited, strings.Join(troubles, "; ")))
+	default:
 		return sys.E(op, sys.Unavailable, fmt.Sprintf("no node leads after %v although all answer; see `koinon status`", waited))
 	}
 	advice := "start them again"
@@ -469,35 +472,42 @@ func (c *Client) gaveUp(ctx context.Context, op sys.Op, waited time.Duration, fa
 	return sys.E(op, sys.Unavailable, fmt.Sprintf("no majority after %v: no answer from %s; %s, see `koinon status`", waited, strings.Join(missing, ", "), advice))
 }
 
-// askMissing is how long a node may take to say that it is there.
-const askMissing = time.Second
+// askMissing is how long a node may take to say that it is there: a second, in
+// which it asks the database that it depends on, and a little more.
+const askMissing = 1500 * time.Millisecond
 
-// missing tells which nodes do not answer. One that failed us may have done so
-// because the others were missing: it is asked whether it is there itself.
-func (c *Client) missing(ctx context.Context, failed map[string]error) []string {
+// missing tells which nodes do not answer, and of what trouble the others know,
+// both in order. One that failed us may have done so because the others were
+// missing: it is asked whether it is there itself.
+func (c *Client) missing(ctx context.Context, failed map[string]error) (missing, troubles []string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askMissing)
 	defer cancel()
 	var mu sync.Mutex
-	var missing []string
 	var wg sync.WaitGroup
 	for addr, err := range failed {
 		if !sys.Is(err, sys.Unavailable) {
 			continue
 		}
 		wg.Go(func() {
-			if _, err := c.NodeStatus(ctx, addr); err != nil {
-				mu.Lock()
-				defer mu.Unlock()
-				name := addr // all that is known of it before the map is
-				if id := c.IDOf(addr); id != 0 {
-					name = fmt.Sprintf("%v at %s", id, addr)
-				}
+			r, err := c.NodeStatus(ctx, addr)
+			mu.Lock()
+			defer mu.Unlock()
+			name := addr // all that is known of it before the map is
+			if id := c.IDOf(addr); id != 0 {
+				name = fmt.Sprintf("%v at %s", id, addr)
+			}
+			switch {
+			case err != nil:
 				missing = append(missing, name)
+			case r.Trouble != "":
+				troubles = append(troubles, name+": "+r.Trouble)
 			}
 		})
 	}
 	wg.Wait()
-	return missing
+	slices.Sort(missing)
+	slices.Sort(troubles)
+	return missing, troubles
 }
 
 // OpenSession opens a session at the leader; name tells people whose it is.

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"log/slog"
 	"net"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -16,7 +17,10 @@ import (
 	"github.com/koinon/koinon/internal/wire"
 )
 
-const methodWho wire.Method = 900 // nothing -> nothing; from the leader
+const (
+	methodWho   wire.Method = 900 // nothing -> nothing; from the leader
+	methodFails wire.Method = 901 // the leader is Unavailable
+)
 
 // nodes are some that know the map and who leads, and count who connects.
 type nodes struct {
@@ -24,6 +28,7 @@ type nodes struct {
 	seeds     []string
 	client    *auth.Credentials
 	connected atomic.Int64
+	trouble   string // that the leader tells of
 }
 
 func startNodes(t *testing.T, n int, leader uint64) *nodes {
@@ -65,11 +70,22 @@ func startNodes(t *testing.T, n int, leader uint64) *nodes {
 		srv.Handle(MethodMap, func(context.Context, *wire.Request) (wire.Response, error) {
 			return wire.Response{Header: mustMarshal(m)}, nil
 		})
-		srv.Handle(methodWho, func(context.Context, *wire.Request) (wire.Response, error) {
-			if uint64(i+1) == leader {
-				return wire.Response{}, nil
+		leads := func(err error) wire.HandlerFunc {
+			return func(context.Context, *wire.Request) (wire.Response, error) {
+				if uint64(i+1) == leader {
+					return wire.Response{}, err
+				}
+				return wire.Response{Payload: binary.LittleEndian.AppendUint64(nil, leader)}, sys.E(sys.NotLeader, "another node leads")
 			}
-			return wire.Response{Payload: binary.LittleEndian.AppendUint64(nil, leader)}, sys.E(sys.NotLeader, "another node leads")
+		}
+		srv.Handle(methodWho, leads(nil))
+		srv.Handle(methodFails, leads(sys.E(sys.Unavailable, "in trouble")))
+		srv.Handle(MethodStatus, func(context.Context, *wire.Request) (wire.Response, error) {
+			r := &clusterpb.StatusReply{Node: uint64(i + 1)}
+			if r.Node == leader {
+				r.Trouble = ns.trouble
+			}
+			return wire.Response{Header: mustMarshal(r)}, nil
 		})
 		served := make(chan error, 1)
 		go func() { served <- srv.Serve(l) }()
@@ -115,6 +131,29 @@ func TestFewConnections(t *testing.T) {
 			t.Error("there is a connection to a node that is none")
 		}
 		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestTrouble: a leader that cannot serve for want of something else is why an
+// operation fails, and not that nobody leads.
+func TestTrouble(t *testing.T) {
+	for _, c := range []struct{ trouble, want, not string }{
+		{"the database does not answer", "n2 at ADDR: the database does not answer; when that is mended", "no node leads"},
+		{"", "no node leads after 1s although all answer", "mended"},
+	} {
+		ns := startNodes(t, 3, 2)
+		ns.trouble = c.trouble
+		client, err := Dial(t.Context(), Config{Cluster: "test", Seeds: ns.seeds, TLS: ns.client.ClientTLS(), Timeout: time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = client.CallLeader(t.Context(), methodFails, nil, nil)
+		if want := strings.Replace(c.want, "ADDR", ns.seeds[1], 1); !sys.Is(err, sys.Unavailable) || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), c.not) {
+			t.Errorf("expected %q, found %v", want, err)
+		}
+		if err := client.Close(); err != nil {
 			t.Error(err)
 		}
 	}

@@ -1,6 +1,9 @@
 package env
 
-import "time"
+import (
+	"runtime"
+	"time"
+)
 
 // Sched starts what runs at the same time, and lets it wait. Goroutines is the
 // machine's own. A simulator has one that lets one run after the other, in an
@@ -9,6 +12,8 @@ import "time"
 type Sched interface {
 	// Go runs fn beside the caller.
 	Go(fn func())
+	// Yield lets others go on first who can.
+	Yield()
 	// Wait blocks until t fires, or a, b or c has something, which it takes,
 	// or is closed, and says which. nil ones never are.
 	Wait(t Timer, a, b, c <-chan struct{}) Event
@@ -41,6 +46,9 @@ var _ Sched = Goroutines{}
 
 // Go implements Sched.
 func (Goroutines) Go(fn func()) { go fn() }
+
+// Yield implements Sched.
+func (Goroutines) Yield() { runtime.Gosched() }
 
 // Wait implements Sched.
 func (Goroutines) Wait(t Timer, a, b, c <-chan struct{}) Event {

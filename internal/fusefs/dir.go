@@ -40,9 +40,12 @@ func (r *rawFS) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenO
 // ReleaseDir is of fuse.RawFileSystem.
 func (r *rawFS) ReleaseDir(in *fuse.ReleaseIn) { r.dirs.remove(in.Fh) }
 
-// FsyncDir is of fuse.RawFileSystem. A change of a directory is durable on a
-// majority when it is answered.
-func (r *rawFS) FsyncDir(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status { return fuse.OK }
+// FsyncDir is of fuse.RawFileSystem.
+func (r *rawFS) FsyncDir(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	ctx := r.begin(cancel)
+	defer ctx.end()
+	return r.status(r.fs.FsyncDir(ctx, sys.Ino(in.NodeId)))
+}
 
 // ReadDir is of fuse.RawFileSystem.
 func (r *rawFS) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {

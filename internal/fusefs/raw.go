@@ -5,6 +5,7 @@ package fusefs
 import (
 	"context"
 	"syscall"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
@@ -83,12 +84,21 @@ func (r *rawFS) entryOut(a *metapb.Attr, parent uint64, name string, out *fuse.E
 	attrOut(a, &out.Attr)
 	out.NodeId = a.GetIno()
 	out.SetEntryTimeout(r.opts.EntryTTL(sys.Ino(parent), name))
-	out.SetAttrTimeout(r.opts.AttrTTL(sys.Ino(a.GetIno())))
+	out.SetAttrTimeout(r.attrTTL(a))
+}
+
+// attrTTL is how long the kernel may keep attributes. Those of a file that the
+// tree does not know yet change when it does.
+func (r *rawFS) attrTTL(a *metapb.Attr) time.Duration {
+	if a.GetVersion() == 0 {
+		return 0
+	}
+	return r.opts.AttrTTL(sys.Ino(a.GetIno()))
 }
 
 func (r *rawFS) attrAnswer(a *metapb.Attr, out *fuse.AttrOut) {
 	attrOut(a, &out.Attr)
-	out.SetTimeout(r.opts.AttrTTL(sys.Ino(a.GetIno())))
+	out.SetTimeout(r.attrTTL(a))
 }
 
 // Lookup is of fuse.RawFileSystem.

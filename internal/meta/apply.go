@@ -67,6 +67,8 @@ func (s *step) applyKeeping(cmd *metapb.Command) (op string, res *metapb.Result,
 	switch c := cmd.GetOp().(type) {
 	case *metapb.Command_AllocSlices:
 		op, res, err = keeps("meta.AllocSlices", s, s.allocSlices, c.AllocSlices)
+	case *metapb.Command_AllocInos:
+		op, res, err = keeps("meta.AllocInos", s, s.allocInos, c.AllocInos)
 	case *metapb.Command_KeepOpen:
 		op, res, err = keeps("meta.KeepOpen", s, s.keepOpen, c.KeepOpen)
 	case *metapb.Command_Purge:

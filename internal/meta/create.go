@@ -20,6 +20,9 @@ func (s *step) mknod(c *metapb.Mknod) (*metapb.Result, error) {
 	if err := s.checkMknod(dir, c); err != nil {
 		return nil, err
 	}
+	if err := s.checkNumber(c); err != nil {
+		return nil, err
+	}
 	a := s.newInode(0, sys.FileType(c.Type), c.Mode)
 	a.Rdev, a.Target, a.Size = c.Rdev, c.Target, uint64(len(c.Target))
 	s.inheritGroup(dir, a)
@@ -31,11 +34,9 @@ func (s *step) mknod(c *metapb.Mknod) (*metapb.Result, error) {
 		a.Version = 1
 	}
 
-	last, err := s.tx.Counter(CounterIno, 1)
-	if err != nil {
+	if err := s.number(a, c); err != nil {
 		return nil, err
 	}
-	a.Ino = uint64(last)
 	if isDir(a) {
 		a.Parent = dir.Ino
 		dir.Nlink++
@@ -55,6 +56,48 @@ func (s *step) mknod(c *metapb.Mknod) (*metapb.Result, error) {
 	return &metapb.Result{Attr: a, Created: true, Slices: w.longest}, nil
 }
 
+// number gives a new inode its number.
+func (s *step) number(a *metapb.Attr, c *metapb.Mknod) error {
+	if c.Ino == 0 {
+		last, err := s.tx.Counter(CounterIno, 1)
+		a.Ino = uint64(last)
+		return err
+	}
+	a.Ino = c.Ino
+	return nil
+}
+
+// allocInos gives out inode numbers. Those that no file gets are left out.
+func (s *step) allocInos(c *metapb.AllocInos) (*metapb.Result, error) {
+	if c.Count == 0 || c.Count > AllocMax {
+		return nil, &refusal{kind: sys.Invalid, cause: "1 to 1024 inode numbers are given out at a time"}
+	}
+	last, err := s.tx.Counter(CounterIno, int64(c.Count))
+	if err != nil {
+		return nil, err
+	}
+	return &metapb.Result{FirstIno: uint64(last) - uint64(c.Count) + 1}, nil
+}
+
+// checkNumber refuses a number that was not given out, or is in use.
+func (s *step) checkNumber(c *metapb.Mknod) error {
+	if c.Ino == 0 {
+		return nil
+	}
+	last, err := s.tx.Counter(CounterIno, 0)
+	if err != nil {
+		return err
+	}
+	if c.Ino < uint64(sys.FirstIno) || c.Ino > uint64(last) || sys.FileType(c.Type) != sys.TypeRegular {
+		return refuseName(sys.Invalid, c.Name, "only a regular file gets a number beforehand, one that was given out")
+	}
+	a, err := s.tx.Inode(sys.Ino(c.Ino))
+	if err == nil && a != nil {
+		err = refuseName(sys.Invalid, c.Name, "its number is that of another inode")
+	}
+	return err
+}
+
 // vacancy returns the directory in which a name is to be made, and the entry
 // that is there already, if any. The directory may be searched by the caller.
 func (s *step) vacancy(parent sys.Ino, name []byte) (dir *metapb.Attr, existing *metapb.Dentry, err error) {
@@ -72,8 +115,16 @@ func (s *step) vacancy(parent sys.Ino, name []byte) (dir *metapb.Attr, existing 
 }
 
 // openExisting answers an open(2) with O_CREAT of a file that is there. Its
-// body is not written: the caller sees that nothing was created.
+// body is not written: the caller sees that nothing was created. A file that
+// has the number that was to be given was made by an earlier try.
 func (s *step) openExisting(c *metapb.Mknod, d *metapb.Dentry) (*metapb.Result, error) {
+	if c.Ino != 0 && c.Ino == d.Ino {
+		a, err := s.target(sys.Ino(c.Parent), c.Name, d)
+		if err != nil {
+			return nil, err
+		}
+		return &metapb.Result{Attr: a, Created: true}, nil
+	}
 	if !c.OrOpen {
 		return nil, refuseName(sys.Exist, c.Name, "")
 	}

@@ -149,7 +149,8 @@ const (
 	// SlicesMax is the longest list of slices of a chunk. A writer merges
 	// long before.
 	SlicesMax = 2048
-	// AllocMax is how many slice numbers one AllocSlices reserves at most.
+	// AllocMax is how many numbers one AllocSlices reserves at most, and one
+	// AllocInos gives out.
 	AllocMax = 1024
 	// FirstCookie is the lowest cookie of an entry. Those below are free for
 	// "." and "..", which a listing's reader adds.

@@ -61,7 +61,7 @@ func Connect(ctx context.Context, cfg *config.Client, log *slog.Logger) (*Client
 	c.fs = vfs.New(c.tree, block.Retried(c.Blocks(), time.Duration(cfg.Timeout)), vfs.Options{
 		WriteBuffer: int64(cfg.Limits.WriteBuffer), CacheBytes: int64(cfg.Limits.ReadCache),
 		PGs: len(cc.Table().PGs), Copies: copies, Session: c.tree.Session(), Timeout: time.Duration(cfg.Timeout),
-		Retention: keep, Logger: log,
+		Retention: keep, Logger: log, Vacant: c.tree.Vacant,
 	})
 	return c, nil
 }
@@ -153,6 +153,10 @@ func (c *Client) revoked(inos []sys.Ino) {
 // OnRevoke sets who is told which inodes must not be taken as known any more
 // (nil for all). It must not block and must not use the Client.
 func (c *Client) OnRevoke(f func(inos []sys.Ino)) { c.revoke.Store(&f) }
+
+// PromiseFiles lets the file system make files when they are closed, where
+// nobody else can see them before. It is called once, before the first file.
+func (c *Client) PromiseFiles() { c.tree.SetPromises(c.fs) }
 
 // LeaseLeft is how long what was last read of the tree may still be taken as
 // true; 0 when for no moment.

@@ -273,11 +273,16 @@ func (a *applier) apply(entries []paxos.Entry) (int, error) {
 	}
 	a.over.reset()
 	a.g.appliedTo(a.at.slot)
+	answered := 0
 	for i, s := range a.settled {
 		s.batch.settle(s.outcomes)
+		answered += len(s.outcomes)
 		a.settled[i] = settlement{}
 	}
 	a.settled = a.settled[:0]
+	if answered > 0 {
+		a.g.answered(answered)
+	}
 	for _, d := range a.digests {
 		a.g.ownDigest(d)
 	}

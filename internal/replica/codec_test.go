@@ -90,7 +90,7 @@ func TestFrameIsTheProtobuf(t *testing.T) {
 
 func TestEntryBatchIsTheProtobuf(t *testing.T) {
 	cmds := []Command{{NS: NSMeta, Body: []byte("one")}, {Session: 1 << 40, Seq: 3, Ack: 2, NS: NSSession}}
-	p := newProposals(1)
+	p := newProposals(1, 0)
 	size := len(p.buf)
 	for i := range cmds {
 		p.buf = appendCommand(p.buf, &cmds[i])

@@ -46,7 +46,9 @@ type groupDriver struct {
 	recovered paxos.Recovered
 	reported  paxos.Slot // applied, as the core knows it
 	cutAt     paxos.Time // when truncate last looked
-	handedAt  paxos.Time // when leadership was last handed over, 0: never
+	// proposedAt is when the last entry was proposed.
+	proposedAt paxos.Time
+	handedAt   paxos.Time // when leadership was last handed over, 0: never
 	// outsideSince is since when the node seems to be no member any more, 0: it is one.
 	outsideSince paxos.Time
 	stateDirty   bool         // LogState has to be written with the next pass
@@ -119,6 +121,8 @@ func (h *Host) drive() {
 		case env.GotB:
 			return
 		}
+		// What others are about to ask shares a turn, and what it sends and writes.
+		h.cfg.Sched.Yield()
 		now := h.cfg.Clock.Boot()
 		if now-h.drv.lastTick >= h.cfg.Tick {
 			tick = true
@@ -184,7 +188,10 @@ func (h *Host) turn(now paxos.Time, tick bool) {
 				g.handle(g.d.node.Ready())
 			}
 		}
-		h.flushOutgoing()
+		if h.flushOutgoing() && h.drv.current != nil {
+			// The messages are on their way before the own log takes the processor.
+			h.cfg.Sched.Yield()
+		}
 		again = h.submit()
 	}
 	for _, g := range h.groups {
@@ -418,15 +425,18 @@ func (h *Host) queueMessage(g *Group, m *paxos.Message) {
 	}
 }
 
-// flushOutgoing sends what was queued, one frame per peer and lane.
-func (h *Host) flushOutgoing() {
+// flushOutgoing sends what was queued, one frame per peer and lane, and
+// reports whether there was any.
+func (h *Host) flushOutgoing() (sent bool) {
 	for _, out := range h.drv.outgoing {
 		for lane := range lanes {
 			if len(out.frames[lane]) > 0 {
 				h.sendOutgoing(out, lane)
+				sent = true
 			}
 		}
 	}
+	return sent
 }
 
 func (h *Host) sendOutgoing(out *outgoing, lane Lane) {
@@ -516,8 +526,8 @@ func (g *Group) propose(now paxos.Time) {
 		return
 	}
 	for {
-		if h.drv.awaited > 0 && g.gathers() {
-			return // that pass turns the driver again when it is durable
+		if g.gathers(h.drv.awaited > 0, now-g.d.proposedAt < paxos.Time(h.cfg.Tick)) {
+			return // an answer, the log, or the next tick turns the driver again
 		}
 		p := g.takeQueue(h.cfg.Pipeline)
 		if p == nil {
@@ -526,6 +536,7 @@ func (g *Group) propose(now paxos.Time) {
 		data := appendUint(p.buf, 2, uint64(h.cfg.Clock.Wall().UnixNano()))
 		switch _, _, err := g.d.node.Propose(now, data); err {
 		case nil:
+			g.d.proposedAt = now
 			h.entries.Add(1)
 			g.batches.add(uint64(len(p.waiters)))
 		case paxos.ErrBusy:

@@ -2,6 +2,7 @@ package replica_test
 
 import (
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -61,6 +62,32 @@ func TestFullLeaderHandsOver(t *testing.T) {
 	if got := number(c.must(add("x"))); got != 4 {
 		t.Fatalf("counter: 4 expected, found %d", got)
 	}
+}
+
+// TestOpenOnFullDisk: without room for the log's first segment a host does not
+// open, says why, and opens when there is room.
+func TestOpenOnFullDisk(t *testing.T) {
+	var full atomic.Bool
+	full.Store(true)
+	c := newCluster(t, 1, nil)
+	c.close(1)
+	cfg := c.config(1)
+	cfg.FS = errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if full.Load() && op.Kind == errorfs.OpFileWriteAt {
+			return syscall.ENOSPC
+		}
+		return nil
+	}))
+	if _, err := replica.Open(cfg, machines()); !sys.Is(err, sys.NoSpace) || !strings.Contains(err.Error(), "make room") {
+		t.Fatalf("sys.NoSpace with advice expected, found %v", err)
+	}
+	full.Store(false)
+	h, err := replica.Open(cfg, machines())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.setHost(1, h)
+	c.must(add("x"))
 }
 
 // TestCloseOnFullDisk: a state that cannot be flushed does not hold Close up

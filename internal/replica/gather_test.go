@@ -2,10 +2,13 @@ package replica
 
 import (
 	"runtime"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/paxos"
 )
 
@@ -26,7 +29,7 @@ func TestCommandsGatherWhileTheLogWrites(t *testing.T) {
 		return nil
 	}))
 	var ran uint64
-	h, g := openAlone(t, fs, &ran)
+	h, g := openAlone(t, fs, env.System{}, &ran)
 	defer func() {
 		if err := h.Close(); err != nil {
 			t.Error(err)
@@ -69,6 +72,87 @@ func TestCommandsGatherWhileTheLogWrites(t *testing.T) {
 	}
 	for !inDriver(g, h.idle) {
 		runtime.Gosched() // until the driver has taken in that all is done
+	}
+}
+
+// stopped is a clock that stands still once told to.
+type stopped struct {
+	env.System
+	at atomic.Int64 // 0: it runs
+}
+
+func (c *stopped) Boot() time.Duration {
+	if at := c.at.Load(); at != 0 {
+		return time.Duration(at)
+	}
+	return c.System.Boot()
+}
+
+// TestCommandsGatherWhileMoreAreUnderWay holds up the answers of an entry of
+// three commands: one that comes meanwhile waits, and does not go for others,
+// until as many have come, or a tick has passed.
+func TestCommandsGatherWhileMoreAreUnderWay(t *testing.T) {
+	clock := &stopped{}
+	var ran uint64
+	h, g := openAlone(t, vfs.NewMem(), clock, &ran)
+	defer func() {
+		if err := h.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	applying, release := make(chan struct{}), make(chan struct{})
+	g.OnApply(nsNumbers, func(Stamp, any) {
+		applying <- struct{}{}
+		<-release
+	})
+	clock.at.Store(int64(clock.System.Boot()))
+	var waiters []*waiter
+	propose := func(n int) {
+		for range n {
+			w := &waiter{done: make(chan struct{})}
+			waiters = append(waiters, w)
+			if err := g.enqueue(&Command{NS: nsNumbers}, w); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	inDriver(g, func() bool { propose(3); return true })
+	<-applying
+	entries := func() uint64 {
+		inDriver(g, h.idle) // when the second one runs, a turn has seen what was proposed
+		inDriver(g, h.idle)
+		return g.Status().Entries
+	}
+	before := entries()
+	for _, c := range []struct {
+		commands int
+		passes   time.Duration
+		more     uint64 // entries
+		why      string
+	}{
+		{1, 0, 0, "one waits for three"},
+		{1, 0, 0, "two wait for three"},
+		{1, 0, 1, "as many wait as are under way"},
+		{5, 0, 0, "five wait for six"},
+		{0, h.cfg.Tick, 1, "nobody waits longer than a tick"},
+	} {
+		propose(c.commands)
+		clock.at.Add(int64(c.passes))
+		if got := entries() - before; got != c.more {
+			t.Fatalf("%s: %d more entries expected, found %d", c.why, c.more, got)
+		}
+		before += c.more
+	}
+	propose(1)
+	if got := entries() - before; got != 0 {
+		t.Fatalf("one waits for eleven: no entry expected, found %d", got)
+	}
+	close(release)
+	for range len(waiters) - 1 {
+		<-applying
+	}
+	for _, w := range waiters {
+		<-w.done // the last one too, though time stands still
 	}
 }
 

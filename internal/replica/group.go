@@ -42,7 +42,9 @@ type Group struct {
 	queue         []*proposals // the last one is open for more
 	queueBytes    int
 	queueCommands int
+	entryBytes    int                   // of the last entry
 	inflight      map[uint64]*proposals // by origin
+	underWay      int                   // commands proposed and neither answered nor given up
 	closed        error                 // answers everything from now on
 	calls         []func(now paxos.Time)
 	readers       []*readWaiter // wait for the driver to ask for a read index

@@ -102,7 +102,7 @@ func (g *Group) enqueue(cmd *Command, w *waiter) error {
 		last = g.queue[n-1]
 	}
 	if last == nil || len(last.waiters) >= h.cfg.BatchCommands || len(last.buf)+size > h.cfg.BatchBytes {
-		last = newProposals(g.rand.Uint64() | 1)
+		last = newProposals(g.rand.Uint64()|1, g.entryBytes)
 		g.queue = append(g.queue, last)
 	}
 	first := len(g.queue) == 1 && len(last.waiters) == 0
@@ -118,9 +118,10 @@ func (g *Group) enqueue(cmd *Command, w *waiter) error {
 	return nil
 }
 
-func newProposals(origin uint64) *proposals {
+// newProposals makes an entry that will probably have so many bytes.
+func newProposals(origin uint64, likely int) *proposals {
 	p := &proposals{origin: origin}
-	p.buf = appendFixed64(make([]byte, 0, 512), 1, p.origin)
+	p.buf = appendFixed64(make([]byte, 0, min(max(512, likely+likely/8), 64<<10)), 1, p.origin)
 	return p
 }
 
@@ -137,18 +138,41 @@ func (g *Group) takeQueue(limit int) *proposals {
 	g.queue = g.queue[1:]
 	g.queueBytes -= len(p.buf) - originBytes
 	g.queueCommands -= len(p.waiters)
+	g.entryBytes = len(p.buf)
 	g.inflight[p.origin] = p
+	g.underWay += len(p.waiters)
 	return p
 }
 
-// gathers says that commands should wait for more while the log writes: an
-// entry is in flight, the next one is not full, and the log would not take it
-// before what it writes now is durable, so that what arrives meanwhile can
-// share it.
-func (g *Group) gathers() bool {
+// gathers says that commands should wait for more, as an entry costs much more
+// than a command in it. The next one is not full, and either an entry is in
+// flight while the log writes, which would not take another one before that is
+// durable, or, when the last entry is recent, fewer commands wait than are
+// under way: whoever is answered soon may propose again, and shares the next
+// entry then. That a few wait for many, and never many for a few, keeps the
+// log busy when answers take long.
+func (g *Group) gathers(writing, recent bool) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return len(g.inflight) > 0 && len(g.queue) == 1
+	if len(g.queue) != 1 {
+		return false
+	}
+	return writing && len(g.inflight) > 0 || recent && len(g.queue[0].waiters) < g.underWay
+}
+
+// answered has the driver look at what waits, now that n commands under way
+// are answered, after those who got the answers had a chance to propose again.
+func (g *Group) answered(n int) {
+	if n > 1 {
+		g.host.cfg.Sched.Yield()
+	}
+	g.mu.Lock()
+	g.underWay -= n
+	more := len(g.queue) > 0
+	g.mu.Unlock()
+	if more {
+		g.host.wakeDriver()
+	}
 }
 
 // originBytes is the size of an EntryBatch's origin.
@@ -159,22 +183,19 @@ func (g *Group) putBack(p *proposals) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	delete(g.inflight, p.origin)
+	g.underWay -= len(p.waiters)
 	g.queue = append([]*proposals{p}, g.queue...)
 	g.queueBytes += len(p.buf) - originBytes
 	g.queueCommands += len(p.waiters)
 }
 
 // takeOwn returns the entry in flight with this origin, nil when there is
-// none, and wakes the driver when another entry waits.
+// none. Its commands are under way until they are answered.
 func (g *Group) takeOwn(origin uint64) *proposals {
 	g.mu.Lock()
+	defer g.mu.Unlock()
 	p := g.inflight[origin]
 	delete(g.inflight, origin)
-	more := p != nil && len(g.queue) > 0
-	g.mu.Unlock()
-	if more {
-		g.host.wakeDriver()
-	}
 	return p
 }
 
@@ -199,6 +220,9 @@ func (g *Group) failProposals(leader sys.NodeID, closed error) {
 	queue, inflight := g.queue, g.inflight
 	g.queue, g.inflight = nil, map[uint64]*proposals{}
 	g.queueBytes, g.queueCommands = 0, 0
+	for _, p := range inflight {
+		g.underWay -= len(p.waiters)
+	}
 	if closed != nil && g.closed == nil {
 		g.closed = closed
 	}

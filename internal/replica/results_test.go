@@ -33,9 +33,9 @@ func (m numbers) Apply(*Tx, Stamp, []byte) ([]byte, any) {
 }
 
 // openAlone opens a host of one replica and waits until it leads.
-func openAlone(t *testing.T, fs vfs.FS, ran *uint64) (*Host, *Group) {
+func openAlone(t *testing.T, fs vfs.FS, clock env.Clock, ran *uint64) (*Host, *Group) {
 	t.Helper()
-	h, err := Open(Config{Dir: "r", FS: fs, Clock: env.System{}, Self: 1, Voters: []Peer{{ID: 1}}, Transport: alone{},
+	h, err := Open(Config{Dir: "r", FS: fs, Clock: clock, Self: 1, Voters: []Peer{{ID: 1}}, Transport: alone{},
 		SegmentBytes: 1 << 20}, map[Namespace]Machine{nsNumbers: numbers{ran}})
 	if err != nil {
 		t.Fatal(err)
@@ -67,7 +67,7 @@ func resultRows(t *testing.T, g *Group) (n int) {
 func TestResultsOfOneEntryShareARow(t *testing.T) {
 	var ran uint64
 	fs := vfs.NewMem()
-	h, g := openAlone(t, fs, &ran)
+	h, g := openAlone(t, fs, env.System{}, &ran)
 	session, err := g.OpenSession(t.Context(), "s")
 	if err != nil {
 		t.Fatal(err)
@@ -111,7 +111,7 @@ func TestResultsOfOneEntryShareARow(t *testing.T) {
 	if err := h.Close(); err != nil {
 		t.Fatal(err)
 	}
-	h, g = openAlone(t, fs, &ran)
+	h, g = openAlone(t, fs, env.System{}, &ran)
 	for seq := uint64(1); seq <= n+1; seq++ {
 		if out := propose(seq, 0); !bytes.Equal(out, binary.AppendUvarint(nil, seq)) {
 			t.Fatalf("seq %d tried again after a restart: its first result expected, found %x", seq, out)

@@ -253,20 +253,22 @@ func (o *overlay) scan(from, to []byte, fn func(key, value []byte) bool) error {
 	return nil
 }
 
-// flush writes the dirty rows to a batch.
+// flush writes the dirty rows to a batch, in which each is encoded in place.
 func (o *overlay) flush(b *pebble.Batch) error {
 	for i := range o.rows {
 		r := &o.rows[i]
 		if !r.dirty {
 			continue
 		}
-		var err error
+		var op *pebble.DeferredBatchOp
 		if r.value == nil {
-			err = b.Delete([]byte(r.key), nil)
+			op = b.DeleteDeferred(len(r.key))
 		} else {
-			err = b.Set([]byte(r.key), r.value, nil)
+			op = b.SetDeferred(len(r.key), len(r.value))
+			copy(op.Value, r.value)
 		}
-		if err != nil {
+		copy(op.Key, r.key)
+		if err := op.Finish(); err != nil {
 			return err
 		}
 	}

@@ -234,7 +234,7 @@ func (i *inode) setExtents(chunk uint32, exts []extent) {
 	if len(exts) == 0 {
 		delete(i.dirty, chunk)
 	}
-	if len(i.dirty) == 0 {
+	if len(i.dirty) == 0 && i.promise == nil {
 		i.dirtyAt = 0
 	}
 }

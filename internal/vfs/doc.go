@@ -24,6 +24,12 @@
 // and the bytes are sent again under others (revive.go). Slices that come to
 // nothing are given up, so that the collector takes their blocks (ids.go).
 //
+// # A new file
+//
+// Where Options.Vacant allows it, Create tells nobody: it gives a promise
+// (promise.go). The first Commit becomes the body of the command that makes the
+// file, so that a small file is one command from open to close.
+//
 // # The path of a read
 //
 // ReadAt overlays, from the top: dirty bytes, slices in commit order, the

@@ -82,7 +82,7 @@ type faultyTree struct {
 
 func (f *faultyTree) Do(ctx context.Context, cmd *metapb.Command) (*metapb.Result, error) {
 	f.mu.Lock()
-	commit := cmd.GetCommit() != nil
+	commit := cmd.GetCommit() != nil || cmd.GetMknod().GetIno() != 0
 	if commit && f.err != nil {
 		defer f.mu.Unlock()
 		return nil, f.err

@@ -35,11 +35,7 @@ func (f *File) Ino() sys.Ino { return f.i.ino }
 func (f *File) Unchanged() bool { return f.keep }
 
 // Attr returns the attributes known now, with the dirty bytes.
-func (f *File) Attr() *metapb.Attr {
-	f.i.mu.RLock()
-	defer f.i.mu.RUnlock()
-	return f.i.overlay(f.i.attr)
-}
+func (f *File) Attr() *metapb.Attr { return f.i.shown() }
 
 // CheckNone, among the flags of Open, leaves out the check of permission:
 // somebody else has made it.
@@ -49,6 +45,9 @@ const CheckNone = 1 << 62
 // O_WRONLY or O_RDWR, with O_APPEND and O_TRUNC; further ones are ignored.
 // IsDir, Access, Stale, and Invalid for what is neither a file nor a directory.
 func (fs *FS) Open(ctx context.Context, cred *metapb.Cred, ino sys.Ino, flags int) (*File, error) {
+	if err := fs.keepFile(ctx, ino); err != nil {
+		return nil, err
+	}
 	var want uint32
 	if flags&CheckNone == 0 {
 		want = wants(flags)
@@ -85,20 +84,23 @@ func (fs *FS) Open(ctx context.Context, cred *metapb.Cred, ino sys.Ino, flags in
 // Create makes a regular file and opens it. Without O_EXCL in flags a file
 // that exists is opened instead. The umask has been applied to mode.
 func (fs *FS) Create(ctx context.Context, cred *metapb.Cred, parent sys.Ino, name []byte, mode uint32, flags int) (*metapb.Attr, *File, error) {
-	r, err := fs.do(ctx, &metapb.Command{Cred: cred, Op: &metapb.Command_Mknod{Mknod: &metapb.Mknod{
-		Parent: uint64(parent), Name: name, Type: uint32(sys.TypeRegular), Mode: mode & sys.ModePerm,
-		OrOpen: flags&os.O_EXCL == 0}}})
+	mode &= sys.ModePerm
+	if f := fs.promise(cred, entry{parent, string(name)}, mode, flags); f != nil {
+		return f.Attr(), f, nil
+	}
+	a, created, err := fs.mknod(ctx, cred, &metapb.Mknod{Parent: uint64(parent), Name: name,
+		Type: uint32(sys.TypeRegular), Mode: mode, OrOpen: flags&os.O_EXCL == 0})
 	if err != nil {
 		return nil, nil, err
 	}
-	if !r.GetCreated() {
-		f, err := fs.Open(ctx, cred, sys.Ino(r.GetAttr().GetIno()), flags)
+	if !created {
+		f, err := fs.Open(ctx, cred, sys.Ino(a.GetIno()), flags)
 		if err != nil {
 			return nil, nil, err
 		}
 		return f.Attr(), f, nil
 	}
-	return r.GetAttr(), fs.newFile(r.GetAttr(), nil, true, cred, flags), nil
+	return a, fs.newFile(a, nil, true, cred, flags), nil
 }
 
 func (fs *FS) newFile(attr *metapb.Attr, chunk *metapb.Chunk, created bool, cred *metapb.Cred, flags int) *File {

@@ -167,7 +167,7 @@ func (i *inode) publish(ctx context.Context, p *plan, durable bool) error {
 		i.mu.Unlock()
 	}
 	if len(p.pieces) == 0 {
-		return nil
+		return i.keepNow(ctx)
 	}
 	for attempt := 1; ; attempt++ {
 		err := i.publishSlices(ctx, p, durable)

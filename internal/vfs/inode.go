@@ -35,6 +35,7 @@ type inode struct {
 	merging  bool
 	mergedTo map[uint32]int // by chunk: how long its list was after the last merge
 
+	promise *promise            // that the tree will have the file; nil when it has it
 	dirty   map[uint32][]extent // by chunk: sorted and disjoint
 	writer  *metapb.Cred        // who wrote last
 	wroteNs int64               // when, for mtime
@@ -114,6 +115,9 @@ func (fs *FS) drop(i *inode) {
 	}
 	delete(fs.inodes, i.ino)
 	fs.mu.Unlock()
+	if p := i.promise; p != nil { // nobody else has i any more
+		fs.promises.end(i, p)
+	}
 	m := i.leave() // not under fs.mu, which is taken under i.mu
 	if m.seen == 0 && m.synced == 0 {
 		return
@@ -198,22 +202,42 @@ func (i *inode) size() uint64 { return max(i.attr.GetSize(), i.dirtyEnd()) }
 func (i *inode) isDirty() bool {
 	i.mu.RLock()
 	defer i.mu.RUnlock()
-	return len(i.dirty) > 0
+	return len(i.dirty) > 0 || i.promise != nil
 }
 
-// change runs a command that changes the file's bytes in the tree. flushMu is
-// held; done runs with i.mu held after success, and is told whether nobody
+// change runs a command that changes the file's bytes in the tree. What is
+// committed first to a file that was promised goes with the command that makes
+// it; other changes follow that one. flushMu is held; done runs with i.mu held after success, and is told whether nobody
 // else's change came between.
 func (i *inode) change(ctx context.Context, cmd *metapb.Command, done func(r *metapb.Result, alone bool)) (*metapb.Result, error) {
 	i.mu.Lock()
+	promise := i.promise
 	i.changing = true
 	i.mu.Unlock()
+	if promise != nil {
+		commit, first := cmd.Op.(*metapb.Command_Commit)
+		if !first {
+			if err := i.keepNow(ctx); err != nil {
+				return nil, err
+			}
+			return i.change(ctx, cmd, done)
+		}
+		cmd = promise.command(i.ino, commit.Commit)
+	}
 	r, err := i.fs.do(ctx, cmd)
+	if err == nil && promise != nil {
+		defer i.fs.promises.end(i, promise) // without i.mu
+	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.changing = false
 	if err != nil {
 		return nil, err
+	}
+	if promise != nil {
+		if i.promise = nil; len(i.dirty) == 0 {
+			i.dirtyAt = 0
+		}
 	}
 	alone := true
 	if attr := r.GetAttr(); attr != nil {

@@ -108,6 +108,9 @@ func (m *modelFile) openOn(t *rapid.T, fs *FS) *File {
 }
 
 func (m *modelFile) merge(t *rapid.T) {
+	if err := m.open[0].i.keep(context.Background()); err != nil {
+		t.Fatal(err)
+	}
 	chunk := uint32(rapid.IntRange(0, 1).Draw(t, "chunk"))
 	if err := m.open[0].i.merge(context.Background(), chunk); err != nil {
 		t.Fatalf("merge: %v", err)
@@ -155,13 +158,21 @@ func (m *modelFile) check(t *rapid.T, f *File, p []byte, off int) {
 func TestFileIsItsBytes(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		tree, store := meta.NewMemory(), blocktest.Poison(block.NewMemory())
-		m := &modelFile{fs: New(tree, store, Options{PGs: 4, CacheBytes: 16 << 20}), other: New(tree, store, Options{})}
+		opts := Options{PGs: 4, CacheBytes: 16 << 20}
+		if rapid.Bool().Draw(t, "promised") {
+			opts.Vacant = anyVacant
+		}
+		m := &modelFile{fs: New(tree, store, opts), other: New(tree, store, Options{})}
+		awaitNumbers(m.fs)
 		_, f, err := m.fs.Create(context.Background(), Root(), sys.RootIno, []byte("f"), 0o644, os.O_RDWR)
 		if err != nil {
 			t.Fatal(err)
 		}
 		m.ino = f.Ino()
-		m.open = []*File{f, m.openOn(t, m.fs)}
+		if f.i.isPromised() != (opts.Vacant != nil) {
+			t.Fatalf("promised: %v", f.i.isPromised())
+		}
+		m.open = []*File{f, m.fs.newFile(f.Attr(), nil, false, Root(), os.O_RDWR)}
 		t.Repeat(map[string]func(*rapid.T){
 			"write": m.write, "write2": m.write, "truncate": m.truncate, "punch": m.punch, "flush": m.flush,
 			"fsync": m.fsync, "reopen": m.reopen, "read": m.read, "readElsewhere": m.readElsewhere, "merge": m.merge,

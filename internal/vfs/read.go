@@ -89,6 +89,9 @@ func (i *inode) unknown(first, end uint32) uint32 {
 // load learns the layouts of count chunks from first on.
 func (i *inode) load(ctx context.Context, first, count uint32) error {
 	count = min(count, meta.GetChunksMax)
+	if err := i.keep(ctx); err != nil {
+		return err
+	}
 	for {
 		a, err := i.chunks(ctx, first, count)
 		if err != nil {

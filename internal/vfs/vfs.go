@@ -36,6 +36,10 @@ type Options struct {
 	// Copies is how many nodes keep each block, so that free space is shown as
 	// what can be written; default 1.
 	Copies int
+	// Vacant says whether nobody else can find or make a name in a directory,
+	// in which the caller may make it and it is not, before Keep is called for
+	// the directory. Files are promised only with it; see promise.
+	Vacant func(cred *metapb.Cred, dir sys.Ino, name []byte) bool
 	// Session is on whose account slice numbers are reserved.
 	Session sys.SessionID
 	// Retention is for how long the tree is asked to keep the inodes that are
@@ -93,10 +97,13 @@ type FS struct {
 	log    *slog.Logger
 	budget *budget
 	ids    *sliceIDs
+	inos   inoRange
 	cache  *spanCache
 	pool   pool
 	kept   keptBlocks
 	puts   chan struct{} // a token for each block that may be sent at once
+
+	promises promises
 
 	mu      sync.Mutex
 	inodes  map[sys.Ino]*inode
@@ -124,7 +131,8 @@ func New(mc meta.Client, store block.Store, opts Options) *FS {
 		kick: make(chan struct{}, 1),
 	}
 	fs.budget = newBudget(opts.WriteBuffer, fs.wakeWriteback, fs.reclaim)
-	fs.ids = &sliceIDs{fs: fs}
+	fs.ids, fs.inos.fs = &sliceIDs{fs: fs}, fs
+	fs.promises.named, fs.promises.dirs = make(map[entry]*inode), make(map[sys.Ino]*promising)
 	fs.cache = newSpanCache(fs, opts.CacheBytes)
 	fs.past.init()
 	fs.tasks.Go(fs.writeback)
@@ -188,7 +196,7 @@ func (fs *FS) flushAll(ctx context.Context, open []*inode) error {
 			err := error(errLate)
 			if fs.opts.Clock.Boot() < end {
 				err = i.flush(ctx, wholeFile, false)
-			} else if i.dirtyBytes() == 0 {
+			} else if !i.isDirty() {
 				return
 			}
 			if err == nil {

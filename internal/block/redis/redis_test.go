@@ -329,6 +329,55 @@ func TestAway(t *testing.T) {
 	}
 }
 
+// However many calls have failed while a server was away, the first one after
+// it has come back finds it.
+func TestBackAtOnce(t *testing.T) {
+	srv := redistest.Start(t)
+	s := open(t, srv.URL(0), "c")
+	key := blocktest.Key(1, 0, 0)
+	if err := s.Put(t.Context(), key, []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	for round := range 3 {
+		srv.Kill()
+		for range 40 {
+			err := s.Get(t.Context(), key, 0, make([]byte, 1))
+			if !sys.Is(err, sys.Unavailable) || !strings.Contains(err.Error(), srv.Addr()) {
+				t.Fatalf("expected to be told that the server at %s is away, found %v", srv.Addr(), err)
+			}
+		}
+		srv.Restart()
+		if err := s.Get(t.Context(), key, 0, make([]byte, 1)); err != nil {
+			t.Fatalf("round %d: the server serves again, but: %v", round, err)
+		}
+	}
+}
+
+// A server that is killed while a child of it writes its data leaves connections
+// that nobody serves and nobody ends. Calls on them do not wait for their own limit.
+func TestOrphanedConnections(t *testing.T) {
+	srv := redistest.Start(t, "--rdb-key-save-delay", "30000000") // the child takes 30 s for a key
+	s := open(t, srv.URL(0), "c")
+	key := blocktest.Key(1, 0, 0)
+	want := blocktest.Bytes(key, 300_000)
+	if err := s.Put(t.Context(), key, want); err != nil {
+		t.Fatal(err)
+	}
+	srv.CLI("BGREWRITEAOF")
+	srv.KillBesideChild()
+	srv.Restart()
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second) // less than a call's own limit
+	defer cancel()
+	got := make([]byte, len(want))
+	if err := block.Retried(s, time.Minute).Get(ctx, key, 0, got); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("reading: %v", err)
+	}
+	key = blocktest.Key(2, 0, 0)
+	if err := block.Retried(s, time.Minute).Put(ctx, key, blocktest.Bytes(key, sys.BlockSize)); err != nil {
+		t.Errorf("writing: %v", err)
+	}
+}
+
 func TestSentinel(t *testing.T) {
 	w := redistest.StartSentinel(t)
 	s := open(t, w.URL(), "c")

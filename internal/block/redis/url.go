@@ -105,25 +105,26 @@ func quiet() { logging.Disable() }
 // connect makes the client. It does not speak to the server yet.
 func (p *place) connect() redis.UniversalClient {
 	off := &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+	dial := p.dialer()
 	u := p.url
 	switch p.kind {
 	case "cluster":
 		return redis.NewClusterClient(&redis.ClusterOptions{
 			Addrs: p.addrs, ClientName: "koinon", Protocol: 2, Username: u.User, Password: u.Password.Reveal(), TLSConfig: p.tls,
 			MaxRetries: -1, DialTimeout: dialMax, DialerRetries: 1, ReadTimeout: callMax, WriteTimeout: callMax, ContextTimeoutEnabled: true,
-			PoolSize: connections, DisableIdentity: true, MaintNotificationsConfig: off,
+			Dialer: dial, PoolSize: connections, DisableIdentity: true, MaintNotificationsConfig: off,
 		})
 	case "sentinel":
 		return redis.NewFailoverClient(&redis.FailoverOptions{
 			MasterName: p.master, SentinelAddrs: p.addrs, SentinelUsername: u.Param("sentinel-user"), SentinelPassword: u.Param("sentinel-password"),
 			ClientName: "koinon", Protocol: 2, Username: u.User, Password: u.Password.Reveal(), DB: p.db, TLSConfig: p.tls,
 			MaxRetries: -1, DialTimeout: dialMax, DialerRetries: 1, ReadTimeout: callMax, WriteTimeout: callMax, ContextTimeoutEnabled: true,
-			PoolSize: connections, DisableIdentity: true,
+			Dialer: dial, PoolSize: connections, DisableIdentity: true,
 		})
 	}
 	return redis.NewClient(&redis.Options{
 		Network: p.network, Addr: p.addrs[0], ClientName: "koinon", Protocol: 2, Username: u.User, Password: u.Password.Reveal(), DB: p.db, TLSConfig: p.tls,
 		MaxRetries: -1, DialTimeout: dialMax, DialerRetries: 1, ReadTimeout: callMax, WriteTimeout: callMax, ContextTimeoutEnabled: true,
-		PoolSize: connections, DisableIdentity: true, MaintNotificationsConfig: off,
+		Dialer: dial, PoolSize: connections, DisableIdentity: true, MaintNotificationsConfig: off,
 	})
 }

@@ -785,6 +785,7 @@ type Command struct {
 	//	*Command_Restore
 	//	*Command_GiveUp
 	//	*Command_Load
+	//	*Command_AllocInos
 	Op            isCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1021,6 +1022,15 @@ func (x *Command) GetLoad() *Load {
 	return nil
 }
 
+func (x *Command) GetAllocInos() *AllocInos {
+	if x != nil {
+		if x, ok := x.Op.(*Command_AllocInos); ok {
+			return x.AllocInos
+		}
+	}
+	return nil
+}
+
 type isCommand_Op interface {
 	isCommand_Op()
 }
@@ -1105,6 +1115,10 @@ type Command_Load struct {
 	Load *Load `protobuf:"bytes,29,opt,name=load,proto3,oneof"`
 }
 
+type Command_AllocInos struct {
+	AllocInos *AllocInos `protobuf:"bytes,30,opt,name=alloc_inos,json=allocInos,proto3,oneof"`
+}
+
 func (*Command_Mknod) isCommand_Op() {}
 
 func (*Command_Unlink) isCommand_Op() {}
@@ -1145,6 +1159,8 @@ func (*Command_GiveUp) isCommand_Op() {}
 
 func (*Command_Load) isCommand_Op() {}
 
+func (*Command_AllocInos) isCommand_Op() {}
+
 // Mknod makes an inode of any type and its first dentry: mkdir(2), mknod(2),
 // symlink(2), open(2) with O_CREAT. The umask has been applied to mode.
 type Mknod struct {
@@ -1157,6 +1173,7 @@ type Mknod struct {
 	Target        []byte                 `protobuf:"bytes,6,opt,name=target,proto3" json:"target,omitempty"`                // of a symlink, 1..4095 bytes
 	OrOpen        bool                   `protobuf:"varint,7,opt,name=or_open,json=orOpen,proto3" json:"or_open,omitempty"` // a regular file that exists is returned, not refused (no O_EXCL)
 	Body          *Commit                `protobuf:"bytes,8,opt,name=body,proto3" json:"body,omitempty"`                    // first bytes, written in the same step; its ino is ignored
+	Ino           uint64                 `protobuf:"varint,9,opt,name=ino,proto3" json:"ino,omitempty"`                     // of a regular file: the number it gets, from AllocInos; 0: the next
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1245,6 +1262,13 @@ func (x *Mknod) GetBody() *Commit {
 		return x.Body
 	}
 	return nil
+}
+
+func (x *Mknod) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
 }
 
 type Unlink struct {
@@ -2092,6 +2116,52 @@ func (x *AllocSlices) GetSession() uint64 {
 	return 0
 }
 
+// AllocInos gives out count inode numbers that nobody else gets, for files that
+// are made by Mknod later, or never.
+type AllocInos struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Count         uint32                 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AllocInos) Reset() {
+	*x = AllocInos{}
+	mi := &file_meta_metapb_meta_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AllocInos) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AllocInos) ProtoMessage() {}
+
+func (x *AllocInos) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_metapb_meta_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AllocInos.ProtoReflect.Descriptor instead.
+func (*AllocInos) Descriptor() ([]byte, []int) {
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *AllocInos) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
 // KeepOpen extends the quarantine of those of the inodes that are in it: to
 // until_ns, and to for_ns after the command's time, which does not depend on
 // the sender's clock.
@@ -2106,7 +2176,7 @@ type KeepOpen struct {
 
 func (x *KeepOpen) Reset() {
 	*x = KeepOpen{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[23]
+	mi := &file_meta_metapb_meta_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2118,7 +2188,7 @@ func (x *KeepOpen) String() string {
 func (*KeepOpen) ProtoMessage() {}
 
 func (x *KeepOpen) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[23]
+	mi := &file_meta_metapb_meta_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2131,7 +2201,7 @@ func (x *KeepOpen) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepOpen.ProtoReflect.Descriptor instead.
 func (*KeepOpen) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{23}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *KeepOpen) GetInos() []uint64 {
@@ -2166,7 +2236,7 @@ type Purge struct {
 
 func (x *Purge) Reset() {
 	*x = Purge{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[24]
+	mi := &file_meta_metapb_meta_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2178,7 +2248,7 @@ func (x *Purge) String() string {
 func (*Purge) ProtoMessage() {}
 
 func (x *Purge) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[24]
+	mi := &file_meta_metapb_meta_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2191,7 +2261,7 @@ func (x *Purge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Purge.ProtoReflect.Descriptor instead.
 func (*Purge) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{24}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Purge) GetLimit() uint32 {
@@ -2213,7 +2283,7 @@ type DropFreed struct {
 
 func (x *DropFreed) Reset() {
 	*x = DropFreed{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[25]
+	mi := &file_meta_metapb_meta_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2225,7 +2295,7 @@ func (x *DropFreed) String() string {
 func (*DropFreed) ProtoMessage() {}
 
 func (x *DropFreed) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[25]
+	mi := &file_meta_metapb_meta_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2238,7 +2308,7 @@ func (x *DropFreed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropFreed.ProtoReflect.Descriptor instead.
 func (*DropFreed) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{25}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DropFreed) GetRow() uint32 {
@@ -2266,7 +2336,7 @@ type Format struct {
 
 func (x *Format) Reset() {
 	*x = Format{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[26]
+	mi := &file_meta_metapb_meta_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2278,7 +2348,7 @@ func (x *Format) String() string {
 func (*Format) ProtoMessage() {}
 
 func (x *Format) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[26]
+	mi := &file_meta_metapb_meta_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2291,7 +2361,7 @@ func (x *Format) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Format.ProtoReflect.Descriptor instead.
 func (*Format) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{26}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Format) GetRetentionNs() int64 {
@@ -2311,7 +2381,7 @@ type EndSession struct {
 
 func (x *EndSession) Reset() {
 	*x = EndSession{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[27]
+	mi := &file_meta_metapb_meta_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2323,7 +2393,7 @@ func (x *EndSession) String() string {
 func (*EndSession) ProtoMessage() {}
 
 func (x *EndSession) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[27]
+	mi := &file_meta_metapb_meta_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2336,7 +2406,7 @@ func (x *EndSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndSession.ProtoReflect.Descriptor instead.
 func (*EndSession) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{27}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *EndSession) GetSession() uint64 {
@@ -2359,7 +2429,7 @@ type GiveUp struct {
 
 func (x *GiveUp) Reset() {
 	*x = GiveUp{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[28]
+	mi := &file_meta_metapb_meta_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2371,7 +2441,7 @@ func (x *GiveUp) String() string {
 func (*GiveUp) ProtoMessage() {}
 
 func (x *GiveUp) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[28]
+	mi := &file_meta_metapb_meta_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2384,7 +2454,7 @@ func (x *GiveUp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GiveUp.ProtoReflect.Descriptor instead.
 func (*GiveUp) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{28}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GiveUp) GetSlices() []*Slice {
@@ -2406,7 +2476,7 @@ type Restore struct {
 
 func (x *Restore) Reset() {
 	*x = Restore{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[29]
+	mi := &file_meta_metapb_meta_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2418,7 +2488,7 @@ func (x *Restore) String() string {
 func (*Restore) ProtoMessage() {}
 
 func (x *Restore) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[29]
+	mi := &file_meta_metapb_meta_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2431,7 +2501,7 @@ func (x *Restore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Restore.ProtoReflect.Descriptor instead.
 func (*Restore) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{29}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Restore) GetIno() uint64 {
@@ -2474,7 +2544,7 @@ type Load struct {
 
 func (x *Load) Reset() {
 	*x = Load{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[30]
+	mi := &file_meta_metapb_meta_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2486,7 +2556,7 @@ func (x *Load) String() string {
 func (*Load) ProtoMessage() {}
 
 func (x *Load) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[30]
+	mi := &file_meta_metapb_meta_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2499,7 +2569,7 @@ func (x *Load) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Load.ProtoReflect.Descriptor instead.
 func (*Load) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{30}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Load) GetId() uint64 {
@@ -2605,7 +2675,7 @@ type LoadBegin struct {
 
 func (x *LoadBegin) Reset() {
 	*x = LoadBegin{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[31]
+	mi := &file_meta_metapb_meta_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2617,7 +2687,7 @@ func (x *LoadBegin) String() string {
 func (*LoadBegin) ProtoMessage() {}
 
 func (x *LoadBegin) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[31]
+	mi := &file_meta_metapb_meta_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2630,7 +2700,7 @@ func (x *LoadBegin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadBegin.ProtoReflect.Descriptor instead.
 func (*LoadBegin) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{31}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{32}
 }
 
 // LoadClear deletes rows, at most limit; Result.purged is how many.
@@ -2643,7 +2713,7 @@ type LoadClear struct {
 
 func (x *LoadClear) Reset() {
 	*x = LoadClear{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[32]
+	mi := &file_meta_metapb_meta_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2655,7 +2725,7 @@ func (x *LoadClear) String() string {
 func (*LoadClear) ProtoMessage() {}
 
 func (x *LoadClear) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[32]
+	mi := &file_meta_metapb_meta_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2668,7 +2738,7 @@ func (x *LoadClear) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadClear.ProtoReflect.Descriptor instead.
 func (*LoadClear) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{32}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *LoadClear) GetLimit() uint32 {
@@ -2689,7 +2759,7 @@ type LoadRows struct {
 
 func (x *LoadRows) Reset() {
 	*x = LoadRows{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[33]
+	mi := &file_meta_metapb_meta_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2701,7 +2771,7 @@ func (x *LoadRows) String() string {
 func (*LoadRows) ProtoMessage() {}
 
 func (x *LoadRows) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[33]
+	mi := &file_meta_metapb_meta_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2714,7 +2784,7 @@ func (x *LoadRows) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadRows.ProtoReflect.Descriptor instead.
 func (*LoadRows) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{33}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *LoadRows) GetBatch() uint64 {
@@ -2743,7 +2813,7 @@ type LoadEnd struct {
 
 func (x *LoadEnd) Reset() {
 	*x = LoadEnd{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[34]
+	mi := &file_meta_metapb_meta_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2755,7 +2825,7 @@ func (x *LoadEnd) String() string {
 func (*LoadEnd) ProtoMessage() {}
 
 func (x *LoadEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[34]
+	mi := &file_meta_metapb_meta_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2768,7 +2838,7 @@ func (x *LoadEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadEnd.ProtoReflect.Descriptor instead.
 func (*LoadEnd) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{34}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *LoadEnd) GetBatch() uint64 {
@@ -2802,7 +2872,7 @@ type LoadAway struct {
 
 func (x *LoadAway) Reset() {
 	*x = LoadAway{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[35]
+	mi := &file_meta_metapb_meta_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2814,7 +2884,7 @@ func (x *LoadAway) String() string {
 func (*LoadAway) ProtoMessage() {}
 
 func (x *LoadAway) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[35]
+	mi := &file_meta_metapb_meta_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2827,7 +2897,7 @@ func (x *LoadAway) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadAway.ProtoReflect.Descriptor instead.
 func (*LoadAway) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{35}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *LoadAway) GetMoves() int64 {
@@ -2854,7 +2924,7 @@ type Row struct {
 
 func (x *Row) Reset() {
 	*x = Row{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[36]
+	mi := &file_meta_metapb_meta_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2866,7 +2936,7 @@ func (x *Row) String() string {
 func (*Row) ProtoMessage() {}
 
 func (x *Row) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[36]
+	mi := &file_meta_metapb_meta_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2879,7 +2949,7 @@ func (x *Row) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Row.ProtoReflect.Descriptor instead.
 func (*Row) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{36}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Row) GetRow() isRow_Row {
@@ -2979,7 +3049,7 @@ type EntryRow struct {
 
 func (x *EntryRow) Reset() {
 	*x = EntryRow{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[37]
+	mi := &file_meta_metapb_meta_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2991,7 +3061,7 @@ func (x *EntryRow) String() string {
 func (*EntryRow) ProtoMessage() {}
 
 func (x *EntryRow) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[37]
+	mi := &file_meta_metapb_meta_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3004,7 +3074,7 @@ func (x *EntryRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntryRow.ProtoReflect.Descriptor instead.
 func (*EntryRow) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{37}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *EntryRow) GetParent() uint64 {
@@ -3039,7 +3109,7 @@ type ChunkRow struct {
 
 func (x *ChunkRow) Reset() {
 	*x = ChunkRow{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[38]
+	mi := &file_meta_metapb_meta_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3051,7 +3121,7 @@ func (x *ChunkRow) String() string {
 func (*ChunkRow) ProtoMessage() {}
 
 func (x *ChunkRow) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[38]
+	mi := &file_meta_metapb_meta_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3064,7 +3134,7 @@ func (x *ChunkRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkRow.ProtoReflect.Descriptor instead.
 func (*ChunkRow) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{38}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ChunkRow) GetIno() uint64 {
@@ -3098,7 +3168,7 @@ type XattrsRow struct {
 
 func (x *XattrsRow) Reset() {
 	*x = XattrsRow{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[39]
+	mi := &file_meta_metapb_meta_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3110,7 +3180,7 @@ func (x *XattrsRow) String() string {
 func (*XattrsRow) ProtoMessage() {}
 
 func (x *XattrsRow) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[39]
+	mi := &file_meta_metapb_meta_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3123,7 +3193,7 @@ func (x *XattrsRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XattrsRow.ProtoReflect.Descriptor instead.
 func (*XattrsRow) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{39}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *XattrsRow) GetIno() uint64 {
@@ -3150,7 +3220,7 @@ type CounterRow struct {
 
 func (x *CounterRow) Reset() {
 	*x = CounterRow{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[40]
+	mi := &file_meta_metapb_meta_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3162,7 +3232,7 @@ func (x *CounterRow) String() string {
 func (*CounterRow) ProtoMessage() {}
 
 func (x *CounterRow) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[40]
+	mi := &file_meta_metapb_meta_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3175,7 +3245,7 @@ func (x *CounterRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CounterRow.ProtoReflect.Descriptor instead.
 func (*CounterRow) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{40}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *CounterRow) GetCounter() uint32 {
@@ -3205,7 +3275,7 @@ type Failure struct {
 
 func (x *Failure) Reset() {
 	*x = Failure{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[41]
+	mi := &file_meta_metapb_meta_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3217,7 +3287,7 @@ func (x *Failure) String() string {
 func (*Failure) ProtoMessage() {}
 
 func (x *Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[41]
+	mi := &file_meta_metapb_meta_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3230,7 +3300,7 @@ func (x *Failure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failure.ProtoReflect.Descriptor instead.
 func (*Failure) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{41}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Failure) GetKind() uint32 {
@@ -3272,13 +3342,14 @@ type Result struct {
 	Created       bool                   `protobuf:"varint,6,opt,name=created,proto3" json:"created,omitempty"`                         // Mknod: false when or_open found a file
 	Kept          []uint64               `protobuf:"varint,7,rep,packed,name=kept,proto3" json:"kept,omitempty"`                        // KeepOpen: those that were in quarantine
 	Session       uint64                 `protobuf:"varint,8,opt,name=session,proto3" json:"session,omitempty"`                         // AllocSlices: on whose account they are
+	FirstIno      uint64                 `protobuf:"varint,9,opt,name=first_ino,json=firstIno,proto3" json:"first_ino,omitempty"`       // AllocInos: the first number
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[42]
+	mi := &file_meta_metapb_meta_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3290,7 +3361,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[42]
+	mi := &file_meta_metapb_meta_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3303,7 +3374,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{42}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Result) GetFailure() *Failure {
@@ -3362,6 +3433,13 @@ func (x *Result) GetSession() uint64 {
 	return 0
 }
 
+func (x *Result) GetFirstIno() uint64 {
+	if x != nil {
+		return x.FirstIno
+	}
+	return 0
+}
+
 // Query reads the tree and changes nothing.
 type Query struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3388,7 +3466,7 @@ type Query struct {
 
 func (x *Query) Reset() {
 	*x = Query{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[43]
+	mi := &file_meta_metapb_meta_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3400,7 +3478,7 @@ func (x *Query) String() string {
 func (*Query) ProtoMessage() {}
 
 func (x *Query) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[43]
+	mi := &file_meta_metapb_meta_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3413,7 +3491,7 @@ func (x *Query) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Query.ProtoReflect.Descriptor instead.
 func (*Query) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{43}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Query) GetCred() *Cred {
@@ -3639,7 +3717,7 @@ type Lookup struct {
 
 func (x *Lookup) Reset() {
 	*x = Lookup{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[44]
+	mi := &file_meta_metapb_meta_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3651,7 +3729,7 @@ func (x *Lookup) String() string {
 func (*Lookup) ProtoMessage() {}
 
 func (x *Lookup) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[44]
+	mi := &file_meta_metapb_meta_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3664,7 +3742,7 @@ func (x *Lookup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lookup.ProtoReflect.Descriptor instead.
 func (*Lookup) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{44}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Lookup) GetParent() uint64 {
@@ -3690,7 +3768,7 @@ type GetAttr struct {
 
 func (x *GetAttr) Reset() {
 	*x = GetAttr{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[45]
+	mi := &file_meta_metapb_meta_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3702,7 +3780,7 @@ func (x *GetAttr) String() string {
 func (*GetAttr) ProtoMessage() {}
 
 func (x *GetAttr) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[45]
+	mi := &file_meta_metapb_meta_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3715,7 +3793,7 @@ func (x *GetAttr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetAttr.ProtoReflect.Descriptor instead.
 func (*GetAttr) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{45}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *GetAttr) GetIno() uint64 {
@@ -3737,7 +3815,7 @@ type Open struct {
 
 func (x *Open) Reset() {
 	*x = Open{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[46]
+	mi := &file_meta_metapb_meta_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3749,7 +3827,7 @@ func (x *Open) String() string {
 func (*Open) ProtoMessage() {}
 
 func (x *Open) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[46]
+	mi := &file_meta_metapb_meta_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3762,7 +3840,7 @@ func (x *Open) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Open.ProtoReflect.Descriptor instead.
 func (*Open) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{46}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Open) GetIno() uint64 {
@@ -3792,7 +3870,7 @@ type GetChunks struct {
 
 func (x *GetChunks) Reset() {
 	*x = GetChunks{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[47]
+	mi := &file_meta_metapb_meta_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3804,7 +3882,7 @@ func (x *GetChunks) String() string {
 func (*GetChunks) ProtoMessage() {}
 
 func (x *GetChunks) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[47]
+	mi := &file_meta_metapb_meta_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3817,7 +3895,7 @@ func (x *GetChunks) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetChunks.ProtoReflect.Descriptor instead.
 func (*GetChunks) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{47}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *GetChunks) GetIno() uint64 {
@@ -3855,7 +3933,7 @@ type ReadDir struct {
 
 func (x *ReadDir) Reset() {
 	*x = ReadDir{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[48]
+	mi := &file_meta_metapb_meta_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3867,7 +3945,7 @@ func (x *ReadDir) String() string {
 func (*ReadDir) ProtoMessage() {}
 
 func (x *ReadDir) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[48]
+	mi := &file_meta_metapb_meta_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3880,7 +3958,7 @@ func (x *ReadDir) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDir.ProtoReflect.Descriptor instead.
 func (*ReadDir) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{48}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ReadDir) GetIno() uint64 {
@@ -3921,7 +3999,7 @@ type GetXattr struct {
 
 func (x *GetXattr) Reset() {
 	*x = GetXattr{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[49]
+	mi := &file_meta_metapb_meta_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3933,7 +4011,7 @@ func (x *GetXattr) String() string {
 func (*GetXattr) ProtoMessage() {}
 
 func (x *GetXattr) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[49]
+	mi := &file_meta_metapb_meta_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3946,7 +4024,7 @@ func (x *GetXattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetXattr.ProtoReflect.Descriptor instead.
 func (*GetXattr) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{49}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *GetXattr) GetIno() uint64 {
@@ -3972,7 +4050,7 @@ type ListXattr struct {
 
 func (x *ListXattr) Reset() {
 	*x = ListXattr{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[50]
+	mi := &file_meta_metapb_meta_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3984,7 +4062,7 @@ func (x *ListXattr) String() string {
 func (*ListXattr) ProtoMessage() {}
 
 func (x *ListXattr) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[50]
+	mi := &file_meta_metapb_meta_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3997,7 +4075,7 @@ func (x *ListXattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListXattr.ProtoReflect.Descriptor instead.
 func (*ListXattr) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{50}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListXattr) GetIno() uint64 {
@@ -4015,7 +4093,7 @@ type StatFS struct {
 
 func (x *StatFS) Reset() {
 	*x = StatFS{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[51]
+	mi := &file_meta_metapb_meta_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4027,7 +4105,7 @@ func (x *StatFS) String() string {
 func (*StatFS) ProtoMessage() {}
 
 func (x *StatFS) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[51]
+	mi := &file_meta_metapb_meta_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4040,7 +4118,7 @@ func (x *StatFS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFS.ProtoReflect.Descriptor instead.
 func (*StatFS) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{51}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{52}
 }
 
 // ScanInodes lists all inodes above after, with their chunks, for fsck and for
@@ -4058,7 +4136,7 @@ type ScanInodes struct {
 
 func (x *ScanInodes) Reset() {
 	*x = ScanInodes{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[52]
+	mi := &file_meta_metapb_meta_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4070,7 +4148,7 @@ func (x *ScanInodes) String() string {
 func (*ScanInodes) ProtoMessage() {}
 
 func (x *ScanInodes) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[52]
+	mi := &file_meta_metapb_meta_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4083,7 +4161,7 @@ func (x *ScanInodes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScanInodes.ProtoReflect.Descriptor instead.
 func (*ScanInodes) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{52}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ScanInodes) GetAfter() uint64 {
@@ -4120,7 +4198,7 @@ type ReadFreed struct {
 
 func (x *ReadFreed) Reset() {
 	*x = ReadFreed{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[53]
+	mi := &file_meta_metapb_meta_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4132,7 +4210,7 @@ func (x *ReadFreed) String() string {
 func (*ReadFreed) ProtoMessage() {}
 
 func (x *ReadFreed) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[53]
+	mi := &file_meta_metapb_meta_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4145,7 +4223,7 @@ func (x *ReadFreed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFreed.ProtoReflect.Descriptor instead.
 func (*ReadFreed) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{53}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ReadFreed) GetAfter() uint32 {
@@ -4173,7 +4251,7 @@ type ScanRows struct {
 
 func (x *ScanRows) Reset() {
 	*x = ScanRows{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[54]
+	mi := &file_meta_metapb_meta_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4185,7 +4263,7 @@ func (x *ScanRows) String() string {
 func (*ScanRows) ProtoMessage() {}
 
 func (x *ScanRows) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[54]
+	mi := &file_meta_metapb_meta_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4198,7 +4276,7 @@ func (x *ScanRows) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScanRows.ProtoReflect.Descriptor instead.
 func (*ScanRows) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{54}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ScanRows) GetFrom() *Cursor {
@@ -4220,7 +4298,7 @@ type Cursor struct {
 
 func (x *Cursor) Reset() {
 	*x = Cursor{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[55]
+	mi := &file_meta_metapb_meta_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4232,7 +4310,7 @@ func (x *Cursor) String() string {
 func (*Cursor) ProtoMessage() {}
 
 func (x *Cursor) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[55]
+	mi := &file_meta_metapb_meta_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4245,7 +4323,7 @@ func (x *Cursor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cursor.ProtoReflect.Descriptor instead.
 func (*Cursor) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{55}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Cursor) GetTable() uint32 {
@@ -4279,7 +4357,7 @@ type TreeState struct {
 
 func (x *TreeState) Reset() {
 	*x = TreeState{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[56]
+	mi := &file_meta_metapb_meta_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4291,7 +4369,7 @@ func (x *TreeState) String() string {
 func (*TreeState) ProtoMessage() {}
 
 func (x *TreeState) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[56]
+	mi := &file_meta_metapb_meta_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4304,7 +4382,7 @@ func (x *TreeState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TreeState.ProtoReflect.Descriptor instead.
 func (*TreeState) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{56}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{57}
 }
 
 // Access is access(2): want is rwx bits, 4 read, 2 write, 1 execute.
@@ -4318,7 +4396,7 @@ type Access struct {
 
 func (x *Access) Reset() {
 	*x = Access{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[57]
+	mi := &file_meta_metapb_meta_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4330,7 +4408,7 @@ func (x *Access) String() string {
 func (*Access) ProtoMessage() {}
 
 func (x *Access) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[57]
+	mi := &file_meta_metapb_meta_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4343,7 +4421,7 @@ func (x *Access) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Access.ProtoReflect.Descriptor instead.
 func (*Access) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{57}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Access) GetIno() uint64 {
@@ -4387,7 +4465,7 @@ type Answer struct {
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[58]
+	mi := &file_meta_metapb_meta_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4399,7 +4477,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[58]
+	mi := &file_meta_metapb_meta_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4412,7 +4490,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{58}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Answer) GetFailure() *Failure {
@@ -4551,7 +4629,7 @@ type NumberedChunk struct {
 
 func (x *NumberedChunk) Reset() {
 	*x = NumberedChunk{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[59]
+	mi := &file_meta_metapb_meta_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4563,7 +4641,7 @@ func (x *NumberedChunk) String() string {
 func (*NumberedChunk) ProtoMessage() {}
 
 func (x *NumberedChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[59]
+	mi := &file_meta_metapb_meta_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4576,7 +4654,7 @@ func (x *NumberedChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NumberedChunk.ProtoReflect.Descriptor instead.
 func (*NumberedChunk) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{59}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *NumberedChunk) GetNumber() uint32 {
@@ -4605,7 +4683,7 @@ type Inode struct {
 
 func (x *Inode) Reset() {
 	*x = Inode{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[60]
+	mi := &file_meta_metapb_meta_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4617,7 +4695,7 @@ func (x *Inode) String() string {
 func (*Inode) ProtoMessage() {}
 
 func (x *Inode) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[60]
+	mi := &file_meta_metapb_meta_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4630,7 +4708,7 @@ func (x *Inode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inode.ProtoReflect.Descriptor instead.
 func (*Inode) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{60}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Inode) GetAttr() *Attr {
@@ -4657,7 +4735,7 @@ type Xattrs struct {
 
 func (x *Xattrs) Reset() {
 	*x = Xattrs{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[61]
+	mi := &file_meta_metapb_meta_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4669,7 +4747,7 @@ func (x *Xattrs) String() string {
 func (*Xattrs) ProtoMessage() {}
 
 func (x *Xattrs) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[61]
+	mi := &file_meta_metapb_meta_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4682,7 +4760,7 @@ func (x *Xattrs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Xattrs.ProtoReflect.Descriptor instead.
 func (*Xattrs) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{61}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Xattrs) GetXattrs() []*Xattr {
@@ -4702,7 +4780,7 @@ type Xattr struct {
 
 func (x *Xattr) Reset() {
 	*x = Xattr{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[62]
+	mi := &file_meta_metapb_meta_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4714,7 +4792,7 @@ func (x *Xattr) String() string {
 func (*Xattr) ProtoMessage() {}
 
 func (x *Xattr) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[62]
+	mi := &file_meta_metapb_meta_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4727,7 +4805,7 @@ func (x *Xattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Xattr.ProtoReflect.Descriptor instead.
 func (*Xattr) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{62}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Xattr) GetName() []byte {
@@ -4760,7 +4838,7 @@ type DumpFrame struct {
 
 func (x *DumpFrame) Reset() {
 	*x = DumpFrame{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[63]
+	mi := &file_meta_metapb_meta_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4772,7 +4850,7 @@ func (x *DumpFrame) String() string {
 func (*DumpFrame) ProtoMessage() {}
 
 func (x *DumpFrame) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[63]
+	mi := &file_meta_metapb_meta_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4785,7 +4863,7 @@ func (x *DumpFrame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpFrame.ProtoReflect.Descriptor instead.
 func (*DumpFrame) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{63}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *DumpFrame) GetNumber() uint64 {
@@ -4863,7 +4941,7 @@ type DumpHeader struct {
 
 func (x *DumpHeader) Reset() {
 	*x = DumpHeader{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[64]
+	mi := &file_meta_metapb_meta_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4875,7 +4953,7 @@ func (x *DumpHeader) String() string {
 func (*DumpHeader) ProtoMessage() {}
 
 func (x *DumpHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[64]
+	mi := &file_meta_metapb_meta_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4888,7 +4966,7 @@ func (x *DumpHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpHeader.ProtoReflect.Descriptor instead.
 func (*DumpHeader) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{64}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *DumpHeader) GetCluster() string {
@@ -4928,7 +5006,7 @@ type DumpRows struct {
 
 func (x *DumpRows) Reset() {
 	*x = DumpRows{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[65]
+	mi := &file_meta_metapb_meta_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4940,7 +5018,7 @@ func (x *DumpRows) String() string {
 func (*DumpRows) ProtoMessage() {}
 
 func (x *DumpRows) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[65]
+	mi := &file_meta_metapb_meta_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4953,7 +5031,7 @@ func (x *DumpRows) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpRows.ProtoReflect.Descriptor instead.
 func (*DumpRows) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{65}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *DumpRows) GetRows() []*Row {
@@ -4973,7 +5051,7 @@ type DumpEnd struct {
 
 func (x *DumpEnd) Reset() {
 	*x = DumpEnd{}
-	mi := &file_meta_metapb_meta_proto_msgTypes[66]
+	mi := &file_meta_metapb_meta_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4985,7 +5063,7 @@ func (x *DumpEnd) String() string {
 func (*DumpEnd) ProtoMessage() {}
 
 func (x *DumpEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_metapb_meta_proto_msgTypes[66]
+	mi := &file_meta_metapb_meta_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4998,7 +5076,7 @@ func (x *DumpEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpEnd.ProtoReflect.Descriptor instead.
 func (*DumpEnd) Descriptor() ([]byte, []int) {
-	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{66}
+	return file_meta_metapb_meta_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *DumpEnd) GetRows() uint64 {
@@ -5081,7 +5159,7 @@ const file_meta_metapb_meta_proto_rawDesc = "" +
 	"\x04type\x18\x03 \x01(\rR\x04type\x12\x16\n" +
 	"\x06cookie\x18\x04 \x01(\x04R\x06cookie\x12(\n" +
 	"\x04attr\x18\x05 \x01(\v2\x14.koinon.meta.v1.AttrR\x04attr\x12.\n" +
-	"\x06origin\x18\x06 \x01(\v2\x16.koinon.meta.v1.OriginR\x06origin\"\xf8\b\n" +
+	"\x06origin\x18\x06 \x01(\v2\x16.koinon.meta.v1.OriginR\x06origin\"\xb4\t\n" +
 	"\aCommand\x12\x17\n" +
 	"\atime_ns\x18\x01 \x01(\x03R\x06timeNs\x12(\n" +
 	"\x04cred\x18\x02 \x01(\v2\x14.koinon.meta.v1.CredR\x04cred\x12-\n" +
@@ -5107,8 +5185,10 @@ const file_meta_metapb_meta_proto_rawDesc = "" +
 	"endSession\x123\n" +
 	"\arestore\x18\x1b \x01(\v2\x17.koinon.meta.v1.RestoreH\x00R\arestore\x121\n" +
 	"\agive_up\x18\x1c \x01(\v2\x16.koinon.meta.v1.GiveUpH\x00R\x06giveUp\x12*\n" +
-	"\x04load\x18\x1d \x01(\v2\x14.koinon.meta.v1.LoadH\x00R\x04loadB\x04\n" +
-	"\x02op\"\xcc\x01\n" +
+	"\x04load\x18\x1d \x01(\v2\x14.koinon.meta.v1.LoadH\x00R\x04load\x12:\n" +
+	"\n" +
+	"alloc_inos\x18\x1e \x01(\v2\x19.koinon.meta.v1.AllocInosH\x00R\tallocInosB\x04\n" +
+	"\x02op\"\xde\x01\n" +
 	"\x05Mknod\x12\x16\n" +
 	"\x06parent\x18\x01 \x01(\x04R\x06parent\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\fR\x04name\x12\x12\n" +
@@ -5117,7 +5197,8 @@ const file_meta_metapb_meta_proto_rawDesc = "" +
 	"\x04rdev\x18\x05 \x01(\rR\x04rdev\x12\x16\n" +
 	"\x06target\x18\x06 \x01(\fR\x06target\x12\x17\n" +
 	"\aor_open\x18\a \x01(\bR\x06orOpen\x12*\n" +
-	"\x04body\x18\b \x01(\v2\x16.koinon.meta.v1.CommitR\x04body\"4\n" +
+	"\x04body\x18\b \x01(\v2\x16.koinon.meta.v1.CommitR\x04body\x12\x10\n" +
+	"\x03ino\x18\t \x01(\x04R\x03ino\"4\n" +
 	"\x06Unlink\x12\x16\n" +
 	"\x06parent\x18\x01 \x01(\x04R\x06parent\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\fR\x04name\"3\n" +
@@ -5192,7 +5273,9 @@ const file_meta_metapb_meta_proto_rawDesc = "" +
 	"\x06inline\x18\x05 \x01(\fR\x06inline\"=\n" +
 	"\vAllocSlices\x12\x14\n" +
 	"\x05count\x18\x01 \x01(\rR\x05count\x12\x18\n" +
-	"\asession\x18\x02 \x01(\x04R\asession\"P\n" +
+	"\asession\x18\x02 \x01(\x04R\asession\"!\n" +
+	"\tAllocInos\x12\x14\n" +
+	"\x05count\x18\x01 \x01(\rR\x05count\"P\n" +
 	"\bKeepOpen\x12\x12\n" +
 	"\x04inos\x18\x01 \x03(\x04R\x04inos\x12\x19\n" +
 	"\buntil_ns\x18\x02 \x01(\x03R\auntilNs\x12\x15\n" +
@@ -5259,7 +5342,7 @@ const file_meta_metapb_meta_proto_rawDesc = "" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x0e\n" +
 	"\x02op\x18\x02 \x01(\tR\x02op\x12\x18\n" +
 	"\asubject\x18\x03 \x01(\tR\asubject\x12\x14\n" +
-	"\x05cause\x18\x04 \x01(\tR\x05cause\"\xfe\x01\n" +
+	"\x05cause\x18\x04 \x01(\tR\x05cause\"\x9b\x02\n" +
 	"\x06Result\x121\n" +
 	"\afailure\x18\x01 \x01(\v2\x17.koinon.meta.v1.FailureR\afailure\x12(\n" +
 	"\x04attr\x18\x02 \x01(\v2\x14.koinon.meta.v1.AttrR\x04attr\x12\x1f\n" +
@@ -5269,7 +5352,8 @@ const file_meta_metapb_meta_proto_rawDesc = "" +
 	"\x06purged\x18\x05 \x01(\rR\x06purged\x12\x18\n" +
 	"\acreated\x18\x06 \x01(\bR\acreated\x12\x12\n" +
 	"\x04kept\x18\a \x03(\x04R\x04kept\x12\x18\n" +
-	"\asession\x18\b \x01(\x04R\asession\"\x87\x06\n" +
+	"\asession\x18\b \x01(\x04R\asession\x12\x1b\n" +
+	"\tfirst_ino\x18\t \x01(\x04R\bfirstIno\"\x87\x06\n" +
 	"\x05Query\x12(\n" +
 	"\x04cred\x18\x01 \x01(\v2\x14.koinon.meta.v1.CredR\x04cred\x120\n" +
 	"\x06lookup\x18\n" +
@@ -5400,7 +5484,7 @@ func file_meta_metapb_meta_proto_rawDescGZIP() []byte {
 	return file_meta_metapb_meta_proto_rawDescData
 }
 
-var file_meta_metapb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
+var file_meta_metapb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 68)
 var file_meta_metapb_meta_proto_goTypes = []any{
 	(*Cred)(nil),          // 0: koinon.meta.v1.Cred
 	(*Attr)(nil),          // 1: koinon.meta.v1.Attr
@@ -5425,50 +5509,51 @@ var file_meta_metapb_meta_proto_goTypes = []any{
 	(*Fallocate)(nil),     // 20: koinon.meta.v1.Fallocate
 	(*Merge)(nil),         // 21: koinon.meta.v1.Merge
 	(*AllocSlices)(nil),   // 22: koinon.meta.v1.AllocSlices
-	(*KeepOpen)(nil),      // 23: koinon.meta.v1.KeepOpen
-	(*Purge)(nil),         // 24: koinon.meta.v1.Purge
-	(*DropFreed)(nil),     // 25: koinon.meta.v1.DropFreed
-	(*Format)(nil),        // 26: koinon.meta.v1.Format
-	(*EndSession)(nil),    // 27: koinon.meta.v1.EndSession
-	(*GiveUp)(nil),        // 28: koinon.meta.v1.GiveUp
-	(*Restore)(nil),       // 29: koinon.meta.v1.Restore
-	(*Load)(nil),          // 30: koinon.meta.v1.Load
-	(*LoadBegin)(nil),     // 31: koinon.meta.v1.LoadBegin
-	(*LoadClear)(nil),     // 32: koinon.meta.v1.LoadClear
-	(*LoadRows)(nil),      // 33: koinon.meta.v1.LoadRows
-	(*LoadEnd)(nil),       // 34: koinon.meta.v1.LoadEnd
-	(*LoadAway)(nil),      // 35: koinon.meta.v1.LoadAway
-	(*Row)(nil),           // 36: koinon.meta.v1.Row
-	(*EntryRow)(nil),      // 37: koinon.meta.v1.EntryRow
-	(*ChunkRow)(nil),      // 38: koinon.meta.v1.ChunkRow
-	(*XattrsRow)(nil),     // 39: koinon.meta.v1.XattrsRow
-	(*CounterRow)(nil),    // 40: koinon.meta.v1.CounterRow
-	(*Failure)(nil),       // 41: koinon.meta.v1.Failure
-	(*Result)(nil),        // 42: koinon.meta.v1.Result
-	(*Query)(nil),         // 43: koinon.meta.v1.Query
-	(*Lookup)(nil),        // 44: koinon.meta.v1.Lookup
-	(*GetAttr)(nil),       // 45: koinon.meta.v1.GetAttr
-	(*Open)(nil),          // 46: koinon.meta.v1.Open
-	(*GetChunks)(nil),     // 47: koinon.meta.v1.GetChunks
-	(*ReadDir)(nil),       // 48: koinon.meta.v1.ReadDir
-	(*GetXattr)(nil),      // 49: koinon.meta.v1.GetXattr
-	(*ListXattr)(nil),     // 50: koinon.meta.v1.ListXattr
-	(*StatFS)(nil),        // 51: koinon.meta.v1.StatFS
-	(*ScanInodes)(nil),    // 52: koinon.meta.v1.ScanInodes
-	(*ReadFreed)(nil),     // 53: koinon.meta.v1.ReadFreed
-	(*ScanRows)(nil),      // 54: koinon.meta.v1.ScanRows
-	(*Cursor)(nil),        // 55: koinon.meta.v1.Cursor
-	(*TreeState)(nil),     // 56: koinon.meta.v1.TreeState
-	(*Access)(nil),        // 57: koinon.meta.v1.Access
-	(*Answer)(nil),        // 58: koinon.meta.v1.Answer
-	(*NumberedChunk)(nil), // 59: koinon.meta.v1.NumberedChunk
-	(*Inode)(nil),         // 60: koinon.meta.v1.Inode
-	(*Xattrs)(nil),        // 61: koinon.meta.v1.Xattrs
-	(*Xattr)(nil),         // 62: koinon.meta.v1.Xattr
-	(*DumpFrame)(nil),     // 63: koinon.meta.v1.DumpFrame
-	(*DumpHeader)(nil),    // 64: koinon.meta.v1.DumpHeader
-	(*DumpRows)(nil),      // 65: koinon.meta.v1.DumpRows
-	(*DumpEnd)(nil),       // 66: koinon.meta.v1.DumpEnd
+	(*AllocInos)(nil),     // 23: koinon.meta.v1.AllocInos
+	(*KeepOpen)(nil),      // 24: koinon.meta.v1.KeepOpen
+	(*Purge)(nil),         // 25: koinon.meta.v1.Purge
+	(*DropFreed)(nil),     // 26: koinon.meta.v1.DropFreed
+	(*Format)(nil),        // 27: koinon.meta.v1.Format
+	(*EndSession)(nil),    // 28: koinon.meta.v1.EndSession
+	(*GiveUp)(nil),        // 29: koinon.meta.v1.GiveUp
+	(*Restore)(nil),       // 30: koinon.meta.v1.Restore
+	(*Load)(nil),          // 31: koinon.meta.v1.Load
+	(*LoadBegin)(nil),     // 32: koinon.meta.v1.LoadBegin
+	(*LoadClear)(nil),     // 33: koinon.meta.v1.LoadClear
+	(*LoadRows)(nil),      // 34: koinon.meta.v1.LoadRows
+	(*LoadEnd)(nil),       // 35: koinon.meta.v1.LoadEnd
+	(*LoadAway)(nil),      // 36: koinon.meta.v1.LoadAway
+	(*Row)(nil),           // 37: koinon.meta.v1.Row
+	(*EntryRow)(nil),      // 38: koinon.meta.v1.EntryRow
+	(*ChunkRow)(nil),      // 39: koinon.meta.v1.ChunkRow
+	(*XattrsRow)(nil),     // 40: koinon.meta.v1.XattrsRow
+	(*CounterRow)(nil),    // 41: koinon.meta.v1.CounterRow
+	(*Failure)(nil),       // 42: koinon.meta.v1.Failure
+	(*Result)(nil),        // 43: koinon.meta.v1.Result
+	(*Query)(nil),         // 44: koinon.meta.v1.Query
+	(*Lookup)(nil),        // 45: koinon.meta.v1.Lookup
+	(*GetAttr)(nil),       // 46: koinon.meta.v1.GetAttr
+	(*Open)(nil),          // 47: koinon.meta.v1.Open
+	(*GetChunks)(nil),     // 48: koinon.meta.v1.GetChunks
+	(*ReadDir)(nil),       // 49: koinon.meta.v1.ReadDir
+	(*GetXattr)(nil),      // 50: koinon.meta.v1.GetXattr
+	(*ListXattr)(nil),     // 51: koinon.meta.v1.ListXattr
+	(*StatFS)(nil),        // 52: koinon.meta.v1.StatFS
+	(*ScanInodes)(nil),    // 53: koinon.meta.v1.ScanInodes
+	(*ReadFreed)(nil),     // 54: koinon.meta.v1.ReadFreed
+	(*ScanRows)(nil),      // 55: koinon.meta.v1.ScanRows
+	(*Cursor)(nil),        // 56: koinon.meta.v1.Cursor
+	(*TreeState)(nil),     // 57: koinon.meta.v1.TreeState
+	(*Access)(nil),        // 58: koinon.meta.v1.Access
+	(*Answer)(nil),        // 59: koinon.meta.v1.Answer
+	(*NumberedChunk)(nil), // 60: koinon.meta.v1.NumberedChunk
+	(*Inode)(nil),         // 61: koinon.meta.v1.Inode
+	(*Xattrs)(nil),        // 62: koinon.meta.v1.Xattrs
+	(*Xattr)(nil),         // 63: koinon.meta.v1.Xattr
+	(*DumpFrame)(nil),     // 64: koinon.meta.v1.DumpFrame
+	(*DumpHeader)(nil),    // 65: koinon.meta.v1.DumpHeader
+	(*DumpRows)(nil),      // 66: koinon.meta.v1.DumpRows
+	(*DumpEnd)(nil),       // 67: koinon.meta.v1.DumpEnd
 }
 var file_meta_metapb_meta_proto_depIdxs = []int32{
 	2,  // 0: koinon.meta.v1.Chunk.slices:type_name -> koinon.meta.v1.Slice
@@ -5490,72 +5575,73 @@ var file_meta_metapb_meta_proto_depIdxs = []int32{
 	20, // 16: koinon.meta.v1.Command.fallocate:type_name -> koinon.meta.v1.Fallocate
 	21, // 17: koinon.meta.v1.Command.merge:type_name -> koinon.meta.v1.Merge
 	22, // 18: koinon.meta.v1.Command.alloc_slices:type_name -> koinon.meta.v1.AllocSlices
-	23, // 19: koinon.meta.v1.Command.keep_open:type_name -> koinon.meta.v1.KeepOpen
-	24, // 20: koinon.meta.v1.Command.purge:type_name -> koinon.meta.v1.Purge
-	25, // 21: koinon.meta.v1.Command.drop_freed:type_name -> koinon.meta.v1.DropFreed
-	26, // 22: koinon.meta.v1.Command.format:type_name -> koinon.meta.v1.Format
-	27, // 23: koinon.meta.v1.Command.end_session:type_name -> koinon.meta.v1.EndSession
-	29, // 24: koinon.meta.v1.Command.restore:type_name -> koinon.meta.v1.Restore
-	28, // 25: koinon.meta.v1.Command.give_up:type_name -> koinon.meta.v1.GiveUp
-	30, // 26: koinon.meta.v1.Command.load:type_name -> koinon.meta.v1.Load
-	18, // 27: koinon.meta.v1.Mknod.body:type_name -> koinon.meta.v1.Commit
-	19, // 28: koinon.meta.v1.Commit.slices:type_name -> koinon.meta.v1.ChunkSlice
-	2,  // 29: koinon.meta.v1.ChunkSlice.slice:type_name -> koinon.meta.v1.Slice
-	2,  // 30: koinon.meta.v1.Merge.old:type_name -> koinon.meta.v1.Slice
-	2,  // 31: koinon.meta.v1.Merge.merged:type_name -> koinon.meta.v1.Slice
-	2,  // 32: koinon.meta.v1.GiveUp.slices:type_name -> koinon.meta.v1.Slice
-	31, // 33: koinon.meta.v1.Load.begin:type_name -> koinon.meta.v1.LoadBegin
-	32, // 34: koinon.meta.v1.Load.clear:type_name -> koinon.meta.v1.LoadClear
-	33, // 35: koinon.meta.v1.Load.rows:type_name -> koinon.meta.v1.LoadRows
-	34, // 36: koinon.meta.v1.Load.end:type_name -> koinon.meta.v1.LoadEnd
-	35, // 37: koinon.meta.v1.Load.away:type_name -> koinon.meta.v1.LoadAway
-	36, // 38: koinon.meta.v1.LoadRows.rows:type_name -> koinon.meta.v1.Row
-	1,  // 39: koinon.meta.v1.LoadEnd.root:type_name -> koinon.meta.v1.Attr
-	1,  // 40: koinon.meta.v1.Row.inode:type_name -> koinon.meta.v1.Attr
-	37, // 41: koinon.meta.v1.Row.entry:type_name -> koinon.meta.v1.EntryRow
-	38, // 42: koinon.meta.v1.Row.chunk:type_name -> koinon.meta.v1.ChunkRow
-	39, // 43: koinon.meta.v1.Row.xattrs:type_name -> koinon.meta.v1.XattrsRow
-	40, // 44: koinon.meta.v1.Row.counter:type_name -> koinon.meta.v1.CounterRow
-	5,  // 45: koinon.meta.v1.EntryRow.dentry:type_name -> koinon.meta.v1.Dentry
-	3,  // 46: koinon.meta.v1.ChunkRow.chunk:type_name -> koinon.meta.v1.Chunk
-	61, // 47: koinon.meta.v1.XattrsRow.xattrs:type_name -> koinon.meta.v1.Xattrs
-	41, // 48: koinon.meta.v1.Result.failure:type_name -> koinon.meta.v1.Failure
-	1,  // 49: koinon.meta.v1.Result.attr:type_name -> koinon.meta.v1.Attr
-	0,  // 50: koinon.meta.v1.Query.cred:type_name -> koinon.meta.v1.Cred
-	44, // 51: koinon.meta.v1.Query.lookup:type_name -> koinon.meta.v1.Lookup
-	45, // 52: koinon.meta.v1.Query.get_attr:type_name -> koinon.meta.v1.GetAttr
-	46, // 53: koinon.meta.v1.Query.open:type_name -> koinon.meta.v1.Open
-	47, // 54: koinon.meta.v1.Query.get_chunks:type_name -> koinon.meta.v1.GetChunks
-	48, // 55: koinon.meta.v1.Query.read_dir:type_name -> koinon.meta.v1.ReadDir
-	49, // 56: koinon.meta.v1.Query.get_xattr:type_name -> koinon.meta.v1.GetXattr
-	50, // 57: koinon.meta.v1.Query.list_xattr:type_name -> koinon.meta.v1.ListXattr
-	51, // 58: koinon.meta.v1.Query.stat_fs:type_name -> koinon.meta.v1.StatFS
-	52, // 59: koinon.meta.v1.Query.scan_inodes:type_name -> koinon.meta.v1.ScanInodes
-	57, // 60: koinon.meta.v1.Query.access:type_name -> koinon.meta.v1.Access
-	53, // 61: koinon.meta.v1.Query.read_freed:type_name -> koinon.meta.v1.ReadFreed
-	54, // 62: koinon.meta.v1.Query.scan_rows:type_name -> koinon.meta.v1.ScanRows
-	56, // 63: koinon.meta.v1.Query.tree_state:type_name -> koinon.meta.v1.TreeState
-	55, // 64: koinon.meta.v1.ScanRows.from:type_name -> koinon.meta.v1.Cursor
-	41, // 65: koinon.meta.v1.Answer.failure:type_name -> koinon.meta.v1.Failure
-	1,  // 66: koinon.meta.v1.Answer.attr:type_name -> koinon.meta.v1.Attr
-	59, // 67: koinon.meta.v1.Answer.chunks:type_name -> koinon.meta.v1.NumberedChunk
-	8,  // 68: koinon.meta.v1.Answer.entries:type_name -> koinon.meta.v1.Entry
-	60, // 69: koinon.meta.v1.Answer.inodes:type_name -> koinon.meta.v1.Inode
-	36, // 70: koinon.meta.v1.Answer.rows:type_name -> koinon.meta.v1.Row
-	55, // 71: koinon.meta.v1.Answer.next:type_name -> koinon.meta.v1.Cursor
-	3,  // 72: koinon.meta.v1.NumberedChunk.chunk:type_name -> koinon.meta.v1.Chunk
-	1,  // 73: koinon.meta.v1.Inode.attr:type_name -> koinon.meta.v1.Attr
-	59, // 74: koinon.meta.v1.Inode.chunks:type_name -> koinon.meta.v1.NumberedChunk
-	62, // 75: koinon.meta.v1.Xattrs.xattrs:type_name -> koinon.meta.v1.Xattr
-	64, // 76: koinon.meta.v1.DumpFrame.header:type_name -> koinon.meta.v1.DumpHeader
-	65, // 77: koinon.meta.v1.DumpFrame.rows:type_name -> koinon.meta.v1.DumpRows
-	66, // 78: koinon.meta.v1.DumpFrame.end:type_name -> koinon.meta.v1.DumpEnd
-	36, // 79: koinon.meta.v1.DumpRows.rows:type_name -> koinon.meta.v1.Row
-	80, // [80:80] is the sub-list for method output_type
-	80, // [80:80] is the sub-list for method input_type
-	80, // [80:80] is the sub-list for extension type_name
-	80, // [80:80] is the sub-list for extension extendee
-	0,  // [0:80] is the sub-list for field type_name
+	24, // 19: koinon.meta.v1.Command.keep_open:type_name -> koinon.meta.v1.KeepOpen
+	25, // 20: koinon.meta.v1.Command.purge:type_name -> koinon.meta.v1.Purge
+	26, // 21: koinon.meta.v1.Command.drop_freed:type_name -> koinon.meta.v1.DropFreed
+	27, // 22: koinon.meta.v1.Command.format:type_name -> koinon.meta.v1.Format
+	28, // 23: koinon.meta.v1.Command.end_session:type_name -> koinon.meta.v1.EndSession
+	30, // 24: koinon.meta.v1.Command.restore:type_name -> koinon.meta.v1.Restore
+	29, // 25: koinon.meta.v1.Command.give_up:type_name -> koinon.meta.v1.GiveUp
+	31, // 26: koinon.meta.v1.Command.load:type_name -> koinon.meta.v1.Load
+	23, // 27: koinon.meta.v1.Command.alloc_inos:type_name -> koinon.meta.v1.AllocInos
+	18, // 28: koinon.meta.v1.Mknod.body:type_name -> koinon.meta.v1.Commit
+	19, // 29: koinon.meta.v1.Commit.slices:type_name -> koinon.meta.v1.ChunkSlice
+	2,  // 30: koinon.meta.v1.ChunkSlice.slice:type_name -> koinon.meta.v1.Slice
+	2,  // 31: koinon.meta.v1.Merge.old:type_name -> koinon.meta.v1.Slice
+	2,  // 32: koinon.meta.v1.Merge.merged:type_name -> koinon.meta.v1.Slice
+	2,  // 33: koinon.meta.v1.GiveUp.slices:type_name -> koinon.meta.v1.Slice
+	32, // 34: koinon.meta.v1.Load.begin:type_name -> koinon.meta.v1.LoadBegin
+	33, // 35: koinon.meta.v1.Load.clear:type_name -> koinon.meta.v1.LoadClear
+	34, // 36: koinon.meta.v1.Load.rows:type_name -> koinon.meta.v1.LoadRows
+	35, // 37: koinon.meta.v1.Load.end:type_name -> koinon.meta.v1.LoadEnd
+	36, // 38: koinon.meta.v1.Load.away:type_name -> koinon.meta.v1.LoadAway
+	37, // 39: koinon.meta.v1.LoadRows.rows:type_name -> koinon.meta.v1.Row
+	1,  // 40: koinon.meta.v1.LoadEnd.root:type_name -> koinon.meta.v1.Attr
+	1,  // 41: koinon.meta.v1.Row.inode:type_name -> koinon.meta.v1.Attr
+	38, // 42: koinon.meta.v1.Row.entry:type_name -> koinon.meta.v1.EntryRow
+	39, // 43: koinon.meta.v1.Row.chunk:type_name -> koinon.meta.v1.ChunkRow
+	40, // 44: koinon.meta.v1.Row.xattrs:type_name -> koinon.meta.v1.XattrsRow
+	41, // 45: koinon.meta.v1.Row.counter:type_name -> koinon.meta.v1.CounterRow
+	5,  // 46: koinon.meta.v1.EntryRow.dentry:type_name -> koinon.meta.v1.Dentry
+	3,  // 47: koinon.meta.v1.ChunkRow.chunk:type_name -> koinon.meta.v1.Chunk
+	62, // 48: koinon.meta.v1.XattrsRow.xattrs:type_name -> koinon.meta.v1.Xattrs
+	42, // 49: koinon.meta.v1.Result.failure:type_name -> koinon.meta.v1.Failure
+	1,  // 50: koinon.meta.v1.Result.attr:type_name -> koinon.meta.v1.Attr
+	0,  // 51: koinon.meta.v1.Query.cred:type_name -> koinon.meta.v1.Cred
+	45, // 52: koinon.meta.v1.Query.lookup:type_name -> koinon.meta.v1.Lookup
+	46, // 53: koinon.meta.v1.Query.get_attr:type_name -> koinon.meta.v1.GetAttr
+	47, // 54: koinon.meta.v1.Query.open:type_name -> koinon.meta.v1.Open
+	48, // 55: koinon.meta.v1.Query.get_chunks:type_name -> koinon.meta.v1.GetChunks
+	49, // 56: koinon.meta.v1.Query.read_dir:type_name -> koinon.meta.v1.ReadDir
+	50, // 57: koinon.meta.v1.Query.get_xattr:type_name -> koinon.meta.v1.GetXattr
+	51, // 58: koinon.meta.v1.Query.list_xattr:type_name -> koinon.meta.v1.ListXattr
+	52, // 59: koinon.meta.v1.Query.stat_fs:type_name -> koinon.meta.v1.StatFS
+	53, // 60: koinon.meta.v1.Query.scan_inodes:type_name -> koinon.meta.v1.ScanInodes
+	58, // 61: koinon.meta.v1.Query.access:type_name -> koinon.meta.v1.Access
+	54, // 62: koinon.meta.v1.Query.read_freed:type_name -> koinon.meta.v1.ReadFreed
+	55, // 63: koinon.meta.v1.Query.scan_rows:type_name -> koinon.meta.v1.ScanRows
+	57, // 64: koinon.meta.v1.Query.tree_state:type_name -> koinon.meta.v1.TreeState
+	56, // 65: koinon.meta.v1.ScanRows.from:type_name -> koinon.meta.v1.Cursor
+	42, // 66: koinon.meta.v1.Answer.failure:type_name -> koinon.meta.v1.Failure
+	1,  // 67: koinon.meta.v1.Answer.attr:type_name -> koinon.meta.v1.Attr
+	60, // 68: koinon.meta.v1.Answer.chunks:type_name -> koinon.meta.v1.NumberedChunk
+	8,  // 69: koinon.meta.v1.Answer.entries:type_name -> koinon.meta.v1.Entry
+	61, // 70: koinon.meta.v1.Answer.inodes:type_name -> koinon.meta.v1.Inode
+	37, // 71: koinon.meta.v1.Answer.rows:type_name -> koinon.meta.v1.Row
+	56, // 72: koinon.meta.v1.Answer.next:type_name -> koinon.meta.v1.Cursor
+	3,  // 73: koinon.meta.v1.NumberedChunk.chunk:type_name -> koinon.meta.v1.Chunk
+	1,  // 74: koinon.meta.v1.Inode.attr:type_name -> koinon.meta.v1.Attr
+	60, // 75: koinon.meta.v1.Inode.chunks:type_name -> koinon.meta.v1.NumberedChunk
+	63, // 76: koinon.meta.v1.Xattrs.xattrs:type_name -> koinon.meta.v1.Xattr
+	65, // 77: koinon.meta.v1.DumpFrame.header:type_name -> koinon.meta.v1.DumpHeader
+	66, // 78: koinon.meta.v1.DumpFrame.rows:type_name -> koinon.meta.v1.DumpRows
+	67, // 79: koinon.meta.v1.DumpFrame.end:type_name -> koinon.meta.v1.DumpEnd
+	37, // 80: koinon.meta.v1.DumpRows.rows:type_name -> koinon.meta.v1.Row
+	81, // [81:81] is the sub-list for method output_type
+	81, // [81:81] is the sub-list for method input_type
+	81, // [81:81] is the sub-list for extension type_name
+	81, // [81:81] is the sub-list for extension extendee
+	0,  // [0:81] is the sub-list for field type_name
 }
 
 func init() { file_meta_metapb_meta_proto_init() }
@@ -5584,24 +5670,25 @@ func file_meta_metapb_meta_proto_init() {
 		(*Command_Restore)(nil),
 		(*Command_GiveUp)(nil),
 		(*Command_Load)(nil),
+		(*Command_AllocInos)(nil),
 	}
 	file_meta_metapb_meta_proto_msgTypes[15].OneofWrappers = []any{}
 	file_meta_metapb_meta_proto_msgTypes[18].OneofWrappers = []any{}
-	file_meta_metapb_meta_proto_msgTypes[30].OneofWrappers = []any{
+	file_meta_metapb_meta_proto_msgTypes[31].OneofWrappers = []any{
 		(*Load_Begin)(nil),
 		(*Load_Clear)(nil),
 		(*Load_Rows)(nil),
 		(*Load_End)(nil),
 		(*Load_Away)(nil),
 	}
-	file_meta_metapb_meta_proto_msgTypes[36].OneofWrappers = []any{
+	file_meta_metapb_meta_proto_msgTypes[37].OneofWrappers = []any{
 		(*Row_Inode)(nil),
 		(*Row_Entry)(nil),
 		(*Row_Chunk)(nil),
 		(*Row_Xattrs)(nil),
 		(*Row_Counter)(nil),
 	}
-	file_meta_metapb_meta_proto_msgTypes[43].OneofWrappers = []any{
+	file_meta_metapb_meta_proto_msgTypes[44].OneofWrappers = []any{
 		(*Query_Lookup)(nil),
 		(*Query_GetAttr)(nil),
 		(*Query_Open)(nil),
@@ -5616,7 +5703,7 @@ func file_meta_metapb_meta_proto_init() {
 		(*Query_ScanRows)(nil),
 		(*Query_TreeState)(nil),
 	}
-	file_meta_metapb_meta_proto_msgTypes[63].OneofWrappers = []any{
+	file_meta_metapb_meta_proto_msgTypes[64].OneofWrappers = []any{
 		(*DumpFrame_Header)(nil),
 		(*DumpFrame_Rows)(nil),
 		(*DumpFrame_End)(nil),
@@ -5627,7 +5714,7 @@ func file_meta_metapb_meta_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meta_metapb_meta_proto_rawDesc), len(file_meta_metapb_meta_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   67,
+			NumMessages:   68,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -62,6 +62,7 @@ var suite = []struct {
 	{"Merge", testMerge},
 	{"MergeStale", testMergeStale},
 	{"AllocSlices", testAllocSlices},
+	{"AllocInos", testAllocInos},
 	{"EndSession", testEndSession},
 	{"GiveUp", testGiveUp},
 	{"Freed", testFreed},

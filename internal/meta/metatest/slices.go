@@ -87,6 +87,48 @@ func testAllocSlices(x *tree) {
 	equal(x, "first sequence number", x.alloc(3, 1).Seq(), next)
 }
 
+func testAllocInos(x *tree) {
+	alloc := func(n uint32) (*metapb.Result, error) {
+		return x.do(&metapb.Command{Op: &metapb.Command_AllocInos{AllocInos: &metapb.AllocInos{Count: n}}})
+	}
+	root := x.root()
+	res, err := alloc(3)
+	x.must(res, err)
+	first := res.FirstIno
+	equal(x, "first number", first, uint64(sys.FirstIno))
+	last := x.create(root, "next", 0o644).Ino
+	equal(x, "number of the next inode", last, first+3)
+	for _, n := range []uint32{0, meta.AllocMax + 1} {
+		_, err := alloc(n)
+		x.refused(sys.Invalid, err)
+	}
+
+	make := func(name string, typ sys.FileType, ino uint64) (*metapb.Result, error) {
+		return x.do(&metapb.Command{Op: &metapb.Command_Mknod{Mknod: &metapb.Mknod{
+			Parent: root.Ino, Name: []byte(name), Type: uint32(typ), Mode: 0o644, Ino: ino,
+			Body: &metapb.Commit{Inline: []byte("body")}}}})
+	}
+	for range 2 { // the second try finds what the first one made
+		res, err = make("f", sys.TypeRegular, first+1)
+		f := x.must(res, err)
+		equal(x, "number", f.Ino, first+1)
+		equal(x, "created", res.Created, true)
+		equal(x, "size", f.Size, 4)
+		equal(x, "bytes", string(x.chunk(f, 0).Inline), "body")
+	}
+	for _, bad := range []uint64{1, uint64(sys.FirstIno) - 1, first + 1, last, last + 1} {
+		_, err = make("g", sys.TypeRegular, bad)
+		x.refused(sys.Invalid, err)
+	}
+	_, err = x.do(&metapb.Command{Op: &metapb.Command_Mknod{Mknod: &metapb.Mknod{
+		Parent: root.Ino, Name: []byte("g"), Type: uint32(sys.TypeDir), Ino: first}}})
+	x.refused(sys.Invalid, err)
+	_, err = make("f", sys.TypeRegular, first)
+	x.refused(sys.Exist, err)
+	res, err = make("h", sys.TypeRegular, first)
+	x.must(res, err)
+}
+
 func testEndSession(x *tree) {
 	f := x.create(x.root(), "f", 0o644)
 	end := func(session uint64) {

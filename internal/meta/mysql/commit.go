@@ -15,8 +15,13 @@ import (
 	"github.com/koinon/koinon/internal/sys"
 )
 
-// resultsMax is how many results a session may leave unacknowledged.
-const resultsMax = 1 << 14
+const (
+	// resultsMax is how many results a session may leave unacknowledged.
+	resultsMax = 1 << 14
+	// acksMin is how many results are deleted at once when their session has
+	// acknowledged them: it costs a statement.
+	acksMin = 64
+)
 
 // carried is what one transaction carries.
 type carried struct {
@@ -81,14 +86,13 @@ func (b *carried) run(w *waiting) error {
 }
 
 // script is the transaction as text. The fence's row is what makes it the
-// leader's: its seq must not be NULL, which it becomes under another epoch, or
+// leader's, and, autocommit being off, begins it: its seq must not be NULL, which it becomes under another epoch, or
 // when this very transaction has been committed before. A Galera server that
 // gives up a transaction for another server's may tell so one statement late,
 // when what follows is in no transaction or in another one: so it is looked at
 // again before the end.
 func (b *carried) script(seq uint64) (*script, error) {
 	s := &script{}
-	s.add("START TRANSACTION")
 	s.add(fmt.Sprintf("UPDATE fence SET seq=IF(epoch=%d AND seq=%d,%d,NULL), time_ns=%d WHERE id=1",
 		b.l.epoch, seq, seq+1, b.nowNs))
 	if err := b.rows.write(s, &b.l.e.tails); err != nil {
@@ -101,7 +105,9 @@ func (b *carried) script(seq uint64) (*script, error) {
 		for n := range b.l.sessions[id] {
 			first = min(first, n)
 		}
-		if first <= ack {
+		if ack+1-first < acksMin {
+			delete(b.acks, id)
+		} else {
 			s.add(fmt.Sprintf("DELETE FROM results WHERE session=%d AND seq BETWEEN %d AND %d", uint64(id), first, ack))
 		}
 	}
@@ -131,6 +137,7 @@ func (l *Leader) commit(ctx context.Context, b *carried) error {
 		return err
 	}
 	l.began.Store(seq + 1)
+	var before error // of an earlier try
 	for pause := time.Millisecond; ; pause = min(2*pause, 200*time.Millisecond) {
 		turn := l.e.hosts.now()
 		if l.e.lagging() && turn != l.turn { // it may rest on what a replica holds
@@ -146,9 +153,13 @@ func (l *Leader) commit(ctx context.Context, b *carried) error {
 		if err == nil {
 			break
 		}
+		if before != nil && errors.Is(err, context.DeadlineExceeded) { // that there is no time left is not why
+			return before
+		}
 		if ctx.Err() != nil || !passing(err) {
 			return err
 		}
+		before = err
 		l.e.cfg.Log.Debug("a transaction is sent again", "err", l.e.explain("mysql.Commit", err))
 		l.e.moveOn(turn, err)
 		sleep(ctx, pause)

@@ -55,11 +55,11 @@ type Leader struct {
 	done    sync.WaitGroup
 	seq     atomic.Uint64 // the last transaction that is committed
 	began   atomic.Uint64 // the last one that is sent; seq while none is on its way
+	cache   *cache
 
 	// Only the goroutine that runs commands uses these.
 	loaded   bool // what follows is what the database holds
 	turn     int  // of the host that it was read from
-	cache    *cache
 	sessions map[sys.SessionID]map[uint64][]byte
 	lastNs   int64
 	fenced   error  // a later leader is in office
@@ -80,7 +80,7 @@ func (e *Engine) Lead(ctx context.Context, epoch uint64, applied Applied) (*Lead
 	if applied == nil {
 		applied = func(uint64, *Request, *meta.Outcome) {}
 	}
-	l := &Leader{e: e, epoch: epoch, applied: applied, queue: make(chan *waiting, batchMax), ended: make(chan struct{})}
+	l := &Leader{e: e, epoch: epoch, applied: applied, cache: newCache(), queue: make(chan *waiting, batchMax), ended: make(chan struct{})}
 	turn := e.hosts.now()
 	if err := l.load(ctx); err != nil {
 		e.moveOn(turn, err)
@@ -166,7 +166,8 @@ func (l *Leader) load(ctx context.Context) error {
 	if seen := l.e.seen.Swap(seq); seq <= seen {
 		l.e.cfg.Log.Error("the database has lost transactions that it had acknowledged", "from", seq, "to", seen)
 	}
-	l.cache, l.sessions, l.lastNs, l.loaded, l.turn = newCache(), sessions, lastNs, true, turn
+	l.cache.reset()
+	l.sessions, l.lastNs, l.loaded, l.turn = sessions, lastNs, true, turn
 	l.seq.Store(seq)
 	l.began.Store(seq)
 	return nil

@@ -111,7 +111,8 @@ func (f *flushing) flush() error {
 			return fmt.Errorf("%s: %w", part, err)
 		}
 	}
-	*f.over, *f.cache = *newWrites(), *newCache()
+	*f.over = *newWrites()
+	f.cache.reset()
 	return nil
 }
 
@@ -181,7 +182,9 @@ func commandsOn(t *testing.T, e *Engine) {
 			}
 		}
 		epoch++
-		return &client{e, lead(t, e, epoch)}
+		l := lead(t, e, epoch)
+		t.Cleanup(func() { checkCache(t, l) })
+		return &client{e, l}
 	}, metatest.Far)
 }
 
@@ -194,6 +197,7 @@ func TestMariaDB(t *testing.T) {
 	s.Durable(t, true)
 	t.Run("Fence", func(t *testing.T) { testFence(t, s) })
 	t.Run("Once", func(t *testing.T) { testOnce(t, s) })
+	t.Run("Known", func(t *testing.T) { testKnown(t, s) })
 	t.Run("Queries", func(t *testing.T) { testQueries(t, s) })
 	t.Run("Restart", func(t *testing.T) { testRestart(t, s) })
 	t.Run("Files", func(t *testing.T) { testFiles(t, s) })
@@ -313,9 +317,11 @@ func testOnce(t *testing.T, s *mysqltest.Server) {
 	if err := l.commit(ctx, b); err != nil {
 		t.Fatalf("expected a transaction that was committed to be known as such, found %v", err)
 	}
-	// What is acknowledged is forgotten.
-	if _, err := l.Do(ctx, &Request{Session: 7, Seq: 2, Ack: 1, Body: body(mknod("g"))}); err != nil {
-		t.Fatal(err)
+	// What is acknowledged is forgotten, much at once.
+	for seq := uint64(2); seq <= acksMin+1; seq++ {
+		if _, err := l.Do(ctx, &Request{Session: 7, Seq: seq, Ack: seq - 1, Body: body(mknod(fmt.Sprint("g", seq)))}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	var n int
 	if err := e.db.QueryRow("SELECT COUNT(*) FROM results").Scan(&n); err != nil || n != 1 {

@@ -22,13 +22,16 @@ func (e *Engine) Query(ctx context.Context, q *metapb.Query) (*metapb.Answer, er
 }
 
 // Query is Engine.Query for as long as the leader is in office, which the caller
-// finds out afterwards. Nobody else changes the rows: when it does not either
-// meanwhile, single statements read one point without a transaction, which
+// finds out afterwards. Nobody else changes the rows: what it knows it need not
+// ask, and when it does not change any either meanwhile, single statements read one point without a transaction, which
 // would cost two more round trips.
 func (l *Leader) Query(ctx context.Context, q *metapb.Query) (*metapb.Answer, error) {
 	began := l.began.Load()
 	if began != l.seq.Load() || l.e.lagging() {
 		return l.e.Query(ctx, q)
+	}
+	if a := l.answer(q); a != nil {
+		return a, nil
 	}
 	a, err := meta.Read(&Tx{ctx: ctx, st: l.e.st, ahead: map[sys.Ino]*metapb.Attr{}}, q)
 	if err != nil || l.began.Load() != began {

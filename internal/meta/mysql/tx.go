@@ -71,7 +71,7 @@ func (t *Tx) Inode(ino sys.Ino) (*metapb.Attr, error) {
 		if a, ok := t.over.inodes[ino]; ok {
 			return cloneAttr(a), nil
 		}
-		if a := t.cache.inode(ino); a != nil {
+		if a := t.cache.inode(ino); a != nil || t.cache.noInode(ino) {
 			return a, nil
 		}
 	}
@@ -102,6 +102,9 @@ func (t *Tx) Dentry(parent sys.Ino, name []byte) (*metapb.Dentry, error) {
 		if d, ok := t.over.entries[parent][string(name)]; ok {
 			return proto.CloneOf(d), nil
 		}
+		if d, known := t.cache.entry(parent, name); known {
+			return d, nil
+		}
 	}
 	var found *metapb.Dentry
 	err := t.all(func(r *sql.Rows) (err error) {
@@ -111,6 +114,9 @@ func (t *Tx) Dentry(parent sys.Ino, name []byte) (*metapb.Dentry, error) {
 		found.Origin = o.message()
 		return err
 	}, t.st.entry, uint64(parent), name)
+	if err == nil && t.over != nil && parent != sys.QuarantineIno {
+		t.cache.keepEntry(parent, string(name), proto.CloneOf(found))
+	}
 	return found, err
 }
 
@@ -154,6 +160,11 @@ func (t *Tx) ScanDentries(parent sys.Ino, after uint64, fn func(name []byte, d *
 }
 
 func (t *Tx) entryPage(parent sys.Ino, from uint64, limit int) (page []keyed[namedEntry], err error) {
+	if t.over != nil {
+		if page, known := t.cache.list(parent, from, limit); known {
+			return page, nil
+		}
+	}
 	err = t.all(func(r *sql.Rows) error {
 		var o origin
 		var present bool
@@ -179,6 +190,9 @@ func (t *Tx) Chunk(ino sys.Ino, n uint32) (*metapb.Chunk, error) {
 		if c, ok := t.over.chunks[ino][n]; ok {
 			return proto.CloneOf(c), nil
 		}
+		if t.cache.noChunks(ino) {
+			return nil, nil
+		}
 	}
 	var found *metapb.Chunk
 	err := t.all(func(r *sql.Rows) (err error) {
@@ -201,6 +215,9 @@ func (t *Tx) SetChunk(ino sys.Ino, n uint32, c *metapb.Chunk) error {
 // ScanChunks is of meta.Tx.
 func (t *Tx) ScanChunks(ino sys.Ino, from uint32, fn func(n uint32, c *metapb.Chunk) bool) error {
 	s := scan[*metapb.Chunk]{page: func(from uint64, limit int) (page []keyed[*metapb.Chunk], err error) {
+		if t.over != nil && t.cache.noChunks(ino) {
+			return nil, nil
+		}
 		err = t.all(func(r *sql.Rows) error {
 			n, c, err := readChunk(r)
 			page = append(page, keyed[*metapb.Chunk]{uint64(n), c})
@@ -305,6 +322,9 @@ func (t *Tx) Counter(name meta.Counter, delta int64) (int64, error) {
 		err := t.all(func(r *sql.Rows) error { return r.Scan(&n) }, t.st.counter, name.String())
 		if err != nil {
 			return 0, err
+		}
+		if t.over != nil {
+			t.cache.keepCounter(name, n)
 		}
 	}
 	if delta == 0 {

@@ -130,7 +130,7 @@ func (e *Engine) explain(op sys.Op, err error) error {
 	if e.dsn.Net == "unix" {
 		where = sys.Subject(e.dsn.Addr + "/" + e.dsn.DBName)
 	}
-	kind, cause := sys.Unavailable, "the database does not answer"
+	kind, cause := sys.Unavailable, "the database does not answer: see that it runs and that the nodes reach it"
 	switch number(err) {
 	case errPassword:
 		kind, cause = sys.Access, fmt.Sprintf("user or password: the server does not let %q in", e.dsn.User)

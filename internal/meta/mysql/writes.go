@@ -28,6 +28,16 @@ func newWrites() *writes {
 	}
 }
 
+// loads says that a step of a load is among the writes.
+func (w *writes) loads() bool {
+	for _, c := range []meta.Counter{meta.CounterLoad, meta.CounterBatches, meta.CounterMoves} {
+		if _, ok := w.counters[c]; ok {
+			return true
+		}
+	}
+	return false
+}
+
 // scriptMax is how long the text of one round trip becomes before it is cut,
 // in bytes. Servers take 16 MiB unless told otherwise; one row has up to twice
 // its limit of 256 KiB.

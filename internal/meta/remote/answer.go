@@ -68,6 +68,20 @@ func (c *cache) lookup(cred *metapb.Cred, parent sys.Ino, n []byte) (*metapb.Ans
 	return nil, nil
 }
 
+// vacant says whether the session may promise to make a file, instead of making
+// it: it has the directory to itself, which has no such name, and the caller
+// may make one. A directory that passes on its group is left to the tree.
+func (c *cache) vacant(cred *metapb.Cred, dir sys.Ino, n []byte) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.inos[dir]
+	if !c.valid() || e == nil || !e.sole || e.attr == nil || e.attr.Mode&sys.ModeSetgid != 0 {
+		return false
+	}
+	v, known := e.find(string(n))
+	return known && v.ino == 0 && meta.CheckAccess(e.attr, cred, 3) == nil
+}
+
 func (c *cache) open(cred *metapb.Cred, op *metapb.Open) (*metapb.Answer, error) {
 	e := c.inos[sys.Ino(op.Ino)]
 	if e == nil || e.attr == nil || !e.opened {

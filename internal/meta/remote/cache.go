@@ -55,6 +55,7 @@ type cached struct {
 	complete bool
 	listed   uint64
 	unsure   map[string]struct{}
+	sole     bool // nobody else uses a name in it before it is given up
 }
 
 // name is a directory entry; ino 0 says that there is none.

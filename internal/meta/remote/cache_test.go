@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/meta/remote/remotepb"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -115,7 +116,7 @@ func TestOwnCommandsAreSeenAtOnce(t *testing.T) {
 	if hit(t, c, lookup("f")) {
 		t.Error("cached a reply that crossed a command on the directory")
 	}
-	c.end(e, &metapb.Result{Attr: fileAttr(0), Created: true}, []*metapb.Attr{dirAttr(), fileAttr(0)}, both, 7, 0)
+	c.end(e, &metapb.Result{Attr: fileAttr(0), Created: true}, []*metapb.Attr{dirAttr(), fileAttr(0)}, &remotepb.Grant{Inos: both, Term: 7})
 	c.learn(lookup("f"), &metapb.Answer{}, both, 7, 0, before)
 	if a, err := c.answer(lookup("f")); err != nil || a == nil {
 		t.Errorf("the file just made is answered %v, %v", a, err)
@@ -127,13 +128,13 @@ func TestADirectoryJustMadeIsKnownToBeEmpty(t *testing.T) {
 	top := sys.Ino(50)
 	mkdir := &metapb.Command{Op: &metapb.Command_Mknod{Mknod: &metapb.Mknod{Parent: uint64(top), Name: []byte("d"), Type: uint32(sys.TypeDir)}}}
 	e := c.begin(mkdir)
-	c.end(e, &metapb.Result{Attr: dirAttr(), Created: true}, []*metapb.Attr{dirAttr()}, []uint64{uint64(top), uint64(dirIno)}, 7, 0)
+	c.end(e, &metapb.Result{Attr: dirAttr(), Created: true}, []*metapb.Attr{dirAttr()}, &remotepb.Grant{Inos: []uint64{uint64(top), uint64(dirIno)}, Term: 7})
 	if _, err := c.answer(lookup("anything")); !sys.Is(err, sys.NotExist) {
 		t.Fatalf("a name in a directory just made was answered %v", err)
 	}
 	// A command that failed leaves open what is there.
 	e = c.begin(mknod("f"))
-	c.end(e, nil, nil, nil, 0, 0)
+	c.end(e, nil, nil, nil)
 	if hit(t, c, lookup("f")) {
 		t.Error("answered from the cache although a command on the name failed")
 	}
@@ -170,7 +171,7 @@ func TestWhatWasWrittenIsKnown(t *testing.T) {
 	}
 	run := func(cmd *metapb.Command, res *metapb.Result, attr *metapb.Attr) {
 		e := c.begin(cmd)
-		c.end(e, res, []*metapb.Attr{dirAttr(), attr}, both, 7, 0)
+		c.end(e, res, []*metapb.Attr{dirAttr(), attr}, &remotepb.Grant{Inos: both, Term: 7})
 	}
 	run(mknod("f"), &metapb.Result{Attr: versioned(0, 1), Created: true}, versioned(0, 1))
 	if a, err := c.answer(open); err != nil || a == nil || len(a.Chunks) != 0 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -36,8 +37,33 @@ type Client struct {
 	cache   *cache
 	session *cluster.Session
 
+	promises atomic.Pointer[Promises]
+
 	stop context.CancelFunc
 	done sync.WaitGroup
+}
+
+// Promises are files that the user of a Client has said are made although the
+// tree does not know them yet. Methods may be called concurrently.
+type Promises interface {
+	// Any says whether there is one.
+	Any() bool
+	// Keep makes those in dirs, nil for all, and returns when it has or ctx is
+	// done.
+	Keep(ctx context.Context, dirs []sys.Ino)
+}
+
+// SetPromises lets Vacant say yes, from now on. It is called once, by who makes
+// many files that others do not look for at once: others wait for what is
+// promised.
+func (c *Client) SetPromises(p Promises) { c.promises.Store(&p) }
+
+// Vacant says whether a file may be promised: nobody else can find, list or
+// make a name in the directory before Promises.Keep was called for it, there is
+// no such name now, and the caller may make it. When it says so, whoever asks
+// must have made the promise before Keep looks for it.
+func (c *Client) Vacant(cred *metapb.Cred, dir sys.Ino, name []byte) bool {
+	return c.promises.Load() != nil && c.cache.vacant(cred, dir, name)
 }
 
 var _ meta.Client = (*Client)(nil)
@@ -152,37 +178,56 @@ func (c *Client) try(ctx context.Context, cmd *metapb.Command) (_ *metapb.Result
 		return nil, false, sys.E(sys.Op("meta.Do"), sys.Invalid, err)
 	}
 	e := c.cache.begin(cmd)
-	req := &remotepb.DoRequest{Session: uint64(t.Session), Seq: t.Seq, Ack: t.Ack}
+	req := &remotepb.DoRequest{Session: uint64(t.Session), Seq: t.Seq, Ack: t.Ack, Sole: c.promises.Load() != nil}
 	for _, ino := range e.inos {
 		req.Dropped = append(req.Dropped, uint64(ino))
 	}
 	header, err := proto.Marshal(req)
 	if err != nil {
-		c.cache.end(e, nil, nil, nil, 0, 0)
+		c.cache.end(e, nil, nil, nil)
 		return nil, false, sys.E(sys.Op("meta.Do"), sys.Invalid, err)
 	}
 	reply, open, err := c.opts.Cluster.CallLeaderCounted(ctx, MethodDo, header, raw)
 	if err != nil {
-		c.cache.end(e, nil, nil, nil, 0, 0)
+		c.cache.end(e, nil, nil, nil)
 		return nil, sys.Is(err, sys.SessionGone) && !open, err
 	}
 	defer reply.Release()
 	var r remotepb.DoReply
 	res := &metapb.Result{}
 	if err := unmarshalBoth(reply, &r, res); err != nil {
-		c.cache.end(e, nil, nil, nil, 0, 0)
+		c.cache.end(e, nil, nil, nil)
 		return nil, false, err
 	}
-	c.cache.end(e, res, r.Touched, r.Grant.GetInos(), r.Grant.GetTerm(), r.Grant.GetSeq())
+	c.cache.end(e, res, r.Touched, r.Grant)
 	if res.Failure != nil {
 		return nil, false, res.Failure.Err()
 	}
 	return res, false, nil
 }
 
+// keep makes what was promised in dirs. When that takes longer than the lease
+// lasts, others no longer wait for it.
+func (c *Client) keep(ctx context.Context, dirs []sys.Ino) {
+	p := c.promises.Load()
+	if p == nil || !(*p).Any() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, Term+2*drift)
+	defer cancel()
+	(*p).Keep(ctx, dirs)
+}
+
+// owes says whether there are promises.
+func (c *Client) owes() bool {
+	p := c.promises.Load()
+	return p != nil && (*p).Any()
+}
+
 // renew keeps the lease until ctx is done.
 func (c *Client) renew(ctx context.Context) {
 	var term, acked uint64
+	owes := false // promises of an earlier leadership
 	for ctx.Err() == nil {
 		session := c.Session()
 		if session == 0 {
@@ -191,7 +236,7 @@ func (c *Client) renew(ctx context.Context) {
 			}
 			continue
 		}
-		header, err := proto.Marshal(&remotepb.RenewRequest{Session: uint64(session), Acked: acked, Term: term})
+		header, err := proto.Marshal(&remotepb.RenewRequest{Session: uint64(session), Acked: acked, Term: term, Owes: owes})
 		if err != nil {
 			panic("remote: a renewal does not encode: " + err.Error())
 		}
@@ -203,7 +248,17 @@ func (c *Client) renew(ctx context.Context) {
 		}
 		switch {
 		case err == nil && session == c.Session():
+			before := term
 			term, acked = c.cache.renewed(sent, r.Term, r.Seq, r.Inos, r.Reset_)
+			switch {
+			case term != before: // the new leader waits for them, but first for what was cached
+				owes = c.owes()
+			case owes || r.Reset_:
+				owes = false
+				c.keep(ctx, nil)
+			case len(r.Inos) > 0:
+				c.keep(ctx, inosFrom(r.Inos))
+			}
 		case err == nil || sys.Is(err, sys.SessionGone):
 			term, acked = 0, 0
 			if err != nil && c.session.Open(ctx, session) != nil && ctx.Err() == nil {
@@ -214,6 +269,14 @@ func (c *Client) renew(ctx context.Context) {
 			c.pause(ctx, renewPause)
 		}
 	}
+}
+
+func inosFrom(raw []uint64) []sys.Ino {
+	inos := make([]sys.Ino, len(raw))
+	for n, ino := range raw {
+		inos[n] = sys.Ino(ino)
+	}
+	return inos
 }
 
 const (

@@ -17,6 +17,15 @@
 // runs for Term from the moment it sent the renewal. A new leader knows of no
 // leases, so it shows no change until every session has renewed with it, which
 // makes the client drop everything, or Term has passed.
+//
+// # Sole directories
+//
+// A directory that only one session uses, the leader lets it have to itself:
+// nobody else finds, lists, makes or removes a name in it before the session
+// has given it back, which is asked for as a revocation is. There the client's
+// user may promise a file instead of making it (Client.Vacant); it makes what
+// it promised before the client confirms (Promises). A new leader waits for
+// promises of the last one as it does for caches (sole.go).
 package remote
 
 import (

@@ -2,6 +2,7 @@ package remote
 
 import (
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/meta/remote/remotepb"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -118,8 +119,8 @@ func (c *cache) predict(cmd *metapb.Command, e *effects) {
 }
 
 // end takes over what the command did. touched are the inodes as they are
-// after it, granted those under lease; both are empty after a failure.
-func (c *cache) end(e effects, res *metapb.Result, touched []*metapb.Attr, granted []uint64, term, seq uint64) {
+// after it, g says which of them are under lease; both are empty after a failure.
+func (c *cache) end(e effects, res *metapb.Result, touched []*metapb.Attr, g *remotepb.Grant) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.tick++
@@ -132,11 +133,17 @@ func (c *cache) end(e effects, res *metapb.Result, touched []*metapb.Attr, grant
 	for _, ino := range e.inos {
 		c.stirs[stirSlot(ino)].last = c.tick
 	}
-	if res == nil || res.Failure != nil || !alone || !c.fresh(term, seq) {
+	if res == nil || res.Failure != nil || !c.fresh(g.GetTerm(), g.GetSeq()) {
 		return
 	}
-	ok := make(map[sys.Ino]bool, len(granted))
-	for _, i := range granted {
+	for _, dir := range g.Sole {
+		c.at(sys.Ino(dir)).sole = true
+	}
+	if !alone {
+		return
+	}
+	ok := make(map[sys.Ino]bool, len(g.Inos))
+	for _, i := range g.Inos {
 		ok[sys.Ino(i)] = true
 	}
 	for _, a := range touched {

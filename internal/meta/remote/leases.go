@@ -31,9 +31,14 @@ type leases struct {
 	seq     uint64 // counts revocations and resets of all sessions; never goes back
 	changes uint64 // counts changes, in the order of the log
 	touched [touchSlots]touch
-	coming  map[command][]sys.Ino  // what the senders of commands under way gave up
-	awaited map[sys.SessionID]bool // sessions of the state that have not renewed with this leader
-	settled chan struct{}          // closed when awaited is empty
+	coming  map[command][]sys.Ino // what the senders of commands under way gave up
+	caches  sessionSet            // sessions of the state that have not renewed with this leader
+	soles   map[sys.Ino]*sole
+	uses    map[sys.Ino]use
+	rest    [touchSlots]time.Duration // Boot time until which a directory stays nobody's alone
+	// promises are the sessions that may still have to make files which they
+	// promised under an earlier leader.
+	promises sessionSet
 }
 
 // touch is the last change of the inodes that share a place in the table.
@@ -50,10 +55,11 @@ type holder struct {
 	session sys.SessionID
 	renewed time.Duration // Boot time of its last renewal's arrival
 	inos    map[sys.Ino]struct{}
-	seq     uint64        // of the last revocation queued
-	queue   []queued      // not confirmed yet, in order of seq
-	wake    chan struct{} // has room for one; closed when the holder is forgotten
-	reset   bool          // it must drop everything before it is granted more
+	soles   map[sys.Ino]struct{} // directories that it has to itself
+	seq     uint64               // of the last revocation queued
+	queue   []queued             // not confirmed yet, in order of seq
+	wake    chan struct{}        // has room for one; closed when the holder is forgotten
+	reset   bool                 // it must drop everything before it is granted more
 }
 
 type queued struct {
@@ -75,7 +81,8 @@ var errNotLeading = sys.E(sys.Op("meta.Leases"), sys.NotLeader, "this node does 
 
 func newLeases(clock env.Clock) *leases {
 	return &leases{clock: clock, holders: map[sys.SessionID]*holder{}, byIno: map[sys.Ino][]*holder{},
-		pending: map[sys.Ino]*revocation{}, coming: map[command][]sys.Ino{}, settled: make(chan struct{})}
+		pending: map[sys.Ino]*revocation{}, coming: map[command][]sys.Ino{},
+		soles: map[sys.Ino]*sole{}, uses: map[sys.Ino]use{}, caches: sessionSet{done: make(chan struct{})}, promises: sessionSet{done: make(chan struct{})}}
 }
 
 // lead starts a leadership: nothing is known of leases given by earlier
@@ -85,14 +92,7 @@ func (l *leases) lead(term uint64, sessions []sys.SessionID) {
 	defer l.mu.Unlock()
 	l.drop()
 	l.term, l.since = term, l.clock.Boot()
-	l.settled = make(chan struct{})
-	l.awaited = make(map[sys.SessionID]bool, len(sessions))
-	for _, s := range sessions {
-		l.awaited[s] = true
-	}
-	if len(l.awaited) == 0 {
-		close(l.settled)
-	}
+	l.caches, l.promises = awaitAll(sessions), awaitAll(sessions)
 }
 
 // leads says whether the table is that of the given leadership.
@@ -117,6 +117,12 @@ func (l *leases) drop() {
 		r.void = true
 		close(r.closed)
 	}
+	for _, s := range l.soles {
+		if s.recall != nil {
+			s.recall.void = true
+			close(s.recall.closed)
+		}
+	}
 	for _, h := range l.holders {
 		close(h.wake)
 	}
@@ -124,14 +130,22 @@ func (l *leases) drop() {
 	l.byIno = map[sys.Ino][]*holder{}
 	l.pending = map[sys.Ino]*revocation{}
 	l.touched = [touchSlots]touch{}
+	l.soles = map[sys.Ino]*sole{}
+	l.rest = [touchSlots]time.Duration{}
 }
 
 // settle waits until no lease of an earlier leader can be in force. It fails
 // when the table is not, or no longer, that of the given leadership, as do
 // barrier and grant: another leader may have given leases in between.
 func (l *leases) settle(ctx context.Context, term uint64) error {
+	return l.waitFor(ctx, term, func() chan struct{} { return l.caches.done })
+}
+
+// waitFor waits for what the sessions of the state owe a new leader, or until
+// no lease of an earlier one can be in force. which is called with mu held.
+func (l *leases) waitFor(ctx context.Context, term uint64, which func() chan struct{}) error {
 	l.mu.Lock()
-	now, settled, left := l.term, l.settled, l.since+Term+drift-l.clock.Boot()
+	now, settled, left := l.term, which(), l.since+Term+drift-l.clock.Boot()
 	l.mu.Unlock()
 	if now != term {
 		return errNotLeading
@@ -217,6 +231,11 @@ func (l *leases) revoke(h *holder, ino sys.Ino) {
 		r = &revocation{ino: ino, open: map[*holder]int{}, closed: make(chan struct{})}
 		l.pending[ino] = r
 	}
+	l.enqueue(h, r)
+}
+
+// enqueue has h told of r with its next renewal.
+func (l *leases) enqueue(h *holder, r *revocation) {
 	r.open[h]++
 	l.seq++
 	h.seq = l.seq
@@ -243,8 +262,14 @@ func (l *leases) resolve(h *holder, r *revocation) {
 		return
 	}
 	delete(r.open, h)
-	if len(r.open) == 0 && l.pending[r.ino] == r {
+	if len(r.open) > 0 {
+		return
+	}
+	if l.pending[r.ino] == r {
 		delete(l.pending, r.ino)
+		close(r.closed)
+	} else if s := l.soles[r.ino]; s != nil && s.recall == r {
+		l.giveBack(r.ino, s)
 		close(r.closed)
 	}
 }
@@ -324,6 +349,9 @@ func (l *leases) forget(h *holder) {
 		l.unhold(h, ino)
 	}
 	l.confirm(h, h.seq)
+	for dir := range h.soles {
+		l.giveBack(dir, l.soles[dir])
+	}
 	l.seq++ // what was granted before is too old to be cached
 	if l.holders[h.session] == h {
 		delete(l.holders, h.session)
@@ -376,7 +404,7 @@ func (l *leases) grant(term uint64, session sys.SessionID, seen seenAt, inos []s
 		return nil, 0
 	}
 	for _, ino := range inos {
-		if seen.before(l.touched[touchSlot(ino)]) {
+		if s := l.soles[ino]; s != nil && s.holder != h || seen.before(l.touched[touchSlot(ino)]) {
 			continue
 		}
 		if _, held := h.inos[ino]; !held {
@@ -395,8 +423,9 @@ type renewal struct {
 	reset     bool
 }
 
-// renew keeps the session's lease and waits for something to revoke.
-func (l *leases) renew(ctx context.Context, session sys.SessionID, term, acked uint64) renewal {
+// renew keeps the session's lease and waits for something to revoke. owes says
+// that the session has files to make which it promised under an earlier leader.
+func (l *leases) renew(ctx context.Context, session sys.SessionID, term, acked uint64, owes bool) renewal {
 	l.mu.Lock()
 	h := l.admit(session, term)
 	if h == nil {
@@ -406,10 +435,13 @@ func (l *leases) renew(ctx context.Context, session sys.SessionID, term, acked u
 	h.renewed = l.clock.Boot()
 	if term == l.term {
 		l.confirm(h, acked)
-		l.arrived(session)
+		l.caches.arrived(session)
+		if !owes {
+			l.promises.arrived(session)
+		}
 	}
 	wake := h.wake
-	idle := len(h.queue) == 0 && !h.reset && term == l.term
+	idle := len(h.queue) == 0 && !h.reset && term == l.term && !owes
 	l.mu.Unlock()
 	if idle {
 		timer := time.NewTimer(renewHold)
@@ -439,7 +471,7 @@ func (l *leases) admit(session sys.SessionID, term uint64) *holder {
 		l.forget(h)
 	}
 	l.seq++
-	h = &holder{session: session, seq: l.seq, inos: map[sys.Ino]struct{}{}, wake: make(chan struct{}, 1)}
+	h = &holder{session: session, seq: l.seq, inos: map[sys.Ino]struct{}{}, soles: map[sys.Ino]struct{}{}, wake: make(chan struct{}, 1)}
 	if term == l.term {
 		h.reset = true // it was forgotten: it must drop what it has before it caches again
 	}
@@ -453,6 +485,11 @@ func (l *leases) news(session sys.SessionID, h *holder, term uint64) renewal {
 	}
 	out := renewal{term: l.term, seq: h.seq, reset: h.reset || term != l.term}
 	if h.reset {
+		for dir := range h.soles {
+			if s := l.soles[dir]; s.recall == nil {
+				l.askBack(dir, s)
+			}
+		}
 		for ino := range h.inos {
 			l.unhold(h, ino)
 		}
@@ -469,15 +506,4 @@ func (l *leases) news(session sys.SessionID, h *holder, term uint64) renewal {
 		}
 	}
 	return out
-}
-
-// arrived notes that a session has dropped what earlier leaders let it cache.
-func (l *leases) arrived(session sys.SessionID) {
-	if !l.awaited[session] {
-		return
-	}
-	delete(l.awaited, session)
-	if len(l.awaited) == 0 {
-		close(l.settled)
-	}
 }

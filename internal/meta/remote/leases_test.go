@@ -26,12 +26,12 @@ func leading(t *testing.T, sessions ...sys.SessionID) (*leases, *fakeClock) {
 // everything, the second confirms that it did.
 func join(t *testing.T, l *leases, s sys.SessionID) {
 	t.Helper()
-	if n := l.renew(context.Background(), s, 0, 0); !n.reset || n.term != 7 {
+	if n := l.renew(context.Background(), s, 0, 0, false); !n.reset || n.term != 7 {
 		t.Fatalf("a session new to the leader was answered %+v", n)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel() // do not hold the renewal
-	if n := l.renew(ctx, s, 7, 0); n.reset {
+	if n := l.renew(ctx, s, 7, 0, false); n.reset {
 		t.Fatalf("a known session was told to drop everything: %+v", n)
 	}
 }
@@ -58,7 +58,7 @@ func TestAChangeWaitsForWhoCaches(t *testing.T) {
 	if waits(t, l, 21) {
 		t.Fatal("a change of another inode waited")
 	}
-	n := l.renew(context.Background(), 1, 7, seq)
+	n := l.renew(context.Background(), 1, 7, seq, false)
 	if len(n.inos) != 1 || n.inos[0] != 20 || n.seq <= seq {
 		t.Fatalf("the renewal brought %+v", n)
 	}
@@ -67,7 +67,7 @@ func TestAChangeWaitsForWhoCaches(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	l.renew(ctx, 1, 7, n.seq)
+	l.renew(ctx, 1, 7, n.seq, false)
 	if waits(t, l, 20) {
 		t.Fatal("the change still waits after it was confirmed")
 	}
@@ -115,7 +115,7 @@ func TestASilentSessionIsExpired(t *testing.T) {
 	if waits(t, l, 20) {
 		t.Fatal("a change waits for a session whose lease has run out")
 	}
-	if n := l.renew(context.Background(), 1, 7, 0); !n.reset {
+	if n := l.renew(context.Background(), 1, 7, 0, false); !n.reset {
 		t.Fatalf("a session that was forgotten was not told to drop everything: %+v", n)
 	}
 }
@@ -130,7 +130,7 @@ func TestWhatWasGrantedBeforeAResetIsTooOld(t *testing.T) {
 		t.Fatal("not expired")
 	}
 	c := newCache(clock)
-	n := l.renew(context.Background(), 1, 7, 0)
+	n := l.renew(context.Background(), 1, 7, 0, false)
 	c.renewed(clock.boot, n.term, n.seq, n.inos, n.reset)
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 
 	"google.golang.org/protobuf/proto"
@@ -159,7 +160,8 @@ func (s *Server) serveDo(ctx context.Context, req *wire.Request) (wire.Response,
 	if err := proto.Unmarshal(req.Header, &r); err != nil {
 		return wire.Response{}, sys.E(op, sys.Invalid, err)
 	}
-	frees, err := checkCommand(req.Payload)
+	var cmd metapb.Command
+	frees, err := checkCommand(req.Payload, &cmd)
 	if err != nil {
 		return wire.Response{}, err
 	}
@@ -168,11 +170,12 @@ func (s *Server) serveDo(ctx context.Context, req *wire.Request) (wire.Response,
 		return cluster.LeaderHint(err)
 	}
 	session := sys.SessionID(r.Session)
-	dropped := make([]sys.Ino, len(r.Dropped))
-	for i, ino := range r.Dropped {
-		dropped[i] = sys.Ino(ino)
+	leave, err := s.enter(ctx, term, session, &cmd)
+	if err != nil {
+		return cluster.LeaderHint(err)
 	}
-	forget := s.leases.expect(session, r.Seq, dropped)
+	defer leave()
+	forget := s.leases.expect(session, r.Seq, inosFrom(r.Dropped))
 	defer forget()
 	result, local, err := s.rows.propose(ctx, replica.Command{Session: session, Seq: r.Seq, Ack: r.Ack, NS: replica.NSMeta, Body: req.Payload, Reserve: frees})
 	if err != nil {
@@ -185,7 +188,31 @@ func (s *Server) serveDo(ctx context.Context, req *wire.Request) (wire.Response,
 		}
 		return cluster.LeaderHint(err)
 	}
+	if r.Sole && cmd.GetMknod() != nil && reply.Grant != nil {
+		reply.Grant.Sole = s.leases.grantSole(term, session, directories(reply))
+	}
 	return respond(reply, result), nil
+}
+
+// enter waits until a command can be run that may use names which another
+// session has to itself, and keeps it so until leave.
+func (s *Server) enter(ctx context.Context, term uint64, session sys.SessionID, cmd *metapb.Command) (leave func(), err error) {
+	if cmd.GetMknod().GetIno() == 0 { // else it keeps a promise itself
+		if err := s.leases.clear(ctx, term); err != nil {
+			return nil, err
+		}
+	}
+	dirs := namesOf(cmd)
+	if name := removes(cmd); name != nil && s.leases.anyAlone(session) {
+		a, _, err := s.rows.read(ctx, &metapb.Query{Op: &metapb.Query_Lookup{Lookup: name}})
+		if err != nil {
+			return nil, err
+		}
+		if a.Attr != nil {
+			dirs = append(dirs, sys.Ino(a.Attr.Ino))
+		}
+	}
+	return s.leases.enter(ctx, term, session, dirs)
 }
 
 // release waits until nobody can see anything older than what a command has
@@ -214,9 +241,8 @@ func (s *Server) release(ctx context.Context, term uint64, r *remotepb.DoRequest
 
 // checkCommand refuses what cannot be a command, or only the leader itself may
 // run, before it gets into the log. frees says that it makes space.
-func checkCommand(body []byte) (frees bool, _ error) {
-	var cmd metapb.Command
-	if err := proto.Unmarshal(body, &cmd); err != nil || cmd.Op == nil {
+func checkCommand(body []byte, cmd *metapb.Command) (frees bool, _ error) {
+	if err := proto.Unmarshal(body, cmd); err != nil || cmd.Op == nil {
 		return false, sys.E(sys.Op("meta.Do"), sys.Invalid, fmt.Sprintf("not a command this node knows (%v): are all nodes of one version?", err))
 	}
 	switch cmd.Op.(type) {
@@ -235,6 +261,16 @@ func (s *Server) grant(term uint64, session sys.SessionID, seen seenAt, inos []s
 	}
 	granted, seq := s.leases.grant(term, session, seen, inos)
 	return &remotepb.Grant{Inos: granted, Seq: seq, Term: term}
+}
+
+// directories are those that were changed and granted.
+func directories(reply *remotepb.DoReply) (dirs []uint64) {
+	for _, a := range reply.Touched {
+		if sys.FileType(a.Type) == sys.TypeDir && slices.Contains(reply.Grant.Inos, a.Ino) {
+			dirs = append(dirs, a.Ino)
+		}
+	}
+	return dirs
 }
 
 func respond(header proto.Message, payload []byte) wire.Response {
@@ -262,29 +298,53 @@ func (s *Server) serveQuery(ctx context.Context, req *wire.Request) (wire.Respon
 	if r.View != 0 {
 		return s.queryView(ctx, r.View, q)
 	}
-	a, seen, err := s.rows.read(ctx, q)
-	if err == nil {
-		err = s.still(term, op)
+	session := sys.SessionID(r.Session)
+	if err := s.leases.clear(ctx, term); err != nil {
+		return cluster.LeaderHint(err)
 	}
-	if err == nil {
-		err = s.leases.settle(ctx, term)
+	leave, err := s.leases.enter(ctx, term, session, asksOf(q))
+	if err != nil {
+		return cluster.LeaderHint(err)
+	}
+	defer func() { leave() }()
+	a, seen, inos, err := s.query(ctx, term, q)
+	if err == nil && s.leases.othersAlone(session, inos) { // it tells of a directory that it did not ask for
+		leave()
+		if leave, err = s.leases.enter(ctx, term, session, inos); err == nil {
+			a, seen, inos, err = s.query(ctx, term, q)
+		} else {
+			leave = func() {}
+		}
 	}
 	if err != nil {
 		return cluster.LeaderHint(err)
 	}
-	inos := inosOf(q, a)
-	if err := s.leases.barrier(ctx, term, inos...); err != nil {
-		return cluster.LeaderHint(err)
-	}
 	reply := &remotepb.QueryReply{}
 	if cacheable(q) {
-		reply.Grant = s.grant(term, sys.SessionID(r.Session), seenAt{slot: seen}, inos)
+		reply.Grant = s.grant(term, session, seenAt{slot: seen}, inos)
 	}
 	raw, err := proto.Marshal(a)
 	if err != nil {
 		return wire.Response{}, sys.E(op, err)
 	}
 	return respond(reply, raw), nil
+}
+
+// query reads, and waits until nobody can see anything older. inos are those
+// that the answer tells of.
+func (s *Server) query(ctx context.Context, term uint64, q *metapb.Query) (a *metapb.Answer, seen uint64, inos []sys.Ino, err error) {
+	a, seen, err = s.rows.read(ctx, q)
+	if err == nil {
+		err = s.still(term, "meta.Query")
+	}
+	if err == nil {
+		err = s.leases.settle(ctx, term)
+	}
+	if err != nil {
+		return nil, 0, nil, err
+	}
+	inos = inosOf(q, a)
+	return a, seen, inos, s.leases.barrier(ctx, term, inos...)
 }
 
 // cacheable says whether clients cache answers to q.
@@ -334,7 +394,7 @@ func (s *Server) serveRenew(ctx context.Context, req *wire.Request) (wire.Respon
 	if err := s.group.KeepAlive(session); err != nil {
 		return cluster.LeaderHint(err)
 	}
-	n := s.leases.renew(ctx, session, r.Term, r.Acked)
+	n := s.leases.renew(ctx, session, r.Term, r.Acked, r.Owes)
 	// Only a leader may extend a lease: the log's own lease, checked after
 	// the fact, says that this node still is one.
 	if err := readNothing(ctx, s.group); err != nil {

@@ -426,6 +426,30 @@ func TestFullDiskIsSurvived(t *testing.T) {
 	}
 }
 
+// TestFullDiskAtTheStart: what a log is opened for fails when there is no room
+// for the first segment, and works when there is.
+func TestFullDiskAtTheStart(t *testing.T) {
+	var full atomic.Bool
+	full.Store(true)
+	fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if full.Load() && op.Kind == errorfs.OpFileWriteAt {
+			return syscall.ENOSPC
+		}
+		return nil
+	}))
+	l, _, _ := open(t, fs, false)
+	done := make(chan error, 1)
+	l.Append([]Record{entry(1, 1, "a")}, func(err error) { done <- err })
+	if err := <-done; !sys.Is(err, sys.NoSpace) {
+		t.Fatalf("sys.NoSpace expected, found %v", err)
+	}
+	closeLog(t, l)
+	full.Store(false)
+	l, _, _ = open(t, fs, false)
+	put(t, l, entry(1, 1, "a"))
+	closeLog(t, l)
+}
+
 func TestNewerFormatIsRefused(t *testing.T) {
 	fs := vfs.NewMem()
 	l, _, _ := open(t, fs, false)

@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -190,7 +191,9 @@ func (l *Log) roll() error {
 	return nil
 }
 
-// awaitNext waits until the next segment is prepared.
+// awaitNext waits until the next segment is prepared, on a full disk until
+// there is space. A log that has written nothing yet does not: whoever opens it
+// can still be told.
 func (l *Log) awaitNext() (*segment, error) {
 	for {
 		l.mu.Lock()
@@ -199,8 +202,13 @@ func (l *Log) awaitNext() (*segment, error) {
 		if next != nil {
 			return next, nil
 		}
-		if err != nil && !sys.Is(err, sys.NoSpace) {
+		switch {
+		case err == nil:
+		case !sys.Is(err, sys.NoSpace):
 			return nil, err
+		case l.syncs.Load() == 0:
+			return nil, sys.E(sys.Op("wal.write"), sys.NoSpace, sys.Subject(l.opts.Dir),
+				fmt.Errorf("a segment of %d MiB is needed; make room and start again: %w", l.opts.SegmentBytes>>20, err))
 		}
 		if l.opts.Sched.Wait(nil, l.ready, l.stop, nil) == env.GotB {
 			return nil, ErrClosed

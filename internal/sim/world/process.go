@@ -113,6 +113,16 @@ func (p *Process) Wait(t env.Timer, a, b, c <-chan struct{}) env.Event {
 	return r.got
 }
 
+// Yield implements env.Sched.
+func (p *Process) Yield() {
+	r := p.running
+	if r == nil {
+		panic("world: whoever yields is no routine of this process")
+	}
+	p.goOn(r)
+	r.yield(struct{}{})
+}
+
 // Sleep waits.
 func (p *Process) Sleep(d Instant) { p.Wait(p.NewTimer(time.Duration(d)), nil, nil, nil) }
 

@@ -197,6 +197,28 @@ func (s *Server) Kill() {
 	}
 }
 
+// KillBesideChild kills the server while a child of it rewrites its file, and
+// leaves the child until the test ends.
+func (s *Server) KillBesideChild() {
+	s.tb.Helper()
+	s.await("aof_rewrite_in_progress:1", "INFO", "persistence")
+	pid := s.cmd.Process.Pid
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	if err != nil {
+		s.tb.Fatal(err)
+	}
+	var child int
+	if _, err := fmt.Sscan(string(raw), &child); err != nil {
+		s.tb.Fatalf("expected a child of the server, found %q: %v", raw, err)
+	}
+	s.tb.Cleanup(func() {
+		if err := syscall.Kill(child, syscall.SIGKILL); err != nil {
+			s.tb.Errorf("the child of redis-server: %v", err)
+		}
+	})
+	s.Kill()
+}
+
 // Signal sends the server a signal. That it has ended is fine.
 func (s *Server) Signal(sig os.Signal) {
 	if err := s.cmd.Process.Signal(sig); err != nil && err != os.ErrProcessDone {

@@ -34,6 +34,7 @@ type DoRequest struct {
 	Seq           uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
 	Ack           uint64                 `protobuf:"varint,3,opt,name=ack,proto3" json:"ack,omitempty"`                // every seq below it has been answered
 	Dropped       []uint64               `protobuf:"varint,4,rep,packed,name=dropped,proto3" json:"dropped,omitempty"` // inodes whose cached copy the caller gave up before it sent this
+	Sole          bool                   `protobuf:"varint,5,opt,name=sole,proto3" json:"sole,omitempty"`              // the caller makes use of directories that it has to itself
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -94,6 +95,13 @@ func (x *DoRequest) GetDropped() []uint64 {
 		return x.Dropped
 	}
 	return nil
+}
+
+func (x *DoRequest) GetSole() bool {
+	if x != nil {
+		return x.Sole
+	}
+	return false
 }
 
 // DoReply's payload is the koinon.meta.v1.Result.
@@ -344,7 +352,8 @@ type Grant struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Inos          []uint64               `protobuf:"varint,1,rep,packed,name=inos,proto3" json:"inos,omitempty"`
 	Seq           uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"`
-	Term          uint64                 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"` // the leadership under which it was given
+	Term          uint64                 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`        // the leadership under which it was given
+	Sole          []uint64               `protobuf:"varint,4,rep,packed,name=sole,proto3" json:"sole,omitempty"` // directories among inos in which nobody else makes, finds or lists a name before the caller gives them up
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -400,6 +409,13 @@ func (x *Grant) GetTerm() uint64 {
 	return 0
 }
 
+func (x *Grant) GetSole() []uint64 {
+	if x != nil {
+		return x.Sole
+	}
+	return nil
+}
+
 // RenewRequest keeps a session and its leases. The leader answers at once when
 // there is something to revoke, else after a short wait.
 type RenewRequest struct {
@@ -407,6 +423,7 @@ type RenewRequest struct {
 	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
 	Acked         uint64                 `protobuf:"varint,2,opt,name=acked,proto3" json:"acked,omitempty"` // revocations up to here have been carried out
 	Term          uint64                 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`   // the leadership that acked belongs to; 0 for none
+	Owes          bool                   `protobuf:"varint,4,opt,name=owes,proto3" json:"owes,omitempty"`   // files promised in sole directories under an earlier leadership are not made yet
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -460,6 +477,13 @@ func (x *RenewRequest) GetTerm() uint64 {
 		return x.Term
 	}
 	return 0
+}
+
+func (x *RenewRequest) GetOwes() bool {
+	if x != nil {
+		return x.Owes
+	}
+	return false
 }
 
 // RenewReply travels as a payload.
@@ -535,12 +559,13 @@ var File_meta_remote_remotepb_remote_proto protoreflect.FileDescriptor
 
 const file_meta_remote_remotepb_remote_proto_rawDesc = "" +
 	"\n" +
-	"!meta/remote/remotepb/remote.proto\x12\x10koinon.remote.v1\x1a\x16meta/metapb/meta.proto\"c\n" +
+	"!meta/remote/remotepb/remote.proto\x12\x10koinon.remote.v1\x1a\x16meta/metapb/meta.proto\"w\n" +
 	"\tDoRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x10\n" +
 	"\x03ack\x18\x03 \x01(\x04R\x03ack\x12\x18\n" +
-	"\adropped\x18\x04 \x03(\x04R\adropped\"h\n" +
+	"\adropped\x18\x04 \x03(\x04R\adropped\x12\x12\n" +
+	"\x04sole\x18\x05 \x01(\bR\x04sole\"h\n" +
 	"\aDoReply\x12.\n" +
 	"\atouched\x18\x01 \x03(\v2\x14.koinon.meta.v1.AttrR\atouched\x12-\n" +
 	"\x05grant\x18\x02 \x01(\v2\x17.koinon.remote.v1.GrantR\x05grant\"<\n" +
@@ -553,15 +578,17 @@ const file_meta_remote_remotepb_remote_proto_rawDesc = "" +
 	"\x04view\x18\x01 \x01(\x04R\x04view\";\n" +
 	"\n" +
 	"QueryReply\x12-\n" +
-	"\x05grant\x18\x01 \x01(\v2\x17.koinon.remote.v1.GrantR\x05grant\"A\n" +
+	"\x05grant\x18\x01 \x01(\v2\x17.koinon.remote.v1.GrantR\x05grant\"U\n" +
 	"\x05Grant\x12\x12\n" +
 	"\x04inos\x18\x01 \x03(\x04R\x04inos\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x12\n" +
-	"\x04term\x18\x03 \x01(\x04R\x04term\"R\n" +
+	"\x04term\x18\x03 \x01(\x04R\x04term\x12\x12\n" +
+	"\x04sole\x18\x04 \x03(\x04R\x04sole\"f\n" +
 	"\fRenewRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x14\n" +
 	"\x05acked\x18\x02 \x01(\x04R\x05acked\x12\x12\n" +
-	"\x04term\x18\x03 \x01(\x04R\x04term\"\\\n" +
+	"\x04term\x18\x03 \x01(\x04R\x04term\x12\x12\n" +
+	"\x04owes\x18\x04 \x01(\bR\x04owes\"\\\n" +
 	"\n" +
 	"RenewReply\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x10\n" +
