@@ -156,6 +156,79 @@ func TestANewLeaderMakesTheCacheEmpty(t *testing.T) {
 	}
 }
 
+// TestPromisesAreKeptSideBySide: what a session knows of a directory that it
+// has to itself stays known while it makes files there, in whichever order the
+// answers come.
+func TestPromisesAreKeptSideBySide(t *testing.T) {
+	c, _ := leased(t)
+	dirAt := func(version uint64) *metapb.Attr {
+		a := dirAttr()
+		a.Version, a.Mode = version, 0o755
+		return a
+	}
+	made := func(ino, version uint64, sole bool) (*metapb.Result, []*metapb.Attr, *remotepb.Grant) {
+		a := fileAttr(3)
+		a.Ino = ino
+		g := &remotepb.Grant{Inos: []uint64{ino, uint64(dirIno)}, Term: 7}
+		if sole {
+			g.Sole = []uint64{uint64(dirIno)}
+		}
+		return &metapb.Result{Attr: a, Created: true}, []*metapb.Attr{dirAt(version), a}, g
+	}
+	promised := func(name string, ino uint64) *metapb.Command {
+		cmd := mknod(name)
+		cmd.GetMknod().Ino, cmd.GetMknod().Body = ino, &metapb.Commit{Inline: []byte("abc")}
+		return cmd
+	}
+	vacant := func(name string) bool { return c.vacant(&metapb.Cred{}, dirIno, []byte(name)) }
+	e := c.begin(&metapb.Command{Op: &metapb.Command_Mknod{Mknod: &metapb.Mknod{Parent: 50, Name: []byte("d"), Type: uint32(sys.TypeDir)}}})
+	c.end(e, &metapb.Result{Attr: dirAt(1), Created: true}, []*metapb.Attr{dirAt(1)},
+		&remotepb.Grant{Inos: []uint64{50, uint64(dirIno)}, Sole: []uint64{uint64(dirIno)}, Term: 7})
+	if !vacant("a") || !vacant("b") {
+		t.Fatal("the directory just made is not the session's alone")
+	}
+	a, b := c.begin(promised("a", 71)), c.begin(promised("b", 72))
+	if vacant("a") || vacant("b") || !vacant("c") {
+		t.Error("expected only names under way to be unsure")
+	}
+	res, touched, g := made(72, 3, true)
+	c.end(b, res, touched, g)
+	res, touched, g = made(71, 2, true)
+	c.end(a, res, touched, g)
+	if got, err := c.answer(&metapb.Query{Op: &metapb.Query_GetAttr{GetAttr: &metapb.GetAttr{Ino: uint64(dirIno)}}}); err != nil || got.Attr.Version != 3 {
+		t.Errorf("the directory is answered %v, %v; expected version 3", got, err)
+	}
+	for name, ino := range map[string]uint64{"a": 71, "b": 72} {
+		if got, err := c.answer(lookup(name)); err != nil || got.GetAttr().GetIno() != ino {
+			t.Errorf("%s is answered %v, %v", name, got, err)
+		}
+		open, err := c.answer(&metapb.Query{Op: &metapb.Query_Open{Open: &metapb.Open{Ino: ino}}})
+		if err != nil || open == nil || string(open.Chunks[0].Chunk.Inline) != "abc" {
+			t.Errorf("an open of %s is answered %v, %v", name, open, err)
+		}
+	}
+
+	// A reply that crossed the command is too old.
+	tick := c.now()
+	e = c.begin(promised("c", 73))
+	res, touched, g = made(73, 4, false)
+	c.end(e, res, touched, g)
+	c.learn(&metapb.Query{Op: &metapb.Query_GetAttr{GetAttr: &metapb.GetAttr{Ino: uint64(dirIno)}}}, &metapb.Answer{Attr: dirAt(3)}, []uint64{uint64(dirIno)}, 7, 0, tick)
+	if got, err := c.answer(&metapb.Query{Op: &metapb.Query_GetAttr{GetAttr: &metapb.GetAttr{Ino: uint64(dirIno)}}}); err != nil || got.Attr.Version != 4 {
+		t.Errorf("the directory is answered %v, %v; expected version 4", got, err)
+	}
+
+	// After a failure, or without a grant, nothing is known of it.
+	for name, grant := range map[string]*remotepb.Grant{"failed": nil, "not granted": {Inos: []uint64{74}, Term: 7}} {
+		c.inos[dirIno].attr = dirAt(4)
+		e = c.begin(promised("d", 74))
+		c.end(e, nil, nil, grant)
+		if vacant("e") {
+			t.Errorf("%s: the directory is taken as known", name)
+		}
+	}
+}
+
 // TestWhatWasWrittenIsKnown follows a small file from its creation through a
 // write from its start, and through one that leaves its bytes unknown.
 func TestWhatWasWrittenIsKnown(t *testing.T) {

@@ -1,6 +1,8 @@
 package remote
 
 import (
+	"slices"
+
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/meta/remote/remotepb"
 	"github.com/koinon/koinon/internal/sys"
@@ -12,6 +14,9 @@ type effects struct {
 	inos  []sys.Ino
 	names []effect
 	began uint64 // tick
+	// sole is a directory that nobody else changes, in which a promise is kept:
+	// what is known of it stays known.
+	sole sys.Ino
 	// body is what the file's chunk 0 is known to be afterwards, when known.
 	body    []*metapb.NumberedChunk
 	version uint64 // of the file, if nobody else changed it in between
@@ -81,12 +86,20 @@ func (c *cache) begin(cmd *metapb.Command) effects {
 			}
 		}
 	}
+	if mk := cmd.GetMknod(); mk.GetIno() != 0 {
+		if dir := c.inos[sys.Ino(mk.Parent)]; dir != nil && dir.sole && c.valid() {
+			e.sole = sys.Ino(mk.Parent)
+		}
+	}
 	c.predict(cmd, &e)
 	c.tick++
 	e.began = c.tick
 	for _, ino := range e.inos {
 		s := &c.stirs[stirSlot(ino)]
 		s.last = c.tick
+		if ino == e.sole {
+			continue
+		}
 		s.flying++
 		if known := c.inos[ino]; known != nil {
 			known.attr = nil
@@ -106,16 +119,31 @@ func (c *cache) begin(cmd *metapb.Command) effects {
 func (c *cache) predict(cmd *metapb.Command, e *effects) {
 	switch op := cmd.Op.(type) {
 	case *metapb.Command_Mknod:
-		e.known = op.Mknod.Body == nil && sys.FileType(op.Mknod.Type) == sys.TypeRegular
+		e.known = sys.FileType(op.Mknod.Type) == sys.TypeRegular
+		if body := op.Mknod.Body; body != nil {
+			e.known = e.known && onlyInline(body)
+			e.body = inlined(body)
+		}
 	case *metapb.Command_Commit:
 		was := c.inos[sys.Ino(op.Commit.Ino)]
 		e.known = was != nil && was.opened && was.attr != nil && was.attr.Size == 0 && len(was.chunks) == 0 &&
-			op.Commit.InlineOff == 0 && len(op.Commit.Inline) > 0 && len(op.Commit.Slices) == 0 && op.Commit.Size == nil
+			onlyInline(op.Commit)
 		if e.known {
 			e.version = was.attr.Version + 1
-			e.body = []*metapb.NumberedChunk{{Chunk: &metapb.Chunk{Inline: append([]byte(nil), op.Commit.Inline...)}}}
+			e.body = inlined(op.Commit)
 		}
 	}
+}
+
+// onlyInline says that an empty file has c's inline bytes, and nothing else,
+// after it.
+func onlyInline(c *metapb.Commit) bool {
+	return c.InlineOff == 0 && len(c.Inline) > 0 && len(c.Slices) == 0 && c.Size == nil
+}
+
+// inlined copies c's inline bytes.
+func inlined(c *metapb.Commit) []*metapb.NumberedChunk {
+	return []*metapb.NumberedChunk{{Chunk: &metapb.Chunk{Inline: append([]byte(nil), c.Inline...)}}}
 }
 
 // end takes over what the command did. touched are the inodes as they are
@@ -126,12 +154,18 @@ func (c *cache) end(e effects, res *metapb.Result, touched []*metapb.Attr, g *re
 	c.tick++
 	alone := true
 	for _, ino := range e.inos {
+		if ino == e.sole {
+			continue
+		}
 		s := &c.stirs[stirSlot(ino)]
 		s.flying--
 		alone = alone && s.flying == 0 && s.last <= e.began
 	}
 	for _, ino := range e.inos {
 		c.stirs[stirSlot(ino)].last = c.tick
+	}
+	if dir := c.inos[e.sole]; dir != nil && !slices.Contains(g.GetInos(), uint64(e.sole)) {
+		dir.attr = nil // it may not be known any more
 	}
 	if res == nil || res.Failure != nil || !c.fresh(g.GetTerm(), g.GetSeq()) {
 		return
@@ -147,6 +181,9 @@ func (c *cache) end(e effects, res *metapb.Result, touched []*metapb.Attr, g *re
 		ok[sys.Ino(i)] = true
 	}
 	for _, a := range touched {
+		if known := c.inos[sys.Ino(a.Ino)]; sys.Ino(a.Ino) == e.sole && known != nil && known.attr.GetVersion() > a.Version {
+			continue // of another promise that was kept at the same time
+		}
 		if ok[sys.Ino(a.Ino)] && (contains(e.inos, sys.Ino(a.Ino)) || c.stirs[stirSlot(sys.Ino(a.Ino))].last <= e.began) {
 			c.at(sys.Ino(a.Ino)).attr = cloneAttr(a)
 		}
