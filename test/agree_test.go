@@ -226,7 +226,8 @@ func only(err, want error) error {
 }
 
 // TestExclusiveCreateInNewDirectories is TestExclusiveCreate where one mount
-// has the directory to itself at first, and holds its files open.
+// has the directory to itself at first, and holds its files open, and where
+// leaders die meanwhile.
 func TestExclusiveCreateInNewDirectories(t *testing.T) {
 	d := up(t, 3)
 	mounts := []string{d.mount, d.secondMount("mnt2")}
@@ -238,6 +239,11 @@ func TestExclusiveCreateInNewDirectories(t *testing.T) {
 		const names = 6
 		var made [2][names]bool
 		var wg sync.WaitGroup
+		killed := 0
+		if round%20 == 19 {
+			killed = d.leader()
+			wg.Go(func() { d.kill(killed) })
+		}
 		for m, mount := range mounts {
 			wg.Go(func() {
 				for i := range names {
@@ -261,6 +267,9 @@ func TestExclusiveCreateInNewDirectories(t *testing.T) {
 			if made[0][i] == made[1][i] {
 				t.Errorf("%s/x%d was made by %v and %v", dir, i, made[0][i], made[1][i])
 			}
+		}
+		if killed != 0 {
+			d.restart(killed)
 		}
 	}
 	d.fsck()

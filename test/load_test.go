@@ -83,7 +83,7 @@ type loadResult struct {
 	Ops   int
 	Slow  time.Duration // the longest operation
 	Long  []span
-	Err   string        // that a program saw
+	Err   string // that a program saw
 }
 
 // loadEnv makes the test binary a load process: "DIR SEED WORKERS".
