@@ -2,6 +2,7 @@ package redis
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -41,7 +42,11 @@ func (s *Store) set(ctx context.Context, key sys.BlockKey, data, sums []byte, nx
 		if text := err.Error(); clustered && (strings.HasPrefix(text, "MOVED") || strings.HasPrefix(text, "ASK") || strings.HasPrefix(text, "READONLY")) {
 			cluster.ReloadState(ctx)
 		}
-		return explain(err)
+		_, err := explain(err)
+		if sys.Is(err, sys.NoSpace) {
+			err = errors.Join(err, s.undo(ctx, key, last))
+		}
+		return false, err
 	}
 	if n := wait.Val(); n < int64(s.place.replicas) {
 		return false, sys.E(op, sys.Unavailable, block.Subject(key), fmt.Sprintf(
@@ -52,4 +57,16 @@ func (s *Store) set(ctx context.Context, key sys.BlockKey, data, sums []byte, nx
 		return explain(err)
 	}
 	return set == 1, nil
+}
+
+// undo deletes a block whose sums were set although a page was refused: a full
+// Redis may have room again for what is small. Sums that were there stay.
+func (s *Store) undo(ctx context.Context, key sys.BlockKey, sums *redis.Cmd) error {
+	if set, err := sums.Int64(); err != nil || set == 0 {
+		return nil // there is nothing to undo
+	}
+	if err := s.client.Unlink(context.WithoutCancel(ctx), s.key(key)).Err(); err != nil {
+		return s.explain(ctx, "redis.Put", block.Subject(key), err)
+	}
+	return nil
 }
