@@ -59,13 +59,15 @@ func TestTreeInDatabase(t *testing.T) {
 		}
 	}
 
+	dir := filepath.Join(t.TempDir(), "c") // what was refused left nothing there
 	for _, c := range []struct{ url, want string }{
+		{"", "--meta is empty"},
 		{url, "cluster"},
 		{strings.Replace(url, mysqltest.Coded, "geheim", 1), "password"},
 		{strings.TrimSuffix(url, "koinon") + "nowhere", "database"},
 		{strings.Replace(url, "mysql:", "mongodb:", 1), "scheme"},
 	} {
-		out, err := d.try("dev", "up", "--detach", "--nodes", "1", "--dir", filepath.Join(t.TempDir(), "c"), "--no-mount", "--meta", c.url)
+		out, err := d.try("dev", "up", "--detach", "--nodes", "1", "--dir", dir, "--no-mount", "--meta", c.url)
 		if err == nil || !strings.Contains(out, c.want) || strings.Contains(out, "geheim") || strings.Contains(out, mysqltest.Password) {
 			t.Errorf("%s: expected to be refused because of the %s, without the password, found %v\n%s", c.url, c.want, err, out)
 		}

@@ -50,6 +50,11 @@ stops the nodes. With --detach it returns once the tree is mounted.`,
 			if cmd.Flags().Changed("nodes") && (f.nodes < 1 || f.nodes > devcluster.MaxNodes) {
 				return &usageError{cmd: cmd.CommandPath(), err: fmt.Errorf("--nodes is %d: give 1 to %d", f.nodes, devcluster.MaxNodes)}
 			}
+			for _, name := range []string{"meta", "blocks"} {
+				if flag := cmd.Flags().Lookup(name); flag.Changed && flag.Value.String() == "" {
+					return &usageError{cmd: cmd.CommandPath(), err: fmt.Errorf("--%s is empty: give a URL, or leave it out to keep all with the nodes", name)}
+				}
+			}
 			return d.up(cmd.Context(), f)
 		},
 	}
@@ -79,7 +84,12 @@ func (d *devCommand) up(ctx context.Context, f devUpFlags) error {
 		return err
 	}
 	opts.Meta, opts.Blocks = engine.Ref(f.meta).In(here), f.blocks.in(here)
-	opts.Probe = func(ctx context.Context) error { return node.ProbeBlocks(ctx, opts.Blocks) }
+	opts.Probe = func(ctx context.Context) error {
+		if err := node.ProbeMeta(ctx, opts.Meta); err != nil {
+			return err
+		}
+		return node.ProbeBlocks(ctx, opts.Blocks)
+	}
 	force, release := d.onSecondSignal()
 	defer release()
 	c, res, err := devcluster.Up(ctx, force, opts)

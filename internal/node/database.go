@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/koinon/koinon/internal/engine"
 	"github.com/koinon/koinon/internal/meta/mysql"
 )
 
@@ -25,4 +26,19 @@ func (s *server) openDatabase(ctx context.Context) error {
 		s.database, err = mysql.Open(ctx, mysql.Config{URL: url, Cluster: s.cfg.Cluster, Clock: s.clock, Log: s.log})
 		return err
 	})
+}
+
+// ProbeMeta tries a database in which a cluster that is to be made keeps its
+// tree. It changes nothing.
+func ProbeMeta(ctx context.Context, ref engine.Ref) error {
+	if ref == "" {
+		return nil
+	}
+	url, err := ref.Text()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, watchMax)
+	defer cancel()
+	return mysql.Probe(ctx, url)
 }

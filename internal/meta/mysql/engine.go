@@ -68,44 +68,21 @@ func (e *Engine) lagging() bool { return len(e.hosts.addrs) > 1 && !e.galera }
 // this cluster's. The caller closes the engine after all of its leaders.
 func Open(ctx context.Context, cfg Config) (_ *Engine, err error) {
 	const op = sys.Op("mysql.Open")
-	if cfg.Wait == 0 {
-		cfg.Wait = 5 * time.Second
-	}
-	if cfg.Clock == nil {
-		cfg.Clock = env.System{}
-	}
-	if cfg.Log == nil {
-		cfg.Log = slog.New(slog.DiscardHandler)
-	}
-	dsn, addrs, err := ParseURL(cfg.URL)
+	e, err := connect(ctx, cfg)
 	if err != nil {
 		return nil, err
-	}
-	e := &Engine{cfg: cfg, dsn: dsn, hosts: &hosts{addrs: addrs, conns: map[*hostConn]struct{}{}}, tails: newTails()}
-	if err := e.hosts.configure(dsn); err != nil {
-		return nil, sys.E(op, sys.Invalid, err)
 	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, e.Close())
 		}
 	}()
-	for range addrs {
-		turn := e.hosts.now()
-		if err = e.probe(ctx); err == nil || !elsewhere(err) {
-			break
-		}
-		e.moveOn(turn, err)
-	}
-	if err != nil {
-		return nil, e.explain(op, err)
-	}
-	if e.db, err = connector(dsn, nil); err != nil {
+	if e.db, err = connector(e.dsn, nil); err != nil {
 		return nil, err
 	}
 	e.db.SetMaxOpenConns(readersMax)
 	e.db.SetMaxIdleConns(readersMax)
-	if e.writer, err = connector(dsn, e.forLeader()); err != nil {
+	if e.writer, err = connector(e.dsn, e.forLeader()); err != nil {
 		return nil, err
 	}
 	e.writer.SetMaxOpenConns(1)
@@ -123,6 +100,62 @@ func Open(ctx context.Context, cfg Config) (_ *Engine, err error) {
 		return nil, e.explain(op, err)
 	}
 	return e, nil
+}
+
+// Probe tries a database in which a new cluster is to keep its tree: that it
+// can be used and holds no tree. It changes nothing.
+func Probe(ctx context.Context, url string) (err error) {
+	const op = sys.Op("mysql.Probe")
+	e, err := connect(ctx, Config{URL: url})
+	if err != nil {
+		return err
+	}
+	if e.db, err = connector(e.dsn, nil); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, e.Close()) }()
+	var whose string
+	switch err := e.db.QueryRowContext(ctx, "SELECT cluster FROM fence WHERE id = 1").Scan(&whose); {
+	case errors.Is(err, sql.ErrNoRows), number(err) == errNoTable:
+		return nil
+	case err != nil:
+		return e.explain(op, err)
+	}
+	return sys.E(op, sys.Exist, sys.Subject("database "+e.dsn.DBName),
+		fmt.Sprintf("it holds the tree of cluster %q: name an empty database", whose))
+}
+
+// connect finds the server that answers, of those that the URL names.
+func connect(ctx context.Context, cfg Config) (*Engine, error) {
+	const op = sys.Op("mysql.Open")
+	if cfg.Wait == 0 {
+		cfg.Wait = 5 * time.Second
+	}
+	if cfg.Clock == nil {
+		cfg.Clock = env.System{}
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	dsn, addrs, err := ParseURL(cfg.URL)
+	if err != nil {
+		return nil, err
+	}
+	e := &Engine{cfg: cfg, dsn: dsn, hosts: &hosts{addrs: addrs, conns: map[*hostConn]struct{}{}}, tails: newTails()}
+	if err := e.hosts.configure(dsn); err != nil {
+		return nil, sys.E(op, sys.Invalid, err)
+	}
+	for range addrs {
+		turn := e.hosts.now()
+		if err = e.probe(ctx); err == nil {
+			return e, nil
+		}
+		if !elsewhere(err) {
+			break
+		}
+		e.moveOn(turn, err)
+	}
+	return nil, e.explain(op, err)
 }
 
 // forLeader are the variables of a leader's connection.

@@ -554,5 +554,19 @@ func testRefused(t *testing.T, s *mysqltest.Server) {
 		}
 	}
 	socket := fmt.Sprintf("mysql://koinon:se%%3Acr%%2Fet@/refused?socket=%s", s.Socket())
-	open(t, socket)
+	if found := names(t, open(t, socket)); len(found) != 0 {
+		t.Errorf("expected a new tree by the socket, found %q", found)
+	}
+	for url, want := range map[string]string{
+		good: "holds the tree of cluster \"test\"",
+		strings.Replace(good, "/refused", "/none", 1): "database: there is none",
+		s.Create(t, "empty"):                          "",
+	} {
+		switch err := Probe(context.Background(), url); {
+		case want == "" && err != nil:
+			t.Errorf("%s: an empty database is refused: %v", url, err)
+		case want != "" && (err == nil || !strings.Contains(err.Error(), want)):
+			t.Errorf("%s: expected %q, found %v", url, want, err)
+		}
+	}
 }

@@ -18,7 +18,7 @@ import (
 
 // ParseURL reads mysql://user:password@host:port/database. The port is 3306
 // unless given. There may be several hosts with commas between them, which are
-// servers of one database; they are returned in order. Parameters after "?" are
+// servers of one database; they are returned in order, or the socket. Parameters after "?" are
 // socket=PATH (instead of hosts), tls=true (the server's certificate is checked
 // against the host's name) and those of package engine for TLS, which imply it:
 // ca=FILE (PEM, instead of the system's authorities), cert=FILE and key=FILE
@@ -46,7 +46,7 @@ func ParseURL(raw string) (*driver.Config, []string, error) {
 	}
 	addrs := u.HostPorts(3306)
 	if socket := u.Param("socket"); socket != "" {
-		c.Net, c.Addr = "unix", socket
+		c.Net, c.Addr, addrs = "unix", socket, []string{socket}
 	} else {
 		c.Net, c.Addr = "tcp", addrs[0]
 	}
@@ -98,6 +98,7 @@ const (
 	errLockTimeout        = 1205
 	errDeadlock           = 1213
 	errNotAllowed         = 1142
+	errNoTable            = 1146
 	errUserConnections    = 1226
 	errShutdown           = 1053
 	errKilled             = 1317
@@ -127,9 +128,6 @@ func (e *Engine) explain(op sys.Op, err error) error {
 		return err
 	}
 	where := sys.Subject(strings.Join(e.hosts.addrs, ",") + "/" + e.dsn.DBName)
-	if e.dsn.Net == "unix" {
-		where = sys.Subject(e.dsn.Addr + "/" + e.dsn.DBName)
-	}
 	kind, cause := sys.Unavailable, "the database does not answer: see that it runs and that the nodes reach it"
 	switch number(err) {
 	case errPassword:
