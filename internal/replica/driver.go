@@ -42,6 +42,8 @@ type groupDriver struct {
 	readNext  uint64
 	truncated paxos.Slot
 	damaged   bool
+	// repairing says that it is damaged no more, which is not durable yet: a crash now would bring the damage back.
+	repairing bool
 	lost      bool // the promise is not known: node is nil
 	recovered paxos.Recovered
 	reported  paxos.Slot // applied, as the core knows it
@@ -68,6 +70,8 @@ type pass struct {
 	seqs    []passSeq
 	frames  []outFrame
 	cuts    []passCut
+	// repaired are the groups whose damage is over once this is durable.
+	repaired []*Group
 	// quiet says that nobody waits to hear that it is durable: the driver is
 	// told when it turns next.
 	quiet bool
@@ -253,6 +257,9 @@ func (h *Host) passDone(p *pass) {
 	for _, c := range p.cuts {
 		h.log.Truncate(uint64(c.group), c.upTo)
 	}
+	for _, g := range p.repaired {
+		g.d.repairing = false
+	}
 }
 
 // submit hands the current pass to the log. It reports true when there was
@@ -354,6 +361,9 @@ func (g *Group) handle(rd paxos.Ready) {
 	if rd.Damaged != g.d.damaged {
 		g.d.damaged, g.d.stateDirty = rd.Damaged, true
 		if !rd.Damaged {
+			g.d.repairing = true
+			p := h.pass()
+			p.repaired = append(p.repaired, g)
 			h.cfg.Logger.Info("the replica is repaired and votes again", "group", g.id)
 		}
 	}

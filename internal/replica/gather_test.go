@@ -12,22 +12,66 @@ import (
 	"github.com/koinon/koinon/paxos"
 )
 
-// TestCommandsGatherWhileTheLogWrites holds up the sync of an entry: commands
-// that come in different turns of the driver meanwhile share the next entry.
-func TestCommandsGatherWhileTheLogWrites(t *testing.T) {
-	held := make(chan chan struct{}, 1) // a sync that is to be held up
-	inSync := make(chan struct{})
-	fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+// holdSyncs returns a disk that holds up the next sync of a log when a channel
+// is sent to held, until that is closed; inSync gets one when it does.
+func holdSyncs() (fs vfs.FS, held chan chan struct{}, inSync chan struct{}) {
+	held, inSync = make(chan chan struct{}, 1), make(chan struct{})
+	fs = errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
 		if op.Kind == errorfs.OpFileSyncData {
 			select {
 			case release := <-held:
-				close(inSync)
+				inSync <- struct{}{}
 				<-release
 			default:
 			}
 		}
 		return nil
 	}))
+	return fs, held, inSync
+}
+
+// TestRepairedWhenThatIsDurable: a crash before would bring the damage back, so
+// nobody is told earlier that it is over.
+func TestRepairedWhenThatIsDurable(t *testing.T) {
+	fs, held, inSync := holdSyncs()
+	var ran uint64
+	h, g := openAlone(t, fs, env.System{}, &ran)
+	defer func() {
+		if err := h.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	damaged := func() bool {
+		return inDriver(g, func() bool { g.publishStatus(); return g.Status().Damaged != "" })
+	}
+	if _, _, err := g.Propose(t.Context(), Command{NS: nsNumbers}); err != nil {
+		t.Fatal(err)
+	}
+	release := make(chan struct{})
+	w := &waiter{done: make(chan struct{})}
+	inDriver(g, func() bool {
+		g.d.damaged = true // the core knows better, and tells so with the next entry
+		held <- release
+		if err := g.enqueue(&Command{NS: nsNumbers}, w); err != nil {
+			t.Error(err)
+		}
+		return true
+	})
+	<-inSync
+	if !damaged() {
+		t.Error("the repair is not durable: damage expected, found none")
+	}
+	close(release)
+	<-w.done
+	for damaged() {
+		runtime.Gosched() // until the driver has taken in that it is durable
+	}
+}
+
+// TestCommandsGatherWhileTheLogWrites holds up the sync of an entry: commands
+// that come in different turns of the driver meanwhile share the next entry.
+func TestCommandsGatherWhileTheLogWrites(t *testing.T) {
+	fs, held, inSync := holdSyncs()
 	var ran uint64
 	h, g := openAlone(t, fs, env.System{}, &ran)
 	defer func() {

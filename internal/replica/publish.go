@@ -15,7 +15,7 @@ func (g *Group) publishStatus() {
 	st := g.d.node.Status()
 	s := Status{BallotRound: st.Promised.Round, BallotNode: sys.NodeID(st.Promised.Node),
 		Chosen: uint64(st.Chosen), Truncated: uint64(g.d.truncated), Removed: g.removed(now, st.Left)}
-	if g.d.damaged {
+	if g.d.damaged || g.d.repairing {
 		s.Damaged = h.repairAdvice()
 	}
 	if len(st.Configs) > 0 {

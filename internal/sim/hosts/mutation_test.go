@@ -17,18 +17,18 @@ type mutation struct {
 func mutations() []mutation {
 	return []mutation{
 		{"vote before sync", replica.BugVoteBeforeSync, 1},
-		{"failed sync ignored", replica.BugIgnoreSyncError, 25},
-		{"promise not logged", replica.BugPromiseNotLogged, 495},
-		{"wiped replica votes", replica.BugWipedVotes, 94},
-		{"damaged replica votes", replica.BugDamagedVotes, 94},
-		{"log cut behind what is not durable", replica.BugTruncateEarly, 3},
-		{"applied slot written after the state", replica.BugAppliedBehind, 1},
+		{"failed sync ignored", replica.BugIgnoreSyncError, 7},
+		{"promise not logged", replica.BugPromiseNotLogged, 157},
+		{"wiped replica votes", replica.BugWipedVotes, 37},
+		{"damaged replica votes", replica.BugDamagedVotes, 37},
+		{"log cut behind what is not durable", replica.BugTruncateEarly, 2},
+		{"applied slot written after the state", replica.BugAppliedBehind, 2},
 		{"commands see local time", replica.BugLocalTime, 1},
-		{"restart forgets results of sessions", replica.BugForgetResults, 9},
-		{"snapshot without sessions", replica.BugSnapshotNoSessions, 2},
-		{"read under a lease that has ended", replica.BugReadNoLease, 60},
-		{"lease read does not wait for its slot", replica.BugReadNoSlot, 16},
-		{"index read does not wait for its slot", replica.BugReadNoWait, 41},
+		{"restart forgets results of sessions", replica.BugForgetResults, 15},
+		{"snapshot without sessions", replica.BugSnapshotNoSessions, 1},
+		{"read under a lease that has ended", replica.BugReadNoLease, 51},
+		{"lease read does not wait for its slot", replica.BugReadNoSlot, 13},
+		{"index read does not wait for its slot", replica.BugReadNoWait, 4},
 	}
 }
 
