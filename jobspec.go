@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/koinon/koinon/internal/accounts"
 	"github.com/koinon/koinon/internal/proc"
@@ -96,6 +97,15 @@ func (s *JobSpec) check() error {
 		return refuse(fmt.Sprintf("%d to %d are no indices", s.Array.First, s.Array.Last))
 	case len(s.Items) > proc.ArrayMax:
 		return refuse(fmt.Sprintf("%d items are more than %d, the most tasks of a job", len(s.Items), proc.ArrayMax))
+	}
+	texts := slices.Concat(s.Command, s.Env, []string{s.Name, s.Dir, s.Out, s.Near})
+	for _, item := range s.Items {
+		texts = append(texts, item.Text)
+	}
+	for _, text := range texts {
+		if !utf8.ValidString(text) {
+			return refuse(fmt.Sprintf("%q is not UTF-8, as all text of a job has to be: rename the file, or have a script in the tree name it", text))
+		}
 	}
 	return nil
 }

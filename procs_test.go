@@ -9,6 +9,7 @@ import (
 	"path"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -63,6 +64,23 @@ func TestJobSpecDefaults(t *testing.T) {
 		}
 		if s := table.Spec(id); s.Each.String() != tc.want.String() || s.Size != 1 || s.User == nil {
 			t.Errorf("%+v is %v", tc.ask, s)
+		}
+	}
+}
+
+// What the wire cannot carry is refused by name.
+func TestJobSpecOfOtherBytes(t *testing.T) {
+	p := NewProcs(proctest.New(1), nil)
+	for _, s := range []JobSpec{
+		{Command: []string{"cat", "bad\xff"}},
+		{Command: []string{"true"}, Env: []string{"A=bad\xff"}},
+		{Command: []string{"true"}, Items: []Item{{Text: "good"}, {Text: "bad\xff"}}},
+		{Command: []string{"true"}, Name: "bad\xff"},
+		{Command: []string{"true"}, Dir: "/bad\xff"},
+		{Command: []string{"true"}, Out: "/bad\xff"},
+	} {
+		if _, err := p.Submit(t.Context(), s); !sys.Is(err, sys.Invalid) || !strings.Contains(err.Error(), `bad\xff" is not UTF-8`) {
+			t.Errorf("%+v: %v", s, err)
 		}
 	}
 }

@@ -64,5 +64,5 @@ func noSubcommand(cmd *cobra.Command, args []string) error {
 	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
 		msg += fmt.Sprintf(`: did you mean "%s"?`, strings.Join(near, `" or "`))
 	}
-	return errors.New(msg)
+	return &usageError{cmd: cmd.CommandPath(), err: errors.New(msg)}
 }

@@ -153,7 +153,7 @@ func writeTasks(w io.Writer, d *koinon.JobDetails, now time.Time) {
 
 func exitWords(s koinon.State, code, signal int) string {
 	switch {
-	case !s.Over():
+	case !s.Over(), s == koinon.StateCancelled:
 		return ""
 	case signal > 0:
 		return fmt.Sprintf("%d (%s)", code, signalName(signal))

@@ -510,6 +510,9 @@ func TestWait(t *testing.T) {
 	j.table.Start(1, 0, 1)
 	j.table.End(1, 0, 0, 0)
 	s.ends(3, "", "koinon: job 3 was never run\n")
+	if out, _, _ := j.runs("ps", "-a", "--limit", "1"); !strings.Contains(out, "cancelled  -     125 ") {
+		t.Errorf("what was never run ended as wait says: %s", out)
+	}
 	if out, _, code := j.runs("wait", "1", "-o", "json"); code != 0 || !strings.Contains(out, `"state": "exited"`) {
 		t.Errorf("json: %d, %s", code, out)
 	}

@@ -70,7 +70,10 @@ func writeJobs(w io.Writer, jobs []koinon.Job, now time.Time, cut bool) {
 		if j.Array {
 			done = fmt.Sprintf("%d/%d", j.Tasks.Ended(), j.Tasks.Total)
 		}
-		if j.State.Over() || j.ExitCode != 0 {
+		switch {
+		case j.State.Over():
+			exit = fmt.Sprint(j.Exit())
+		case j.ExitCode != 0:
 			exit = fmt.Sprint(j.ExitCode)
 		}
 		if j.Started != nil {

@@ -44,6 +44,9 @@ func LoadNode(path string, override ...func(*Node) error) (*Node, error) {
 func LoadClient(path string) (*Client, error) {
 	c := &Client{}
 	dir, err := decodeFile(path, c)
+	if sys.Is(err, sys.NotExist) {
+		return nil, sys.E(sys.NotExist, path+" does not exist: give the client.toml of a cluster, which is beside its nodes (`koinon dev up` starts one on this machine)")
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -73,7 +73,15 @@ func fakeServe(path string) {
 		_, _ = fmt.Fprintln(conn, uint64(cfg.ID))
 		_ = conn.Close()
 	}
-	select {}
+	forever()
+}
+
+// forever waits to be killed. A program that waits for nothing at all is taken
+// for a deadlock.
+func forever() {
+	for {
+		time.Sleep(time.Hour)
+	}
 }
 
 func fakeMount() {
@@ -84,7 +92,7 @@ func fakeMount() {
 	if err := daemon.TellReady(daemon.ReadyFD, "mounted"); err != nil {
 		panic(err)
 	}
-	select {}
+	forever()
 }
 
 // fakeProber takes the first node that answers for the leader.

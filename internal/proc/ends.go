@@ -104,7 +104,10 @@ func (c *command) ended(e *procpb.Ended) *procpb.Result {
 		default:
 			p.State = procpb.State_FAILED
 		}
-		if p.Signal != 0 {
+		switch {
+		case p.State == procpb.State_LOST: // whatever ended it then was Koinon's own
+			p.ExitCode = ExitTrouble
+		case p.Signal != 0:
 			p.ExitCode = 128 + p.Signal
 		}
 		if !r.Recorded {
@@ -157,6 +160,7 @@ func (c *command) finish(j *procpb.Job, t *procpb.Task) {
 		}
 	}
 	if state == procpb.State_LOST {
+		t.ExitCode = ExitTrouble
 		t.Lost++
 	}
 	if state == procpb.State_KILLED && t.Killer != "" {

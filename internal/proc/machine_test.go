@@ -274,6 +274,24 @@ func TestExitCodeOfAnArray(t *testing.T) {
 	}
 }
 
+// TestLostIsTrouble: whatever signal ended what is lost, the code says that it
+// was not the program's doing.
+func TestLostIsTrouble(t *testing.T) {
+	x := newTable(t)
+	one := x.submit(specOf())
+	x.start(one, 0, 1)
+	x.end(one, 0, 0, &procpb.Process{State: procpb.State_LOST, Signal: 9, Why: "the node lost its lease"})
+	gang := x.submit(specOf(func(s *procpb.Spec) { s.Size = 2 }))
+	x.start(gang, 0, 1, 2)
+	x.end(gang, 0, 1, &procpb.Process{Signal: 15})
+	x.end(gang, 0, 0, &procpb.Process{State: procpb.State_LOST, Signal: 9})
+	for _, id := range []uint64{one, gang} {
+		if j := x.job(id); j.State != procpb.State_LOST || j.ExitCode != ExitTrouble || x.task(id, 0).Procs[0].Signal != 9 {
+			t.Errorf("found %v with code %d, want a lost job with %d", j.State, j.ExitCode, ExitTrouble)
+		}
+	}
+}
+
 func TestALostNodeEndsWhatItRan(t *testing.T) {
 	x := newTable(t)
 	gang := x.submit(specOf(func(s *procpb.Spec) { s.Size = 2 }))

@@ -130,14 +130,18 @@ func (s *Server) checkTree(ctx context.Context, spec *procpb.Spec) error {
 	if spec.Out != "" {
 		out := outOfItem(spec, Item(spec, spec.First))
 		dir, err := f.walk(credOf(spec.User), path.Dir(out))
+		var a *metapb.Attr
+		if err == nil {
+			a, err = f.lookup(rootCred, dir, path.Base(out))
+		}
 		if sys.Is(err, sys.NotExist) || sys.Is(err, sys.NotDir) {
 			return sys.E(op, sys.NotExist, sys.Subject(path.Dir(out)), "the directory in which outputs are to appear is not in the tree: make it first")
 		}
 		if err != nil {
 			return err
 		}
-		if a, err := f.lookup(rootCred, dir, path.Base(out)); err != nil || a != nil {
-			return cmp.Or(err, sys.E(op, sys.Exist, sys.Subject(out), "outputs appear under a name that nothing has yet: choose another one, or move this away"))
+		if a != nil {
+			return sys.E(op, sys.Exist, sys.Subject(out), "outputs appear under a name that nothing has yet: choose another one, or move this away")
 		}
 	}
 	return nil

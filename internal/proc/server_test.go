@@ -602,6 +602,9 @@ func TestWorkingDirectories(t *testing.T) {
 	for _, dir := range []string{"", "/", "/a", "/a/b"} {
 		w.submit(specOf(func(s *procpb.Spec) { s.Dir = dir }))
 	}
+	if _, err := w.c.Submit(t.Context(), specOf(func(s *procpb.Spec) { s.Out = "/a/file/out" })); err == nil || !strings.Contains(err.Error(), "/a/file: no such file or directory: the directory in which outputs") {
+		t.Errorf("outputs below a file: %v", err)
+	}
 	for _, dir := range []string{"/none", "/a/none", "/a/file", "/a/file/x", "/a/.", "a"} {
 		if id, err := w.c.Submit(t.Context(), specOf(func(s *procpb.Spec) { s.Dir = dir })); err == nil {
 			t.Errorf("job %d begins in %s", id, dir)

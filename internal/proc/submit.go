@@ -86,7 +86,7 @@ func (c *command) blockers(spec *procpb.Spec) (wait []*procpb.Job, doomed *procp
 }
 
 func doomedBy(j *procpb.Job) string {
-	return fmt.Sprintf("job %d, whose success it waited for, has %s", j.Id, strings.ToLower(j.State.String()))
+	return fmt.Sprintf("job %d, whose success it waited for, ended as %s", j.Id, strings.ToLower(j.State.String()))
 }
 
 // unblock takes a job that has ended from what another one waits for.

@@ -349,10 +349,21 @@ func explain(err error, spec Spec, path string) error {
 	return sys.E(op, sys.Unavailable, err)
 }
 
-// searchable reports whether the mode of the working directory lets the user in.
+// searchable reports whether the modes of the working directory and of those above it let the user in.
 func searchable(spec Spec) bool {
+	for dir := spec.Dir; ; dir = filepath.Dir(dir) {
+		if !lets(spec, dir) {
+			return false
+		}
+		if dir == filepath.Dir(dir) {
+			return true
+		}
+	}
+}
+
+func lets(spec Spec, dir string) bool {
 	var st unix.Stat_t
-	if unix.Stat(spec.Dir, &st) != nil {
+	if unix.Stat(dir, &st) != nil {
 		return false
 	}
 	bit := uint32(0o001)

@@ -412,9 +412,15 @@ func TestAnotherUser(t *testing.T) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	s.ID.Job, s.Dir = 2, dir
-	if err := n.Start(t.Context(), s); !errors.Is(err, ErrNoDirectory) {
-		t.Errorf("in another user's directory: %v", err)
+	below := filepath.Join(dir, "below")
+	if err := os.Mkdir(below, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	for i, dir := range []string{dir, below} {
+		s.ID.Job, s.Dir = uint64(2+i), dir
+		if err := n.Start(t.Context(), s); !errors.Is(err, ErrNoDirectory) {
+			t.Errorf("in another user's directory %s: %v", dir, err)
+		}
 	}
 }
 
