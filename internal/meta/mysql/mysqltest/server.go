@@ -79,11 +79,13 @@ func newServer(tb testing.TB, dir string, flags []string) *Server {
 	return s
 }
 
-// install makes the server's data.
+// install makes the server's data. Like the server it keeps its temporary tables
+// to itself: one that starts removes all that it finds, another one's too.
 func (s *Server) install() {
 	s.tb.Helper()
 	install := exec.Command("mariadb-install-db", "--no-defaults", "--datadir="+s.data(), "--skip-test-db",
-		"--auth-root-authentication-method=normal", "--innodb-log-file-size=16M", "--user="+user())
+		"--auth-root-authentication-method=normal", "--innodb-log-file-size=16M", "--user="+user(),
+		"--tmpdir="+s.dir)
 	if out, err := install.CombinedOutput(); err != nil {
 		s.tb.Fatalf("mariadb-install-db: %v\n%s", err, out)
 	}
@@ -120,7 +122,7 @@ func (s *Server) Restart() {
 		"--no-defaults", "--datadir=" + s.data(), "--socket=" + s.Socket(), fmt.Sprintf("--port=%d", s.Port),
 		"--bind-address=127.0.0.1", "--user=" + s.user, "--pid-file=" + filepath.Join(s.dir, "pid"),
 		"--log-error=" + s.logFile(), "--innodb-buffer-pool-size=64M", "--innodb-log-file-size=16M",
-		"--innodb-flush-log-at-trx-commit=1", "--skip-name-resolve", "--max-connections=200",
+		"--innodb-flush-log-at-trx-commit=1", "--skip-name-resolve", "--max-connections=200", "--tmpdir=" + s.dir,
 	}
 	s.cmd = exec.Command("mariadbd", append(args, s.flags...)...)
 	if err := s.cmd.Start(); err != nil {
