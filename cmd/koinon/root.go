@@ -91,6 +91,9 @@ func newRoot(a *app) *cobra.Command {
 	return root
 }
 
+// superviseName is the subcommand that serve starts a node's processes with.
+const superviseName = "supervise"
+
 // subcommand is a command of the root, which is made when it is needed.
 type subcommand struct {
 	name string
