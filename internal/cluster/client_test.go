@@ -20,6 +20,7 @@ import (
 const (
 	methodWho   wire.Method = 900 // nothing -> nothing; from the leader
 	methodFails wire.Method = 901 // the leader is Unavailable
+	methodHangs wire.Method = 902 // the leader waits for the end of what it may take
 )
 
 // nodes are some that know the map and who leads, and count who connects.
@@ -80,6 +81,7 @@ func startNodes(t *testing.T, n int, leader uint64) *nodes {
 		}
 		srv.Handle(methodWho, leads(nil))
 		srv.Handle(methodFails, leads(sys.E(sys.Unavailable, "in trouble")))
+		srv.Handle(methodHangs, hang)
 		srv.Handle(MethodStatus, func(context.Context, *wire.Request) (wire.Response, error) {
 			r := &clusterpb.StatusReply{Node: uint64(i + 1)}
 			if r.Node == leader {
@@ -97,6 +99,15 @@ func startNodes(t *testing.T, n int, leader uint64) *nodes {
 		})
 	}
 	return ns
+}
+
+// hang does not answer in time.
+func hang(ctx context.Context, _ *wire.Request) (wire.Response, error) {
+	if _, bounded := ctx.Deadline(); !bounded {
+		return wire.Response{}, sys.E(sys.Invalid, "it may take for ever")
+	}
+	<-ctx.Done()
+	return wire.Response{}, sys.E(sys.Unavailable, ctx.Err())
 }
 
 // Who only asks something of the leader connects to it and to no third node,
@@ -183,5 +194,30 @@ func TestReach(t *testing.T) {
 	}
 	if _, err := Reach(Config{Cluster: "test"}); !sys.Is(err, sys.Invalid) {
 		t.Errorf("without an address: %v", err)
+	}
+}
+
+// A leader that never answers has the time that an operation has, all tries
+// together, also where it is known to lead.
+func TestLeaderThatHangs(t *testing.T) {
+	ns := startNodes(t, 3, 2)
+	ns.trouble = "the database hangs"
+	c, err := Dial(t.Context(), Config{Cluster: "test", Seeds: ns.seeds, TLS: ns.client.ClientTLS(), Timeout: 500 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	reply, err := c.CallLeader(t.Context(), methodWho, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reply.Release()
+	_, err = c.CallLeader(t.Context(), methodHangs, nil, nil)
+	if !sys.Is(err, sys.Unavailable) || !strings.Contains(err.Error(), ns.trouble) {
+		t.Errorf("a leader that hangs: %v", err)
 	}
 }
