@@ -292,15 +292,25 @@ func (c *Client) CallLeader(ctx context.Context, m wire.Method, header, payload 
 // CallLeaderCounted is CallLeader; open says that some try may have been
 // executed although it was not answered: the outcome of an error is open then.
 func (c *Client) CallLeaderCounted(ctx context.Context, m wire.Method, header, payload []byte) (reply *wire.Reply, open bool, err error) {
+	const op = sys.Op("cluster.CallLeader")
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
+	defer cancel()
 	if addr := c.addrOf(sys.NodeID(c.leader.Load())); addr != "" { // the common case costs nothing more
 		reply, err = c.conn(addr, false).Call(ctx, m, header, payload)
 		open = unanswered(err)
-		if err == nil || !transient(err) || ctx.Err() != nil {
+		if err == nil || !transient(err) {
 			return reply, open, err
 		}
 		c.noteLeader(err)
+		if ctx.Err() != nil { // it has taken all the time there was
+			if waited := time.Since(began); waited >= c.cfg.Timeout/2 {
+				err = c.gaveUp(ctx, op, waited.Round(time.Second), map[string]error{addr: err})
+			} // who gives less time than that asks often, and is not told why
+			return reply, open, err
+		}
 	}
-	err = c.retry(ctx, "cluster.CallLeader", func(ctx context.Context, addr string) (sys.NodeID, error) {
+	err = c.retry(ctx, op, func(ctx context.Context, addr string) (sys.NodeID, error) {
 		var err error
 		reply, err = c.conn(addr, false).Call(ctx, m, header, payload)
 		if err == nil {
@@ -457,9 +467,9 @@ func (c *Client) gaveUp(ctx context.Context, op sys.Op, waited time.Duration, fa
 	if errors.Is(context.Cause(ctx), context.Canceled) {
 		return sys.E(op, sys.Interrupted, context.Cause(ctx))
 	}
-	missing, troubles := c.missing(ctx, failed)
+	missing, troubles, led := c.missing(ctx, failed)
 	switch {
-	case len(missing) > 0:
+	case len(missing) > 0 && !led:
 	case len(troubles) > 0:
 		return sys.E(op, sys.Unavailable, fmt.Sprintf("gave up after %v: %s; when that is mended all goes on, see `koinon status`", waited, strings.Join(troubles, "; ")))
 	default:
@@ -477,9 +487,10 @@ func (c *Client) gaveUp(ctx context.Context, op sys.Op, waited time.Duration, fa
 const askMissing = 1500 * time.Millisecond
 
 // missing tells which nodes do not answer, and of what trouble the others know,
-// both in order. One that failed us may have done so because the others were
+// both in order, and whether the leader knows of one: that is why, whoever else is
+// missing. One that failed us may have done so because the others were
 // missing: it is asked whether it is there itself.
-func (c *Client) missing(ctx context.Context, failed map[string]error) (missing, troubles []string) {
+func (c *Client) missing(ctx context.Context, failed map[string]error) (missing, troubles []string, led bool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askMissing)
 	defer cancel()
 	var mu sync.Mutex
@@ -501,13 +512,14 @@ func (c *Client) missing(ctx context.Context, failed map[string]error) (missing,
 				missing = append(missing, name)
 			case r.Trouble != "":
 				troubles = append(troubles, name+": "+r.Trouble)
+				led = led || r.Role == "leader"
 			}
 		})
 	}
 	wg.Wait()
 	slices.Sort(missing)
 	slices.Sort(troubles)
-	return missing, troubles
+	return missing, troubles, led
 }
 
 // OpenSession opens a session at the leader; name tells people whose it is.

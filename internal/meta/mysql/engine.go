@@ -57,6 +57,7 @@ type Engine struct {
 	st     *statements
 	tails  tails
 	galera bool          // the database is on a Galera cluster
+	silent atomic.Int64  // since when the server does not answer, in ns of the wall clock; 0: it does
 	seen   atomic.Uint64 // the last transaction that a leader here knows to be committed
 }
 
@@ -121,8 +122,13 @@ func Probe(ctx context.Context, url string) (err error) {
 	case err != nil:
 		return e.explain(op, err)
 	}
-	return sys.E(op, sys.Exist, sys.Subject("database "+e.dsn.DBName),
-		fmt.Sprintf("it holds the tree of cluster %q: name an empty database", whose))
+	return e.taken(op, fmt.Sprintf("the tree of cluster %q", whose))
+}
+
+// taken is the error of a database that is another cluster's.
+func (e *Engine) taken(op sys.Op, holds string) error {
+	return sys.E(op, sys.Subject("database "+e.dsn.DBName), "it belongs to another cluster: it holds "+holds+
+		"; give this cluster a database of its own: CREATE DATABASE, and name that one in the URL")
 }
 
 // connect finds the server that answers, of those that the URL names.
@@ -188,6 +194,10 @@ func connector(dsn *driver.Config, variables map[string]string) (*sql.DB, error)
 	}
 	return sql.OpenDB(c), nil
 }
+
+// Explain makes an error of one who waited for the database say so, as those of
+// this package do.
+func (e *Engine) Explain(op sys.Op, err error) error { return e.explain(op, err) }
 
 // probe asks the server what it is. Reads on a Galera cluster are made to wait
 // for what any of its servers has acknowledged before: else another server, or
@@ -275,8 +285,7 @@ func (e *Engine) claim(ctx context.Context) error {
 		return err
 	}
 	if whose != e.cfg.Cluster {
-		return sys.E(sys.Op("mysql.Open"), sys.Exist, sys.Subject("database "+e.dsn.DBName),
-			fmt.Sprintf("it holds the tree of cluster %q, not of %q: name an empty database", whose, e.cfg.Cluster))
+		return e.taken("mysql.Open", fmt.Sprintf("the tree of cluster %q, not of %q", whose, e.cfg.Cluster))
 	}
 	return nil
 }

@@ -4,15 +4,22 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"time"
 
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/sys"
 )
 
+// queryMax bounds a query: whoever asks is to hear in time that the server hangs,
+// and another one has been tried by then.
+const queryMax = hostSilence + hostTimeout
+
 // Query reads the tree as it is at one point between call and return. A
 // refusal is in the Answer.
 func (e *Engine) Query(ctx context.Context, q *metapb.Query) (*metapb.Answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, queryMax)
+	defer cancel()
 	v, err := e.View(ctx)
 	if err != nil {
 		return nil, err
@@ -33,6 +40,8 @@ func (l *Leader) Query(ctx context.Context, q *metapb.Query) (*metapb.Answer, er
 	if a := l.answer(q); a != nil {
 		return a, nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, queryMax)
+	defer cancel()
 	a, err := meta.Read(&Tx{ctx: ctx, st: l.e.st, ahead: map[sys.Ino]*metapb.Attr{}}, q)
 	if err != nil || l.began.Load() != began {
 		return l.e.Query(ctx, q)
@@ -45,6 +54,7 @@ type View struct {
 	e    *Engine
 	turn int // of the host that it is at
 	tx   *sql.Tx
+	end  context.CancelFunc // of what tx lives in
 }
 
 // View opens a view, which the caller closes: it holds a connection, and the
@@ -52,12 +62,14 @@ type View struct {
 func (e *Engine) View(ctx context.Context) (*View, error) {
 	var err error
 	for range e.hosts.addrs {
-		turn := e.hosts.now()
-		var tx *sql.Tx
-		if tx, err = e.begin(ctx); err == nil {
-			return &View{e: e, turn: turn, tx: tx}, nil
+		turn, began := e.hosts.now(), time.Now()
+		v := &View{e: e, turn: turn}
+		if err = v.begin(ctx); err == nil {
+			e.answered()
+			return v, nil
 		}
-		if !elsewhere(err) {
+		// That somebody has no time left says little of the server.
+		if !elsewhere(err) || ctx.Err() != nil && time.Since(began) < 2*hostTimeout {
 			break
 		}
 		e.moveOn(turn, err)
@@ -66,21 +78,37 @@ func (e *Engine) View(ctx context.Context) (*View, error) {
 }
 
 // begin begins a transaction that reads what has been acknowledged.
-func (e *Engine) begin(ctx context.Context) (*sql.Tx, error) {
+func (v *View) begin(ctx context.Context) (err error) {
 	// It outlives ctx, which is that of its opening.
-	tx, err := e.db.BeginTx(context.WithoutCancel(ctx), &sql.TxOptions{ReadOnly: true})
-	if err != nil || !e.lagging() {
-		return tx, err
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	opened := context.AfterFunc(ctx, end)
+	defer func() {
+		if !opened() && err == nil {
+			err = errors.Join(ctx.Err(), v.Close())
+		}
+		if err != nil {
+			end()
+		}
+	}()
+	v.end = end
+	if v.tx, err = v.e.db.BeginTx(life, &sql.TxOptions{ReadOnly: true}); err != nil {
+		if ctx.Err() != nil { // which is why life ended
+			err = ctx.Err()
+		}
+		return err
 	}
-	seen, seq := e.seen.Load(), uint64(0)
-	err = tx.QueryRowContext(ctx, "SELECT seq FROM fence WHERE id=1").Scan(&seq)
+	if !v.e.lagging() {
+		return nil
+	}
+	seen, seq := v.e.seen.Load(), uint64(0)
+	err = v.tx.QueryRowContext(ctx, "SELECT seq FROM fence WHERE id=1").Scan(&seq)
 	if err == nil && seq < seen {
 		err = errLags
 	}
 	if err != nil {
-		return nil, errors.Join(err, tx.Rollback())
+		return errors.Join(err, v.tx.Rollback())
 	}
-	return tx, nil
+	return nil
 }
 
 // Query reads the view. A refusal is in the Answer.
@@ -96,6 +124,7 @@ func (v *View) Query(ctx context.Context, q *metapb.Query) (*metapb.Answer, erro
 
 // Close lets go of the view. That the server is away is fine.
 func (v *View) Close() error {
+	defer v.end()
 	err := v.tx.Rollback()
 	if errors.Is(err, sql.ErrTxDone) || lost(err) {
 		return nil

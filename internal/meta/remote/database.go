@@ -31,6 +31,7 @@ type inDatabase struct {
 	astray error         // why the database does not have the cluster's tree
 	failed error         // why the last try to take office failed
 	tried  time.Duration // Boot time at which it did
+	try    *try          // the one that is under way
 }
 
 // againAfter is how long nobody tries to take office anew after a failure:
@@ -39,6 +40,14 @@ const againAfter = 100 * time.Millisecond
 
 // leadWait bounds one try: the loss of the leadership waits for it.
 const leadWait = 3 * time.Second
+
+// try is one to take office. It takes as long as the database does, up to
+// leadWait; who asks for it waits no longer than he has time.
+type try struct {
+	giveUp context.CancelFunc
+	done   chan struct{} // closed at its end
+	err    error         // once done is closed
+}
 
 func newInDatabase(g *replica.Group, db *mysql.Engine, clock env.Clock, tell changed) *inDatabase {
 	return &inDatabase{group: g, db: db, clock: clock, tell: tell}
@@ -49,16 +58,34 @@ func epoch(round uint64, self sys.NodeID) uint64 { return round<<32 | uint64(sel
 
 func (d *inDatabase) lead(ctx context.Context, round uint64) error {
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	if d.leader != nil && d.round == round {
+		d.mu.Unlock()
 		return nil
 	}
-	if d.failed != nil && d.clock.Boot()-d.tried < againAfter {
-		return d.failed
+	if err := d.failed; err != nil && d.clock.Boot()-d.tried < againAfter {
+		d.mu.Unlock()
+		return err
 	}
+	t := d.try
+	if t == nil {
+		trying, cancel := context.WithTimeout(context.WithoutCancel(ctx), leadWait)
+		t = &try{giveUp: cancel, done: make(chan struct{})}
+		d.try = t
+		go d.takeOffice(trying, t, round) // follow waits for it
+	}
+	d.mu.Unlock()
+	select {
+	case <-t.done:
+		return t.err
+	case <-ctx.Done():
+		return d.unanswered(ctx.Err())
+	}
+}
+
+// takeOffice is a try.
+func (d *inDatabase) takeOffice(ctx context.Context, t *try, round uint64) {
+	defer t.giveUp()
 	d.drop()
-	ctx, cancel := context.WithTimeout(ctx, leadWait)
-	defer cancel()
 	l, err := d.db.Lead(ctx, epoch(round, d.group.Status().Self), func(at uint64, r *mysql.Request, o *meta.Outcome) {
 		d.tell(at, r.Session, r.Seq, o)
 	})
@@ -68,25 +95,49 @@ func (d *inDatabase) lead(ctx context.Context, round uint64) error {
 			l.Close()
 		}
 	}
-	d.failed, d.tried = err, d.clock.Boot()
-	if err != nil {
-		return err
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.try, d.failed, d.tried = nil, err, d.clock.Boot()
+	if err == nil {
+		d.round, d.leader, d.astray = round, l, astray
 	}
-	d.round, d.leader, d.astray = round, l, astray
-	return nil
+	t.err = err
+	close(t.done)
+}
+
+// unanswered is the error of who has no time left for a try: why the last one
+// failed, or what is known of this one.
+func (d *inDatabase) unanswered(err error) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.failed != nil {
+		return d.failed
+	}
+	return d.db.Explain("mysql.Lead", err)
 }
 
 func (d *inDatabase) follow() {
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	t := d.try
+	d.mu.Unlock()
+	if t != nil {
+		t.giveUp()
+		<-t.done
+	}
 	d.drop()
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	d.failed = nil
 }
 
+// drop ends the leader, if there is one.
 func (d *inDatabase) drop() {
-	if d.leader != nil {
-		d.leader.Close()
-		d.leader = nil
+	d.mu.Lock()
+	l := d.leader
+	d.leader = nil
+	d.mu.Unlock()
+	if l != nil {
+		l.Close()
 	}
 }
 
