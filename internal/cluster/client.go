@@ -482,8 +482,8 @@ func (c *Client) gaveUp(ctx context.Context, op sys.Op, waited time.Duration, fa
 	return sys.E(op, sys.Unavailable, fmt.Sprintf("no majority after %v: no answer from %s; %s, see `koinon status`", waited, strings.Join(missing, ", "), advice))
 }
 
-// askMissing is how long a node may take to say that it is there: a second, in
-// which it asks the database that it depends on, and a little more.
+// askMissing is how long a node may take to say that it is there: half a second, in
+// which it asks the database that it depends on, and a second more.
 const askMissing = 1500 * time.Millisecond
 
 // missing tells which nodes do not answer, and of what trouble the others know,
