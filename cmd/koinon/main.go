@@ -34,7 +34,7 @@ const sameSignal = 500 * time.Millisecond
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
 	a := &app{in: in, out: out, err: errOut}
 	made := make(chan *cobra.Command, 1)
-	go func() { made <- newRootCommand(a) }() // meanwhile: both take a while, and short commands should be quick
+	go func() { made <- newRootCommandFor(a, args) }() // meanwhile: both take a while, and short commands should be quick
 	ctx, release := untilSignal(ctx, sameSignal)
 	defer release()
 	root := <-made

@@ -20,7 +20,7 @@ func newMountCommand(*app) *cobra.Command {
 func newDevCommand(*app) *cobra.Command { return linuxOnly("dev", "Run a cluster on this machine") }
 
 func newSuperviseCommand() *cobra.Command {
-	c := linuxOnly("supervise", "Run a node's processes")
+	c := linuxOnly(superviseName, "Run a node's processes")
 	c.Hidden = true
 	return c
 }

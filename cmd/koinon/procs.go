@@ -53,8 +53,9 @@ func notify() (<-chan os.Signal, func()) {
 }
 
 // processCommands are the commands that run processes and look at them.
-func processCommands(p *procsApp) []*cobra.Command {
-	return []*cobra.Command{newRunCommand(p), newPsCommand(p), newLogsCommand(p), newKillCommand(p), newWaitCommand(p), newInspectCommand(p), newTopCommand(p)}
+func processCommands(p *procsApp) []subcommand {
+	return []subcommand{named("run", p, newRunCommand), named("ps", p, newPsCommand), named("logs", p, newLogsCommand), named("kill", p, newKillCommand),
+		named("wait", p, newWaitCommand), named("inspect", p, newInspectCommand), named("top", p, newTopCommand)}
 }
 
 // with opens the table, lets do work on it, and leaves it in order even when

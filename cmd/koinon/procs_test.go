@@ -128,7 +128,7 @@ func (j *jobs) startTo(in io.Reader, out io.Writer, args ...string) *started {
 			c.AddCommand(newNodeDrainCommand(p), newNodeUndrainCommand(p))
 		}
 	}
-	addTo(root, groupProcs, processCommands(p)...)
+	addTo(root, groupProcs, processCommands(p))
 	checkArguments(root)
 	root.SetArgs(args)
 	root.SetOut(out)

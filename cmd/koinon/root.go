@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/koinon/koinon/internal/config"
 )
@@ -51,8 +53,8 @@ const rootExample = `  koinon dev up                      three nodes and a moun
   koinon run -n 3 -- uname -a        run a command on the nodes
   koinon mount ~/tree                mount the tree elsewhere`
 
-// newRootCommand builds the whole command tree.
-func newRootCommand(a *app) *cobra.Command {
+// newRoot makes the root without its subcommands.
+func newRoot(a *app) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "koinon",
 		Short:         "One file tree over many machines",
@@ -86,21 +88,86 @@ func newRootCommand(a *app) *cobra.Command {
 		&cobra.Group{ID: groupCluster, Title: "Nodes and mounts:"},
 		&cobra.Group{ID: groupTools, Title: "Tools:"},
 	)
-	addTo(root, groupStart, newDevCommand(a), newStatusCommand(a))
-	addTo(root, groupCluster, newInitCommand(a), newServeCommand(a), newMountCommand(a), newNodeCommand(a), newFsckCommand(a), newMetaCommand(a), newBlocksCommand(a), newSuperviseCommand())
-	addTo(root, groupTree, treeCommands(a, a.openTree)...)
-	addTo(root, groupProcs, processCommands(newProcsApp(a))...)
-	addTo(root, groupKeys, newKVCommand(a), newLockCommand(a))
-	addTo(root, groupTools, newBenchCommand(a))
+	return root
+}
+
+// superviseName is the subcommand that serve starts a node's processes with.
+const superviseName = "supervise"
+
+// subcommand is a command of the root, which is made when it is needed.
+type subcommand struct {
+	name string
+	make func() *cobra.Command
+}
+
+// named is a subcommand that is made from what it works with.
+func named[T any](name string, with T, make func(T) *cobra.Command) subcommand {
+	return subcommand{name, func() *cobra.Command { return make(with) }}
+}
+
+// subcommands are those of the root, by their group in the help.
+func subcommands(a *app) map[string][]subcommand {
+	return map[string][]subcommand{
+		groupStart: {named("dev", a, newDevCommand), named("status", a, newStatusCommand)},
+		groupCluster: {named("init", a, newInitCommand), named("serve", a, newServeCommand), named("mount", a, newMountCommand),
+			named("node", a, newNodeCommand), named("fsck", a, newFsckCommand), named("meta", a, newMetaCommand),
+			named("blocks", a, newBlocksCommand), {superviseName, newSuperviseCommand}},
+		groupTree:  treeCommands(a, a.openTree),
+		groupProcs: processCommands(newProcsApp(a)),
+		groupKeys:  {named("kv", a, newKVCommand), named("lock", a, newLockCommand)},
+		groupTools: {named("bench", a, newBenchCommand)},
+	}
+}
+
+// newRootCommand makes the whole command tree.
+func newRootCommand(a *app) *cobra.Command { return newRootCommandFor(a, nil) }
+
+// newRootCommandFor makes the command tree, or of a command line that names a
+// subcommand only that one: the others take longer to make than much of what
+// commands do.
+func newRootCommandFor(a *app, args []string) *cobra.Command {
+	root := newRoot(a)
+	all := subcommands(a)
+	name := firstWord(root.PersistentFlags(), args)
+	for group, cmds := range all {
+		for _, c := range cmds {
+			if c.name == name {
+				all = map[string][]subcommand{group: {c}}
+			}
+		}
+	}
+	for group, cmds := range all {
+		addTo(root, group, cmds)
+	}
 	root.SetHelpCommandGroupID(groupTools)
 	root.SetCompletionCommandGroupID(groupTools)
 	checkArguments(root)
 	return root
 }
 
-// addTo adds the commands to parent under one group of its help.
-func addTo(parent *cobra.Command, group string, cmds ...*cobra.Command) {
-	for _, c := range cmds {
+// firstWord is the first of some arguments that is no flag and no flag's value;
+// empty when there is none.
+func firstWord(flags *pflag.FlagSet, args []string) string {
+	for i := 0; i < len(args); i++ {
+		arg := args[i]
+		if !strings.HasPrefix(arg, "-") || arg == "-" {
+			return arg
+		}
+		f := flags.Lookup(strings.TrimLeft(arg, "-"))
+		if len(arg) == 2 {
+			f = flags.ShorthandLookup(arg[1:])
+		}
+		if f != nil && f.NoOptDefVal == "" {
+			i++
+		}
+	}
+	return ""
+}
+
+// addTo adds commands to parent under one group of its help.
+func addTo(parent *cobra.Command, group string, cmds []subcommand) {
+	for _, s := range cmds {
+		c := s.make()
 		c.GroupID = group
 		parent.AddCommand(c)
 	}

@@ -11,9 +11,6 @@ import (
 	"github.com/koinon/koinon/internal/proc/executor"
 )
 
-// superviseName is the subcommand that serve starts a node's processes with.
-const superviseName = "supervise"
-
 func newSuperviseCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:     superviseName + " DIR",

@@ -25,11 +25,11 @@ import (
 type treeOpener func(ctx context.Context) (*koinon.Client, error)
 
 // treeCommands are the commands that work on the tree without a mount.
-func treeCommands(a *app, open treeOpener) []*cobra.Command {
+func treeCommands(a *app, open treeOpener) []subcommand {
 	t := &treeApp{app: a, open: open}
-	return []*cobra.Command{
-		newLsCommand(t), newCpCommand(t), newCatCommand(t), newPutCommand(t), newRmCommand(t),
-		newMkdirCommand(t), newMvCommand(t), newStatCommand(t), newDuCommand(t), newDfCommand(t),
+	return []subcommand{
+		named("ls", t, newLsCommand), named("cp", t, newCpCommand), named("cat", t, newCatCommand), named("put", t, newPutCommand), named("rm", t, newRmCommand),
+		named("mkdir", t, newMkdirCommand), named("mv", t, newMvCommand), named("stat", t, newStatCommand), named("du", t, newDuCommand), named("df", t, newDfCommand),
 	}
 }
 

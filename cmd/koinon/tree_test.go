@@ -76,7 +76,7 @@ func (m *memTree) runIn(ctx context.Context, in io.Reader, args ...string) (out,
 			root.RemoveCommand(c)
 		}
 	}
-	addTo(root, groupTree, treeCommands(a, func(context.Context) (*client.Client, error) { return m.c, nil })...)
+	addTo(root, groupTree, treeCommands(a, func(context.Context) (*client.Client, error) { return m.c, nil }))
 	checkArguments(root)
 	root.SetArgs(args)
 	root.SetOut(&o)

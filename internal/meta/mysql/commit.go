@@ -263,15 +263,13 @@ func (l *Leader) withConn(ctx context.Context, fn func(*sql.Conn) error) (err er
 	if err := fn(conn); err != nil {
 		return errors.Join(err, rollback(conn))
 	}
-	l.e.answered()
 	return nil
 }
 
 // errDrop makes the pool give up a connection.
 var errDrop = driver.ErrBadConn
 
-// rollbackWait is how long the server may take for it: whoever waits for the end
-// of a leadership waits for it too.
+// rollbackWait is how long a server may take to end a transaction in order.
 const rollbackWait = time.Second
 
 // rollback ends an open transaction, with its connection if need be.

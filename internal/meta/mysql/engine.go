@@ -57,7 +57,6 @@ type Engine struct {
 	st     *statements
 	tails  tails
 	galera bool          // the database is on a Galera cluster
-	silent atomic.Int64  // since when the server does not answer, in ns of the wall clock; 0: it does
 	seen   atomic.Uint64 // the last transaction that a leader here knows to be committed
 }
 
@@ -194,10 +193,6 @@ func connector(dsn *driver.Config, variables map[string]string) (*sql.DB, error)
 	}
 	return sql.OpenDB(c), nil
 }
-
-// Explain makes an error of one who waited for the database say so, as those of
-// this package do.
-func (e *Engine) Explain(op sys.Op, err error) error { return e.explain(op, err) }
 
 // probe asks the server what it is. Reads on a Galera cluster are made to wait
 // for what any of its servers has acknowledged before: else another server, or

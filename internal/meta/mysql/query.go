@@ -4,21 +4,16 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"time"
 
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/sys"
 )
 
-// queryMax bounds a query: whoever asks is to hear in time that the server hangs,
-// and another one has been tried by then.
-const queryMax = hostSilence + hostTimeout
-
 // Query reads the tree as it is at one point between call and return. A
 // refusal is in the Answer.
 func (e *Engine) Query(ctx context.Context, q *metapb.Query) (*metapb.Answer, error) {
-	ctx, cancel := context.WithTimeout(ctx, queryMax)
+	ctx, cancel := context.WithTimeout(ctx, silence) // who asks is told in time why there is no answer
 	defer cancel()
 	v, err := e.View(ctx)
 	if err != nil {
@@ -40,7 +35,7 @@ func (l *Leader) Query(ctx context.Context, q *metapb.Query) (*metapb.Answer, er
 	if a := l.answer(q); a != nil {
 		return a, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, queryMax)
+	ctx, cancel := context.WithTimeout(ctx, silence)
 	defer cancel()
 	a, err := meta.Read(&Tx{ctx: ctx, st: l.e.st, ahead: map[sys.Ino]*metapb.Attr{}}, q)
 	if err != nil || l.began.Load() != began {
@@ -54,7 +49,6 @@ type View struct {
 	e    *Engine
 	turn int // of the host that it is at
 	tx   *sql.Tx
-	end  context.CancelFunc // of what tx lives in
 }
 
 // View opens a view, which the caller closes: it holds a connection, and the
@@ -62,14 +56,12 @@ type View struct {
 func (e *Engine) View(ctx context.Context) (*View, error) {
 	var err error
 	for range e.hosts.addrs {
-		turn, began := e.hosts.now(), time.Now()
-		v := &View{e: e, turn: turn}
-		if err = v.begin(ctx); err == nil {
-			e.answered()
-			return v, nil
+		turn := e.hosts.now()
+		var tx *sql.Tx
+		if tx, err = e.begin(ctx); err == nil {
+			return &View{e: e, turn: turn, tx: tx}, nil
 		}
-		// That somebody has no time left says little of the server.
-		if !elsewhere(err) || ctx.Err() != nil && time.Since(began) < 2*hostTimeout {
+		if !elsewhere(err) {
 			break
 		}
 		e.moveOn(turn, err)
@@ -78,37 +70,30 @@ func (e *Engine) View(ctx context.Context) (*View, error) {
 }
 
 // begin begins a transaction that reads what has been acknowledged.
-func (v *View) begin(ctx context.Context) (err error) {
+func (e *Engine) begin(ctx context.Context) (*sql.Tx, error) {
 	// It outlives ctx, which is that of its opening.
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	opened := context.AfterFunc(ctx, end)
-	defer func() {
-		if !opened() && err == nil {
-			err = errors.Join(ctx.Err(), v.Close())
-		}
-		if err != nil {
-			end()
-		}
-	}()
-	v.end = end
-	if v.tx, err = v.e.db.BeginTx(life, &sql.TxOptions{ReadOnly: true}); err != nil {
-		if ctx.Err() != nil { // which is why life ended
-			err = ctx.Err()
-		}
-		return err
+	tx, err := e.db.BeginTx(life, &sql.TxOptions{ReadOnly: true})
+	if !opened() && err == nil {
+		err = errors.Join(context.Cause(ctx), tx.Rollback())
 	}
-	if !v.e.lagging() {
-		return nil
+	if err != nil {
+		end()
+		return nil, err
 	}
-	seen, seq := v.e.seen.Load(), uint64(0)
-	err = v.tx.QueryRowContext(ctx, "SELECT seq FROM fence WHERE id=1").Scan(&seq)
+	if !e.lagging() {
+		return tx, nil
+	}
+	seen, seq := e.seen.Load(), uint64(0)
+	err = tx.QueryRowContext(ctx, "SELECT seq FROM fence WHERE id=1").Scan(&seq)
 	if err == nil && seq < seen {
 		err = errLags
 	}
 	if err != nil {
-		return errors.Join(err, v.tx.Rollback())
+		return nil, errors.Join(err, tx.Rollback())
 	}
-	return nil
+	return tx, nil
 }
 
 // Query reads the view. A refusal is in the Answer.
@@ -124,7 +109,6 @@ func (v *View) Query(ctx context.Context, q *metapb.Query) (*metapb.Answer, erro
 
 // Close lets go of the view. That the server is away is fine.
 func (v *View) Close() error {
-	defer v.end()
 	err := v.tx.Rollback()
 	if errors.Is(err, sql.ErrTxDone) || lost(err) {
 		return nil

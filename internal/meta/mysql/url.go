@@ -54,8 +54,7 @@ func ParseURL(raw string) (*driver.Config, []string, error) {
 		return nil, nil, err
 	}
 	c.Timeout = 3 * time.Second
-	c.ReadTimeout = 30 * time.Second
-	c.WriteTimeout = 30 * time.Second
+	c.ReadTimeout, c.WriteTimeout = silence, silence
 	c.Logger = &driver.NopLogger{} // what it tells is in the errors too
 	c.CheckConnLiveness = true
 	// Rules that the tables rely on, whatever the server's defaults are.
@@ -146,31 +145,15 @@ func (e *Engine) explain(op sys.Op, err error) error {
 		cause = "this Galera node is not in the majority of its cluster"
 	case errDiskFull, errTableFull, errNoSpaceWrite:
 		kind, cause = sys.NoSpace, "the server's disk is full"
-	case 0:
-		name, certificate := errors.AsType[*tls.CertificateVerificationError](err)
-		switch {
-		case errors.Is(err, driver.ErrNoTLS):
+	default:
+		if errors.Is(err, driver.ErrNoTLS) {
 			kind, cause = sys.Invalid, "TLS: the server does not speak it: set its ssl_cert and ssl_key"
-		case certificate:
+		}
+		if name, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 			kind, cause, err = sys.Invalid, "TLS: the server's certificate is not for this name or not from a known authority", name
-		case lost(err):
-			cause = fmt.Sprintf("the database does not answer since %s: see that it runs, does not hang, and that the nodes reach it", e.silentSince())
 		}
 	}
 	return sys.E(op, kind, where, fmt.Errorf("%s: %w", cause, err))
-}
-
-// silentSince notes that the server does not answer, and tells since when.
-func (e *Engine) silentSince() string {
-	e.silent.CompareAndSwap(0, e.cfg.Clock.Wall().UnixNano())
-	return time.Unix(0, e.silent.Load()).UTC().Format("2006-01-02T15:04:05Z")
-}
-
-// answered notes that the server answers.
-func (e *Engine) answered() {
-	if e.silent.Load() != 0 { // else all who read would write to one place
-		e.silent.Store(0)
-	}
 }
 
 // lost reports whether an error is of the connection, not of the server.

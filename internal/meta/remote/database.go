@@ -1,12 +1,14 @@
 package remote
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/koinon/koinon/internal/env"
@@ -25,13 +27,14 @@ type inDatabase struct {
 	clock env.Clock
 	tell  changed
 
+	taking *semaphore.Weighted // held by who takes or leaves office
+
 	mu     sync.Mutex
 	round  uint64 // that leader is of
 	leader *mysql.Leader
 	astray error         // why the database does not have the cluster's tree
 	failed error         // why the last try to take office failed
 	tried  time.Duration // Boot time at which it did
-	try    *try          // the one that is under way
 }
 
 // againAfter is how long nobody tries to take office anew after a failure:
@@ -41,51 +44,29 @@ const againAfter = 100 * time.Millisecond
 // leadWait bounds one try: the loss of the leadership waits for it.
 const leadWait = 3 * time.Second
 
-// try is one to take office. It takes as long as the database does, up to
-// leadWait; who asks for it waits no longer than he has time.
-type try struct {
-	giveUp context.CancelFunc
-	done   chan struct{} // closed at its end
-	err    error         // once done is closed
-}
-
 func newInDatabase(g *replica.Group, db *mysql.Engine, clock env.Clock, tell changed) *inDatabase {
-	return &inDatabase{group: g, db: db, clock: clock, tell: tell}
+	return &inDatabase{group: g, db: db, clock: clock, tell: tell, taking: semaphore.NewWeighted(1)}
 }
 
 // epoch is a ballot as one number, ordered as ballots are.
 func epoch(round uint64, self sys.NodeID) uint64 { return round<<32 | uint64(self)&(1<<32-1) }
 
 func (d *inDatabase) lead(ctx context.Context, round uint64) error {
-	d.mu.Lock()
-	if d.leader != nil && d.round == round {
-		d.mu.Unlock()
-		return nil
-	}
-	if err := d.failed; err != nil && d.clock.Boot()-d.tried < againAfter {
-		d.mu.Unlock()
+	if done, err := d.led(round); done {
 		return err
 	}
-	t := d.try
-	if t == nil {
-		trying, cancel := context.WithTimeout(context.WithoutCancel(ctx), leadWait)
-		t = &try{giveUp: cancel, done: make(chan struct{})}
-		d.try = t
-		go d.takeOffice(trying, t, round) // follow waits for it
+	if err := d.taking.Acquire(ctx, 1); err != nil { // a database that hangs holds up nobody for longer than he waits
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return cmp.Or(d.failed, sys.E(sys.Op("meta.Lead"), sys.Unavailable, err))
 	}
-	d.mu.Unlock()
-	select {
-	case <-t.done:
-		return t.err
-	case <-ctx.Done():
-		return d.unanswered(ctx.Err())
+	defer d.taking.Release(1)
+	if done, err := d.led(round); done {
+		return err
 	}
-}
-
-// takeOffice is a try.
-func (d *inDatabase) takeOffice(ctx context.Context, t *try, round uint64) {
-	defer t.giveUp()
 	d.drop()
+	ctx, cancel := context.WithTimeout(ctx, leadWait)
+	defer cancel()
 	l, err := d.db.Lead(ctx, epoch(round, d.group.Status().Self), func(at uint64, r *mysql.Request, o *meta.Outcome) {
 		d.tell(at, r.Session, r.Seq, o)
 	})
@@ -97,40 +78,34 @@ func (d *inDatabase) takeOffice(ctx context.Context, t *try, round uint64) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.try, d.failed, d.tried = nil, err, d.clock.Boot()
-	if err == nil {
-		d.round, d.leader, d.astray = round, l, astray
+	d.failed, d.tried = err, d.clock.Boot()
+	if err != nil {
+		return err
 	}
-	t.err = err
-	close(t.done)
+	d.round, d.leader, d.astray = round, l, astray
+	return nil
 }
 
-// unanswered is the error of who has no time left for a try: why the last one
-// failed, or what is known of this one.
-func (d *inDatabase) unanswered(err error) error {
+// led says whether a leadership has begun, or the last try failed only now.
+func (d *inDatabase) led(round uint64) (done bool, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.failed != nil {
-		return d.failed
+	if d.leader != nil && d.round == round {
+		return true, nil
 	}
-	return d.db.Explain("mysql.Lead", err)
+	return d.failed != nil && d.clock.Boot()-d.tried < againAfter, d.failed
 }
 
 func (d *inDatabase) follow() {
-	d.mu.Lock()
-	t := d.try
-	d.mu.Unlock()
-	if t != nil {
-		t.giveUp()
-		<-t.done
-	}
+	_ = d.taking.Acquire(context.Background(), 1) // fails with the context only
+	defer d.taking.Release(1)
 	d.drop()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.failed = nil
 }
 
-// drop ends the leader, if there is one.
+// drop leaves office. The caller holds d.taking.
 func (d *inDatabase) drop() {
 	d.mu.Lock()
 	l := d.leader

@@ -13,7 +13,6 @@ import (
 
 	"github.com/koinon/koinon/commit"
 	"github.com/koinon/koinon/internal/env"
-	"github.com/koinon/koinon/internal/mountinfo"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -35,15 +34,15 @@ func detect(want *procpb.Resources) (*procpb.Resources, error) {
 	return c, nil
 }
 
-// FindMount tells where this machine has the tree of a cluster; "" when
+// findMount tells where this machine has the tree of the cluster; "" when
 // nowhere. Of several mounts it is the newest of the whole tree.
-func FindMount(cluster string) (string, error) {
-	mounts, err := mountinfo.List()
+func (a *Agent) findMount() (string, error) {
+	mounts, err := a.mounts.List()
 	if err != nil {
-		return "", sys.E(sys.Op("agent.FindMount"), err)
+		return "", sys.E(sys.Op("agent.mount"), err)
 	}
 	for _, m := range slices.Backward(mounts) {
-		if m.Tree() && m.Cluster() == cluster && m.Root == "/" {
+		if m.Tree() && m.Cluster() == a.opts.ID && m.Root == "/" {
 			return m.Path, nil
 		}
 	}

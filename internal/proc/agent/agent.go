@@ -14,6 +14,7 @@ import (
 	"github.com/koinon/koinon/commit"
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/mountinfo"
 	"github.com/koinon/koinon/internal/proc"
 	"github.com/koinon/koinon/internal/proc/executor"
 	"github.com/koinon/koinon/internal/proc/procpb"
@@ -38,7 +39,7 @@ type Options struct {
 	// first when there is something to write; the FS stays its owner's.
 	FS func(ctx context.Context) (*vfs.FS, error)
 	// Mount tells where this machine has the tree, "" when nowhere. It is called
-	// for each reservation; nil is FindMount of the cluster.
+	// for each reservation; nil finds the mount of the cluster.
 	Mount    func() (string, error)
 	Clock    env.Clock // nil is the system's
 	Logger   *slog.Logger
@@ -54,6 +55,7 @@ type Agent struct {
 	store    *store
 	exec     *executor.Executor
 	was      *saved // what New found; for Run
+	mounts   mountinfo.Table
 
 	turns  chan *turn     // for the owner of the participant
 	fences chan *newFence // for the same
@@ -104,9 +106,6 @@ func New(ctx context.Context, opts Options) (*Agent, error) {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	if opts.Mount == nil {
-		opts.Mount = func() (string, error) { return FindMount(opts.ID) }
-	}
 	capacity, err := detect(opts.Capacity)
 	if err != nil {
 		return nil, err
@@ -114,6 +113,9 @@ func New(ctx context.Context, opts Options) (*Agent, error) {
 	a := &Agent{opts: opts, log: opts.Logger, clock: opts.Clock, capacity: capacity, turns: make(chan *turn), fences: make(chan *newFence),
 		votes: mailbox{wake: newWake()}, beat: newWake(),
 		holds: map[commit.Tx]*hold{}, settled: make(chan struct{}), tasks: map[taskKey]*task{}, procs: map[executor.ID]*process{}}
+	if a.opts.Mount == nil {
+		a.opts.Mount = a.findMount
+	}
 	a.runCtx, a.stopRun = context.WithCancel(context.Background())
 	a.began = reporter{a: a, method: proc.MethodBegan, wake: newWake()}
 	a.ended = reporter{a: a, method: proc.MethodEnded, wake: newWake()}
@@ -181,7 +183,7 @@ func (a *Agent) Close() error {
 			err = nil
 		}
 	}
-	return errors.Join(err, a.exec.Close(), a.store.close())
+	return errors.Join(err, a.exec.Close(), a.store.close(), a.mounts.Close())
 }
 
 // idle says that nothing runs and nothing is about to.

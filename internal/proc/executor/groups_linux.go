@@ -32,6 +32,7 @@ type groups struct {
 	unified  string              // where v2 is mounted, "" when it is not there or not ours to use
 	v2       map[string]bool     // controllers of v2
 	v1       []cgroup1.Subsystem // controllers of v1
+	home     cgroup1.Cgroup      // where the supervisor is in those of v1
 	swap     bool                // v1 counts swap
 	enforced Enforced
 }
@@ -114,6 +115,11 @@ func (g *groups) probe() (why []string) {
 		if _, err := os.Stat(filepath.Join(v1Path(s, g.name), "memory.memsw.limit_in_bytes")); err == nil {
 			g.swap = true
 		}
+	}
+	// Now: later the main thread, whose cgroup is the process's, may be one that forks, and in a place.
+	if g.home, err = cgroup1.Load(cgroup1.NestedPath(""), cgroup1.WithHierarchy(func() ([]cgroup1.Subsystem, error) { return g.v1, nil })); err != nil && len(g.v1) > 0 {
+		g.v1 = nil
+		why = append(why, err.Error())
 	}
 	return why
 }

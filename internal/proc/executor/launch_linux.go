@@ -96,19 +96,11 @@ func (l *launcher) start(one *launch) error {
 // group of the next process before there is one.
 func (l *launcher) serveLimited(i int) {
 	runtime.LockOSThread() // for ever: the thread ends with the goroutine
-	hierarchy := cgroup1.WithHierarchy(func() ([]cgroup1.Subsystem, error) { return l.groups.v1, nil })
-	home, err := cgroup1.Load(cgroup1.NestedPath(""), hierarchy)
-	for err != nil {
-		if more := l.refuse(err); !more {
-			return
-		}
-		home, err = cgroup1.Load(cgroup1.NestedPath(""), hierarchy)
-	}
 	self := cgroup1.Process{Pid: unix.Gettid()}
 	at := &place{}
 	defer func() { at.leave() }() // deferred first: after the thread has gone home
 	defer func() {
-		if err := home.AddTask(self); err != nil {
+		if err := l.groups.home.AddTask(self); err != nil {
 			slog.Error("leave a cgroup", "error", err)
 		}
 	}()
@@ -116,7 +108,7 @@ func (l *launcher) serveLimited(i int) {
 		next, err := l.groups.makeV1(fmt.Sprintf("%d.%d", i, n))
 		if err == nil {
 			if err = next.v1.AddTask(self); err != nil { // it may be in some of it
-				err = errors.Join(err, home.AddTask(self), next.v1.Delete())
+				err = errors.Join(err, l.groups.home.AddTask(self), next.v1.Delete())
 				at.leave()
 			}
 		}

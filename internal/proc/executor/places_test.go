@@ -3,9 +3,14 @@
 package executor
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
+
+	"github.com/containerd/cgroups/v3/cgroup1"
+	"golang.org/x/sys/unix"
 )
 
 // whereAndLimits prints the cgroup of each controller of v1 that a process is in, with its limit.
@@ -69,5 +74,41 @@ func TestPlacesAreUsedAgain(t *testing.T) {
 		if at, limit = place(Limits{CPU: 1000}); limit["memory"] == fmt.Sprint(memory) || own[at["memory"]] {
 			t.Errorf("no limit of memory expected, found %v in %v", limit, at)
 		}
+	}
+}
+
+// TestForkingThreadsGoHome: a thread that forks may be the main one, whose cgroup is what the system calls the process's. The
+// threads go back to where the supervisor was nevertheless.
+func TestForkingThreadsGoHome(t *testing.T) {
+	g, err := openGroups(supervisorName(t.TempDir()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(g.v1) == 0 {
+		t.Logf("no limits of v1: %+v", g.enforced)
+		return
+	}
+	p, err := g.makeV1("main")
+	if err != nil {
+		t.Fatal(err)
+	}
+	main := cgroup1.Process{Pid: os.Getpid()}
+	if err := p.v1.AddTask(main); err != nil {
+		t.Fatal(err)
+	}
+	l := newLauncher(g)
+	one := &launch{spec: Spec{Argv: []string{"none"}, Dir: "/", Limits: Limits{CPU: 1000}}, path: "/none", group: &group{}}
+	if err := l.start(one); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("a thread forks: %v", err)
+	}
+	if err := one.group.remove(); err != nil {
+		t.Error(err)
+	}
+	if err := errors.Join(g.home.AddTask(main), p.v1.Delete()); err != nil {
+		t.Error(err)
+	}
+	l.close()
+	if err := g.close(); err != nil {
+		t.Error(err)
 	}
 }

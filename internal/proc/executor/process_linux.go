@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"runtime"
 	"strconv"
 	"syscall"
 	"time"
@@ -381,6 +382,7 @@ func (s *supervisor) finish(p *process, ws unix.WaitStatus, usage unix.Rusage) {
 	st.Stdout = p.spools[0].drain(p.outs[0]).Size
 	st.Stderr = p.spools[1].drain(p.outs[1]).Size
 	s.recordEnd(p, st)
+	runtime.Gosched() // who waits for the end goes first: the rest is cleaning up
 	if stdin != nil {
 		s.log("close the input", p.id, stdin.Close())
 	}

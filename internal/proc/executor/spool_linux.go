@@ -134,15 +134,16 @@ func (s *spool) isDraining() bool {
 }
 
 // rest takes in what is in the pipe and does not wait for more: what still holds it open does not belong to the process.
+// The deadline that drain sets at about this time is nothing to it: it reads the descriptor itself, which does not block.
 func (s *spool) rest(r *os.File, buf []byte) {
 	raw, err := r.SyscallConn()
-	if err == nil {
-		err = r.SetReadDeadline(time.Time{})
-	}
 	for n := 1; err == nil && n > 0; {
-		err = raw.Read(func(fd uintptr) bool {
+		n = 0
+		err = raw.Control(func(fd uintptr) {
 			n, err = unix.Read(int(fd), buf)
-			return true
+			for errors.Is(err, unix.EINTR) {
+				n, err = unix.Read(int(fd), buf)
+			}
 		})
 		s.write(buf[:max(n, 0)])
 	}

@@ -459,8 +459,8 @@ func TestManyAtOnce(t *testing.T) {
 		if e.Status == nil {
 			continue
 		}
-		if e.Status.ExitCode() != int(e.ID.Job) || n.read(e.ID, Stdout) != fmt.Sprintln(e.ID.Job) {
-			t.Errorf("%v ended as %+v", e.ID, e.Status)
+		if out := n.read(e.ID, Stdout); e.Status.ExitCode() != int(e.ID.Job) || out != fmt.Sprintln(e.ID.Job) {
+			t.Errorf("%v ended as %+v, and printed %q", e.ID, e.Status, out)
 		}
 		if err := n.Forget(ctx, e.ID); err != nil {
 			t.Error(err)

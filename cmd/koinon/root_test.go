@@ -1,0 +1,57 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+)
+
+// A command line that names a subcommand has only that one made. It must be the
+// one of that name, and other command lines must see all.
+func TestOnlyTheNamedCommandIsMade(t *testing.T) {
+	all := len(newRootCommand(&app{}).Commands())
+	for _, cmds := range subcommands(&app{}) {
+		for _, c := range cmds {
+			made := c.make()
+			if made.Name() != c.name || len(made.Aliases) > 0 {
+				t.Errorf("%s is called %s, aliases %v", c.name, made.Name(), made.Aliases)
+			}
+		}
+	}
+	for line, want := range map[string]string{
+		"run -- ls": "run", "--config x run": "run", "-o json ps -a": "ps", "--output=json ps": "ps", "-q status": "status", "-qo json status": "",
+		"kv get x": "kv", "supervise /x": "supervise",
+		"": "", "--help": "", "--config run": "", "help run": "", "completion bash": "", "__complete run ": "", "runn": "", "-": "", "--unknown run": "run",
+	} {
+		root := newRootCommandFor(&app{}, strings.Fields(line))
+		var names []string
+		for _, c := range root.Commands() {
+			names = append(names, c.Name())
+		}
+		if want == "" && len(names) != all || want != "" && strings.Join(names, " ") != want {
+			t.Errorf("koinon %s: %v were made, want %q alone", line, names, want)
+		}
+	}
+}
+
+// What is said of the command line itself is the same with one and with all.
+func TestOneCommandOrAllSayTheSame(t *testing.T) {
+	say := func(root *cobra.Command, args []string) string {
+		var b strings.Builder
+		root.SetArgs(args)
+		root.SetOut(&b)
+		root.SetErr(&b)
+		if err := root.Execute(); err != nil {
+			b.WriteString(err.Error())
+		}
+		return b.String()
+	}
+	for _, line := range []string{"run --help", "kv --help", "kv nothing", "ps --unknown", "cp", "node --help", "dev up --nodes"} {
+		args := strings.Fields(line)
+		one, whole := say(newRootCommandFor(&app{}, args), args), say(newRootCommand(&app{}), args)
+		if one != whole {
+			t.Errorf("koinon %s:\n%s\nwith all:\n%s", line, one, whole)
+		}
+	}
+}
