@@ -463,9 +463,9 @@ func (c *Client) gaveUp(ctx context.Context, op sys.Op, waited time.Duration, fa
 	if errors.Is(context.Cause(ctx), context.Canceled) {
 		return sys.E(op, sys.Interrupted, context.Cause(ctx))
 	}
-	missing, troubles := c.missing(ctx, failed)
+	missing, troubles, led := c.missing(ctx, failed)
 	switch {
-	case len(missing) > 0:
+	case len(missing) > 0 && !led:
 	case len(troubles) > 0:
 		return sys.E(op, sys.Unavailable, fmt.Sprintf("gave up after %v: %s; when that is mended all goes on, see `koinon status`", waited, strings.Join(troubles, "; ")))
 	default:
@@ -483,9 +483,10 @@ func (c *Client) gaveUp(ctx context.Context, op sys.Op, waited time.Duration, fa
 const askMissing = 1500 * time.Millisecond
 
 // missing tells which nodes do not answer, and of what trouble the others know,
-// both in order. One that failed us may have done so because the others were
+// both in order, and whether the leader knows of one: that is why, whoever else is
+// missing. One that failed us may have done so because the others were
 // missing: it is asked whether it is there itself.
-func (c *Client) missing(ctx context.Context, failed map[string]error) (missing, troubles []string) {
+func (c *Client) missing(ctx context.Context, failed map[string]error) (missing, troubles []string, led bool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askMissing)
 	defer cancel()
 	var mu sync.Mutex
@@ -507,13 +508,14 @@ func (c *Client) missing(ctx context.Context, failed map[string]error) (missing,
 				missing = append(missing, name)
 			case r.Trouble != "":
 				troubles = append(troubles, name+": "+r.Trouble)
+				led = led || r.Role == "leader"
 			}
 		})
 	}
 	wg.Wait()
 	slices.Sort(missing)
 	slices.Sort(troubles)
-	return missing, troubles
+	return missing, troubles, led
 }
 
 // OpenSession opens a session at the leader; name tells people whose it is.

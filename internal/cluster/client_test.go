@@ -20,7 +20,7 @@ import (
 const (
 	methodWho   wire.Method = 900 // nothing -> nothing; from the leader
 	methodFails wire.Method = 901 // the leader is Unavailable
-	methodHangs wire.Method = 902 // the leader waits for the end of what it may take
+	methodHangs wire.Method = 902 // the leader does not answer
 )
 
 // nodes are some that know the map and who leads, and count who connects.
@@ -81,11 +81,11 @@ func startNodes(t *testing.T, n int, leader uint64) *nodes {
 		}
 		srv.Handle(methodWho, leads(nil))
 		srv.Handle(methodFails, leads(sys.E(sys.Unavailable, "in trouble")))
-		srv.Handle(methodHangs, hang)
+		srv.Handle(methodHangs, hangs(uint64(i+1) == leader, leads(nil)))
 		srv.Handle(MethodStatus, func(context.Context, *wire.Request) (wire.Response, error) {
 			r := &clusterpb.StatusReply{Node: uint64(i + 1)}
 			if r.Node == leader {
-				r.Trouble = ns.trouble
+				r.Trouble, r.Role = ns.trouble, "leader"
 			}
 			return wire.Response{Header: mustMarshal(r)}, nil
 		})
@@ -101,13 +101,14 @@ func startNodes(t *testing.T, n int, leader uint64) *nodes {
 	return ns
 }
 
-// hang does not answer in time.
-func hang(ctx context.Context, _ *wire.Request) (wire.Response, error) {
-	if _, bounded := ctx.Deadline(); !bounded {
-		return wire.Response{}, sys.E(sys.Invalid, "it may take for ever")
+// hangs answers as then does, the leader when nobody waits any more.
+func hangs(leader bool, then wire.HandlerFunc) wire.HandlerFunc {
+	return func(ctx context.Context, req *wire.Request) (wire.Response, error) {
+		if leader {
+			<-ctx.Done()
+		}
+		return then(ctx, req)
 	}
-	<-ctx.Done()
-	return wire.Response{}, sys.E(sys.Unavailable, ctx.Err())
 }
 
 // Who only asks something of the leader connects to it and to no third node,
@@ -170,6 +171,36 @@ func TestTrouble(t *testing.T) {
 	}
 }
 
+// TestLeaderHangs: a leader that does not answer, because what it depends on does
+// not, costs the stated time once, and is asked why; whoever else is missing.
+func TestLeaderHangs(t *testing.T) {
+	ns := startNodes(t, 3, 2)
+	ns.trouble = "the database does not answer"
+	seeds := append([]string{"127.0.0.1:1"}, ns.seeds...)
+	client, err := Dial(t.Context(), Config{Cluster: "test", Seeds: seeds, TLS: ns.client.ClientTLS(), Timeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, known := range []bool{false, true} {
+		if known { // who leads
+			r, err := client.CallLeader(t.Context(), methodWho, nil, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Release()
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second) // else it would hang for ever
+		_, err = client.CallLeader(ctx, methodHangs, nil, nil)
+		cancel()
+		if want := "gave up after 1s: n2 at " + ns.seeds[1] + ": the database does not answer"; err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("expected %q, found %v", want, err)
+		}
+	}
+	if err := client.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // Who begins to reach a cluster waits for nobody: the first request goes out
 // beside the one for the map, on the same connection; and who leads elsewhere is
 // found without a map at hand.
@@ -194,30 +225,5 @@ func TestReach(t *testing.T) {
 	}
 	if _, err := Reach(Config{Cluster: "test"}); !sys.Is(err, sys.Invalid) {
 		t.Errorf("without an address: %v", err)
-	}
-}
-
-// A leader that never answers has the time that an operation has, all tries
-// together, also where it is known to lead.
-func TestLeaderThatHangs(t *testing.T) {
-	ns := startNodes(t, 3, 2)
-	ns.trouble = "the database hangs"
-	c, err := Dial(t.Context(), Config{Cluster: "test", Seeds: ns.seeds, TLS: ns.client.ClientTLS(), Timeout: 500 * time.Millisecond})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := c.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	reply, err := c.CallLeader(t.Context(), methodWho, nil, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	reply.Release()
-	_, err = c.CallLeader(t.Context(), methodHangs, nil, nil)
-	if !sys.Is(err, sys.Unavailable) || !strings.Contains(err.Error(), ns.trouble) {
-		t.Errorf("a leader that hangs: %v", err)
 	}
 }
