@@ -43,8 +43,11 @@ type Job struct {
 	User    string   `json:"user"`
 	// State is that of the task furthest from its end; when all have ended the
 	// worst.
-	State     State      `json:"state"`
-	ExitCode  int        `json:"exit_code"` // of the task with the lowest index that failed, 0 for none
+	State State `json:"state"`
+	// ExitCode is that of the task with the lowest index that failed, also while
+	// others run; 0 when all exited with 0; nil when there is none: no task has
+	// failed yet, was started, or is known how it ended.
+	ExitCode  *int       `json:"exit_code,omitempty"`
 	Submitted time.Time  `json:"submitted"`
 	Started   *time.Time `json:"started,omitempty"` // the first task
 	Ended     *time.Time `json:"ended,omitempty"`
@@ -84,15 +87,26 @@ func (j *Job) Exit() int {
 	if j.State == StateExited {
 		return 0
 	}
-	if !j.State.Over() || j.ExitCode == 0 {
+	if !j.State.Over() || j.ExitCode == nil || *j.ExitCode == 0 {
 		return ExitTrouble
 	}
-	return j.ExitCode
+	return *j.ExitCode
+}
+
+// exitCode is the exit code of what is in a state, nil when it has none: it has
+// not ended, was never run, or nobody knows how it ended. Of an array some may
+// have failed before that; 0 and ExitTrouble are what the table says otherwise.
+func exitCode(s State, code uint32) *int {
+	if s != StateExited && code == 0 || s == StateLost && code == ExitTrouble {
+		return nil
+	}
+	n := int(code)
+	return &n
 }
 
 func newJob(j *procpb.Job) Job {
 	return Job{
-		ID: j.GetId(), State: newState(j.GetState()), ExitCode: int(j.GetExitCode()), BlockedBy: j.GetBlockedBy(),
+		ID: j.GetId(), State: newState(j.GetState()), ExitCode: exitCode(newState(j.GetState()), j.GetExitCode()), BlockedBy: j.GetBlockedBy(),
 		Submitted: time.Unix(0, j.GetSubmittedNs()), Started: moment(j.GetStartedNs()), Ended: moment(j.GetEndedNs()),
 		Tasks: TaskCounts{
 			Total: int(j.GetTasks()), Waiting: int(j.GetWaiting()), Queued: int(j.GetQueued()), Running: int(j.GetRunning()),
@@ -132,9 +146,9 @@ type Task struct {
 	Index     int        `json:"index"`
 	Item      string     `json:"item,omitempty"` // what {} stands for
 	State     State      `json:"state"`
-	Try       int        `json:"try"`           // counts from 1; 0 before the first
-	Why       string     `json:"why,omitempty"` // why it was placed where it is, or ended as it did
-	ExitCode  int        `json:"exit_code"`     // of the first rank that failed, 0 for none
+	Try       int        `json:"try"`                 // counts from 1; 0 before the first
+	Why       string     `json:"why,omitempty"`       // why it was placed where it is, or ended as it did
+	ExitCode  *int       `json:"exit_code,omitempty"` // of the first rank that failed, 0 when all exited with 0; nil as in Job
 	Killer    string     `json:"killer,omitempty"`
 	TimedOut  bool       `json:"timed_out,omitempty"`
 	Lost      int        `json:"lost,omitempty"`   // how many tries were lost with a node
@@ -151,8 +165,8 @@ type Process struct {
 	Node      uint64        `json:"node"`
 	PID       int           `json:"pid,omitempty"`
 	State     State         `json:"state"`
-	ExitCode  int           `json:"exit_code"`
-	Signal    int           `json:"signal,omitempty"` // that ended it
+	ExitCode  *int          `json:"exit_code,omitempty"` // nil when it has not ended, or nobody knows how
+	Signal    int           `json:"signal,omitempty"`    // that ended it
 	Why       string        `json:"why,omitempty"`
 	OOM       bool          `json:"oom,omitempty"` // killed for want of memory
 	Started   *time.Time    `json:"started,omitempty"`
@@ -165,7 +179,7 @@ type Process struct {
 func newTask(spec *procpb.Spec, t *procpb.Task) Task {
 	task := Task{
 		Name: proc.TaskName(spec, t.Job, t.Index).String(), Index: int(t.Index), State: newState(t.State), Try: int(t.Epoch),
-		Why: t.Why, ExitCode: int(t.ExitCode), Killer: t.Killer, TimedOut: t.TimedOut, Lost: int(t.Lost), Placed: t.Placed,
+		Why: t.Why, ExitCode: exitCode(newState(t.State), t.ExitCode), Killer: t.Killer, TimedOut: t.TimedOut, Lost: int(t.Lost), Placed: t.Placed,
 		Started: moment(t.StartedNs), Ended: moment(t.EndedNs), Processes: []Process{},
 	}
 	if i := int(t.Index); i < len(spec.GetItems()) {
@@ -174,8 +188,8 @@ func newTask(spec *procpb.Spec, t *procpb.Task) Task {
 	for rank, p := range t.Procs {
 		name := proc.ProcessName(spec, t.Job, t.Index, uint32(rank))
 		task.Processes = append(task.Processes, Process{
-			Name: name.String(), Rank: rank, Node: p.Node, PID: int(p.Pid), State: newState(p.State), ExitCode: int(p.ExitCode), Signal: int(p.Signal),
-			Why: p.Why, OOM: p.Oom, Started: moment(p.StartedNs), Ended: moment(p.EndedNs), CPU: time.Duration(p.CpuNs), MemoryMax: p.RssMax,
+			Name: name.String(), Rank: rank, Node: p.Node, PID: int(p.Pid), State: newState(p.State),
+			ExitCode: exitCode(newState(p.State), p.ExitCode), Signal: int(p.Signal), Why: p.Why, OOM: p.Oom, Started: moment(p.StartedNs), Ended: moment(p.EndedNs), CPU: time.Duration(p.CpuNs), MemoryMax: p.RssMax,
 			Files: proc.FilesDir(name),
 		})
 	}

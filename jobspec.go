@@ -59,6 +59,10 @@ type JobSpec struct {
 // array runs as many tasks at once as there are CPUs.
 const DefaultCPUs = 1
 
+// OwnVariables is how the names of variables begin that JobSpec.Env may not hold:
+// only Koinon sets them.
+const OwnVariables = proc.OwnVariables
+
 // IndexRange is the indices of an array, both ends included.
 type IndexRange struct {
 	First int `json:"first"`

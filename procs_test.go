@@ -2,6 +2,7 @@ package koinon
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -94,9 +95,50 @@ func TestJobExit(t *testing.T) {
 	}{
 		{StateExited, 0, 0}, {StateFailed, 3, 3}, {StateKilled, 143, 143}, {StateLost, 0, 125}, {StateCancelled, 0, 125}, {StateLost, 4, 4}, {StateRunning, 0, 125},
 	} {
-		if got := (&Job{State: tc.state, ExitCode: tc.code}).Exit(); got != tc.want {
+		if got := (&Job{State: tc.state, ExitCode: exitCode(tc.state, uint32(tc.code))}).Exit(); got != tc.want {
 			t.Errorf("%s with %d is %d, want %d", tc.state, tc.code, got, tc.want)
 		}
+	}
+}
+
+// What has no exit code says none: not that it succeeded.
+func TestNoExitCode(t *testing.T) {
+	for _, tc := range []struct {
+		state procpb.State
+		code  uint32
+		want  string
+	}{
+		{procpb.State_QUEUED, 0, ""}, {procpb.State_RUNNING, 0, ""}, {procpb.State_CANCELLED, 0, ""}, {procpb.State_LOST, ExitTrouble, ""},
+		{procpb.State_EXITED, 0, `"exit_code":0`}, {procpb.State_FAILED, 3, `"exit_code":3`}, {procpb.State_KILLED, 143, `"exit_code":143`},
+	} {
+		table := proctest.New(1)
+		p := NewProcs(table, nil)
+		id, err := p.Submit(t.Context(), JobSpec{Command: []string{"true"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		table.Set(id, 0, tc.state, tc.code)
+		jobs, _, err := p.Jobs(t.Context(), ListJobs{Ended: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := p.Inspect(t.Context(), fmt.Sprint(id))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for what, v := range map[string]any{"ps": jobs[0], "inspect": d.Job, "task": d.TaskList[0]} {
+			text, err := json.Marshal(v)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if has := strings.Contains(string(text), `"exit_code"`); has != (tc.want != "") || !strings.Contains(string(text), tc.want) {
+				t.Errorf("%s of %v: %q expected, found %s", what, tc.state, tc.want, text)
+			}
+		}
+	}
+	lost := newTask(&procpb.Spec{Size: 1}, &procpb.Task{State: procpb.State_LOST, Procs: []*procpb.Process{{State: procpb.State_LOST, ExitCode: ExitTrouble}}})
+	if lost.Processes[0].ExitCode != nil {
+		t.Errorf("a lost process has exit code %d", *lost.Processes[0].ExitCode)
 	}
 }
 

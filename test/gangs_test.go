@@ -228,8 +228,8 @@ func (g *gangs) check(procs *koinon.Procs, jobs map[string]koinon.Job) {
 		if p.code != 0 {
 			want = "failed"
 		}
-		if j.State != want && j.State != "lost" || j.State == want && j.ExitCode != p.code {
-			g.t.Errorf("%s (job %d): expected %s with code %d, found %s with %d", p.name, j.ID, want, p.code, j.State, j.ExitCode)
+		if j.State != want && j.State != "lost" || j.State == want && (j.ExitCode == nil || *j.ExitCode != p.code) {
+			g.t.Errorf("%s (job %d): expected %s with code %d, found %s with %d", p.name, j.ID, want, p.code, j.State, j.Exit())
 		}
 		_, err := os.Stat(filepath.Join(g.mount, "outs", p.name))
 		if there := err == nil; there != (p.out && j.State == "exited") {

@@ -151,14 +151,14 @@ func writeTasks(w io.Writer, d *koinon.JobDetails, now time.Time) {
 	}
 }
 
-func exitWords(s koinon.State, code, signal int) string {
+func exitWords(s koinon.State, code *int, signal int) string {
 	switch {
-	case !s.Over(), s == koinon.StateCancelled:
+	case !s.Over(), code == nil:
 		return ""
 	case signal > 0:
-		return fmt.Sprintf("%d (%s)", code, signalName(signal))
+		return fmt.Sprintf("%d (%s)", *code, signalName(signal))
 	}
-	return fmt.Sprint(code)
+	return fmt.Sprint(*code)
 }
 
 func when(t *time.Time, now time.Time) string {

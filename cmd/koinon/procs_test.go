@@ -475,6 +475,8 @@ func TestRunRefuses(t *testing.T) {
 		{"--after ok:0 -- true", "ok:ID"},
 		{"--env =x -- true", "K=V"},
 		{"--env NO_SUCH_VARIABLE -- true", "there is no such variable here"},
+		{"--env KOINON_RANK=5 -- true", "Koinon's own"},
+		{"--env KOINON_SIZE -- true", "Koinon's own"},
 		{"--on nowhere -- true", "n1 (host1), n2 (host2), n3 (host3)"},
 		{"--on =v -- true", "LABEL=V"},
 		{"--on a=b --on a=c -- true", "no node has both"},

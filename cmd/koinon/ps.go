@@ -73,8 +73,8 @@ func writeJobs(w io.Writer, jobs []koinon.Job, now time.Time, cut bool) {
 		switch {
 		case j.State.Over():
 			exit = fmt.Sprint(j.Exit())
-		case j.ExitCode != 0:
-			exit = fmt.Sprint(j.ExitCode)
+		case j.ExitCode != nil:
+			exit = fmt.Sprint(*j.ExitCode)
 		}
 		if j.Started != nil {
 			end := now

@@ -289,7 +289,7 @@ func reason(t koinon.Task) string {
 // endWords says how a task ended that did not end well.
 func endWords(t koinon.Task) string {
 	words := map[koinon.State]string{
-		koinon.StateFailed: fmt.Sprintf("failed with exit code %d", t.ExitCode), koinon.StateKilled: "was ended",
+		koinon.StateFailed: "failed with exit code " + exitWords(t.State, t.ExitCode, 0), koinon.StateKilled: "was ended",
 		koinon.StateLost: "was lost with its node", koinon.StateCancelled: "was never run",
 	}[t.State]
 	for _, q := range t.Processes {

@@ -140,6 +140,9 @@ func environment(args []string, lookup func(string) (string, bool)) ([]string, e
 		if name == "" {
 			return nil, fmt.Errorf("--env is %q: give K=V, or K for this shell's value", a)
 		}
+		if strings.HasPrefix(name, koinon.OwnVariables) {
+			return nil, fmt.Errorf("--env %s: names that begin with %s are Koinon's own: choose another one", name, koinon.OwnVariables)
+		}
 		if !given {
 			value, ok := lookup(name)
 			if !ok {

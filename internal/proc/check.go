@@ -11,8 +11,28 @@ import (
 	"github.com/koinon/koinon/internal/sys"
 )
 
+// OwnVariables is how the names of variables begin that only Koinon sets in the
+// environment of a process.
+const OwnVariables = "KOINON_"
+
+// checkNew refuses what Check does, and what older versions accepted. The leader
+// asks it of a new job. The machine does not: what a log of those versions holds
+// has to end on every replica as it did then.
+func checkNew(s *procpb.Spec) error {
+	if err := Check(s); err != nil {
+		return err
+	}
+	for _, e := range s.Env {
+		if strings.HasPrefix(e, OwnVariables) {
+			name, _, _ := strings.Cut(e, "=")
+			return sys.E(sys.Op("proc.Check"), sys.Invalid, sys.Subject(name), "names of variables that begin with "+OwnVariables+" are Koinon's own: choose another one")
+		}
+	}
+	return nil
+}
+
 // Check refuses a specification that makes no sense, whatever the nodes are.
-// Client, leader and machine all ask it.
+// Leader and machine ask it.
 func Check(s *procpb.Spec) error {
 	const op = sys.Op("proc.Check")
 	refuse := func(format string, args ...any) error { return sys.E(op, sys.Invalid, fmt.Sprintf(format, args...)) }
@@ -64,8 +84,11 @@ func checkArray(s *procpb.Spec) error {
 
 func checkEnv(s *procpb.Spec) error {
 	for _, e := range s.Env {
-		if name, _, ok := strings.Cut(e, "="); !ok || name == "" || strings.ContainsRune(e, 0) {
+		switch name, _, ok := strings.Cut(e, "="); {
+		case !ok || name == "":
 			return sys.E(sys.Op("proc.Check"), sys.Invalid, sys.Subject(e), "an environment variable is NAME=VALUE")
+		case strings.ContainsRune(e, 0):
+			return sys.E(sys.Op("proc.Check"), sys.Invalid, fmt.Sprintf("the environment variable %q holds a zero byte, which no process can be given", e))
 		}
 	}
 	for _, a := range s.Argv {

@@ -29,7 +29,7 @@ type Status struct {
 	Epoch    uint32    `json:"epoch"`
 	Started  time.Time `json:"started,omitzero"`
 	Ended    time.Time `json:"ended,omitzero"`
-	ExitCode *uint32   `json:"exit_code,omitempty"` // since it has ended
+	ExitCode *uint32   `json:"exit_code,omitempty"` // since it has ended, when it is known
 	Signal   uint32    `json:"signal,omitempty"`
 	OOM      bool      `json:"oom,omitempty"`
 	CPU      float64   `json:"cpu_seconds,omitempty"`
@@ -43,7 +43,7 @@ func StatusOf(spec *procpb.Spec, t *procpb.Task, rank uint32) Status {
 	s := Status{ID: ProcessName(spec, t.Job, t.Index, rank).String(), Name: spec.GetName(), State: StateName(p.State), Node: sys.NodeID(p.Node).String(),
 		PID: p.Pid, Epoch: t.Epoch, Started: when(p.StartedNs), Ended: when(p.EndedNs), Signal: p.Signal, OOM: p.Oom,
 		CPU: float64(p.CpuNs) / 1e9, RSSMax: p.RssMax, Why: p.Why}
-	if Over(p.State) {
+	if Over(p.State) && p.State != procpb.State_LOST {
 		s.ExitCode = &p.ExitCode
 	}
 	return s

@@ -39,7 +39,7 @@ func (s *Server) serveSubmit(ctx context.Context, req *wire.Request) (wire.Respo
 	if err := parse(op, req.Payload, &r); err != nil {
 		return wire.Response{}, err
 	}
-	if err := Check(r.Spec); err != nil {
+	if err := checkNew(r.Spec); err != nil {
 		return wire.Response{}, err
 	}
 	if err := s.canRun(ctx, r.Spec); err != nil {

@@ -577,6 +577,10 @@ func TestWhatCanNeverRunIsRefusedAtOnce(t *testing.T) {
 		"an unknown label": {specOf(func(s *procpb.Spec) { s.Want = []*procpb.Label{{Key: "gpu", Value: "a100"}} }), "has no label gpu"},
 		"no such dir":      {specOf(func(s *procpb.Spec) { s.Dir = "/nowhere" }), "working directory"},
 		"no place for out": {specOf(func(s *procpb.Spec) { s.Out = "/nowhere/out" }), "make it first"},
+		"Koinon's own":     {specOf(func(s *procpb.Spec) { s.Env = []string{"A=1", "KOINON_RANK=5"} }), "choose another one"},
+		"a nameless value": {specOf(func(s *procpb.Spec) { s.Env = []string{"=5"} }), "NAME=VALUE"},
+		"no value":         {specOf(func(s *procpb.Spec) { s.Env = []string{"A"} }), "NAME=VALUE"},
+		"a zero byte":      {specOf(func(s *procpb.Spec) { s.Env = []string{"A\x00B=1"} }), "zero byte"},
 	} {
 		if id, err := w.c.Submit(t.Context(), c.spec); err == nil || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: expected an error with %q, found job %d, %v", name, c.says, id, err)

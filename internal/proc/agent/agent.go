@@ -129,7 +129,37 @@ func New(ctx context.Context, opts Options) (*Agent, error) {
 		return nil, errors.Join(err, a.exec.Close())
 	}
 	a.fence = a.was.fence
+	if err := a.missed(ctx); err != nil {
+		return nil, errors.Join(err, a.exec.Close(), a.store.close())
+	}
 	return a, nil
+}
+
+// missed ends what the store has as running when the executor was never told of
+// the node's fence, which happens before anything runs under it: its directory
+// was lost. It would take every attempt for one that was not started yet.
+func (a *Agent) missed(ctx context.Context) error {
+	if !a.exec.Missed(fenceEpoch(a.fence)) {
+		return nil
+	}
+	a.log.Warn("the executor's directory was lost: what ran is told as lost", "fence", a.fence)
+	for _, s := range a.was.tasks {
+		for _, p := range a.newTask(s.res, s.ranks).procs {
+			if p.taken || p.unborn != nil {
+				continue
+			}
+			end := &procpb.Process{State: procpb.State_LOST, Node: uint64(a.opts.Node), EndedNs: a.clock.Wall().UnixNano(),
+				Why: "the directory of the node's executor was lost: how it ended is not known"}
+			if err := a.store.setUnborn(p, end); err != nil {
+				return err
+			}
+			if s.ranks[p.rank] == nil {
+				s.ranks[p.rank] = &savedRank{}
+			}
+			s.ranks[p.rank].unborn = end
+		}
+	}
+	return a.exec.Fence(ctx, fenceEpoch(a.fence)) // after the ends are durable
 }
 
 // Register adds the methods of a node to a server.

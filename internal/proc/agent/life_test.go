@@ -268,6 +268,44 @@ func TestFence(t *testing.T) {
 	})
 }
 
+// TestExecutorIsGone: what the executor's directory was lost with is lost. It
+// has ended before that is told, and is not run again.
+func TestExecutorIsGone(t *testing.T) {
+	w := newWorld(t)
+	w.set(func() { w.fence = 3 })
+	w.up()
+	w.await("the fence", func() bool { return w.beat != nil && w.beat.Node.Fence == 3 })
+	starts := filepath.Join(w.dir, "starts")
+	w.start(w.reservation(1, "echo started >> "+starts+"; exec sleep 1000"))
+	w.start(w.reservation(2, "echo started >> "+starts+"; exec sleep 1000"))
+	w.await("two starts", func() bool { return len(w.began) == 2 })
+	pid := int(w.began[0].Process.Pid)
+	w.down()
+	if err := os.RemoveAll(filepath.Join(w.dir, "proc", "executor")); err != nil {
+		t.Fatal(err)
+	}
+	w.up()
+	if err := unix.Kill(pid, 0); !errors.Is(err, unix.ESRCH) {
+		t.Errorf("process %d of before is there: %v", pid, err)
+	}
+	for job := range uint64(2) {
+		if p := w.end(job + 1).Process; p.State != procpb.State_LOST || !strings.Contains(p.Why, "executor") {
+			t.Errorf("found %v", p)
+		}
+	}
+	w.free()
+	w.start(w.reservation(3, "echo started >> "+starts))
+	w.end(3)
+	w.restart() // which finds nothing amiss
+	w.start(w.reservation(4, "exit 0"))
+	if p := w.end(4).Process; p.State != procpb.State_EXITED {
+		t.Errorf("found %v", p)
+	}
+	if text := string(must(os.ReadFile(starts))); text != strings.Repeat("started\n", 3) {
+		t.Errorf("three starts expected, found %q", text)
+	}
+}
+
 // TestSignals: a stop with grace, a plain signal, and what cannot be told yet.
 func TestSignals(t *testing.T) {
 	w := newWorld(t)

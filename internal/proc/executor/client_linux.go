@@ -44,6 +44,7 @@ type Executor struct {
 	closed  context.Context
 	close   context.CancelFunc
 	limits  Enforced
+	fence   *uint64 // when it was opened; nil: the supervisor is older than the question
 	waiting sync.WaitGroup
 }
 
@@ -67,9 +68,11 @@ func Open(ctx context.Context, dir string, opts Options) (*Executor, error) {
 	x := &Executor{dir: dir, opts: opts}
 	x.closed, x.close = context.WithCancel(context.Background())
 	x.http = &http.Client{Transport: &http.Transport{DialContext: x.dial, MaxIdleConnsPerHost: 16, DisableCompression: true}}
-	if x.limits, err = call[Enforced](ctx, x, callEnforced, struct{}{}); err != nil {
+	reply, err := call[enforcedReply](ctx, x, callEnforced, struct{}{})
+	if err != nil {
 		return nil, errors.Join(err, x.Close())
 	}
+	x.limits, x.fence = reply.Enforced, reply.Fence
 	return x, nil
 }
 
@@ -134,6 +137,11 @@ func (x *Executor) Fence(ctx context.Context, epoch uint64) error {
 	_, err := call[struct{}](ctx, x, callFence, epochRequest{epoch})
 	return err
 }
+
+// Missed reports whether the supervisor, when it was opened, had not heard of a Fence of this epoch: its directory is not
+// the one that was told of it, and knows nothing of the attempts of before. What an earlier supervisor of the directory ran
+// has ended by then. A supervisor that does not tell has missed nothing, since one that is started is never older.
+func (x *Executor) Missed(epoch uint64) bool { return x.fence != nil && *x.fence < epoch }
 
 // Sweep kills all that runs with an epoch below the given one, and returns when it has ended, as Fenced, and that is
 // recorded. Call Fence before.

@@ -142,7 +142,7 @@ func (s *supervisor) handler() http.Handler {
 	handle(mux, callEvents, s.tellEvents)
 	handle(mux, callOutput, s.output)
 	handle(mux, callAck, s.ack)
-	handle(mux, callEnforced, func(context.Context, struct{}) (Enforced, error) { return s.groups.enforced, nil })
+	handle(mux, callEnforced, s.tellEnforced)
 	handle(mux, callShutdown, s.shutdown)
 	return mux
 }
@@ -266,6 +266,13 @@ func (s *supervisor) closeStdin(ctx context.Context, req idRequest) (struct{}, e
 		return struct{}{}, nil
 	}
 	return struct{}{}, f.Close()
+}
+
+func (s *supervisor) tellEnforced(context.Context, struct{}) (enforcedReply, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	fence := s.fence
+	return enforcedReply{Enforced: s.groups.enforced, Fence: &fence}, nil
 }
 
 func (s *supervisor) setFence(_ context.Context, req epochRequest) (struct{}, error) {

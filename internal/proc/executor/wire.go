@@ -92,6 +92,12 @@ type (
 	}
 )
 
+// enforcedReply is Enforced, and the highest epoch of a fence.
+type enforcedReply struct {
+	Enforced
+	Fence *uint64 `json:",omitempty"` // older supervisors do not tell it
+}
+
 // stdinReply names a descriptor of the supervisor, and the pipe that it must be when it is opened.
 type stdinReply struct {
 	Path  string
