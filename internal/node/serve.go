@@ -164,7 +164,7 @@ func (s *server) openReplica() (err error) {
 	keys, procs := kv.NewMachine(), proc.NewMachine(s.database != nil)
 	s.host, err = replica.Open(replica.Config{
 		Dir: filepath.Join(s.cfg.Dir, "replica"), FS: env.Disk, Clock: s.clock, Cluster: s.cfg.Cluster, Self: s.cfg.ID, Voters: voters,
-		Transport: s.transport, Logger: s.log, SessionTTL: remote.SessionLife, Rejoin: s.cfg.Rejoin,
+		Transport: s.transport, Logger: s.log, SessionTTL: remote.SessionLife, Rejoin: s.cfg.Rejoin, Mark: s.cfg.TLS.Key + ".served",
 		BlockCacheBytes: int64(s.cfg.Limits.StateCache), ReserveBytes: int64(s.cfg.Limits.MinFree) / 2,
 	}, map[replica.Namespace]replica.Machine{replica.NSMeta: embedded.Machine{}, replica.NSCluster: cluster.Machine{}, replica.NSKV: keys, replica.NSProc: procs})
 	if err != nil {

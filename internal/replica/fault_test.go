@@ -235,6 +235,47 @@ func TestWipedReplicaRejoins(t *testing.T) {
 	c.must(add("x"))
 }
 
+// A replica whose directory is gone, and which nobody tells to rejoin, does not
+// vote as if it were new: the mark beside its key tells.
+func TestLostDirectoryIsTold(t *testing.T) {
+	c := newCluster(t, 3, func(cfg *replica.Config) { cfg.Mark = "node.key.served" })
+	behind, lost := c.follower(), sys.NodeID(0)
+	c.close(behind)
+	c.must(add("x"))
+	for id := sys.NodeID(1); id <= 3; id++ {
+		if id != behind && id != c.leader() {
+			lost = id
+		}
+	}
+	leader := c.leader()
+	c.close(leader)
+	c.close(lost)
+	if err := c.fs[lost].RemoveAll(c.config(lost).Dir); err != nil {
+		t.Fatal(err)
+	}
+	c.open(lost)
+	c.open(behind) // these two alone do not know of x
+	c.await("the lost one to say that it does not vote", func() bool {
+		return strings.Contains(c.group(lost).Status().Damaged, "does not vote")
+	})
+	c.open(leader)
+	c.await("the lost one to return", func() bool {
+		return c.count(lost, "x") == 1 && c.group(lost).Status().Damaged == ""
+	})
+}
+
+func TestOnlyVoterWithoutDirectoryRefusesToOpen(t *testing.T) {
+	c := newCluster(t, 1, func(cfg *replica.Config) { cfg.Mark = "node.key.served" })
+	c.must(add("x"))
+	c.close(1)
+	if err := c.fs[1].RemoveAll(c.config(1).Dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := replica.Open(c.config(1), machines()); !sys.Is(err, sys.Invalid) || !strings.Contains(err.Error(), "node.key.served") {
+		t.Fatalf("a refusal that names the mark expected, found %v", err)
+	}
+}
+
 func TestOnlyReplicaWithDamageRefusesToOpen(t *testing.T) {
 	c := newCluster(t, 1, nil)
 	for range 100 {

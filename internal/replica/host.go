@@ -116,6 +116,9 @@ func (h *Host) open() error {
 		return err
 	}
 	exists, err := checkIdentity(cfg)
+	if err == nil {
+		err = checkMark(cfg, exists)
+	}
 	if err != nil {
 		return err
 	}

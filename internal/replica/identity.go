@@ -104,6 +104,33 @@ func checkIdentity(cfg *Config) (exists bool, err error) {
 	return true, nil
 }
 
+// checkMark looks for the mark of an earlier start, and leaves one.
+func checkMark(cfg *Config, exists bool) error {
+	const op = sys.Op("replica.Open")
+	if cfg.Mark == "" {
+		return nil
+	}
+	b, err := readFile(cfg.FS, cfg.Mark)
+	if err != nil {
+		return sys.E(op, sys.Subject(cfg.Mark), err)
+	}
+	id, err := decodeIdentity(b)
+	switch served := err == nil && id.cluster == cfg.Cluster && id.node == cfg.Self; {
+	case !served:
+		if err := writeFile(cfg.FS, cfg.Mark, identity{format, cfg.Cluster, cfg.Self}.encode()); err != nil {
+			cfg.Logger.Warn("the loss of this node's directory could not be told from a first start: never start it on an empty one without rejoin", "err", err)
+		}
+	case exists:
+	case len(cfg.Voters) == 1:
+		return sys.E(op, sys.Invalid, sys.Subject(cfg.Dir), fmt.Sprintf(
+			"it is empty, although this node has served before: see that its disk is mounted, or bring it back from a backup; to begin anew with nothing remove %s", cfg.Mark))
+	default:
+		cfg.Logger.Warn("this node has served before, and its directory is empty: it learns from the others before it votes", "dir", cfg.Dir, "mark", cfg.Mark)
+		cfg.Rejoin = true
+	}
+	return nil
+}
+
 // writeIdentity makes the directory this node's, durably.
 func writeIdentity(cfg *Config) error {
 	fs := cfg.FS
