@@ -102,6 +102,41 @@ func TestDatabaseAway(t *testing.T) {
 	}
 }
 
+// TestDatabaseHangs: a database that stands still, and does not even break its
+// connections, is like one that is away: what waits for it ends in time with EIO,
+// who asks is told of the database and not of nodes, and all goes on by itself.
+func TestDatabaseHangs(t *testing.T) {
+	s := mysqltest.Start(t)
+	d := up(t, 3, "--meta", inFile(t, s.Create(t, "koinon")))
+	d.stop()
+	d.timeout("4s")
+	d.start()
+	d.mustPut("kept", []byte("kept"))
+	s.Signal(syscall.SIGSTOP)
+	began := time.Now()
+	if err := os.Mkdir(filepath.Join(d.mount, "refused"), 0o755); !errors.Is(err, syscall.EIO) {
+		t.Errorf("with a database that hangs a program gets %v", err)
+	}
+	if waited := time.Since(began); waited > 20*time.Second {
+		t.Errorf("it waited for %v", waited)
+	}
+	address := fmt.Sprintf("127.0.0.1:%d", s.Port)
+	out := d.refused(15*time.Second, []string{"ls", "/"}, address, "the database does not answer", "koinon status")
+	log, err := os.ReadFile(d.at("mount", "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	says(t, string(log), address, "the database does not answer")
+	if strings.Contains(out+string(log), "no majority") || strings.Contains(out+string(log), "no node leads") {
+		t.Errorf("somebody is told of nodes:\n%s\n%s", out, log)
+	}
+	says(t, d.koinon("--config", d.at("client.toml"), "status"), "3 of 3 up", "the database does not answer")
+	s.Signal(syscall.SIGCONT)
+	d.mustPut("again", []byte("again"))
+	holds(t, filepath.Join(d.mount, "kept"), "kept")
+	d.fsck()
+}
+
 // smallDisk is a file system of its own until the test ends.
 func smallDisk(t *testing.T, size string) string {
 	t.Helper()

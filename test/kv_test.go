@@ -59,7 +59,10 @@ func TestKeys(t *testing.T) {
 	say(2, "kv watch", "koinon kv watch --help")
 	say(1, "kv put "+strings.Repeat("k", 4097)+" v", "4097 bytes, at most 4096")
 	say(0, "kv watch --prefix /a --from 1 --limit 3", "1 put /a one\n2 put /a two\n3 put /a three\n")
-	say(0, "kv put /c - ", "revision 4")
+	say(0, "kv put /c - -o json", `"revision": 4`, `"size": 0`)
+	say(0, "kv put /c four -o json", `"revision": 5`, `"size": 4`)
+	say(0, "kv cas /c seven11 --if-revision 5 -o json", `"revision": 6`, `"size": 7`)
+	d.exits(0, []string{"kv", "put", "\xff", "x", "-o", "json"}, `"key_base64": "/w=="`)
 
 	raw := make([]byte, 256<<10)
 	for i := range raw {
@@ -220,12 +223,16 @@ func TestLockIsLost(t *testing.T) {
 	d.koinon("lock", "l", "--", "true") // when its time is over
 
 	cut := hold("l", d.besides("cut"))
+	obeys := d.background("lock", "--ttl", ttl.String(), "--grace", "1s", "o", "--", "sh", "-c", "echo > "+d.besides("obeys")+"; exec sleep 60")
+	eventually(t, 10*time.Second, "the command runs", func() bool { return grown(d.besides("obeys")) > 0 })
 	leader := d.leader()
 	began = time.Now()
 	d.kill(leader)
 	d.kill(leader%3 + 1)
-	if err := cut.end(10 * time.Second); code(err) != 123 {
-		t.Errorf("a process cut off from the majority ended with %v", err)
+	for _, r := range []*run{cut, obeys} {
+		if err := r.end(20 * time.Second); code(err) != 123 {
+			t.Errorf("a process cut off from the majority ended with %v", err)
+		}
 	}
 	if took := time.Since(began); took > ttl+2*time.Second {
 		t.Errorf("it held on for %v", took)

@@ -80,6 +80,10 @@ func (a *app) copyBlocks(ctx context.Context, from, to string, verify bool) erro
 	}}
 	r, err := node.CopyBlocks(ctx, cfg, from, to, opts, a.logger())
 	bar.Finish()
+	if errors.Is(err, blockcopy.ErrDamaged) {
+		a.note("%d blocks were copied, %d were there, %d are damaged", r.Copied, r.There, r.Damaged)
+		return err
+	}
 	if err != nil {
 		a.note("%d blocks were copied, %d were there: run the command again to go on", r.Copied, r.There)
 		return err

@@ -159,9 +159,11 @@ func (k *kvApp) line(v any) error {
 	return enc.Encode(v)
 }
 
-// changed tells the revision of a change.
-func (k *kvApp) changed(key string, revision uint64) error {
-	return k.print(kvEntry{Key: key, Revision: revision}, func(w io.Writer) { row(w, fmt.Sprint("revision ", revision)) })
+// changed tells the revision of a key that was set, with the size of its value.
+func (k *kvApp) changed(key string, size int, revision uint64) error {
+	out := newKVEntry(koinon.Entry{Key: key, Size: size, Revision: revision})
+	out.Value = nil // whoever set it has it
+	return k.print(out, func(w io.Writer) { row(w, fmt.Sprint("revision ", revision)) })
 }
 
 func newKVGetCommand(k *kvApp) *cobra.Command {
@@ -220,7 +222,7 @@ func newKVPutCommand(k *kvApp) *cobra.Command {
 				if err != nil {
 					return kvError("set", args[0], err)
 				}
-				return k.changed(args[0], revision)
+				return k.changed(args[0], len(value), revision)
 			})
 		},
 	}
@@ -267,7 +269,7 @@ is left as it is then.`,
 				if err != nil {
 					return kvError("set", args[0], err)
 				}
-				return k.changed(args[0], revision)
+				return k.changed(args[0], len(value), revision)
 			})
 		},
 	}

@@ -111,10 +111,8 @@ func (k *kvApp) locked(ctx context.Context, kv *koinon.KV, name string, command 
 		return err
 	}
 	err = k.guard(ctx, lock, command, f.grace)
-	patience := closeTimeout
-	if lock.Left() == 0 {
-		patience = lostTimeout
-	}
+	// When its time is over the cluster gives it up by itself.
+	patience := max(lostTimeout, min(closeTimeout, lock.Left()))
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
 	defer cancel()
 	if uerr := lock.Unlock(ctx); uerr != nil {

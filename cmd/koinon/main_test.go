@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -24,6 +25,15 @@ import (
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
+
+// TestMain is the supervisor of a node that a test runs in this process: a node
+// starts its own program for that.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == superviseName {
+		os.Exit(run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	}
+	os.Exit(m.Run())
+}
 
 // command runs a command line as a user without any cluster would, outside a
 // terminal.

@@ -48,6 +48,9 @@ type Info struct {
 	Key sys.BlockKey
 	// Size is in bytes.
 	Size int
+	// Lacks says what is missing of a block that is not whole, where the store
+	// looks for that; "" for nothing.
+	Lacks string
 }
 
 // Usage says how full a store is. Sizes are in bytes. A store of several nodes

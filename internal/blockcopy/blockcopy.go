@@ -6,6 +6,7 @@ package blockcopy
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -37,6 +38,7 @@ type Report struct {
 	Bytes   int64 `json:"bytes_copied"` // in them
 	There   int64 `json:"there"`        // blocks that were there already
 	Removed int64 `json:"removed"`      // blocks that were deleted from the source meanwhile
+	Damaged int64 `json:"damaged"`      // blocks that are not as they were put in the source, and were left out
 }
 
 const op = sys.Op("blocks copy")
@@ -50,11 +52,29 @@ type copier struct {
 	opts     Options
 	mu       sync.Mutex
 	report   Report
-	err      error // the first
+	err      error   // the first
+	damaged  []error // of the source, not all
 }
 
-// Run copies. The first block that cannot be copied ends it; the report tells
-// what was done until then.
+// leaveOut notes a block that is damaged in the source.
+func (c *copier) leaveOut(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.report.Damaged++; c.report.Damaged <= damagedMax {
+		c.damaged = append(c.damaged, err)
+	}
+}
+
+// ErrDamaged is in the error of Run when all blocks were copied but some that the
+// source does not have as they were put.
+var ErrDamaged = errors.New("everything else was copied; `koinon fsck` says whether files need them: write those again, or restore them from a backup")
+
+// damagedMax is how many damaged blocks an error names.
+const damagedMax = 100
+
+// Run copies. A block that is damaged in the source, of kind Corrupt, is left
+// out, and told in the end with ErrDamaged. The first other one that cannot be
+// copied ends it; the report tells what was done until then.
 func Run(ctx context.Context, from, to block.Store, opts Options) (Report, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -85,6 +105,10 @@ func Run(ctx context.Context, from, to block.Store, opts Options) (Report, error
 	wg.Wait()
 	if c.err != nil {
 		err = c.err
+	}
+	if err == nil && c.report.Damaged > 0 {
+		err = sys.E(op, sys.Corrupt, fmt.Errorf("%d blocks are damaged in the source and were left out: %w\n%w",
+			c.report.Damaged, errors.Join(c.damaged...), ErrDamaged))
 	}
 	return c.report, err
 }
@@ -128,7 +152,12 @@ func (c *copier) one(ctx context.Context, info block.Info) error {
 	}
 	removed := false
 	if !there || c.opts.Verify {
-		if removed, err = c.compare(ctx, info, !there); err != nil {
+		removed, err = c.compare(ctx, info, !there)
+		if errors.As(err, new(*damaged)) {
+			c.leaveOut(err)
+			return nil
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -175,12 +204,18 @@ func differs(key sys.BlockKey) error {
 	return sys.E(op, sys.Exist, block.Subject(key), "the destination holds other bytes under this name: it is another cluster's, give an empty one")
 }
 
+// damaged is the error of a block that the source does not have as it was put.
+type damaged struct{ error }
+
 // compare reads a block from both sides, after it has put it when asked to.
 // removed says that the source has it no more.
 func (c *copier) compare(ctx context.Context, info block.Info, put bool) (removed bool, err error) {
 	want, err := c.from.Read(ctx, info.Key, 0, info.Size)
 	if sys.Is(err, sys.NotExist) {
 		return true, nil
+	}
+	if sys.Is(err, sys.Corrupt) {
+		return false, &damaged{err}
 	}
 	if err != nil {
 		return false, fmt.Errorf("reading the source: %w", err)

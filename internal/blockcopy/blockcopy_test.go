@@ -3,6 +3,8 @@ package blockcopy_test
 import (
 	"bytes"
 	"context"
+	"errors"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -101,6 +103,20 @@ func TestWrongBytes(t *testing.T) {
 				t.Errorf("expected %v, found %v", c.kind, err)
 			}
 		})
+	}
+}
+
+// One block that is damaged in the source is told, and all others are copied.
+func TestGoesOnPastDamage(t *testing.T) {
+	from, to := filled(t, 50), block.NewMemory()
+	key := blocktest.Key(7, 2, 0)
+	from.Damage(key, 0)
+	for _, there := range []int64{0, 49} {
+		r, err := blockcopy.Run(t.Context(), from, to, blockcopy.Options{Groups: groups})
+		if !errors.Is(err, blockcopy.ErrDamaged) || !strings.Contains(err.Error(), string(block.Subject(key))) ||
+			r.Damaged != 1 || r.Copied != 49-there || r.There != there {
+			t.Errorf("%+v, %v", r, err)
+		}
 	}
 }
 

@@ -260,7 +260,7 @@ func (c *Client) Install(m *clusterpb.Map) error {
 // Refresh fetches the map from any node that answers. It tries until ctx is
 // done or the client's timeout is over.
 func (c *Client) Refresh(ctx context.Context) error {
-	return c.retry(ctx, "cluster.Refresh", func(ctx context.Context, addr string) (sys.NodeID, error) {
+	return c.retry(ctx, "cluster.Refresh", time.Now(), nil, func(ctx context.Context, addr string) (sys.NodeID, error) {
 		return 0, c.Learn(ctx, addr)
 	})
 }
@@ -292,15 +292,19 @@ func (c *Client) CallLeader(ctx context.Context, m wire.Method, header, payload 
 // CallLeaderCounted is CallLeader; open says that some try may have been
 // executed although it was not answered: the outcome of an error is open then.
 func (c *Client) CallLeaderCounted(ctx context.Context, m wire.Method, header, payload []byte) (reply *wire.Reply, open bool, err error) {
-	if addr := c.addrOf(sys.NodeID(c.leader.Load())); addr != "" { // the common case costs nothing more
+	began, failed, caller := time.Now(), map[string]error(nil), ctx
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout) // of all tries together: a leader may never answer
+	defer cancel()
+	if addr := c.addrOf(sys.NodeID(c.leader.Load())); addr != "" { // the common case
 		reply, err = c.conn(addr, false).Call(ctx, m, header, payload)
 		open = unanswered(err)
-		if err == nil || !transient(err) || ctx.Err() != nil {
+		if err == nil || !transient(err) || caller.Err() != nil {
 			return reply, open, err
 		}
 		c.noteLeader(err)
+		failed = map[string]error{addr: err}
 	}
-	err = c.retry(ctx, "cluster.CallLeader", func(ctx context.Context, addr string) (sys.NodeID, error) {
+	err = c.retry(ctx, "cluster.CallLeader", began, failed, func(ctx context.Context, addr string) (sys.NodeID, error) {
 		var err error
 		reply, err = c.conn(addr, false).Call(ctx, m, header, payload)
 		if err == nil {
@@ -316,7 +320,7 @@ func (c *Client) CallLeaderCounted(ctx context.Context, m wire.Method, header, p
 // CallAny sends a request to the nodes, one after the other, until one answers.
 // The caller releases the reply.
 func (c *Client) CallAny(ctx context.Context, m wire.Method, header, payload []byte) (reply *wire.Reply, err error) {
-	err = c.retry(ctx, "cluster.CallAny", func(ctx context.Context, addr string) (_ sys.NodeID, err error) {
+	err = c.retry(ctx, "cluster.CallAny", time.Now(), nil, func(ctx context.Context, addr string) (_ sys.NodeID, err error) {
 		reply, err = c.conn(addr, false).Call(ctx, m, header, payload)
 		return 0, err
 	})
@@ -383,15 +387,20 @@ func (c *Client) Addrs() []string {
 }
 
 // retry calls try on one node after the other, first on the node that the last
-// answer named, until it succeeds or fails for good.
-func (c *Client) retry(ctx context.Context, op sys.Op, try func(ctx context.Context, addr string) (hint sys.NodeID, err error)) error {
-	began := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
+// answer named, until it succeeds or fails for good. began is when the operation
+// began, and failed, which may be nil, has the nodes that were tried since.
+func (c *Client) retry(ctx context.Context, op sys.Op, began time.Time, failed map[string]error, try func(ctx context.Context, addr string) (hint sys.NodeID, err error)) error {
+	ctx, cancel := context.WithDeadline(ctx, began.Add(c.cfg.Timeout))
 	defer cancel()
-	failed := map[string]error{}
+	if failed == nil {
+		failed = map[string]error{}
+	}
 	pause := 2 * time.Millisecond
 	next := c.addrOf(sys.NodeID(c.leader.Load()))
 	for i := 0; ; i++ {
+		if ctx.Err() != nil {
+			return c.gaveUp(ctx, op, time.Since(began).Round(time.Second), failed)
+		}
 		addrs := c.Addrs()
 		addr := next
 		if addr == "" && i == 0 {
@@ -424,9 +433,6 @@ func (c *Client) retry(ctx context.Context, op sys.Op, try func(ctx context.Cont
 				pause = min(pause*2, 50*time.Millisecond)
 			}
 		}
-		if ctx.Err() != nil {
-			return c.gaveUp(ctx, op, time.Since(began).Round(time.Second), failed)
-		}
 	}
 }
 
@@ -457,9 +463,9 @@ func (c *Client) gaveUp(ctx context.Context, op sys.Op, waited time.Duration, fa
 	if errors.Is(context.Cause(ctx), context.Canceled) {
 		return sys.E(op, sys.Interrupted, context.Cause(ctx))
 	}
-	missing, troubles := c.missing(ctx, failed)
+	missing, troubles, led := c.missing(ctx, failed)
 	switch {
-	case len(missing) > 0:
+	case len(missing) > 0 && !led:
 	case len(troubles) > 0:
 		return sys.E(op, sys.Unavailable, fmt.Sprintf("gave up after %v: %s; when that is mended all goes on, see `koinon status`", waited, strings.Join(troubles, "; ")))
 	default:
@@ -477,9 +483,10 @@ func (c *Client) gaveUp(ctx context.Context, op sys.Op, waited time.Duration, fa
 const askMissing = 1500 * time.Millisecond
 
 // missing tells which nodes do not answer, and of what trouble the others know,
-// both in order. One that failed us may have done so because the others were
+// both in order, and whether the leader knows of one: that is why, whoever else is
+// missing. One that failed us may have done so because the others were
 // missing: it is asked whether it is there itself.
-func (c *Client) missing(ctx context.Context, failed map[string]error) (missing, troubles []string) {
+func (c *Client) missing(ctx context.Context, failed map[string]error) (missing, troubles []string, led bool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askMissing)
 	defer cancel()
 	var mu sync.Mutex
@@ -501,13 +508,14 @@ func (c *Client) missing(ctx context.Context, failed map[string]error) (missing,
 				missing = append(missing, name)
 			case r.Trouble != "":
 				troubles = append(troubles, name+": "+r.Trouble)
+				led = led || r.Role == "leader"
 			}
 		})
 	}
 	wg.Wait()
 	slices.Sort(missing)
 	slices.Sort(troubles)
-	return missing, troubles
+	return missing, troubles, led
 }
 
 // OpenSession opens a session at the leader; name tells people whose it is.

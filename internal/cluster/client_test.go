@@ -20,6 +20,7 @@ import (
 const (
 	methodWho   wire.Method = 900 // nothing -> nothing; from the leader
 	methodFails wire.Method = 901 // the leader is Unavailable
+	methodHangs wire.Method = 902 // the leader does not answer
 )
 
 // nodes are some that know the map and who leads, and count who connects.
@@ -80,10 +81,11 @@ func startNodes(t *testing.T, n int, leader uint64) *nodes {
 		}
 		srv.Handle(methodWho, leads(nil))
 		srv.Handle(methodFails, leads(sys.E(sys.Unavailable, "in trouble")))
+		srv.Handle(methodHangs, hangs(uint64(i+1) == leader, leads(nil)))
 		srv.Handle(MethodStatus, func(context.Context, *wire.Request) (wire.Response, error) {
 			r := &clusterpb.StatusReply{Node: uint64(i + 1)}
 			if r.Node == leader {
-				r.Trouble = ns.trouble
+				r.Trouble, r.Role = ns.trouble, "leader"
 			}
 			return wire.Response{Header: mustMarshal(r)}, nil
 		})
@@ -97,6 +99,16 @@ func startNodes(t *testing.T, n int, leader uint64) *nodes {
 		})
 	}
 	return ns
+}
+
+// hangs answers as then does, the leader when nobody waits any more.
+func hangs(leader bool, then wire.HandlerFunc) wire.HandlerFunc {
+	return func(ctx context.Context, req *wire.Request) (wire.Response, error) {
+		if leader {
+			<-ctx.Done()
+		}
+		return then(ctx, req)
+	}
 }
 
 // Who only asks something of the leader connects to it and to no third node,
@@ -156,6 +168,36 @@ func TestTrouble(t *testing.T) {
 		if err := client.Close(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestLeaderHangs: a leader that does not answer, because what it depends on does
+// not, costs the stated time once, and is asked why; whoever else is missing.
+func TestLeaderHangs(t *testing.T) {
+	ns := startNodes(t, 3, 2)
+	ns.trouble = "the database does not answer"
+	seeds := append([]string{"127.0.0.1:1"}, ns.seeds...)
+	client, err := Dial(t.Context(), Config{Cluster: "test", Seeds: seeds, TLS: ns.client.ClientTLS(), Timeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, known := range []bool{false, true} {
+		if known { // who leads
+			r, err := client.CallLeader(t.Context(), methodWho, nil, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Release()
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second) // else it would hang for ever
+		_, err = client.CallLeader(ctx, methodHangs, nil, nil)
+		cancel()
+		if want := "gave up after 1s: n2 at " + ns.seeds[1] + ": the database does not answer"; err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("expected %q, found %v", want, err)
+		}
+	}
+	if err := client.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

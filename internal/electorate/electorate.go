@@ -44,6 +44,13 @@ func Next(nodes []Node) (voters, learners []sys.NodeID, change bool) {
 	nodes = slices.Clone(nodes)
 	slices.SortFunc(nodes, func(a, b Node) int { return cmp.Compare(a.ID, b.ID) })
 	chosen := choose(nodes)
+	if len(chosen) == 0 { // all are leaving: they stay until another one has learned enough
+		for _, n := range nodes {
+			if n.Voter {
+				chosen = append(chosen, n.ID)
+			}
+		}
+	}
 	if len(chosen) == 0 {
 		return nil, nil, false
 	}

@@ -65,6 +65,8 @@ func TestNext(t *testing.T) {
 		{"five become three", "1V 2V 3V 4VL 5Vd", "[1 2 4] [3 5]"},
 		{"the only one cannot leave", "1VLd", ""},
 		{"the only one leaves to another", "1VLd 2l", "[2] [1]"},
+		{"all leave, and another one is new", "1VLd 2 3Vxd 4Vxd", "[1 3 4] [2]"},
+		{"all leave to the new one", "1VLd 2l 3Vxd 4Vxd", "[2] [1 3 4]"},
 		{"zones are spread", "1VL/a 2l/a 3l/a 4l/b 5s/c", "[1 2 4] [3 5]"},
 		{"a lost one is replaced from its own zone", "1VL/a 2V/b 3Vx/c 4l/a 5s/b 6l/c", "[1 2 6] [3 4 5]"},
 	} {

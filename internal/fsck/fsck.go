@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -57,6 +58,7 @@ type Report struct {
 	Blocks   int64             `json:"blocks"`   // that files need
 	Copies   int64             `json:"copies"`   // of them, on all nodes
 	Missing  int64             `json:"missing"`  // blocks with no copy at all
+	Broken   int64             `json:"broken"`   // blocks of which a part is missing
 	Thin     int64             `json:"thin"`     // blocks with some copies but not all; nodes heal them by themselves
 	Orphans  int64             `json:"orphans"`  // blocks that no file, quarantine, writer or queue knows of
 	Silent   []string          `json:"silent"`   // nodes that did not answer
@@ -89,6 +91,7 @@ type checker struct {
 	report *Report
 	copies map[sys.BlockKey]uint8    // how many nodes have a block
 	need   map[sys.BlockKey]struct{} // blocks that files have
+	lacks  map[sys.BlockKey]string   // what is missing of blocks that are not whole
 	silent map[sys.NodeID]error
 }
 
@@ -121,7 +124,7 @@ func Run(ctx context.Context, tree Tree, blocks Replicas, opts Options) (*Report
 
 func run(ctx context.Context, tree Tree, blocks Replicas, opts Options) (*Report, error) {
 	c := &checker{opts: opts, blocks: blocks, report: &Report{}, copies: map[sys.BlockKey]uint8{},
-		need: map[sys.BlockKey]struct{}{}, silent: map[sys.NodeID]error{}}
+		need: map[sys.BlockKey]struct{}{}, lacks: map[sys.BlockKey]string{}, silent: map[sys.NodeID]error{}}
 	// Blocks are listed before the tree is looked at: those that belong to
 	// nothing then never will. What is put afterwards is asked for again.
 	if err := c.list(ctx); err != nil {
@@ -179,6 +182,9 @@ func (c *checker) listOn(ctx context.Context, node sys.NodeID, pg sys.PG) error 
 	listed := 0
 	return c.blocks.EachOn(ctx, node, pg, func(i block.Info) {
 		c.copies[i.Key]++
+		if i.Lacks != "" {
+			c.lacks[i.Key] = i.Lacks
+		}
 		if listed++; node == 0 && listed%block.ListMax == 0 {
 			c.opts.Progress("listing blocks", listed, 0)
 		}
@@ -218,6 +224,16 @@ func (c *checker) needs(s *metapb.Slice) {
 	}
 }
 
+// broken tells the blocks that files need and that are not whole.
+func (c *checker) broken() {
+	for _, key := range slices.SortedFunc(maps.Keys(c.lacks), order) {
+		if _, needed := c.need[key]; needed {
+			c.report.Broken++
+			c.report.problem("block %v lacks %s: reading its file there gives EIO; write the file again, or restore it from a backup", key, c.lacks[key])
+		}
+	}
+}
+
 // heldEvery is after how many blocks looked for the view is used, so that it
 // does not end.
 const heldEvery = 256
@@ -225,6 +241,7 @@ const heldEvery = 256
 // compare holds what files need against what nodes have.
 func (c *checker) compare(ctx context.Context) error {
 	c.report.Blocks = int64(len(c.need))
+	c.broken()
 	var doubtful []sys.BlockKey
 	for key := range c.need {
 		n := int(c.copies[key])

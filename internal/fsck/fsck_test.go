@@ -151,6 +151,31 @@ func TestFsck(t *testing.T) {
 	}
 }
 
+// lacking are nodes of which the second has no block whole.
+type lacking struct{ nodes }
+
+func (n lacking) EachOn(ctx context.Context, id sys.NodeID, pg sys.PG, fn func(block.Info)) error {
+	return n.nodes.EachOn(ctx, id, pg, func(i block.Info) {
+		if id == 2 {
+			i.Lacks = "2 of its 4 pages"
+		}
+		fn(i)
+	})
+}
+
+// A block that is there in part is none that a file can be read from.
+func TestBlocksThatAreNotWhole(t *testing.T) {
+	tree, ns, _ := cluster(t)
+	put(t, ns[2], sys.BlockKey{Slice: sys.PlaceSlice(777, pgs)}) // of no file
+	r, err := fsck.Run(context.Background(), still{tree}, lacking{ns}, fsck.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Broken != 2 || r.Sound() || !strings.Contains(strings.Join(r.Problems, "\n"), "lacks 2 of its 4 pages") {
+		t.Errorf("%d broken: %q", r.Broken, r.Problems)
+	}
+}
+
 func TestReservedSlicesAreNoOrphans(t *testing.T) {
 	tree, ns, _ := cluster(t)
 	res, err := tree.Do(context.Background(), &metapb.Command{Op: &metapb.Command_AllocSlices{AllocSlices: &metapb.AllocSlices{Count: 1, Session: 2}}})

@@ -50,10 +50,11 @@ func CopyBlocks(ctx context.Context, cfg *config.Client, from, to string, opts b
 		return r, err
 	}
 	opts.Groups = src.groups
-	if r, err = blockcopy.Run(ctx, src.store, dst.store, opts); err != nil {
+	if r, err = blockcopy.Run(ctx, src.store, dst.store, opts); err != nil && !errors.Is(err, blockcopy.ErrDamaged) {
 		return r, err
 	}
-	return r, dst.redis.EndCopy(ctx)
+	// What is damaged will not come however often it is tried.
+	return r, errors.Join(err, dst.redis.EndCopy(ctx))
 }
 
 // copyEnd is one side of a copy.

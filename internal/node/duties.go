@@ -137,7 +137,8 @@ func (s *server) status() *clusterpb.StatusReply {
 	if st.NoSpace {
 		trouble = append(trouble, "the disk is full: new commands are refused until there is space")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	// Half of what the least patient, `dev status`, gives a node to answer.
+	ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
 	defer cancel()
 	if t := s.tree.Trouble(ctx); t != "" {
 		trouble = append(trouble, t)

@@ -29,7 +29,7 @@ func (inRedis) Nodes(sys.PG) []sys.NodeID { return []sys.NodeID{0} }
 // EachOn implements fsck.Replicas. SCAN tells some blocks twice.
 func (r inRedis) EachOn(ctx context.Context, _ sys.NodeID, _ sys.PG, fn func(block.Info)) error {
 	seen := make(map[sys.BlockKey]struct{})
-	return r.Walk(ctx, func(infos []block.Info) error {
+	return r.WalkWhole(ctx, func(infos []block.Info) error {
 		for _, i := range infos {
 			if _, ok := seen[i.Key]; !ok {
 				seen[i.Key] = struct{}{}

@@ -61,6 +61,11 @@ func Join(ctx context.Context, o JoinOptions, log *slog.Logger) (path string, er
 	if len(o.Seeds) == 0 || o.Token == "" || o.Listen == "" {
 		return "", sys.E(opJoin, sys.Invalid, sys.Subject(o.Dir), "the directory has joined no cluster yet: give --join HOST:PORT of a node, --token, and --listen HOST:PORT")
 	}
+	for _, seed := range o.Seeds {
+		if _, _, err := splitAddr("--join", seed); err != nil {
+			return "", err
+		}
+	}
 	token, err := auth.ParseToken(o.Token)
 	if err != nil {
 		return "", err
@@ -181,12 +186,21 @@ func checkFresh(dir string, expected ...string) error {
 		"it holds %s: give an empty directory, or, to start the node that it belongs to, that node's configuration with --config", strings.Join(other[:min(len(other), 3)], ", ")))
 }
 
+// splitAddr takes the address that a flag gives apart.
+func splitAddr(flag, addr string) (host, port string, err error) {
+	host, port, err = net.SplitHostPort(addr)
+	if err != nil {
+		err = sys.E(opJoin, sys.Invalid, fmt.Sprintf(`%s: %q is no address: write it as HOST:PORT, like "10.0.0.4:7400"`, flag, addr))
+	}
+	return host, port, err
+}
+
 // advertise returns the address that others are told.
 func (o *JoinOptions) advertise(ctx context.Context, seeds []string) (string, error) {
 	addr := or(o.Advertise, o.Listen)
-	host, port, err := net.SplitHostPort(addr)
+	host, port, err := splitAddr("--listen or --advertise", addr)
 	if err != nil {
-		return "", sys.E(opJoin, sys.Invalid, fmt.Sprintf(`%q is no address: write it as HOST:PORT, like "10.0.0.4:7400"`, addr))
+		return "", err
 	}
 	if ip := net.ParseIP(host); host != "" && (ip == nil || !ip.IsUnspecified()) {
 		return addr, nil

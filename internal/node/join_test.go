@@ -351,6 +351,8 @@ func TestJoinRefused(t *testing.T) {
 	w.refused(err, sys.Busy, "port is in use")
 	_, _, err = w.join("x1", good, func(o *node.JoinOptions) { o.Advertise = w.nodes[0].Listen })
 	w.refused(err, sys.Exist, "node n1 has the address")
+	_, _, err = w.join("x1", good, func(o *node.JoinOptions) { o.Seeds = []string{w.nodes[0].Listen, "nonsense"} })
+	w.refused(err, sys.Invalid, `--join: "nonsense" is no address`)
 	_, _, err = w.join("x1", good, func(o *node.JoinOptions) { o.Seeds, o.Timeout = []string{freePort(t)}, time.Second })
 	w.refused(err, sys.Unavailable, "connection refused")
 	_, _, err = w.join("x1", good, func(o *node.JoinOptions) { o.Seeds, o.Listen = []string{"nowhere.invalid:1"}, ":"+port(o.Listen) })

@@ -45,6 +45,7 @@ func (c *Client) List(ctx context.Context, req *procpb.ListRequest) (*procpb.Lis
 // no such job.
 func (c *Client) Wait(ctx context.Context, req *procpb.WaitRequest) (*procpb.WaitReply, error) {
 	reply := &procpb.WaitReply{}
+	req.WaitNs = min(req.WaitNs, int64(c.cluster.Timeout()/2)) // after all of it, the leader is taken for dead
 	return reply, c.leader(ctx, MethodWait, req, nil, reply)
 }
 

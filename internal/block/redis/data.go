@@ -129,6 +129,9 @@ func (s *Store) read(ctx context.Context, key sys.BlockKey, off, n, first, end i
 			return s.explain(ctx, op, subject, err)
 		}
 		p := first + i
+		if errors.Is(err, redis.Nil) {
+			return sys.E(op, sys.Corrupt, subject, fmt.Sprintf("page %d of %d is missing: it was never put whole", p, block.PageCount(size)))
+		}
 		if want := min(size-p*sys.PageSize, sys.PageSize); err != nil || got != want || block.Checksum(cmd.Bytes()) != sums[p] {
 			return sys.E(op, sys.Corrupt, subject, fmt.Sprintf("page %d does not match the checksum of its writer", p))
 		}

@@ -59,6 +59,8 @@ func (s *Store) meaning(err error) (sys.Kind, string) {
 		return sys.NoSpace, "Redis cannot save to its disk"
 	case has("WRONGTYPE"):
 		return sys.Corrupt, "the key holds something else"
+	case s.place.kind == "sentinel" && strings.Contains(text, "all sentinels") && (strings.Contains(text, "NOAUTH") || strings.Contains(text, "WRONGPASS")):
+		return sys.Access, "the Sentinels ask for a password of their own: add ?sentinel-password=... (and sentinel-user=...) to the URL"
 	case has("WRONGPASS", "NOAUTH", "ERR AUTH", "ERR invalid password", "ERR Client sent AUTH"):
 		return sys.Access, "user or password"
 	case has("NOPERM"):

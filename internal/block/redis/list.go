@@ -3,6 +3,7 @@ package redis
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -120,6 +121,52 @@ func (s *Store) measure(ctx context.Context, keys []string) ([]block.Info, error
 		infos = append(infos, block.Info{Key: key, Size: size})
 	}
 	return infos, nil
+}
+
+// WalkWhole is Walk, and also tells which blocks lack pages: those that koinon
+// of old put into a Redis that was full.
+func (s *Store) WalkWhole(ctx context.Context, fn func([]block.Info) error) error {
+	return s.Walk(ctx, func(infos []block.Info) error {
+		for part := range slices.Chunk(infos, wholeAtOnce) {
+			if err := s.lacking(ctx, part); err != nil {
+				return err
+			}
+		}
+		return fn(infos)
+	})
+}
+
+// wholeAtOnce is of how many blocks the pages are asked for in one round trip.
+const wholeAtOnce = 64
+
+// lacking sets what blocks lack.
+func (s *Store) lacking(ctx context.Context, infos []block.Info) error {
+	pages := make([][]*redis.BoolCmd, len(infos))
+	_, err := s.client.Pipelined(ctx, func(p redis.Pipeliner) error {
+		for i, info := range infos {
+			for n := range block.PageCount(info.Size) {
+				pages[i] = append(pages[i], p.HExists(ctx, s.key(info.Key), field(n)))
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return s.explain(ctx, "redis.List", "", err)
+	}
+	for i, cmds := range pages {
+		first, lacks := 0, 0
+		for n, cmd := range cmds {
+			if !cmd.Val() {
+				if lacks++; lacks == 1 {
+					first = n
+				}
+			}
+		}
+		if lacks > 0 {
+			infos[i].Lacks = fmt.Sprintf("%d of its %d pages, page %d first", lacks, len(cmds), first)
+		}
+	}
+	return nil
 }
 
 // Has reports whether a block is there.

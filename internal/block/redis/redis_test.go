@@ -151,6 +151,32 @@ func TestHalfABlock(t *testing.T) {
 	}
 }
 
+// A block that a full server has not taken whole, but its sums, is told.
+func TestLackingPages(t *testing.T) {
+	srv := redistest.Start(t)
+	s := open(t, srv.URL(0), "c")
+	whole, broken := blocktest.Key(1, 0, 0), blocktest.Key(2, 0, 0)
+	for _, key := range []sys.BlockKey{whole, broken} {
+		if err := s.Put(t.Context(), key, blocktest.Bytes(key, 200_000)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	srv.CLI("HDEL", "koinon:c:b:"+broken.String(), "1", "3")
+	if err := s.Get(t.Context(), broken, 0, make([]byte, 200_000)); !sys.Is(err, sys.Corrupt) || !strings.Contains(err.Error(), "page 1 of 4 is missing") {
+		t.Errorf("found %v", err)
+	}
+	found := map[sys.BlockKey]string{}
+	err := s.WalkWhole(t.Context(), func(infos []block.Info) error {
+		for _, i := range infos {
+			found[i.Key] = i.Lacks
+		}
+		return nil
+	})
+	if err != nil || len(found) != 2 || found[whole] != "" || found[broken] != "2 of its 4 pages, page 1 first" {
+		t.Errorf("found %q, %v", found, err)
+	}
+}
+
 // The bytes of a block are those of its pages.
 func TestReadableByPeople(t *testing.T) {
 	srv := redistest.Start(t)
@@ -388,6 +414,10 @@ func TestOrphanedConnections(t *testing.T) {
 
 func TestSentinel(t *testing.T) {
 	w := redistest.StartSentinel(t)
+	bare, _, _ := strings.Cut(w.URL(), "?")
+	if _, err := tryOpen(t, bare, "c"); !sys.Is(err, sys.Access) || !strings.Contains(err.Error(), "add ?sentinel-password=") {
+		t.Errorf("without the Sentinels' password: %v", err)
+	}
 	s := open(t, w.URL(), "c")
 	key := blocktest.Key(1, 0, 0)
 	want := blocktest.Bytes(key, 300_000)

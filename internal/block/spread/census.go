@@ -64,7 +64,7 @@ func (s *Store) listOn(ctx context.Context, id sys.NodeID, pg sys.PG, after sys.
 		for _, k := range known {
 			after = k.Key
 			if !k.Deleted() && len(live) < limit {
-				live = append(live, block.Info(k))
+				live = append(live, block.Info{Key: k.Key, Size: k.Size})
 			}
 		}
 		if len(known) < limit {

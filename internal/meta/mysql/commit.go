@@ -269,9 +269,14 @@ func (l *Leader) withConn(ctx context.Context, fn func(*sql.Conn) error) (err er
 // errDrop makes the pool give up a connection.
 var errDrop = driver.ErrBadConn
 
+// rollbackWait is how long a server may take to end a transaction in order.
+const rollbackWait = time.Second
+
 // rollback ends an open transaction, with its connection if need be.
 func rollback(conn *sql.Conn) error {
-	if _, err := conn.ExecContext(context.Background(), "ROLLBACK"); err == nil {
+	ctx, cancel := context.WithTimeout(context.Background(), rollbackWait)
+	defer cancel()
+	if _, err := conn.ExecContext(ctx, "ROLLBACK"); err == nil {
 		return nil
 	}
 	// A raw function that fails this way makes the pool drop the connection.

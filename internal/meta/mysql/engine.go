@@ -121,8 +121,13 @@ func Probe(ctx context.Context, url string) (err error) {
 	case err != nil:
 		return e.explain(op, err)
 	}
-	return sys.E(op, sys.Exist, sys.Subject("database "+e.dsn.DBName),
-		fmt.Sprintf("it holds the tree of cluster %q: name an empty database", whose))
+	return e.taken(op, fmt.Sprintf("the tree of cluster %q", whose))
+}
+
+// taken is the error of a database that is another cluster's.
+func (e *Engine) taken(op sys.Op, holds string) error {
+	return sys.E(op, sys.Subject("database "+e.dsn.DBName), "it belongs to another cluster: it holds "+holds+
+		"; give this cluster a database of its own: CREATE DATABASE, and name that one in the URL")
 }
 
 // connect finds the server that answers, of those that the URL names.
@@ -275,8 +280,7 @@ func (e *Engine) claim(ctx context.Context) error {
 		return err
 	}
 	if whose != e.cfg.Cluster {
-		return sys.E(sys.Op("mysql.Open"), sys.Exist, sys.Subject("database "+e.dsn.DBName),
-			fmt.Sprintf("it holds the tree of cluster %q, not of %q: name an empty database", whose, e.cfg.Cluster))
+		return e.taken("mysql.Open", fmt.Sprintf("the tree of cluster %q, not of %q", whose, e.cfg.Cluster))
 	}
 	return nil
 }

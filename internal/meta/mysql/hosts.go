@@ -14,10 +14,10 @@ const (
 	// hostTimeout is how long one of several hosts may take to accept a
 	// connection.
 	hostTimeout = time.Second
-	// hostSilence is how long one of several hosts may take to answer a
-	// statement before another one is asked. A Galera cluster needs some seconds
-	// to find out that one of its servers is gone.
-	hostSilence = 10 * time.Second
+	// silence is how long a server may take to answer a statement before it is
+	// given up, for another one where there are several. A Galera cluster needs
+	// some seconds to find out that one of its servers is gone.
+	silence = 10 * time.Second
 )
 
 // hosts are the addresses of the servers of one database, in the order of the
@@ -54,7 +54,7 @@ func (h *hosts) configure(c *driver.Config) error {
 		return nil
 	}
 	if len(h.addrs) > 1 {
-		c.Timeout, c.ReadTimeout, c.WriteTimeout = hostTimeout, hostSilence, hostSilence
+		c.Timeout = hostTimeout
 	}
 	byName := c.TLS != nil && c.TLS.ServerName == ""
 	c.DialFunc = h.dial

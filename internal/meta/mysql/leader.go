@@ -112,14 +112,14 @@ func (l *Leader) Do(ctx context.Context, req *Request) (Reply, error) {
 	case <-l.ended:
 		return Reply{}, l.deposed()
 	case <-ctx.Done():
-		return Reply{}, sys.E(op, sys.Interrupted, ctx.Err())
+		return Reply{}, l.e.explain(op, ctx.Err())
 	}
 	select {
 	case <-w.done:
 		return w.reply, w.err
 	case <-l.ended:
 	case <-ctx.Done():
-		return Reply{}, sys.E(op, sys.Unavailable, ctx.Err()) // it may still be run
+		return Reply{}, l.e.explain(op, ctx.Err()) // it may still be run
 	}
 	select { // who was answered before the end has the answer
 	case <-w.done:

@@ -13,6 +13,8 @@ import (
 // Query reads the tree as it is at one point between call and return. A
 // refusal is in the Answer.
 func (e *Engine) Query(ctx context.Context, q *metapb.Query) (*metapb.Answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, silence) // who asks is told in time why there is no answer
+	defer cancel()
 	v, err := e.View(ctx)
 	if err != nil {
 		return nil, err
@@ -33,6 +35,8 @@ func (l *Leader) Query(ctx context.Context, q *metapb.Query) (*metapb.Answer, er
 	if a := l.answer(q); a != nil {
 		return a, nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, silence)
+	defer cancel()
 	a, err := meta.Read(&Tx{ctx: ctx, st: l.e.st, ahead: map[sys.Ino]*metapb.Attr{}}, q)
 	if err != nil || l.began.Load() != began {
 		return l.e.Query(ctx, q)
@@ -68,9 +72,18 @@ func (e *Engine) View(ctx context.Context) (*View, error) {
 // begin begins a transaction that reads what has been acknowledged.
 func (e *Engine) begin(ctx context.Context) (*sql.Tx, error) {
 	// It outlives ctx, which is that of its opening.
-	tx, err := e.db.BeginTx(context.WithoutCancel(ctx), &sql.TxOptions{ReadOnly: true})
-	if err != nil || !e.lagging() {
-		return tx, err
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	opened := context.AfterFunc(ctx, end)
+	tx, err := e.db.BeginTx(life, &sql.TxOptions{ReadOnly: true})
+	if !opened() && err == nil {
+		err = errors.Join(context.Cause(ctx), tx.Rollback())
+	}
+	if err != nil {
+		end()
+		return nil, err
+	}
+	if !e.lagging() {
+		return tx, nil
 	}
 	seen, seq := e.seen.Load(), uint64(0)
 	err = tx.QueryRowContext(ctx, "SELECT seq FROM fence WHERE id=1").Scan(&seq)

@@ -54,8 +54,7 @@ func ParseURL(raw string) (*driver.Config, []string, error) {
 		return nil, nil, err
 	}
 	c.Timeout = 3 * time.Second
-	c.ReadTimeout = 30 * time.Second
-	c.WriteTimeout = 30 * time.Second
+	c.ReadTimeout, c.WriteTimeout = silence, silence
 	c.Logger = &driver.NopLogger{} // what it tells is in the errors too
 	c.CheckConnLiveness = true
 	// Rules that the tables rely on, whatever the server's defaults are.

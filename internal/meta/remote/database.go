@@ -1,12 +1,14 @@
 package remote
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/koinon/koinon/internal/env"
@@ -25,6 +27,8 @@ type inDatabase struct {
 	clock env.Clock
 	tell  changed
 
+	taking *semaphore.Weighted // held by who takes or leaves office
+
 	mu     sync.Mutex
 	round  uint64 // that leader is of
 	leader *mysql.Leader
@@ -41,20 +45,24 @@ const againAfter = 100 * time.Millisecond
 const leadWait = 3 * time.Second
 
 func newInDatabase(g *replica.Group, db *mysql.Engine, clock env.Clock, tell changed) *inDatabase {
-	return &inDatabase{group: g, db: db, clock: clock, tell: tell}
+	return &inDatabase{group: g, db: db, clock: clock, tell: tell, taking: semaphore.NewWeighted(1)}
 }
 
 // epoch is a ballot as one number, ordered as ballots are.
 func epoch(round uint64, self sys.NodeID) uint64 { return round<<32 | uint64(self)&(1<<32-1) }
 
 func (d *inDatabase) lead(ctx context.Context, round uint64) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.leader != nil && d.round == round {
-		return nil
+	if done, err := d.led(round); done {
+		return err
 	}
-	if d.failed != nil && d.clock.Boot()-d.tried < againAfter {
-		return d.failed
+	if err := d.taking.Acquire(ctx, 1); err != nil { // a database that hangs holds up nobody for longer than he waits
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return cmp.Or(d.failed, sys.E(sys.Op("meta.Lead"), sys.Unavailable, err))
+	}
+	defer d.taking.Release(1)
+	if done, err := d.led(round); done {
+		return err
 	}
 	d.drop()
 	ctx, cancel := context.WithTimeout(ctx, leadWait)
@@ -68,6 +76,8 @@ func (d *inDatabase) lead(ctx context.Context, round uint64) error {
 			l.Close()
 		}
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	d.failed, d.tried = err, d.clock.Boot()
 	if err != nil {
 		return err
@@ -76,17 +86,33 @@ func (d *inDatabase) lead(ctx context.Context, round uint64) error {
 	return nil
 }
 
-func (d *inDatabase) follow() {
+// led says whether a leadership has begun, or the last try failed only now.
+func (d *inDatabase) led(round uint64) (done bool, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.leader != nil && d.round == round {
+		return true, nil
+	}
+	return d.failed != nil && d.clock.Boot()-d.tried < againAfter, d.failed
+}
+
+func (d *inDatabase) follow() {
+	_ = d.taking.Acquire(context.Background(), 1) // fails with the context only
+	defer d.taking.Release(1)
 	d.drop()
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	d.failed = nil
 }
 
+// drop leaves office. The caller holds d.taking.
 func (d *inDatabase) drop() {
-	if d.leader != nil {
-		d.leader.Close()
-		d.leader = nil
+	d.mu.Lock()
+	l := d.leader
+	d.leader = nil
+	d.mu.Unlock()
+	if l != nil {
+		l.Close()
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"strings"
-	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -266,9 +265,6 @@ func (s *Server) Adopt(ctx context.Context) error {
 	if _, err := decodeResult(raw); err != nil {
 		return err
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.drop() // the next look at it begins anew
-	d.failed, d.tried = nil, time.Duration(0)
+	d.follow() // the next look at it begins anew
 	return nil
 }

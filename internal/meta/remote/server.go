@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"sync"
 
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/koinon/koinon/internal/cluster"
@@ -32,7 +32,7 @@ type Server struct {
 	views  views
 	log    *slog.Logger
 	stop   func()
-	mu     sync.Mutex // held while a leadership begins
+	begins *semaphore.Weighted // held while a leadership begins
 }
 
 // ServerOptions say what a Server is made of.
@@ -47,7 +47,7 @@ type ServerOptions struct {
 
 // NewServer follows the group's leadership and applies. Close stops it.
 func NewServer(o ServerOptions) *Server {
-	s := &Server{group: o.Group, leases: newLeases(o.Clock), views: newViews(o.Clock), log: o.Logger}
+	s := &Server{group: o.Group, leases: newLeases(o.Clock), views: newViews(o.Clock), log: o.Logger, begins: semaphore.NewWeighted(1)}
 	if o.Database != nil {
 		s.rows = newInDatabase(o.Group, o.Database, o.Clock, s.changed)
 	} else {
@@ -108,8 +108,10 @@ func (s *Server) lead(ctx context.Context, op sys.Op) (term uint64, err error) {
 	if s.leases.leads(round) {
 		return round, nil
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	if err := s.begins.Acquire(ctx, 1); err != nil {
+		return 0, sys.E(op, sys.Unavailable, err)
+	}
+	defer s.begins.Release(1)
 	if s.leases.leads(round) {
 		return round, nil
 	}
