@@ -172,7 +172,7 @@ type Process struct {
 	Started   *time.Time    `json:"started,omitempty"`
 	Ended     *time.Time    `json:"ended,omitempty"`
 	CPU       time.Duration `json:"cpu_ns"`     // user and system
-	MemoryMax int64         `json:"memory_max"` // bytes
+	MemoryMax int64         `json:"memory_max"` // the most at once, bytes; 0 when not known
 	Files     string        `json:"files"`      // directory in the tree with stdout, stderr and status
 }
 

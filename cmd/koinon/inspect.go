@@ -138,6 +138,10 @@ func writeTasks(w io.Writer, d *koinon.JobDetails, now time.Time) {
 				}
 				ran = ago(end.Sub(*q.Started))
 			}
+			memory := ""
+			if q.MemoryMax > 0 {
+				memory = byteSize(uint64(q.MemoryMax))
+			}
 			why := t.Why
 			if q.Why != "" && q.Why != why {
 				why = strings.TrimPrefix(why+"; "+q.Why, "; ")
@@ -146,7 +150,7 @@ func writeTasks(w io.Writer, d *koinon.JobDetails, now time.Time) {
 				why = strings.TrimPrefix(why+"; killed for want of memory", "; ")
 			}
 			row(w, q.Name, q.State, t.Try, nodeID(q.Node), q.PID, exitWords(q.State, q.ExitCode, q.Signal), ran,
-				q.CPU.Round(time.Millisecond), byteSize(uint64(max(0, q.MemoryMax))), t.Item, why)
+				q.CPU.Round(time.Millisecond), memory, t.Item, why)
 		}
 	}
 }

@@ -209,7 +209,7 @@ func TestExecErrors(t *testing.T) {
 	}{{"nosuchcommand", proc.ExitNotFound}, {plain, proc.ExitForbidden}} {
 		job := uint64(i + 1)
 		w.start(w.reservation(job, "", func(r *procpb.Reservation) { r.Spec.Argv = []string{c.argv} }))
-		if p := w.end(job).Process; p.ExitCode != c.code || p.State != procpb.State_FAILED || p.Why == "" {
+		if p := w.end(job).Process; p.ExitCode != c.code || p.State != procpb.State_FAILED || p.Why == "" || strings.Contains(p.Why, "executor.Start") {
 			t.Errorf("%s: found %v", c.argv, p)
 		}
 	}

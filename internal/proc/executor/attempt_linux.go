@@ -92,6 +92,19 @@ type procStat struct {
 	cpu                    time.Duration
 }
 
+// residentPeak is the most memory that this process had resident, in bytes (proc_pid_status(5), VmHWM). That of getrusage(2)
+// also has what it was forked from.
+func residentPeak() (int64, error) {
+	text, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return 0, err
+	}
+	_, rest, _ := strings.Cut(string(text), "VmHWM:")
+	kib, _, _ := strings.Cut(strings.TrimSpace(rest), " ")
+	n, err := strconv.ParseInt(kib, 10, 64)
+	return n << 10, err
+}
+
 // ticksPerSecond is USER_HZ of Linux.
 const ticksPerSecond = 100
 

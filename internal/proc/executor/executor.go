@@ -88,7 +88,7 @@ type Status struct {
 	Core   bool           // it dumped core
 	Ended  time.Time
 	CPU    time.Duration // used by the process and all that it started, as far as the node can tell (Enforced.Tracking)
-	RSS    int64         // the most memory that the process, or a child it waited for, had resident: bytes; not below that of the supervisor, from which it was forked
+	RSS    int64         // the most memory at once, bytes: of all that belonged to it, with cached files, where a cgroup counts that; else what it, or a child that it waited for, had resident. 0 when not known: less than the supervisor has
 	Stdout int64         // bytes printed in all
 	Stderr int64
 }

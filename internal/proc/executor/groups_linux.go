@@ -196,6 +196,7 @@ type group struct {
 type place struct {
 	name   string
 	v1     cgroup1.Cgroup
+	peak   string   // file with the most memory that was in use at once, bytes; "" for none
 	memory bool     // it has had a limit of memory, which what is left there would count for
 	tenant *tenancy // the last one; nil for none
 }
@@ -203,6 +204,7 @@ type place struct {
 // tenancy is the time of one process in a place.
 type tenancy struct {
 	v1   cgroup1.Cgroup
+	peak string        // of the place
 	over chan struct{} // closed when the process has ended and all that was with it
 	left chan bool     // then tells whether the place goes with it, or stays the thread's
 }
@@ -210,7 +212,7 @@ type tenancy struct {
 // occupy begins the time of a process.
 func (p *place) occupy(l Limits) *tenancy {
 	p.memory = p.memory || l.Memory > 0
-	p.tenant = &tenancy{v1: p.v1, over: make(chan struct{}), left: make(chan bool, 1)}
+	p.tenant = &tenancy{v1: p.v1, peak: p.peak, over: make(chan struct{}), left: make(chan bool, 1)}
 	return p.tenant
 }
 
@@ -267,7 +269,13 @@ func (g *groups) makeV1(name string) (*place, error) {
 	hierarchy := func() ([]cgroup1.Subsystem, error) { return g.v1, nil }
 	name = "/" + g.name + "/" + name
 	c, err := cgroup1.New(cgroup1.StaticPath(name), &specs.LinuxResources{}, cgroup1.WithHierarchy(hierarchy))
-	return &place{name: name, v1: c}, err
+	p := &place{name: name, v1: c}
+	for _, s := range g.v1 {
+		if s.Name() == cgroup1.Memory {
+			p.peak = filepath.Join(s.(interface{ Path(string) string }).Path(name), "memory.max_usage_in_bytes")
+		}
+	}
+	return p, err
 }
 
 // leftMost is how much memory may be left in a place for it to be as good as new, in bytes: the kernel returns what was used
@@ -293,6 +301,9 @@ func (g *groups) asNew(p *place) bool {
 			return false
 		}
 		if n, err := strconv.ParseInt(strings.TrimSpace(string(used)), 10, 64); err != nil || n > leftMost {
+			return false
+		}
+		if os.WriteFile(p.peak, []byte("0"), 0) != nil { // the most of now on
 			return false
 		}
 		if killed, err := os.ReadFile(filepath.Join(dir, "memory.oom_control")); err != nil || !strings.Contains(string(killed), "oom_kill 0\n") {
@@ -343,6 +354,27 @@ func (g *group) cpu() time.Duration {
 		return 0
 	}
 	return time.Duration(m.CPU.UsageUsec) * time.Microsecond
+}
+
+// peak is the most memory that all in the group has used at once, in bytes; 0 when the kernel does not tell.
+func (g *group) peak() int64 {
+	var files []string
+	if g.place != nil && g.place.peak != "" {
+		files = append(files, g.place.peak)
+	}
+	if g.path != "" {
+		files = append(files, filepath.Join(g.path, "memory.peak")) // since Linux 5.19, with the controller
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		if n, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64); err == nil {
+			return n
+		}
+	}
+	return 0
 }
 
 // oom reports whether the kernel has killed something in the group for want of memory.

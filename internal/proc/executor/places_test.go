@@ -112,3 +112,26 @@ func TestForkingThreadsGoHome(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestPeakIsOfTheProcessAlone: the most memory that a process had is not that of the supervisor, from which it was forked, nor
+// that of who was in its place before.
+func TestPeakIsOfTheProcessAlone(t *testing.T) {
+	eachTracking(t, func(t *testing.T, n *node) {
+		const small, large = 12 << 20, 96 << 20
+		for i := range 3 * limitedThreads {
+			s := spec(uint64(i+1), "exit 0")
+			if i%3 == 1 {
+				s = spec(uint64(i+1), fmt.Sprintf("head -c %d /dev/zero | tail -c %[1]d | wc -c", large))
+			}
+			s.Limits = Limits{CPU: 1000}
+			switch st := n.run(s); {
+			case st.Code != 0:
+				t.Fatalf("found %+v, %s", st, n.read(s.ID, Stderr))
+			case i%3 == 1 && (st.RSS < large || st.RSS > 2*large):
+				t.Errorf("%d bytes expected, found %d", large, st.RSS)
+			case i%3 != 1 && st.RSS > small:
+				t.Errorf("a shell that does nothing had %d bytes", st.RSS)
+			}
+		}
+	})
+}

@@ -365,7 +365,10 @@ func (s *supervisor) finish(p *process, ws unix.WaitStatus, usage unix.Rusage) {
 	if err := s.sweepUp(p); err != nil {
 		s.fail(err)
 	}
-	st := &Status{Cause: cause, Code: ws.ExitStatus(), Ended: s.clock.Wall(), RSS: usage.Maxrss << 10}
+	st := &Status{Cause: cause, Code: ws.ExitStatus(), Ended: s.clock.Wall(), RSS: p.group.peak()}
+	if st.RSS == 0 {
+		st.RSS = ownPeak(usage)
+	}
 	if ws.Signaled() {
 		st.Signal, st.Core, st.Code = ws.Signal(), ws.CoreDump(), 0
 	}
@@ -387,6 +390,16 @@ func (s *supervisor) finish(p *process, ws unix.WaitStatus, usage unix.Rusage) {
 		s.log("close the input", p.id, stdin.Close())
 	}
 	s.log("remove the cgroup", p.id, p.group.remove())
+}
+
+// ownPeak is the most memory that a process had resident, in bytes; 0 when that is not known. From fork to exec it has the
+// supervisor's memory, and the kernel counts that.
+func ownPeak(usage unix.Rusage) int64 {
+	ours, err := residentPeak()
+	if peak := usage.Maxrss << 10; err == nil && peak > ours {
+		return peak
+	}
+	return 0
 }
 
 // sweepUp kills what a process has left behind, and returns when it is gone.

@@ -125,6 +125,11 @@ var sentinels = map[string]error{
 
 func newFailure(err error) failure {
 	f := failure{Kind: sys.KindOf(err), Text: err.Error()}
+	if e, ok := err.(*sys.Error); ok { // who called knows the call, and people who read why a process did not start need not
+		plain := *e
+		plain.Op = ""
+		f.Text = plain.Error()
+	}
 	for name, s := range sentinels {
 		if errors.Is(err, s) {
 			f.Reason = name
