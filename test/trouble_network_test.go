@@ -101,9 +101,12 @@ func inNamespaces(t *testing.T, timeout string) *network {
 	n.ip("-n", n.name(hub), "addr", "add", address(100)+"/24", "dev", "bridge0")
 	n.ip("-n", n.name(hub), "link", "set", "dev", "bridge0", "up")
 	for i := 1; i <= 3; i++ {
-		// The addresses are in the cluster's map, so it has to begin anew.
-		if err := os.RemoveAll(n.at("n"+itoa(i), "data")); err != nil {
-			t.Fatal(err)
+		// The addresses are in the cluster's map, so it has to begin anew, as if
+		// nobody had served.
+		for _, was := range []string{"data", "node.key.served"} {
+			if err := os.RemoveAll(n.at("n"+itoa(i), was)); err != nil {
+				t.Fatal(err)
+			}
 		}
 		n.machine(i)
 		n.config[i] = n.at("n"+itoa(i), "node.toml")

@@ -125,7 +125,7 @@ func checkMark(cfg *Config, exists bool) error {
 		return sys.E(op, sys.Invalid, sys.Subject(cfg.Dir), fmt.Sprintf(
 			"it is empty, although this node has served before: see that its disk is mounted, or bring it back from a backup; to begin anew with nothing remove %s", cfg.Mark))
 	default:
-		cfg.Logger.Warn("this node has served before, and its directory is empty: it learns from the others before it votes", "dir", cfg.Dir, "mark", cfg.Mark)
+		cfg.Logger.Warn("this node has served before, and its directory is empty: it learns from the others before it votes; to begin a new cluster with nothing remove the mark of every node", "dir", cfg.Dir, "mark", cfg.Mark)
 		cfg.Rejoin = true
 	}
 	return nil
