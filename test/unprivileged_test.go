@@ -52,12 +52,12 @@ func TestDaemonOfAUser(t *testing.T) {
 	}
 	u.config = filepath.Join(cluster, "client.toml")
 
-	out, err := u.koinon(nobody, "run", "-m", "1GiB", "--", "sh", "-c", `echo $KOINON_JOB; id -u; i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done`)
+	out, err := u.koinon(nobody, "run", "-m", "1GiB", "--", "sh", "-c", `echo $KOINON_JOB; id -u; head -c 150000000 /dev/zero | tail >/dev/null`)
 	job, rest, _ := strings.Cut(out, "\n")
 	if err != nil || rest != fmt.Sprintf("%d\n", nobody) {
 		t.Fatalf("a process of user %d expected, found %q, %v", nobody, out, err)
 	}
-	if p := u.inspect(job).TaskList[0].Processes[0]; p.CPU <= 0 || p.MemoryMax <= 0 {
+	if p := u.inspect(job).TaskList[0].Processes[0]; p.CPU <= 0 || p.MemoryMax < 150e6 {
 		t.Errorf("what the process has used expected, found %+v", p)
 	}
 	var top struct {
