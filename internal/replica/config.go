@@ -42,7 +42,7 @@ type Config struct {
 	// Mark is a file outside of Dir, such as beside the node's key. It is made
 	// before the replica may vote for the first time; where it is, an empty
 	// directory is one that was lost, and the host rejoins, or, when it is the
-	// only voter, is not opened. Empty: nobody notices.
+	// only voter, is not opened unless Rejoin is set. Empty: nobody notices.
 	Mark string
 
 	// Tick is how often time is shown to the core. Default 10 ms.

@@ -274,6 +274,15 @@ func TestOnlyVoterWithoutDirectoryRefusesToOpen(t *testing.T) {
 	if _, err := replica.Open(c.config(1), machines()); !sys.Is(err, sys.Invalid) || !strings.Contains(err.Error(), "node.key.served") {
 		t.Fatalf("a refusal that names the mark expected, found %v", err)
 	}
+	cfg := c.config(1)
+	cfg.Rejoin = true // others may have joined since
+	h, err := replica.Open(cfg, machines())
+	if err != nil {
+		t.Fatalf("told to rejoin: %v", err)
+	}
+	if err := h.Close(); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestOnlyReplicaWithDamageRefusesToOpen(t *testing.T) {

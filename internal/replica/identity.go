@@ -120,10 +120,10 @@ func checkMark(cfg *Config, exists bool) error {
 		if err := writeFile(cfg.FS, cfg.Mark, identity{format, cfg.Cluster, cfg.Self}.encode()); err != nil {
 			cfg.Logger.Warn("the loss of this node's directory could not be told from a first start: never start it on an empty one without rejoin", "err", err)
 		}
-	case exists:
-	case len(cfg.Voters) == 1:
+	case exists || cfg.Rejoin:
+	case len(cfg.Voters) == 1: // others may have joined since
 		return sys.E(op, sys.Invalid, sys.Subject(cfg.Dir), fmt.Sprintf(
-			"it is empty, although this node has served before: see that its disk is mounted, or bring it back from a backup; to begin anew with nothing remove %s", cfg.Mark))
+			"it is empty, although this node has served before: see that its disk is mounted, or bring it back from a backup; where other nodes have joined start it with --rejoin; to begin anew with nothing remove %s", cfg.Mark))
 	default:
 		cfg.Logger.Warn("this node has served before, and its directory is empty: it learns from the others before it votes; to begin a new cluster with nothing remove the mark of every node", "dir", cfg.Dir, "mark", cfg.Mark)
 		cfg.Rejoin = true
