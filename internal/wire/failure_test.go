@@ -236,6 +236,20 @@ func TestCloseOfTheServerIsGraceful(t *testing.T) {
 	}
 }
 
+func TestCloseBeforeServe(t *testing.T) {
+	w := newWorld(t, nil)
+	if err := w.server.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l := must[*wire.Listener](t)(wire.Listen("127.0.0.1:0"))
+	if err := w.server.Serve(l); err != nil {
+		t.Errorf("Serve of a closed server: %v", err)
+	}
+	if c, err := net.Dial("tcp", l.Addr().String()); err == nil {
+		t.Errorf("the listener is still open: %v", c.Close())
+	}
+}
+
 func TestCloseOfTheServerEndsHandlers(t *testing.T) {
 	w := newWorld(t, func(cfg *wire.ServerConfig) { cfg.CloseGrace = 20 * time.Millisecond })
 	c := w.client(nil)

@@ -81,8 +81,8 @@ func (s *Server) HandleFast(m Method, h HandlerFunc) { s.register(m, entry{fast:
 // loop, in the order in which the peer sent them, and must not block.
 func (s *Server) HandleOneWay(m Method, h func(req *Request)) { s.register(m, entry{oneWay: h}) }
 
-// Serve accepts connections from l until Close, and then returns nil. It
-// closes l. It may be called for several listeners. With a Listener of this
+// Serve accepts connections from l until Close, and then returns nil, at once
+// where Close came first. It closes l. It may be called for several listeners. With a Listener of this
 // package peers on the same machine use a local socket.
 func (s *Server) Serve(l net.Listener) error {
 	both, ok := l.(*Listener)
@@ -106,7 +106,7 @@ func (s *Server) serve(l net.Listener) error {
 	s.mu.Lock()
 	if s.closing {
 		s.mu.Unlock()
-		return errors.Join(sys.E(op, sys.Unavailable, "the server is closed"), l.Close())
+		return l.Close()
 	}
 	if !s.serving {
 		s.serving = true
