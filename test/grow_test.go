@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -134,4 +135,60 @@ func TestRemovalRefused(t *testing.T) {
 	if out := d.koinon("node", "token", "ls"); strings.Contains(out, "open") {
 		t.Errorf("tokens after an addition that failed:\n%s", out)
 	}
+}
+
+// TestEmptiedVoters: a voter that is started on an empty directory learns what the others know before it votes, by itself; the
+// founder, whose file names nobody else, is refused until it does.
+func TestEmptiedVoters(t *testing.T) {
+	d := up(t, 1)
+	writeFile(t, filepath.Join(d.mount, "first"), "of one")
+	d.koinon("dev", "add", "--dir", d.dir)
+	d.koinon("dev", "add", "--dir", d.dir)
+	d.rolesAre(3, 0)
+	empty := func(number int) {
+		t.Helper()
+		d.kill(number)
+		if err := os.RemoveAll(d.at("n"+itoa(number), "data", "replica")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d.koinon("kv", "put", "k", "of three")
+	d.timeout("10s")
+
+	empty(1)
+	d.refused(time.Minute, []string{"dev", "start", "1", "--dir", d.dir}, "seeds in place of the voters")
+	says(t, d.koinon("kv", "get", "k"), "of three")
+	seed := d.status().Nodes[1].Address
+	edit(t, d.at("n1", "node.toml"), func(s string) string {
+		file, _, _ := strings.Cut(s, "[[voters]]")
+		return fmt.Sprintf("seeds = [%q]\n%s", seed, file)
+	})
+	d.restart(1)
+	d.rolesAre(3, 0)
+
+	// Written with 3 dead, known by 1 and 2: when 2 has lost it and 1 is dead, nobody may vote without it.
+	d.kill(3)
+	d.koinon("kv", "put", "k", "of two")
+	d.kill(1)
+	empty(2)
+	two, three := d.background("serve", "--config", d.at("n2", "node.toml")), d.background("serve", "--config", d.at("n3", "node.toml"))
+	d.refused(30*time.Second, []string{"kv", "get", "k"}, "no majority")
+	for _, r := range []*run{two, three} {
+		r.signal(syscall.SIGTERM)
+		if err := r.end(20 * time.Second); err != nil {
+			t.Error(err)
+		}
+	}
+	began := time.Now()
+	d.koinon("dev", "up", "--detach", "--dir", d.dir, "--mount", d.mount)
+	if took := time.Since(began); took > 40*time.Second { // the mount waits for a minute
+		t.Errorf("to start the nodes under a mount took %v", took)
+	}
+	d.rolesAre(3, 0)
+	if got := d.koinon("kv", "get", "k"); strings.TrimSpace(got) != "of two" {
+		t.Errorf("the value that was acknowledged expected, found %q", got)
+	}
+	dropCaches(t)
+	holds(t, filepath.Join(d.mount, "first"), "of one")
+	d.fsck()
 }

@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/koinon/koinon/internal/auth"
+	"github.com/koinon/koinon/internal/ports"
 )
 
 // TestBadNames gives names and paths that are too long, and ones that are no
@@ -204,12 +205,11 @@ func matches(t *testing.T, pattern string) []string {
 
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	free, err := ports.Free(1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	return ports.Loopback(free[0])
 }
 
 // newer flips a header's format, the uint32 at, between 1 and 2 and makes its

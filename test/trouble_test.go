@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -223,6 +224,7 @@ func edit(t *testing.T, path string, change func(string) string) {
 func (d *dev) timeout(value string) {
 	d.t.Helper()
 	edit(d.t, d.at("client.toml"), func(s string) string {
+		s = regexp.MustCompile(`(?m)^timeout = .*\n`).ReplaceAllString(s, "")
 		return replaceOnce(d.t, s, "\n[tls]", "\ntimeout = \""+value+"\"\n[tls]")
 	})
 }

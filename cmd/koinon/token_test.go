@@ -4,13 +4,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/koinon/koinon/internal/ports"
 )
 
 // outpost is a machine's output while a command runs on it.
@@ -49,14 +50,11 @@ func serveUntilEnd(t *testing.T, in string, args ...string) *outpost {
 
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	free, err := ports.Free(1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return l.Addr().String()
+	return ports.Loopback(free[0])
 }
 
 // TestGrowByCommands goes through docs/operating/grow.md: a cluster of one

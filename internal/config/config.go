@@ -8,6 +8,7 @@
 package config
 
 import (
+	"cmp"
 	"log/slog"
 	"time"
 
@@ -27,7 +28,7 @@ type Node struct {
 	// host is every interface.
 	Listen string `toml:"listen"`
 	// Advertise is the address under which the others reach this node. Empty
-	// means the address that [[voters]] gives for ID.
+	// means the address that [[voters]] gives for ID, else Listen.
 	Advertise string `toml:"advertise,omitempty"`
 	// Replicas is how many nodes keep each block; with fewer nodes, all of them
 	// do. It counts when the cluster is made. 0 means three.
@@ -198,7 +199,7 @@ const (
 // SetDefaults fills in what is left empty. LoadNode does it by itself.
 func (n *Node) SetDefaults() {
 	if n.Advertise == "" {
-		n.Advertise = n.voterAddr(n.ID)
+		n.Advertise = cmp.Or(n.voterAddr(n.ID), n.Listen)
 	}
 	if n.Replicas == 0 {
 		n.Replicas = DefaultReplicas

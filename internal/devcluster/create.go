@@ -16,6 +16,7 @@ import (
 
 	"github.com/koinon/koinon/internal/auth"
 	"github.com/koinon/koinon/internal/config"
+	"github.com/koinon/koinon/internal/ports"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -131,15 +132,15 @@ func writeMembers(dir string, s saved, opts Options) error {
 	if err := ca.Save(filepath.Join(dir, "ca")); err != nil {
 		return err
 	}
-	ports, err := freePorts(s.Nodes)
+	free, err := ports.Free(s.Nodes)
 	if err != nil {
 		return err
 	}
 	var voters []config.Voter
 	var addrs []string
-	for i, port := range ports {
-		voters = append(voters, config.Voter{ID: sys.NodeID(i + 1), Addr: loopback(port)})
-		addrs = append(addrs, loopback(port))
+	for i, port := range free {
+		voters = append(voters, config.Voter{ID: sys.NodeID(i + 1), Addr: ports.Loopback(port)})
+		addrs = append(addrs, ports.Loopback(port))
 	}
 	for i := range voters {
 		if err := writeNode(filepath.Join(dir, fmt.Sprintf("n%d", i+1)), s.Cluster, ca, voters, i, opts); err != nil {

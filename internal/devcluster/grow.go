@@ -11,6 +11,7 @@ import (
 	"slices"
 
 	"github.com/koinon/koinon/internal/config"
+	"github.com/koinon/koinon/internal/ports"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -57,12 +58,12 @@ func (c *Cluster) Add(ctx context.Context, join func(ctx context.Context, dir, l
 	if len(c.nodes) >= MaxNodes {
 		return 0, sys.E(op, sys.Invalid, sys.Subject(c.dir), fmt.Sprintf("the cluster has %s, the most for one machine", count(len(c.nodes), "node")))
 	}
-	ports, err := freePorts(1)
+	free, err := ports.Free(1)
 	if err != nil {
 		return 0, err
 	}
 	dir := c.path(joining)
-	if err := join(ctx, dir, loopback(ports[0])); err != nil {
+	if err := join(ctx, dir, ports.Loopback(free[0])); err != nil {
 		return 0, err
 	}
 	cfg, err := config.LoadNode(filepath.Join(dir, "node.toml"))

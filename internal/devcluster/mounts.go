@@ -231,18 +231,21 @@ func prepareMountPoint(path string) (made bool, err error) {
 }
 
 // realMountPoint makes path absolute and free of symbolic links, as the
-// kernel lists it. The last part is looked at only as far as a mount whose
-// process is gone allows.
+// kernel lists it. What is mounted there is not asked: a mount whose process
+// is gone does not answer, and one whose nodes are down does not soon.
 func realMountPoint(path string) (string, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return "", err
 	}
+	if parent, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil {
+		path = filepath.Join(parent, filepath.Base(path))
+	}
+	if _, is, err := mountAt(path); is || err != nil {
+		return path, err
+	}
 	if real, err := filepath.EvalSymlinks(path); err == nil {
 		return real, nil
-	}
-	if parent, err := filepath.EvalSymlinks(filepath.Dir(path)); err == nil {
-		return filepath.Join(parent, filepath.Base(path)), nil
 	}
 	return path, nil // to be made
 }

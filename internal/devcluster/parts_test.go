@@ -11,24 +11,6 @@ import (
 	"github.com/koinon/koinon/internal/mountinfo"
 )
 
-// A port from which the kernel takes outgoing connections could be taken
-// while its node is down.
-func TestFreePorts(t *testing.T) {
-	ports, err := freePorts(MaxNodes)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if sorted := slices.Clone(ports); len(slices.Compact(slices.Sorted(slices.Values(sorted)))) != MaxNodes {
-		t.Errorf("ports %v are not %d different ones", ports, MaxNodes)
-	}
-	low, ok := ephemeralLow()
-	for _, p := range ports {
-		if p < portsLow || ok && low > portsLow+1000 && p >= low {
-			t.Errorf("port %d is out of range, outgoing connections start at %d", p, low)
-		}
-	}
-}
-
 func TestRealMountPoint(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.Mkdir(filepath.Join(dir, "real"), 0o700); err != nil {

@@ -21,6 +21,7 @@ import (
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
 	"github.com/koinon/koinon/internal/config"
 	"github.com/koinon/koinon/internal/node"
+	"github.com/koinon/koinon/internal/ports"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -78,10 +79,11 @@ func check(t *testing.T, err error) {
 
 func freePort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	check(t, err)
-	defer func() { check(t, l.Close()) }()
-	return l.Addr().String()
+	free, err := ports.Free(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ports.Loopback(free[0])
 }
 
 // newTown makes and starts a cluster. signer has the CA's key, 0: nobody.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,6 +17,7 @@ import (
 	"github.com/koinon/koinon/internal/fsck"
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/ports"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/vfs"
 )
@@ -101,10 +101,11 @@ func (l *lab) connect() *Client {
 
 func freeAddr(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	defer l.Close()
-	return l.Addr().String()
+	free, err := ports.Free(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ports.Loopback(free[0])
 }
 
 func must(t *testing.T, err error) {

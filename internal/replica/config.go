@@ -37,12 +37,12 @@ type Config struct {
 	// Rejoin says that this node had voted before and lost its directory: a
 	// host that starts with an empty directory then does not vote until it
 	// has been repaired from the others. Without it an empty directory is
-	// that of a node that never voted.
+	// that of a node that never voted. The only one of Voters knows of nobody
+	// to learn from, and is not opened.
 	Rejoin bool
 	// Mark is a file outside of Dir, such as beside the node's key. It is made
 	// before the replica may vote for the first time; where it is, an empty
-	// directory is one that was lost, and the host rejoins, or, when it is the
-	// only voter, is not opened unless Rejoin is set. Empty: nobody notices.
+	// directory is one that was lost, as with Rejoin. Empty: nobody notices.
 	Mark string
 
 	// Tick is how often time is shown to the core. Default 10 ms.

@@ -271,14 +271,21 @@ func TestOnlyVoterWithoutDirectoryRefusesToOpen(t *testing.T) {
 	if err := c.fs[1].RemoveAll(c.config(1).Dir); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := replica.Open(c.config(1), machines()); !sys.Is(err, sys.Invalid) || !strings.Contains(err.Error(), "node.key.served") {
-		t.Fatalf("a refusal that names the mark expected, found %v", err)
+	for _, rejoin := range []bool{false, true} { // others may have joined since, but nobody says where they are
+		cfg := c.config(1)
+		cfg.Rejoin = rejoin
+		if _, err := replica.Open(cfg, machines()); !sys.Is(err, sys.Invalid) || !strings.Contains(err.Error(), "node.key.served") || !strings.Contains(err.Error(), "seeds") {
+			t.Fatalf("a refusal that names the mark and the way back expected, found %v", err)
+		}
 	}
 	cfg := c.config(1)
-	cfg.Rejoin = true // others may have joined since
+	cfg.Voters = nil
 	h, err := replica.Open(cfg, machines())
 	if err != nil {
-		t.Fatalf("told to rejoin: %v", err)
+		t.Fatalf("as one that has joined: %v", err)
+	}
+	if st := h.Group(0).Status(); st.Role == replica.Leader || !strings.Contains(st.Damaged, "does not vote") {
+		t.Errorf("a replica that does not vote expected, found %+v", st)
 	}
 	if err := h.Close(); err != nil {
 		t.Error(err)

@@ -104,29 +104,36 @@ func checkIdentity(cfg *Config) (exists bool, err error) {
 	return true, nil
 }
 
-// checkMark looks for the mark of an earlier start, and leaves one.
+// checkMark looks for the mark of an earlier start, and leaves one. It refuses an empty directory of a node that has voted before
+// and knows of nobody to learn from.
 func checkMark(cfg *Config, exists bool) error {
 	const op = sys.Op("replica.Open")
-	if cfg.Mark == "" {
+	served := false
+	if cfg.Mark != "" {
+		b, err := readFile(cfg.FS, cfg.Mark)
+		if err != nil {
+			return sys.E(op, sys.Subject(cfg.Mark), err)
+		}
+		id, err := decodeIdentity(b)
+		served = err == nil && id.cluster == cfg.Cluster && id.node == cfg.Self
+	}
+	if !exists && (served || cfg.Rejoin) {
+		anew := ""
+		if served {
+			anew = "; to begin a new cluster with nothing remove the mark of every voter, here " + cfg.Mark
+		}
+		if len(cfg.Voters) == 1 {
+			return sys.E(op, sys.Invalid, sys.Subject(cfg.Dir), "it is empty, although this node has served before: see that its disk is "+
+				"mounted, or bring it back from a backup; where other nodes have joined, name them as seeds in place of the voters"+anew)
+		}
+		cfg.Logger.Warn("this node has served before, and its directory is empty: it learns from the others before it votes"+anew, "dir", cfg.Dir)
+		cfg.Rejoin = true
+	}
+	if served || cfg.Mark == "" {
 		return nil
 	}
-	b, err := readFile(cfg.FS, cfg.Mark)
-	if err != nil {
-		return sys.E(op, sys.Subject(cfg.Mark), err)
-	}
-	id, err := decodeIdentity(b)
-	switch served := err == nil && id.cluster == cfg.Cluster && id.node == cfg.Self; {
-	case !served:
-		if err := writeFile(cfg.FS, cfg.Mark, identity{format, cfg.Cluster, cfg.Self}.encode()); err != nil {
-			cfg.Logger.Warn("the loss of this node's directory could not be told from a first start: never start it on an empty one without rejoin", "err", err)
-		}
-	case exists || cfg.Rejoin:
-	case len(cfg.Voters) == 1: // others may have joined since
-		return sys.E(op, sys.Invalid, sys.Subject(cfg.Dir), fmt.Sprintf(
-			"it is empty, although this node has served before: see that its disk is mounted, or bring it back from a backup; where other nodes have joined start it with --rejoin; to begin anew with nothing remove %s", cfg.Mark))
-	default:
-		cfg.Logger.Warn("this node has served before, and its directory is empty: it learns from the others before it votes; to begin a new cluster with nothing remove the mark of every node", "dir", cfg.Dir, "mark", cfg.Mark)
-		cfg.Rejoin = true
+	if err := writeFile(cfg.FS, cfg.Mark, identity{format, cfg.Cluster, cfg.Self}.encode()); err != nil {
+		cfg.Logger.Warn("the loss of this node's directory could not be told from a first start: never start it on an empty one without rejoin", "err", err)
 	}
 	return nil
 }

@@ -14,11 +14,15 @@ import (
 	"github.com/koinon/koinon/paxos"
 )
 
+// diskFullPause is what a write of the state waits on a full disk before it fails: Pebble tries again at once and for ever, which
+// would take a CPU for itself.
+const diskFullPause = 20 * time.Millisecond
+
 // stateOptions are Pebble's. Without cgo its caches are on the Go heap, so
 // they are small.
 func (h *Host) stateOptions(cache *pebble.Cache) *pebble.Options {
 	opts := &pebble.Options{
-		FS:                          h.cfg.FS,
+		FS:                          vfs.OnDiskFull(h.cfg.FS, func() { time.Sleep(diskFullPause) }),
 		Cache:                       cache,
 		FormatMajorVersion:          pebble.FormatNewest,
 		DisableWAL:                  true, // the Paxos log is the log

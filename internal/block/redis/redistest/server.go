@@ -5,7 +5,6 @@ package redistest
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/koinon/koinon/internal/ports"
 )
 
 // startWait is how long a server may take to start, and a cluster to form.
@@ -73,29 +74,16 @@ func newServer(tb testing.TB, args ...string) *Server {
 func FreePort(tb testing.TB) int {
 	tb.Helper()
 	for range 1000 {
-		port, ok := tryPort(tb, 0)
-		if !ok || port > 55535 {
-			continue
+		free, err := ports.Free(1)
+		if err != nil {
+			tb.Fatal(err)
 		}
-		if _, ok := tryPort(tb, port+10000); ok {
-			return port
+		if ports.Check(ports.Loopback(free[0]+10000)) == nil {
+			return free[0]
 		}
 	}
 	tb.Fatal("no two free ports")
 	return 0
-}
-
-func tryPort(tb testing.TB, port int) (int, bool) {
-	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-	if err != nil {
-		return 0, false
-	}
-	defer func() {
-		if err := l.Close(); err != nil {
-			tb.Error(err)
-		}
-	}()
-	return l.Addr().(*net.TCPAddr).Port, true
 }
 
 // Addr is host:port.

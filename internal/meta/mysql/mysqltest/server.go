@@ -7,7 +7,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +16,7 @@ import (
 	"time"
 
 	driver "github.com/go-sql-driver/mysql"
+	"github.com/koinon/koinon/internal/ports"
 )
 
 // startWait is how long a server may take to start.
@@ -264,14 +264,9 @@ func (s *Server) URL(database string) string {
 // FreePort returns a port of this machine that is free.
 func FreePort(tb testing.TB) int {
 	tb.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	free, err := ports.Free(1)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	defer func() {
-		if err := l.Close(); err != nil {
-			tb.Error(err)
-		}
-	}()
-	return l.Addr().(*net.TCPAddr).Port
+	return free[0]
 }

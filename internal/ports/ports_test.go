@@ -1,0 +1,50 @@
+package ports
+
+import (
+	"net"
+	"testing"
+)
+
+// TestFree: a port from which the kernel takes outgoing connections could be taken while its server is down.
+func TestFree(t *testing.T) {
+	l, ok := ephemeralLow()
+	seen := map[int]bool{}
+	for range 10 {
+		found, err := Free(9)
+		if err != nil || len(found) != 9 {
+			t.Fatalf("found %v, %v", found, err)
+		}
+		for _, p := range found {
+			if p < low || p >= high || ok && l > low+1000 && p >= l {
+				t.Errorf("port %d is out of range, outgoing connections start at %d", p, l)
+			}
+			if seen[p] {
+				t.Errorf("port %d was returned twice", p)
+			}
+			seen[p] = true
+		}
+	}
+	if _, err := Free(high); err == nil {
+		t.Error("more ports than there are")
+	}
+}
+
+func TestTakenPort(t *testing.T) {
+	found, err := Free(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	taken, err := net.Listen("tcp", Loopback(found[0]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if Check(taken.Addr().String()) == nil {
+		t.Error("a port that is taken is free")
+	}
+	if err := taken.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := Check(Loopback(found[0])); err != nil {
+		t.Errorf("a port that was given up: %v", err)
+	}
+}
