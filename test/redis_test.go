@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -162,6 +163,42 @@ func TestRedisTrouble(t *testing.T) {
 	d.sh("rm -f $M/d && sha256sum -c sum")
 	s.CLI("CONFIG", "SET", "maxmemory", "256mb")
 	d.sh("head -c 10M /dev/urandom > $M/e && cp $M/e $M/f && cmp $M/e $M/f")
+}
+
+// TestRedisHangs: a Redis that hangs is like one that is away.
+func TestRedisHangs(t *testing.T) {
+	s := redistest.Start(t)
+	d := up(t, 1, "--blocks", inFile(t, s.URL(0)))
+	d.stop()
+	d.timeout("3s")
+	d.start()
+	d.sh("head -c 1M /dev/urandom > $M/a && sha256sum $M/a > sum")
+	s.Signal(syscall.SIGSTOP)
+	for _, c := range []struct{ line, want string }{
+		{"head -c 1M /dev/urandom > $M/b", "Input/output error"},
+		{"df $M", "Input/output error"},
+		{"ls $M", ""}, // the metadata is not there
+	} {
+		began := time.Now()
+		out, err := d.shell(c.line)
+		if (err == nil) != (c.want == "") || !strings.Contains(out, c.want) {
+			t.Errorf("%s: expected %q, found %v\n%s", c.line, c.want, err, out)
+		}
+		if waited := time.Since(began); waited > 20*time.Second {
+			t.Errorf("%s waited for %v", c.line, waited)
+		}
+	}
+	d.refused(20*time.Second, []string{"cat", "koinon:/a"}, s.Addr(), "Redis does not answer")
+	d.refused(20*time.Second, []string{"cp", d.at("n1", "node.toml"), "koinon:/c"}, s.Addr(), "Redis does not answer")
+	says(t, d.koinon("status"), "Redis does not answer")
+	log, err := os.ReadFile(d.at("mount", "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	says(t, string(log), s.Addr(), "Redis does not answer")
+	s.Signal(syscall.SIGCONT)
+	d.sh("head -c 1M /dev/urandom > $M/b; sha256sum -c sum")
+	d.fsck()
 }
 
 // TestCrashLoopInRedis kills nodes and Redis at random moments under a

@@ -2,6 +2,7 @@ package block_test
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -58,4 +59,30 @@ func TestRetried(t *testing.T) {
 			t.Errorf("%d tries, error %v", f.tries, err)
 		}
 	})
+	t.Run("a try that hangs is given up", func(t *testing.T) {
+		for _, c := range []struct {
+			fails int
+			want  string // what the error says
+		}{{0, "no answer within 50ms"}, {1, "away"}} {
+			h := &hanging{fails: c.fails}
+			err := block.Retried(h, 50*time.Millisecond).Put(context.Background(), key, []byte("x"))
+			if !sys.Is(err, sys.Unavailable) || !strings.Contains(err.Error(), c.want) || h.tries != c.fails+1 {
+				t.Errorf("%d tries, error %v", h.tries, err)
+			}
+		}
+	})
+}
+
+// hanging fails a number of puts, and then answers none.
+type hanging struct {
+	block.Store
+	fails, tries int
+}
+
+func (h *hanging) Put(ctx context.Context, _ sys.BlockKey, _ []byte) error {
+	if h.tries++; h.tries <= h.fails {
+		return sys.E(sys.Op("hanging.Put"), sys.Unavailable, "away")
+	}
+	<-ctx.Done()
+	return sys.E(sys.Op("hanging.Put"), sys.Interrupted, ctx.Err())
 }
