@@ -36,7 +36,8 @@ type Config struct {
 // requests to whichever node leads. Its methods may be called concurrently.
 type Client struct {
 	cfg    Config
-	leader atomic.Uint64 // sys.NodeID last known to lead; 0 for none
+	leader atomic.Uint64          // sys.NodeID last known to lead; 0 for none
+	led    atomic.Pointer[string] // address of who last answered as the leader
 	roster atomic.Pointer[roster]
 
 	mu      sync.Mutex
@@ -70,16 +71,17 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 	return c, nil
 }
 
-// Reach is Dial for those who soon ask the leader for something: it waits for
-// nobody, and the map is learned beside the first request. Until then there is
-// none. That no node can be reached is the error of that request.
+// Reach is Dial for those who soon ask the leader for something, and may be gone
+// soon after: it waits for nobody, and learns the map when it is needed, or after
+// a while. Until then there is none. That no node can be reached is the error of
+// the first request.
 func Reach(cfg Config) (*Client, error) {
 	if len(cfg.Seeds) == 0 {
 		return nil, errNoSeeds("cluster.Reach")
 	}
 	c := New(cfg)
-	c.conn(cfg.Seeds[0], false).Connect() // so that both ask the same node
-	c.start(c.Refresh)
+	c.conn(cfg.Seeds[0], false).Connect()
+	c.start()
 	return c, nil
 }
 
@@ -87,18 +89,11 @@ func errNoSeeds(op sys.Op) error {
 	return sys.E(op, sys.Invalid, "no node address is given: add `nodes` to the client configuration")
 }
 
-// start follows the map until Close, after some things done first.
-func (c *Client) start(first ...func(context.Context) error) {
+// start follows the map until Close.
+func (c *Client) start() {
 	following, stop := context.WithCancel(context.Background())
 	c.stop = stop
-	c.work.Go(func() {
-		for _, do := range first {
-			if err := do(following); err != nil {
-				c.cfg.Logger.Debug("the map is not learned", "err", err)
-			}
-		}
-		c.follow(following)
-	})
+	c.work.Go(func() { c.follow(following) })
 }
 
 // followEvery is how often a client looks for a newer map: the nodes that it
@@ -199,7 +194,18 @@ func (c *Client) OpenConn(id sys.NodeID) *wire.Client {
 
 // LeaderAddr is where the node is that led when it last answered, empty when
 // none has.
-func (c *Client) LeaderAddr() string { return c.addrOf(sys.NodeID(c.leader.Load())) }
+func (c *Client) LeaderAddr() string {
+	if addr := c.addrOf(sys.NodeID(c.leader.Load())); addr != "" {
+		return addr
+	}
+	if addr := c.led.Load(); addr != nil {
+		return *addr
+	}
+	return ""
+}
+
+// Cluster is the cluster's ID.
+func (c *Client) Cluster() string { return c.cfg.Cluster }
 
 // Addr is where the map has a node, empty when it has no such node.
 func (c *Client) Addr(id sys.NodeID) string { return c.addrOf(id) }
@@ -309,6 +315,7 @@ func (c *Client) CallLeaderCounted(ctx context.Context, m wire.Method, header, p
 		reply, err = c.conn(addr, false).Call(ctx, m, header, payload)
 		if err == nil {
 			c.leader.Store(uint64(c.IDOf(addr)))
+			c.led.Store(&addr)
 			return 0, nil
 		}
 		open = open || unanswered(err)

@@ -201,9 +201,8 @@ func TestLeaderHangs(t *testing.T) {
 	}
 }
 
-// Who begins to reach a cluster waits for nobody: the first request goes out
-// beside the one for the map, on the same connection; and who leads elsewhere is
-// found without a map at hand.
+// Who begins to reach a cluster waits for nobody, and asks for no map before
+// it is needed: to find who leads elsewhere.
 func TestReach(t *testing.T) {
 	for leader := uint64(1); leader <= 3; leader++ {
 		ns := startNodes(t, 3, leader)
@@ -216,6 +215,9 @@ func TestReach(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.Release()
+		if known := c.Map() != nil; known != (leader != 1) || c.LeaderAddr() != ns.seeds[leader-1] {
+			t.Errorf("n%d leads: the map is known: %v, the leader is at %s", leader, known, c.LeaderAddr())
+		}
 		if n, want := ns.connected.Load(), min(int64(leader), 2); n != want {
 			t.Errorf("n%d leads: %d connections, expected %d", leader, n, want)
 		}

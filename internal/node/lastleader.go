@@ -32,8 +32,8 @@ func lastLeaderPath(clusterID string) (string, error) {
 
 // leave ends a client's connections, and keeps for the next one who led.
 func leave(cc *cluster.Client) error {
-	id, addr := cc.Map().GetCluster(), cc.LeaderAddr()
-	if id != "" && addr != "" && addr != lastLeader(id) {
+	id, addr := cc.Cluster(), cc.LeaderAddr()
+	if addr != "" && addr != lastLeader(id) {
 		_ = keepLeader(id, addr) // it is a hint
 	}
 	return cc.Close()
