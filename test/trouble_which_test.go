@@ -18,7 +18,7 @@ func TestDevWithoutDir(t *testing.T) {
 	says(t, d.koinon("dev", "status"), d.dir, "down")
 	says(t, d.koinon("dev", "start", "1"), "the cluster in "+d.dir+":", "node 1 is up")
 	d.leader()
-	version, _, _ := strings.Cut(strings.TrimPrefix(d.koinon("--version"), "koinon "), " ")
+	version, _, _ := strings.Cut(strings.TrimPrefix(d.koinon("--version"), "koinon version "), " ")
 	says(t, d.koinon("node", "ls"), "VERSION", version)
 	raw, err := os.ReadFile(d.at("n1", "log"))
 	if err != nil {

@@ -30,6 +30,9 @@ type Config struct {
 	TLS     *tls.Config   // of auth.Credentials.ClientTLS
 	Timeout time.Duration // 0 is DefaultTimeout
 	Logger  *slog.Logger
+	// Led is called, before the answer is returned, when another node than before
+	// has answered as the leader, with its address. nil: nobody is told.
+	Led func(addr string)
 }
 
 // Client keeps connections to the nodes of a cluster, knows its map, and sends
@@ -192,20 +195,16 @@ func (c *Client) OpenConn(id sys.NodeID) *wire.Client {
 	return c.conn(addr, true)
 }
 
-// LeaderAddr is where the node is that led when it last answered, empty when
-// none has.
-func (c *Client) LeaderAddr() string {
-	if addr := c.addrOf(sys.NodeID(c.leader.Load())); addr != "" {
-		return addr
+// answered notes who has answered as the leader.
+func (c *Client) answered(addr string) {
+	if was := c.led.Load(); was != nil && *was == addr {
+		return
 	}
-	if addr := c.led.Load(); addr != nil {
-		return *addr
+	c.led.Store(&addr)
+	if c.cfg.Led != nil {
+		c.cfg.Led(addr)
 	}
-	return ""
 }
-
-// Cluster is the cluster's ID.
-func (c *Client) Cluster() string { return c.cfg.Cluster }
 
 // Addr is where the map has a node, empty when it has no such node.
 func (c *Client) Addr(id sys.NodeID) string { return c.addrOf(id) }
@@ -304,6 +303,9 @@ func (c *Client) CallLeaderCounted(ctx context.Context, m wire.Method, header, p
 	if addr := c.addrOf(sys.NodeID(c.leader.Load())); addr != "" { // the common case
 		reply, err = c.conn(addr, false).Call(ctx, m, header, payload)
 		open = unanswered(err)
+		if err == nil {
+			c.answered(addr)
+		}
 		if err == nil || !transient(err) || caller.Err() != nil {
 			return reply, open, err
 		}
@@ -315,7 +317,7 @@ func (c *Client) CallLeaderCounted(ctx context.Context, m wire.Method, header, p
 		reply, err = c.conn(addr, false).Call(ctx, m, header, payload)
 		if err == nil {
 			c.leader.Store(uint64(c.IDOf(addr)))
-			c.led.Store(&addr)
+			c.answered(addr)
 			return 0, nil
 		}
 		open = open || unanswered(err)

@@ -110,8 +110,9 @@ func clusterConfig(cfg *config.Client, log *slog.Logger) (cluster.Config, error)
 	if err != nil {
 		return cluster.Config{}, err
 	}
-	return cluster.Config{Cluster: cfg.Cluster, Seeds: leaderFirst(cfg.Cluster, cfg.Nodes), TLS: creds.ClientTLS(),
-		Timeout: time.Duration(cfg.Timeout), Logger: log}, nil
+	last := lastLeader(cfg.Cluster)
+	return cluster.Config{Cluster: cfg.Cluster, Seeds: leaderFirst(last, cfg.Nodes), TLS: creds.ClientTLS(),
+		Timeout: time.Duration(cfg.Timeout), Logger: log, Led: noteLeader(cfg.Cluster, last)}, nil
 }
 
 // Keys is a connection to a cluster for its coordination service alone.
@@ -133,7 +134,7 @@ func ConnectKeys(ctx context.Context, cfg *config.Client, log *slog.Logger) (*Ke
 
 // Close ends the client's session and the connections.
 func (k *Keys) Close(ctx context.Context) error {
-	return errors.Join(k.Client.Close(ctx), leave(k.cluster))
+	return errors.Join(k.Client.Close(ctx), k.cluster.Close())
 }
 
 func sessionName() string {
@@ -188,5 +189,5 @@ func (c *Client) closeBlocks() error {
 
 // Close writes out what is buffered, ends the session and the connections.
 func (c *Client) Close(ctx context.Context) error {
-	return errors.Join(c.fs.Close(ctx), c.closeBlocks(), c.tree.Close(ctx), leave(c.cluster))
+	return errors.Join(c.fs.Close(ctx), c.closeBlocks(), c.tree.Close(ctx), c.cluster.Close())
 }

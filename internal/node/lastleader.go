@@ -6,12 +6,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-
-	"github.com/koinon/koinon/internal/cluster"
 )
 
-// lastLeader is where the leader of a cluster was when a client of this user
-// last left: asked first, a short command needs one connection, not two. It is
+// lastLeader is where the leader of a cluster was when it last answered a client
+// of this user: asked first, a short command needs one connection, not two. It is
 // only a hint, so trouble with its file is none.
 func lastLeader(clusterID string) string {
 	path, err := lastLeaderPath(clusterID)
@@ -30,13 +28,14 @@ func lastLeaderPath(clusterID string) (string, error) {
 	return filepath.Join(dir, "koinon", clusterID+".leader"), err
 }
 
-// leave ends a client's connections, and keeps for the next one who led.
-func leave(cc *cluster.Client) error {
-	id, addr := cc.Cluster(), cc.LeaderAddr()
-	if addr != "" && addr != lastLeader(id) {
-		_ = keepLeader(id, addr) // it is a hint
+// noteLeader returns what keeps for the next client who leads, last being what is kept.
+func noteLeader(clusterID, last string) func(addr string) {
+	return func(addr string) {
+		if addr != last {
+			last = addr
+			_ = keepLeader(clusterID, addr) // it is a hint
+		}
 	}
-	return cc.Close()
 }
 
 func keepLeader(clusterID, addr string) error {
@@ -62,8 +61,7 @@ func keepLeader(clusterID, addr string) error {
 }
 
 // leaderFirst orders addresses so that the last leader comes first.
-func leaderFirst(clusterID string, addrs []string) []string {
-	last := lastLeader(clusterID)
+func leaderFirst(last string, addrs []string) []string {
 	if at := slices.Index(addrs, last); at > 0 {
 		addrs = slices.Clone(addrs)
 		copy(addrs[1:], addrs[:at])

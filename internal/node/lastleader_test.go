@@ -10,20 +10,18 @@ import (
 func TestLastLeader(t *testing.T) {
 	t.Setenv("XDG_CACHE_HOME", t.TempDir())
 	nodes := []string{"a:1", "b:1", "c:1"}
-	if got := leaderFirst("lab", nodes); !slices.Equal(got, nodes) {
+	if got := leaderFirst(lastLeader("lab"), nodes); !slices.Equal(got, nodes) {
 		t.Errorf("without a last leader: %v", got)
 	}
 	for _, tc := range []struct {
 		last string
 		want []string
 	}{{"c:1", []string{"c:1", "a:1", "b:1"}}, {"b:1", []string{"b:1", "a:1", "c:1"}}, {"a:1", nodes}, {"gone:1", nodes}} {
-		if err := keepLeader("lab", tc.last); err != nil {
-			t.Fatal(err)
-		}
-		if got := leaderFirst("lab", nodes); !slices.Equal(got, tc.want) {
+		noteLeader("lab", lastLeader("lab"))(tc.last)
+		if got := leaderFirst(lastLeader("lab"), nodes); !slices.Equal(got, tc.want) {
 			t.Errorf("after %s: %v, want %v", tc.last, got, tc.want)
 		}
-		if got := leaderFirst("other", nodes); !slices.Equal(got, nodes) {
+		if got := leaderFirst(lastLeader("other"), nodes); !slices.Equal(got, nodes) {
 			t.Errorf("of another cluster: %v", got)
 		}
 	}
@@ -32,7 +30,7 @@ func TestLastLeader(t *testing.T) {
 	}
 	t.Setenv("XDG_CACHE_HOME", "")
 	t.Setenv("HOME", "")
-	if got := leaderFirst("lab", nodes); !slices.Equal(got, nodes) {
+	if got := leaderFirst(lastLeader("lab"), nodes); !slices.Equal(got, nodes) {
 		t.Errorf("without a home: %v", got)
 	}
 }

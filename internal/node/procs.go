@@ -30,4 +30,4 @@ func ConnectProcs(cfg *config.Client, log *slog.Logger) (*Procs, error) {
 }
 
 // Close ends the connections.
-func (p *Procs) Close() error { return leave(p.cluster) }
+func (p *Procs) Close() error { return p.cluster.Close() }
