@@ -93,6 +93,12 @@ func TestRemovalGoesOn(t *testing.T) {
 	d.koinon("dev", "rm", "1", "--dir", d.dir)
 	d.koinon("dev", "stop", "--dir", d.dir)
 	d.refused(20*time.Second, []string{"node", "ls"}, "no majority: no answer from ")
+	// The directory can be moved: what was added has not made its paths absolute.
+	moved := d.besides("moved")
+	if err := os.Rename(d.dir, moved); err != nil {
+		t.Fatal(err)
+	}
+	d.dir = moved
 	says(t, d.koinon("dev", "up", "--detach", "--dir", d.dir, "--mount", d.mount), " kill 2 ")
 	d.fsck()
 }

@@ -54,6 +54,9 @@ func (c *Cluster) Kill(numbers ...int) error {
 // whether there is a leader or not. One that runs already is left alone.
 func (c *Cluster) Start(ctx context.Context, numbers ...int) (err error) {
 	nodes, err := c.pick(numbers)
+	if err == nil {
+		err = usable(nodes)
+	}
 	if err != nil {
 		return err
 	}

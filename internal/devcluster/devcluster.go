@@ -181,6 +181,7 @@ type node struct {
 	addr   string
 	meta   config.Engine
 	blocks config.Blocks
+	bad    error // why node.toml cannot be used; nothing but the process is known then
 }
 
 // Open reads the cluster in opts.Dir. The error is a NoClusterError where there
@@ -206,7 +207,8 @@ func Open(opts Options) (*Cluster, error) {
 		return nil, sys.E(op, sys.Invalid, sys.Subject(c.path("dev.toml")),
 			fmt.Sprintf("%q is %d: it must be 1 to %d", "nodes", c.saved.Nodes, MaxNodes))
 	}
-	return c, c.loadNodes()
+	c.loadNodes()
+	return c, nil
 }
 
 // NoClusterError says that a directory holds no cluster.
@@ -217,19 +219,27 @@ func (e NoClusterError) Error() string {
 	return fmt.Sprintf("there is no dev cluster in %s; start one with `koinon dev up`", e.Dir)
 }
 
-func (c *Cluster) loadNodes() error {
+// loadNodes reads the nodes' files. What is wrong with one keeps nobody from
+// stopping the nodes, so usable tells it to those who need more.
+func (c *Cluster) loadNodes() {
 	for _, i := range c.saved.numbers() {
-		dir := c.path(fmt.Sprintf("n%d", i))
-		cfg, err := config.LoadNode(filepath.Join(dir, "node.toml"))
-		if err != nil {
-			return err
+		n := &node{process: process{name: fmt.Sprintf("node %d", i), dir: c.path(fmt.Sprintf("n%d", i))}, number: i}
+		if cfg, err := config.LoadNode(filepath.Join(n.dir, "node.toml")); err != nil {
+			n.bad = err
+		} else {
+			n.id, n.addr, n.meta, n.blocks = cfg.ID, cfg.Listen, cfg.Meta, cfg.Blocks
 		}
-		c.nodes = append(c.nodes, &node{
-			process: process{name: fmt.Sprintf("node %d", i), dir: dir},
-			number:  i, id: cfg.ID, addr: cfg.Listen, meta: cfg.Meta, blocks: cfg.Blocks,
-		})
+		c.nodes = append(c.nodes, n)
 	}
-	return nil
+}
+
+// usable returns what is wrong with the files of nodes.
+func usable(nodes []*node) error {
+	var errs []error
+	for _, n := range nodes {
+		errs = append(errs, n.bad)
+	}
+	return errors.Join(errs...)
 }
 
 func (o Options) withDefaults() Options {

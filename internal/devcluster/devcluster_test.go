@@ -254,6 +254,42 @@ func TestNodeFails(t *testing.T) {
 	expect(t, c, "stopped stopped stopped")
 }
 
+// A slip in a node's file is told, and keeps nobody from stopping the nodes.
+func TestNodeFileIsWrong(t *testing.T) {
+	opts := options(t, "")
+	up(t, opts)
+	file := filepath.Join(opts.Dir, "n2", "node.toml")
+	raw, err := os.ReadFile(file)
+	if err == nil {
+		err = os.WriteFile(file, append([]byte("listne = 7\n"), raw...), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := Open(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := c.Status(t.Context())
+	if err != nil || !strings.Contains(s.Nodes[1].Trouble, file) || s.Nodes[1].PID == 0 || s.Nodes[0].Trouble != "" {
+		t.Errorf("found %+v, %v", s, err)
+	}
+	if err := c.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, c, "stopped stopped stopped")
+	_, _, err = Up(t.Context(), t.Context(), opts)
+	for _, err := range []error{err, c.Start(t.Context(), 2)} {
+		if err == nil || !strings.Contains(err.Error(), "listne") {
+			t.Errorf("what is wrong with the file expected, found %v", err)
+		}
+	}
+	if err := os.WriteFile(file, raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	up(t, opts)
+}
+
 // A cluster that has served comes up without a node that cannot.
 func TestMinorityFails(t *testing.T) {
 	opts := options(t, "")

@@ -121,26 +121,37 @@ func (c *Cluster) reload() error {
 		return err
 	}
 	c.saved, c.nodes = now.saved, now.nodes
-	return nil
+	return usable(c.nodes)
 }
 
 // setMembers writes down which nodes there are, and where clients find them.
 func (c *Cluster) setMembers(numbers []int) error {
 	c.saved.setNumbers(numbers)
 	c.nodes = nil
-	if err := c.loadNodes(); err != nil {
+	c.loadNodes()
+	if err := usable(c.nodes); err != nil {
 		return err
 	}
 	if err := saveState(c.dir, c.saved); err != nil {
 		return err
 	}
-	client, err := config.LoadClient(c.ClientConfig())
-	if err != nil {
+	return c.editClient(func(client *config.Client) {
+		client.Nodes = nil
+		for _, n := range c.nodes {
+			client.Nodes = append(client.Nodes, n.addr)
+		}
+	})
+}
+
+// editClient changes the clients' configuration as it is written: its paths stay relative to the directory, which may be moved.
+func (c *Cluster) editClient(change func(*config.Client)) error {
+	if _, err := config.LoadClient(c.ClientConfig()); err != nil { // which says what is wrong with it
 		return err
 	}
-	client.Nodes = nil
-	for _, n := range c.nodes {
-		client.Nodes = append(client.Nodes, n.addr)
+	var client config.Client
+	if err := config.DecodeFile(c.ClientConfig(), &client); err != nil {
+		return err
 	}
+	change(&client)
 	return client.Save(c.ClientConfig())
 }

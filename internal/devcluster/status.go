@@ -133,6 +133,9 @@ func (c *Cluster) status(ctx context.Context, p *probe) (*Status, error) {
 		case dead:
 			ns.State = StateDown
 		}
+		if n.bad != nil {
+			ns.Trouble = n.bad.Error()
+		}
 		s.Nodes = append(s.Nodes, ns)
 	}
 	if !alive {

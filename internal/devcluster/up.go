@@ -126,7 +126,8 @@ func (c *Cluster) up(ctx, force context.Context, res *UpResult) error {
 		}
 	}
 	// It is needed to ask the nodes; a slip in it must not look like theirs.
-	if _, err := config.LoadClient(c.ClientConfig()); err != nil {
+	_, err := config.LoadClient(c.ClientConfig())
+	if err = errors.Join(err, usable(c.nodes)); err != nil {
 		return err
 	}
 	mounted, err := c.chooseMount()
@@ -184,17 +185,13 @@ func (c *Cluster) chooseMount() (mounted bool, err error) {
 			return false, err
 		}
 	}
-	client, err := config.LoadClient(c.ClientConfig())
-	if err != nil {
-		return false, err
-	}
 	if err := openMountPoint(c.saved.Mount); err != nil { // of which nobody will know any more
 		return false, err
 	}
-	client.Mount, c.saved.Mount, c.saved.MountMade = want, want, false
-	if err := client.Save(c.ClientConfig()); err != nil {
+	if err := c.editClient(func(client *config.Client) { client.Mount = want }); err != nil {
 		return false, err
 	}
+	c.saved.Mount, c.saved.MountMade = want, false
 	return false, saveState(c.dir, c.saved)
 }
 
