@@ -104,6 +104,16 @@ func (c *cache) noInode(ino sys.Ino) bool {
 	return ok
 }
 
+// noEntry says that a directory is known to have no such name.
+func (c *cache) noEntry(parent sys.Ino, name string) bool {
+	dir := c.dirs[parent]
+	if dir == nil {
+		return false
+	}
+	d, known := dir.known[name]
+	return d == nil && (known || dir.whole)
+}
+
 // keep remembers an inode, which belongs to the cache from then on.
 func (c *cache) keep(ino sys.Ino, a *metapb.Attr) {
 	c.mu.Lock()

@@ -107,6 +107,18 @@ func testKnown(t *testing.T, s *mysqltest.Server) {
 		t.Errorf("expected no query, found %d", n)
 	}
 	checkCache(t, l)
+
+	// A row that somebody else has made is found.
+	do(mkdir)
+	if _, err := e.db.Exec("INSERT INTO entries (parent, cookie, name, inode, type) SELECT 1, 1000, x'6e6577', inode, type FROM entries WHERE name = x'64'"); err != nil {
+		t.Fatal(err)
+	}
+	l.cache.keepEntry(sys.RootIno, "new", nil)
+	r, err := l.Do(ctx, &Request{Body: body(mknod("new"))})
+	if f := result(r).GetFailure(); err != nil || sys.Kind(f.GetKind()) != sys.Exist {
+		t.Errorf("an entry that exists expected, found %v, %v", f, err)
+	}
+	checkCache(t, l)
 }
 
 // What is known stays within its bound, and is forgotten when a load may bring

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -22,9 +23,19 @@ func attrFields(a *metapb.Attr) []any {
 	}
 }
 
+var attrNames = strings.Split(attrColumns, ", ")
+
+// attrValues are a row of inodes in the order of attrColumns.
+func attrValues(a *metapb.Attr) []any {
+	return []any{
+		a.Ino, a.Type, a.Mode, a.Uid, a.Gid, a.Size, a.Nlink, a.AtimeNs, a.MtimeNs, a.CtimeNs, a.Rdev,
+		a.Parent, a.Version, a.NextCookie, a.Target, a.Xattrs, a.DeadlineNs, a.Purging, a.Stored,
+	}
+}
+
 // attrOrZero are the columns of an inode that may not be there.
 func attrOrZero() string {
-	columns := strings.Split(attrColumns, ", ")
+	columns := slices.Clone(attrNames)
 	for i, c := range columns {
 		zero := "0"
 		if c == "target" {

@@ -95,7 +95,7 @@ func (b *carried) script(seq uint64) (*script, error) {
 	s := &script{}
 	s.add(fmt.Sprintf("UPDATE fence SET seq=IF(epoch=%d AND seq=%d,%d,NULL), time_ns=%d WHERE id=1",
 		b.l.epoch, seq, seq+1, b.nowNs))
-	if err := b.rows.write(s, &b.l.e.tails); err != nil {
+	if err := b.rows.write(s, &b.l.e.tails, b.l.cache); err != nil {
 		return nil, err
 	}
 	for id, ack := range b.acks {

@@ -288,5 +288,9 @@ func (l *Leader) tryBatch(ctx context.Context, batch []*waiting) error {
 	if b.ran == 0 {
 		return nil
 	}
-	return l.commit(ctx, b)
+	err := l.commit(ctx, b)
+	if number(err) == errDuplicate { // somebody has changed the tables by hand: they are read anew
+		l.loaded = false
+	}
+	return err
 }

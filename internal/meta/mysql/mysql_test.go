@@ -102,7 +102,7 @@ type flushing struct {
 
 func (f *flushing) flush() error {
 	s := &script{}
-	if err := f.over.write(s, &f.e.tails); err != nil {
+	if err := f.over.write(s, &f.e.tails, f.cache); err != nil {
 		return err
 	}
 	s.cut()

@@ -95,6 +95,7 @@ const (
 	errDiskFull           = 1021
 	errTableFull          = 1114
 	errLockTimeout        = 1205
+	errDuplicate          = 1062 // a row is there of which the leader knew that it was not
 	errDeadlock           = 1213
 	errNotAllowed         = 1142
 	errNoTable            = 1146

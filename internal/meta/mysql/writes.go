@@ -1,6 +1,7 @@
 package mysql
 
 import (
+	"bytes"
 	"encoding/hex"
 	"fmt"
 	"strconv"
@@ -70,6 +71,24 @@ func (s *script) row(head, tail string, values ...any) {
 	if len(s.text) >= scriptMax {
 		s.end()
 		s.cut()
+	}
+}
+
+// change adds the statement that makes one inode's row another.
+func (s *script) change(was, is *metapb.Attr) {
+	s.end()
+	old, now := attrValues(was), attrValues(is)
+	between := "UPDATE inodes SET "
+	for i, v := range now {
+		if b, ok := v.([]byte); ok && bytes.Equal(b, old[i].([]byte)) || !ok && v == old[i] {
+			continue
+		}
+		s.text = append(append(append(s.text, between...), attrNames[i]...), '=')
+		s.text = appendValue(s.text, v)
+		between = ","
+	}
+	if between == "," {
+		s.text = append(strconv.AppendUint(append(s.text, " WHERE id="...), is.Ino, 10), ';')
 	}
 }
 
@@ -144,50 +163,82 @@ func newTails() tails {
 }
 
 // write adds to s what brings the rows into the database: what goes first, so
-// that a name may come back with another cookie.
-func (w *writes) write(s *script, t *tails) error {
+// that a name may come back with another cookie. Where c knows that a row is
+// there or is not, that is used: to ask costs the server more.
+func (w *writes) write(s *script, t *tails, c *cache) error {
 	w.deletes(s)
-	for _, a := range w.inodes {
-		if a != nil {
-			s.row(insertInode, t.inode, a.Ino, a.Type, a.Mode, a.Uid, a.Gid, a.Size, a.Nlink, a.AtimeNs, a.MtimeNs, a.CtimeNs,
-				a.Rdev, a.Parent, a.Version, a.NextCookie, a.Target, a.Xattrs, a.DeadlineNs, a.Purging, a.Stored)
+	for ino, a := range w.inodes {
+		if was := c.inodes[ino]; a != nil && was != nil {
+			s.change(was, a)
 		}
 	}
-	s.end()
-	for parent, dir := range w.entries {
-		for name, d := range dir {
-			if d == nil {
-				continue
-			}
-			row := []any{uint64(parent), d.Cookie, []byte(name), d.Ino, d.Type, nil, nil, nil}
-			if o := d.Origin; o != nil {
-				row[5], row[6], row[7] = o.Parent, o.Name, o.RemovedNs
-			}
-			s.row(insertEntry, t.entry, row...)
+	for name, n := range w.counters {
+		if c.counters[name] != 0 {
+			s.add(fmt.Sprintf("UPDATE counters SET value=%d WHERE name=x'%x'", n, name.String()))
 		}
 	}
-	s.end()
-	for ino, chunks := range w.chunks {
-		for n, c := range chunks {
-			if c == nil {
-				continue
-			}
-			layout, err := rowOptions.Marshal(&metapb.Chunk{Slices: c.Slices, Ranges: c.Ranges, FreedNs: c.FreedNs})
-			if err != nil {
-				return fmt.Errorf("mysql: chunk %d of inode %d: %w", n, ino, err)
-			}
-			s.row(insertChunk, t.chunk, uint64(ino), n, c.Inline, uint32(len(c.Slices)), layout)
+	for _, fresh := range []bool{true, false} {
+		if err := w.insert(s, t, c, fresh); err != nil {
+			return err
 		}
 	}
-	s.end()
 	for ino, x := range w.xattrs {
 		for _, x := range x.GetXattrs() {
 			s.row(insertXattr, "", uint64(ino), x.Name, x.Value)
 		}
 	}
 	s.end()
-	for c, n := range w.counters {
-		s.row(insertCount, t.count, []byte(c.String()), n)
+	return nil
+}
+
+// insert adds the rows that are known not to be there yet, or those of which
+// that is not known.
+func (w *writes) insert(s *script, t *tails, c *cache, fresh bool) error {
+	tail := func(onto string) string {
+		if fresh {
+			return ""
+		}
+		return onto
+	}
+	for ino, a := range w.inodes {
+		if a != nil && c.inodes[ino] == nil && c.noInode(ino) == fresh {
+			s.row(insertInode, tail(t.inode), attrValues(a)...)
+		}
+	}
+	s.end()
+	for parent, dir := range w.entries {
+		for name, d := range dir {
+			if d == nil || c.noEntry(parent, name) != fresh {
+				continue
+			}
+			row := []any{uint64(parent), d.Cookie, []byte(name), d.Ino, d.Type, nil, nil, nil}
+			if o := d.Origin; o != nil {
+				row[5], row[6], row[7] = o.Parent, o.Name, o.RemovedNs
+			}
+			s.row(insertEntry, tail(t.entry), row...)
+		}
+	}
+	s.end()
+	for ino, chunks := range w.chunks {
+		if (c.noChunks(ino) || c.noInode(ino)) != fresh {
+			continue
+		}
+		for n, chunk := range chunks {
+			if chunk == nil {
+				continue
+			}
+			layout, err := rowOptions.Marshal(&metapb.Chunk{Slices: chunk.Slices, Ranges: chunk.Ranges, FreedNs: chunk.FreedNs})
+			if err != nil {
+				return fmt.Errorf("mysql: chunk %d of inode %d: %w", n, ino, err)
+			}
+			s.row(insertChunk, tail(t.chunk), uint64(ino), n, chunk.Inline, uint32(len(chunk.Slices)), layout)
+		}
+	}
+	s.end()
+	for name, n := range w.counters {
+		if !fresh && c.counters[name] == 0 {
+			s.row(insertCount, t.count, []byte(name.String()), n)
+		}
 	}
 	s.end()
 	return nil
