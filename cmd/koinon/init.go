@@ -48,6 +48,6 @@ Then, from this machine:
 	flags.StringVar(&o.Dir, "dir", "", "keep everything in `DIR`, which must be empty")
 	flags.StringVar(&o.Listen, "listen", "", "accept connections on `HOST:PORT`")
 	flags.StringVar(&o.Advertise, "advertise", "", "the `HOST:PORT` under which others reach this node, if it is another")
-	flags.StringVar(&o.Zone, "zone", "", "failure domain of this node")
+	flags.StringVar(&o.Zone, "zone", "", "failure domain (`ZONE`) of this node")
 	return cmd
 }

@@ -40,7 +40,7 @@ other cluster by mistake.`,
 		},
 	}
 	cmd.Flags().DurationVar(&life, "expires", tokenLife, "how long the token is good for, a `TIME` like 10m or 24h")
-	cmd.Flags().StringVar(&zone, "zone", "", "failure domain of the machine, unless it gives one itself")
+	cmd.Flags().StringVar(&zone, "zone", "", "failure domain (`ZONE`) of the machine, unless it gives one itself")
 	cmd.AddCommand(newTokenLsCommand(a), newTokenRmCommand(a))
 	return cmd
 }
