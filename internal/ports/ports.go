@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -18,40 +17,61 @@ import (
 // Ports are looked for in this range, below the one from which the kernel
 // takes ports for outgoing connections and for who listens on any: a port of
 // that range may be taken by any connection while its server is down, even by
-// one to the server itself, which would then talk to itself.
+// one to the server itself, which would then talk to itself. The servers of a
+// Redis Cluster take a second port ten thousand above their own, and so above
+// all of these.
 const (
-	low  = 17000
-	high = 32000
+	low   = 17000
+	high  = 27000
+	block = 100
 )
 
-var (
-	first = sync.OnceValue(func() uint64 { return rand.Uint64N(high - low) })
-	tried atomic.Uint64
-)
+// pool is the block of ports that this process gives out, whose first port it
+// listens on as long as it lives: so two processes have none in common.
+var pool struct {
+	sync.Mutex
+	next, end int
+	held      []net.Listener
+}
 
-// Free returns n ports of 127.0.0.1 on which nobody listens. The search starts
-// anywhere, so that two processes rarely meet, and goes on from there: no port
-// is returned twice before all were. It may be called concurrently.
+// Free returns n ports of 127.0.0.1 on which nobody listens, and which no other
+// process that asks is given as long as this one lives. No port is returned
+// twice. It may be called concurrently.
 //
 // Errors: sys.Unavailable, there are not so many.
 func Free(n int) ([]int, error) {
-	below := high
-	if l, ok := ephemeralLow(); ok && l > low+1000 {
-		below = min(below, l)
-	}
-	size := below - low
+	pool.Lock()
+	defer pool.Unlock()
 	found := make([]int, 0, n)
-	for i := 0; i < size && len(found) < n; i++ {
-		port := low + int((first()+tried.Add(1))%uint64(size))
+	for len(found) < n {
+		if pool.next == pool.end && !claim() {
+			return nil, sys.E(sys.Op("ports.Free"), sys.Unavailable,
+				fmt.Sprintf("found %d free ports of 127.0.0.1 from %d to %d, need %d", len(found), low, high, n))
+		}
+		port := pool.next
+		pool.next++
 		if Check(Loopback(port)) == nil {
 			found = append(found, port)
 		}
 	}
-	if len(found) < n {
-		return nil, sys.E(sys.Op("ports.Free"), sys.Unavailable,
-			fmt.Sprintf("found %d free ports of 127.0.0.1 from %d to %d, need %d", len(found), low, below, n))
-	}
 	return found, nil
+}
+
+// claim makes a block that nobody has the pool's. The search starts anywhere.
+func claim() bool {
+	below := high
+	if l, ok := ephemeralLow(); ok && l >= low+block {
+		below = min(below, l)
+	}
+	for _, i := range rand.Perm((below - low) / block) {
+		first := low + i*block
+		if l, err := net.Listen("tcp", Loopback(first)); err == nil {
+			pool.held = append(pool.held, l)
+			pool.next, pool.end = first+1, first+block
+			return true
+		}
+	}
+	return false
 }
 
 // Loopback is host:port on this machine alone.
