@@ -30,8 +30,8 @@ const (
 // listens on as long as it lives: so two processes have none in common.
 var pool struct {
 	sync.Mutex
-	next, end int
-	held      []net.Listener
+	rest []int // of its ports, in any order: that of a server which is down is free to see
+	held []net.Listener
 }
 
 // Free returns n ports of 127.0.0.1 on which nobody listens, and which no other
@@ -44,12 +44,12 @@ func Free(n int) ([]int, error) {
 	defer pool.Unlock()
 	found := make([]int, 0, n)
 	for len(found) < n {
-		if pool.next == pool.end && !claim() {
+		if len(pool.rest) == 0 && !claim() {
 			return nil, sys.E(sys.Op("ports.Free"), sys.Unavailable,
 				fmt.Sprintf("found %d free ports of 127.0.0.1 from %d to %d, need %d", len(found), low, high, n))
 		}
-		port := pool.next
-		pool.next++
+		port := pool.rest[0]
+		pool.rest = pool.rest[1:]
 		if Check(Loopback(port)) == nil {
 			found = append(found, port)
 		}
@@ -67,7 +67,9 @@ func claim() bool {
 		first := low + i*block
 		if l, err := net.Listen("tcp", Loopback(first)); err == nil {
 			pool.held = append(pool.held, l)
-			pool.next, pool.end = first+1, first+block
+			for _, i := range rand.Perm(block - 1) {
+				pool.rest = append(pool.rest, first+1+i)
+			}
 			return true
 		}
 	}

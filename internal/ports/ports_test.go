@@ -24,7 +24,7 @@ func TestFree(t *testing.T) {
 			seen[p] = true
 		}
 	}
-	if Check(Loopback(pool.next-pool.next%block)) == nil {
+	if Check(Loopback(pool.rest[0]-pool.rest[0]%block)) == nil {
 		t.Error("another process may have the same block")
 	}
 }
