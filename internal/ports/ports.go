@@ -30,7 +30,7 @@ const (
 // listens on as long as it lives: so two processes have none in common.
 var pool struct {
 	sync.Mutex
-	rest []int // of its ports, in any order: that of a server which is down is free to see
+	rest []int // of its ports, in any order, since one of a server that is down looks free
 	held []net.Listener
 }
 
