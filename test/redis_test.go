@@ -177,7 +177,7 @@ func TestRedisHangs(t *testing.T) {
 	for _, c := range []struct{ line, want string }{
 		{"head -c 1M /dev/urandom > $M/b", "Input/output error"},
 		{"df $M", "Input/output error"},
-		{"ls $M", ""}, // the metadata is not there
+		{"ls $M", ""}, // for which Redis is not asked
 	} {
 		began := time.Now()
 		out, err := d.shell(c.line)

@@ -31,7 +31,8 @@ type Config struct {
 	Timeout time.Duration // 0 is DefaultTimeout
 	Logger  *slog.Logger
 	// Led is called, before the answer is returned, when another node than before
-	// has answered as the leader, with its address. nil: nobody is told.
+	// has answered as the leader, with its address: once at a time. nil: nobody is
+	// told.
 	Led func(addr string)
 }
 
@@ -40,7 +41,8 @@ type Config struct {
 type Client struct {
 	cfg    Config
 	leader atomic.Uint64          // sys.NodeID last known to lead; 0 for none
-	led    atomic.Pointer[string] // address of who last answered as the leader
+	led    atomic.Pointer[string] // address of who last answered as the leader; written under ledMu
+	ledMu  sync.Mutex             // held while Config.Led is told
 	roster atomic.Pointer[roster]
 
 	mu      sync.Mutex
@@ -197,7 +199,13 @@ func (c *Client) OpenConn(id sys.NodeID) *wire.Client {
 
 // answered notes who has answered as the leader.
 func (c *Client) answered(addr string) {
-	if was := c.led.Load(); was != nil && *was == addr {
+	same := func() bool { was := c.led.Load(); return was != nil && *was == addr }
+	if same() {
+		return
+	}
+	c.ledMu.Lock()
+	defer c.ledMu.Unlock()
+	if same() {
 		return
 	}
 	c.led.Store(&addr)

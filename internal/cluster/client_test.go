@@ -4,10 +4,13 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/binary"
+	"fmt"
 	"log/slog"
 	"net"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -199,6 +202,31 @@ func TestLeaderHangs(t *testing.T) {
 	}
 	if err := client.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// Who is told of leaders is told of one after the other, whoever asks at the same time.
+func TestLedOneByOne(t *testing.T) {
+	told, busy := 0, atomic.Bool{}
+	c := New(Config{Led: func(string) {
+		if busy.Swap(true) {
+			t.Error("told of two leaders at once")
+		}
+		told++
+		runtime.Gosched()
+		busy.Store(false)
+	}})
+	var calls sync.WaitGroup
+	for i := range 8 {
+		calls.Go(func() {
+			for n := range 1000 {
+				c.answered(fmt.Sprint((i + n) % 3))
+			}
+		})
+	}
+	calls.Wait()
+	if told < 3 {
+		t.Errorf("told of %d leaders, at least 3 expected", told)
 	}
 }
 

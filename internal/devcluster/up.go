@@ -116,6 +116,11 @@ func (c *Cluster) up(ctx, force context.Context, res *UpResult) error {
 			"this cluster has %s, not %d: leave --nodes out to run it, make another with --dir, or delete this one with `koinon dev reset`",
 			count(c.saved.Nodes, "node"), n))
 	}
+	// It is needed to ask the nodes; a slip in it must not look like theirs.
+	_, err := config.LoadClient(c.ClientConfig())
+	if err = errors.Join(err, usable(c.nodes)); err != nil {
+		return err
+	}
 	for _, e := range []struct {
 		flag, what string
 		want, has  engine.Ref
@@ -124,11 +129,6 @@ func (c *Cluster) up(ctx, force context.Context, res *UpResult) error {
 			return sys.E(sys.Op("dev up"), sys.Invalid, sys.Subject(c.dir), fmt.Sprintf(
 				"this cluster keeps its %s elsewhere (%q): leave %s out to run it, or make another with --dir", e.what, e.has, e.flag))
 		}
-	}
-	// It is needed to ask the nodes; a slip in it must not look like theirs.
-	_, err := config.LoadClient(c.ClientConfig())
-	if err = errors.Join(err, usable(c.nodes)); err != nil {
-		return err
 	}
 	mounted, err := c.chooseMount()
 	if err != nil {
