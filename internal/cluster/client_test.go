@@ -105,11 +105,12 @@ func startNodes(t *testing.T, n int, leader uint64) *nodes {
 	return ns
 }
 
-// hangs answers as then does, the leader when nobody waits any more.
+// hangs answers as then does, the leader with an error when nobody waits any more.
 func hangs(leader bool, then wire.HandlerFunc) wire.HandlerFunc {
 	return func(ctx context.Context, req *wire.Request) (wire.Response, error) {
 		if leader {
 			<-ctx.Done()
+			return wire.Response{}, ctx.Err()
 		}
 		return then(ctx, req)
 	}
