@@ -208,5 +208,9 @@ func (s *step) statFS(_ *metapb.StatFS, ans *metapb.Answer) error {
 	ans.LastIno = uint64(read(CounterIno))
 	ans.LastSlice = uint64(read(CounterSlice))
 	ans.RetentionNs = read(CounterRetention)
+	ans.InlineMax = sys.InlineMax
+	if t, ok := s.tx.(Inliner); ok {
+		ans.InlineMax = t.InlineMax()
+	}
 	return fault
 }

@@ -58,6 +58,15 @@ type OwnerScanner interface {
 	NextOwner(after sys.Ino) (ino sys.Ino, ok bool, err error)
 }
 
+// Inliner is what a Tx says whose engine is better off with the bytes of fewer
+// files among its rows. Clients then keep to it; a Commit with up to
+// sys.InlineMax bytes is carried out all the same.
+type Inliner interface {
+	// InlineMax is the size up to which a file's bytes are to be rows, at most
+	// sys.InlineMax, which it is of other engines.
+	InlineMax() uint32
+}
+
 // RowScanner is what a Tx may be able to do beyond its duty, for dumps: it goes
 // through whole tables in key order from a key on, whether or not rows belong
 // to an inode. Callbacks are as those of Tx. Writes made before through the

@@ -49,7 +49,7 @@ func Connect(ctx context.Context, cfg *config.Client, log *slog.Logger) (*Client
 	if err != nil {
 		return nil, errors.Join(err, c.closeBlocks(), cc.Close())
 	}
-	keep, err := keepFor(ctx, c.tree)
+	keep, inline, err := terms(ctx, c.tree)
 	if err != nil {
 		return nil, errors.Join(err, c.tree.Close(context.WithoutCancel(ctx)), c.closeBlocks(), cc.Close())
 	}
@@ -61,7 +61,7 @@ func Connect(ctx context.Context, cfg *config.Client, log *slog.Logger) (*Client
 	c.fs = vfs.New(c.tree, block.Retried(c.Blocks(), time.Duration(cfg.Timeout)), vfs.Options{
 		WriteBuffer: int64(cfg.Limits.WriteBuffer), CacheBytes: int64(cfg.Limits.ReadCache),
 		PGs: len(cc.Table().PGs), Copies: copies, Session: c.tree.Session(), Timeout: time.Duration(cfg.Timeout),
-		Retention: keep, Logger: log, Vacant: c.tree.Vacant,
+		Retention: keep, InlineMax: inline, Logger: log, Vacant: c.tree.Vacant,
 	})
 	return c, nil
 }
@@ -86,13 +86,15 @@ const (
 	keepLeast = time.Second
 )
 
-// keepFor is for how long a client asks for its open files to be kept.
-func keepFor(ctx context.Context, tree meta.Client) (time.Duration, error) {
+// terms are what a tree asks of its clients: for how long they ask for their open
+// files to be kept, and up to which size they send a file's bytes inside a
+// Commit; 0 is their own default.
+func terms(ctx context.Context, tree meta.Client) (keep time.Duration, inlineMax int64, err error) {
 	a, err := tree.Query(ctx, &metapb.Query{Op: &metapb.Query_StatFs{StatFs: &metapb.StatFS{}}})
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	return min(max(time.Duration(a.RetentionNs), keepLeast), keepMost), nil
+	return min(max(time.Duration(a.RetentionNs), keepLeast), keepMost), int64(a.InlineMax), nil
 }
 
 // dial loads the credentials and learns the cluster's map.

@@ -94,7 +94,7 @@ func (s *server) collect(ctx context.Context, led time.Duration) {
 	if viewed {
 		return // somebody checks that every block is there
 	}
-	keep, err := keepFor(ctx, s.tree)
+	keep, _, err := terms(ctx, s.tree)
 	if err != nil {
 		s.log.Info("collection goes on later", "err", err)
 		return

@@ -105,14 +105,14 @@ func (t *processTree) open(ctx context.Context) (*vfs.FS, error) {
 	if err != nil {
 		return nil, err
 	}
-	keep, err := keepFor(ctx, tree)
+	keep, inline, err := terms(ctx, tree)
 	if err != nil {
 		return nil, errors.Join(err, tree.Close(ctx))
 	}
 	t.tree = tree
 	t.fs = vfs.New(tree, block.Retried(s.store(), processTimeout), vfs.Options{
 		WriteBuffer: processBuffer, CacheBytes: processBuffer, PGs: len(table.PGs), Copies: table.Replicas, Session: tree.Session(),
-		Timeout: processTimeout, Retention: keep, Clock: s.clock, Logger: s.log,
+		Timeout: processTimeout, Retention: keep, InlineMax: inline, Clock: s.clock, Logger: s.log,
 	})
 	return t.fs, nil
 }

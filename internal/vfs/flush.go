@@ -101,14 +101,14 @@ func (i *inode) seal(scope int) *plan {
 // canInline reports whether pieces may go inside a Commit, as far as is known
 // here. i.mu is held.
 func (i *inode) canInline(pieces []extent) bool {
-	if len(pieces) == 0 || len(pieces) > inlinePieces || i.noInline || i.attr.GetSize() > sys.InlineMax {
+	if len(pieces) == 0 || len(pieces) > inlinePieces || i.noInline || int64(i.attr.GetSize()) > i.fs.opts.InlineMax {
 		return false
 	}
 	if l := i.layouts[0]; l != nil && l.slices > 0 {
 		return false
 	}
 	for _, e := range pieces {
-		if e.r.chunk > 0 || e.hi > sys.InlineMax || e.r.blocks[0].state != blockOpen || e.r.blocks[0].err != nil {
+		if e.r.chunk > 0 || int64(e.hi) > i.fs.opts.InlineMax || e.r.blocks[0].state != blockOpen || e.r.blocks[0].err != nil {
 			return false
 		}
 	}

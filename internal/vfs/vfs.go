@@ -40,6 +40,9 @@ type Options struct {
 	// in which the caller may make it and it is not, before Keep is called for
 	// the directory. Files are promised only with it; see promise.
 	Vacant func(cred *metapb.Cred, dir sys.Ino, name []byte) bool
+	// InlineMax is up to which size the bytes of a new file are sent inside its
+	// Commit; default, and at most, sys.InlineMax.
+	InlineMax int64
 	// Session is on whose account slice numbers are reserved.
 	Session sys.SessionID
 	// Retention is for how long the tree is asked to keep the inodes that are
@@ -61,6 +64,7 @@ type Options struct {
 
 func (o *Options) setDefaults() {
 	o.WriteBuffer = max(orDefault(o.WriteBuffer, 64<<20), 16<<20)
+	o.InlineMax = min(orDefault(o.InlineMax, sys.InlineMax), sys.InlineMax)
 	o.CacheBytes = max(orDefault(o.CacheBytes, 128<<20), 16<<20)
 	o.ReadAhead = min(max(orDefault(o.ReadAhead, 8<<20), 0), o.CacheBytes/4)
 	o.Puts = max(orDefault(o.Puts, 8), 1)

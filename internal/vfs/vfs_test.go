@@ -62,6 +62,33 @@ func noise(n int, seed uint64) []byte {
 	return p
 }
 
+// Bytes travel inside a Commit up to the size that the tree wants, and never beyond
+// what it takes.
+func TestInlineMax(t *testing.T) {
+	for _, c := range []struct{ most, size, more, blocks int }{
+		{0, sys.InlineMax, 0, 0}, {0, sys.InlineMax + 1, 0, 1}, {4096, 4096, 0, 0}, {4096, 4097, 0, 1},
+		{4096, 4096, 1, 1}, {4096, 4000, 96, 0}, {1 << 30, sys.InlineMax + 1, 0, 1},
+	} {
+		fs, _, store := newFS(t, Options{InlineMax: int64(c.most)})
+		data := noise(c.size+c.more, 7)
+		f := create(t, fs, "f", 0)
+		for _, part := range [][2]int{{0, c.size}, {c.size, c.size + c.more}} {
+			_, err := f.WriteAt(t.Context(), data[part[0]:part[1]], int64(part[0]))
+			must(t, err)
+			must(t, f.Flush(t.Context()))
+		}
+		if got := readAll(t, f); !bytes.Equal(got, data) {
+			t.Errorf("%+v: the bytes differ", c)
+		}
+		f.Release()
+		blocks, err := store.List(t.Context(), 0, sys.BlockKey{}, 10)
+		must(t, err)
+		if len(blocks) != c.blocks {
+			t.Errorf("%+v: found %d blocks", c, len(blocks))
+		}
+	}
+}
+
 func TestWriteCloseRead(t *testing.T) {
 	for _, size := range []int{0, 1, 5000, sys.InlineMax, sys.InlineMax + 1, 1 << 20, 9<<20 + 17, 70 << 20} {
 		fs, _, _ := newFS(t, Options{})

@@ -4459,6 +4459,7 @@ type Answer struct {
 	Next          *Cursor                `protobuf:"bytes,16,opt,name=next,proto3" json:"next,omitempty"`                                   // ScanRows: go on here; absent at the end
 	Moves         int64                  `protobuf:"varint,17,opt,name=moves,proto3" json:"moves,omitempty"`                                // TreeState: of the last LoadEnd or LoadAway
 	Load          uint64                 `protobuf:"varint,18,opt,name=load,proto3" json:"load,omitempty"`                                  // TreeState: the ID of the last LoadBegin
+	InlineMax     uint32                 `protobuf:"varint,19,opt,name=inline_max,json=inlineMax,proto3" json:"inline_max,omitempty"`       // StatFS: up to which size clients are to send a file's bytes inside a Commit
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4615,6 +4616,13 @@ func (x *Answer) GetMoves() int64 {
 func (x *Answer) GetLoad() uint64 {
 	if x != nil {
 		return x.Load
+	}
+	return 0
+}
+
+func (x *Answer) GetInlineMax() uint32 {
+	if x != nil {
+		return x.InlineMax
 	}
 	return 0
 }
@@ -5417,7 +5425,7 @@ const file_meta_metapb_meta_proto_rawDesc = "" +
 	"\tTreeState\".\n" +
 	"\x06Access\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
-	"\x04want\x18\x02 \x01(\rR\x04want\"\xf5\x04\n" +
+	"\x04want\x18\x02 \x01(\rR\x04want\"\x94\x05\n" +
 	"\x06Answer\x121\n" +
 	"\afailure\x18\x01 \x01(\v2\x17.koinon.meta.v1.FailureR\afailure\x12(\n" +
 	"\x04attr\x18\x02 \x01(\v2\x14.koinon.meta.v1.AttrR\x04attr\x125\n" +
@@ -5441,7 +5449,9 @@ const file_meta_metapb_meta_proto_rawDesc = "" +
 	"\x04rows\x18\x0f \x03(\v2\x13.koinon.meta.v1.RowR\x04rows\x12*\n" +
 	"\x04next\x18\x10 \x01(\v2\x16.koinon.meta.v1.CursorR\x04next\x12\x14\n" +
 	"\x05moves\x18\x11 \x01(\x03R\x05moves\x12\x12\n" +
-	"\x04load\x18\x12 \x01(\x04R\x04load\"T\n" +
+	"\x04load\x18\x12 \x01(\x04R\x04load\x12\x1d\n" +
+	"\n" +
+	"inline_max\x18\x13 \x01(\rR\tinlineMax\"T\n" +
 	"\rNumberedChunk\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\rR\x06number\x12+\n" +
 	"\x05chunk\x18\x02 \x01(\v2\x15.koinon.meta.v1.ChunkR\x05chunk\"h\n" +

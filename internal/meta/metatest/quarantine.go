@@ -186,6 +186,7 @@ func testRetention(x *tree) {
 	ans, err := x.query(&metapb.Query{Op: &metapb.Query_StatFs{StatFs: &metapb.StatFS{}}})
 	x.must(nil, err)
 	equal(x, "retention", ans.RetentionNs, time.Hour.Nanoseconds())
+	equal(x, "inline bytes within bounds", 0 < ans.InlineMax && ans.InlineMax <= sys.InlineMax, true)
 }
 
 func testRestore(x *tree) {

@@ -108,6 +108,16 @@ func testKnown(t *testing.T, s *mysqltest.Server) {
 	}
 	checkCache(t, l)
 
+	// The leader says from what it knows, and from the tables, how little is to be a row.
+	stat := &metapb.Query{Op: &metapb.Query_StatFs{StatFs: &metapb.StatFS{}}}
+	if a := l.answer(stat); a != nil && a.InlineMax != inlineMax {
+		t.Errorf("expected files of %d bytes among the rows, found %d", inlineMax, a.InlineMax)
+	}
+	l.cache.reset()
+	if a, err := l.Query(ctx, stat); err != nil || a.InlineMax != inlineMax {
+		t.Errorf("expected files of %d bytes among the rows, found %v, %v", inlineMax, a, err)
+	}
+
 	// A row that somebody else has made is found.
 	do(mkdir)
 	if _, err := e.db.Exec("INSERT INTO entries (parent, cookie, name, inode, type) SELECT 1, 1000, x'6e6577', inode, type FROM entries WHERE name = x'64'"); err != nil {

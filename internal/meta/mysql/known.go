@@ -94,6 +94,9 @@ func (k knownTx) Xattrs(sys.Ino) (*metapb.Xattrs, error) { return nil, errUnknow
 // ScanInodes is of meta.Tx.
 func (k knownTx) ScanInodes(sys.Ino, func(*metapb.Attr) bool) error { return errUnknown }
 
+// InlineMax is of meta.Inliner.
+func (k knownTx) InlineMax() uint32 { return inlineMax }
+
 // Counter is of meta.Tx.
 func (k knownTx) Counter(name meta.Counter, _ int64) (int64, error) {
 	if n, known := k.c.counter(name); known {

@@ -285,6 +285,15 @@ func (t *Tx) SetXattrs(ino sys.Ino, x *metapb.Xattrs) error {
 	return nil
 }
 
+// inlineMax is up to which size a file's bytes are rows. A server writes each byte
+// of them several times: into its log, and, of a row beyond half a page of 16 KiB,
+// into pages of its own. Files of 16 KiB were written up to 1.4 times as fast with
+// their bytes elsewhere, smaller ones not (docs/benchmarks.md).
+const inlineMax = 4 << 10
+
+// InlineMax is of meta.Inliner.
+func (t *Tx) InlineMax() uint32 { return inlineMax }
+
 // ScanInodes is of meta.Tx.
 func (t *Tx) ScanInodes(after sys.Ino, fn func(a *metapb.Attr) bool) error {
 	if after == math.MaxUint64 {
