@@ -69,7 +69,8 @@ func OpenKV(ctx context.Context, opt Options) (*KV, error) {
 	return &KV{c: keys, close: keys.Close}, nil
 }
 
-// Close leaves the cluster. Sessions and locks must have been closed.
+// Close leaves the cluster. Sessions that are open end, and with them locks and
+// ephemeral keys. What is called afterwards fails with fs.ErrClosed.
 func (k *KV) Close(ctx context.Context) error { return k.close(ctx) }
 
 // Entry is a key at some revision.

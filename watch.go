@@ -26,9 +26,10 @@ type WatchOptions struct {
 // one that is not asked for long enough finds its history compacted, and says
 // so. Not safe for concurrent use.
 type Watch struct {
-	c    kvClient
-	opt  WatchOptions
-	next uint64
+	c       kvClient
+	opt     WatchOptions
+	next    uint64
+	pending []Event // that have come and have not been shown, all below next
 }
 
 // Watch begins a watch. It sends nothing yet.
@@ -38,6 +39,10 @@ func (k *KV) Watch(opt WatchOptions) *Watch { return &Watch{c: k.c, opt: opt, ne
 // means that there was none up to Revision. After an error it may be called
 // again, and goes on where it was; after ErrCompacted begin another watch.
 func (w *Watch) Next(ctx context.Context) ([]Event, error) {
+	if events := w.pending; len(events) > 0 { // a loop was left before them
+		w.pending = nil
+		return events, nil
+	}
 	r, err := w.c.Watch(ctx, []byte(w.opt.Key), w.opt.Prefix, w.next)
 	if err != nil {
 		return nil, kvError(err)
@@ -57,9 +62,15 @@ func newEvent(e *kvpb.Event) Event {
 // Revision is up to where everything has been shown. A watch From the next one
 // goes on without gap, in this process or another. It is 0 before the first
 // Next of a watch without From.
-func (w *Watch) Revision() uint64 { return max(w.next, 1) - 1 }
+func (w *Watch) Revision() uint64 {
+	if len(w.pending) > 0 { // others of its transaction may have been shown
+		return w.pending[0].Revision - 1
+	}
+	return max(w.next, 1) - 1
+}
 
-// Events is Next for a loop. It ends after the first error.
+// Events is Next for a loop. It ends after the first error. The event at which a
+// loop is left counts as shown; those after it come next.
 func (w *Watch) Events(ctx context.Context) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		for {
@@ -68,7 +79,9 @@ func (w *Watch) Events(ctx context.Context) iter.Seq2[Event, error] {
 				yield(Event{}, err)
 				return
 			}
-			for _, e := range events {
+			for w.pending = events; len(w.pending) > 0; {
+				e := w.pending[0]
+				w.pending = w.pending[1:]
 				if !yield(e, nil) {
 					return
 				}

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"slices"
 	"strings"
@@ -43,6 +44,7 @@ type Client struct {
 	leader atomic.Uint64          // sys.NodeID last known to lead; 0 for none
 	led    atomic.Pointer[string] // address of who last answered as the leader; written under ledMu
 	ledMu  sync.Mutex             // held while Config.Led is told
+	closed atomic.Bool
 	roster atomic.Pointer[roster]
 
 	mu      sync.Mutex
@@ -136,8 +138,13 @@ func New(cfg Config) *Client {
 	return &Client{cfg: cfg, conns: map[connKey]*wire.Client{}, changed: make(chan struct{})}
 }
 
-// Close closes every connection. Requests under way fail.
+// errClosed is of whoever asks for something after Close.
+var errClosed = sys.E(sys.Op("cluster.Client"), sys.Interrupted, fs.ErrClosed)
+
+// Close closes every connection. Requests under way fail, and so do all later ones,
+// with fs.ErrClosed.
 func (c *Client) Close() error {
+	c.closed.Store(true)
 	if c.stop != nil {
 		c.stop()
 	}
@@ -305,6 +312,9 @@ func (c *Client) CallLeader(ctx context.Context, m wire.Method, header, payload 
 // CallLeaderCounted is CallLeader; open says that some try may have been
 // executed although it was not answered: the outcome of an error is open then.
 func (c *Client) CallLeaderCounted(ctx context.Context, m wire.Method, header, payload []byte) (reply *wire.Reply, open bool, err error) {
+	if c.closed.Load() {
+		return nil, false, errClosed
+	}
 	began, failed, caller := time.Now(), map[string]error(nil), ctx
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout) // of all tries together: a leader may never answer
 	defer cancel()
@@ -415,6 +425,9 @@ func (c *Client) retry(ctx context.Context, op sys.Op, began time.Time, failed m
 	pause := 2 * time.Millisecond
 	next := c.addrOf(sys.NodeID(c.leader.Load()))
 	for i := 0; ; i++ {
+		if c.closed.Load() {
+			return errClosed
+		}
 		if ctx.Err() != nil {
 			return c.gaveUp(ctx, op, time.Since(began).Round(time.Second), failed)
 		}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"runtime"
@@ -228,6 +230,29 @@ func TestLedOneByOne(t *testing.T) {
 	calls.Wait()
 	if told < 3 {
 		t.Errorf("told of %d leaders, at least 3 expected", told)
+	}
+}
+
+// A client that was closed asks nobody any more.
+func TestClosed(t *testing.T) {
+	ns := startNodes(t, 3, 2)
+	c, err := Dial(t.Context(), Config{Cluster: "test", Seeds: ns.seeds, TLS: ns.client.ClientTLS(), Timeout: 10 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	before := ns.connected.Load()
+	_, leader := c.CallLeader(t.Context(), methodWho, nil, nil)
+	_, anybody := c.CallAny(t.Context(), methodWho, nil, nil)
+	for _, err := range []error{leader, anybody, c.Refresh(t.Context())} {
+		if !errors.Is(err, fs.ErrClosed) {
+			t.Errorf("expected %v, found %v", fs.ErrClosed, err)
+		}
+	}
+	if n := ns.connected.Load() - before; n != 0 {
+		t.Errorf("%d connections were made", n)
 	}
 }
 

@@ -40,7 +40,7 @@ func checkTxn(txn *kvpb.Txn) error {
 		return refuse(sys.TooBig, "%d comparisons and %d changes in one transaction, at most %d of each: make several", len(txn.Compares), len(txn.Changes), ChangesMax)
 	}
 	for _, c := range txn.Compares {
-		if err := checkKey("key", c.Key); err != nil {
+		if err := checkKey("key", c.GetKey()); err != nil {
 			return err
 		}
 		if c.Want == nil {
@@ -49,7 +49,7 @@ func checkTxn(txn *kvpb.Txn) error {
 	}
 	seen := make(map[string]struct{}, len(txn.Changes))
 	for _, c := range txn.Changes {
-		if err := checkKey("key", c.Key); err != nil {
+		if err := checkKey("key", c.GetKey()); err != nil {
 			return err
 		}
 		if _, twice := seen[string(c.Key)]; twice {

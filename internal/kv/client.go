@@ -4,7 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"maps"
+	"slices"
+	"sync"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -30,6 +34,10 @@ type Client struct {
 	opt     Options
 	session *cluster.Session // numbers the commands that no Session holds
 	polls   chan struct{}    // holds a token for each request that waits
+
+	mu       sync.Mutex
+	closed   bool
+	sessions map[*Session]struct{} // that are open
 }
 
 // pollsMax bounds the requests that wait at the leader at once; further ones
@@ -49,11 +57,15 @@ func NewClient(opt Options) *Client {
 	if opt.Logger == nil {
 		opt.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Client{opt: opt, session: cluster.NewSession(opt.Cluster, opt.Name, nil), polls: make(chan struct{}, pollsMax)}
+	return &Client{opt: opt, session: cluster.NewSession(opt.Cluster, opt.Name, nil), polls: make(chan struct{}, pollsMax),
+		sessions: make(map[*Session]struct{})}
 }
 
 // poll sends a request that waits at the leader.
 func (c *Client) poll(ctx context.Context, m wire.Method, header []byte) (*wire.Reply, error) {
+	if err := c.inUse(); err != nil {
+		return nil, err
+	}
 	select {
 	case c.polls <- struct{}{}:
 		defer func() { <-c.polls }()
@@ -66,8 +78,32 @@ func (c *Client) poll(ctx context.Context, m wire.Method, header []byte) (*wire.
 // pollFor is how long it may wait there.
 func (c *Client) pollFor() int64 { return int64(min(pollWait, c.opt.Cluster.Timeout()/2)) }
 
-// Close ends the client's own session. Sessions are closed by their owners.
-func (c *Client) Close(ctx context.Context) error { return c.session.Close(ctx) }
+// Close ends all sessions, and with them what they hold. What is asked afterwards
+// fails with fs.ErrClosed.
+func (c *Client) Close(ctx context.Context) error {
+	c.mu.Lock()
+	closed, open := c.closed, slices.Collect(maps.Keys(c.sessions))
+	c.closed = true
+	c.mu.Unlock()
+	if closed {
+		return nil
+	}
+	var errs []error
+	for _, s := range open {
+		errs = append(errs, s.Close(ctx))
+	}
+	return errors.Join(append(errs, c.session.Close(ctx))...)
+}
+
+// inUse is an error when the client was closed.
+func (c *Client) inUse() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return sys.E(sys.Op("kv.Client"), sys.Interrupted, fs.ErrClosed)
+	}
+	return nil
+}
 
 // UnknownError is the error of a command of which it is not known whether it
 // takes effect. It is not tried again: under another number it could take
@@ -104,6 +140,9 @@ func (e *CompactedError) Unwrap() error { return e.Err }
 // effect; with any other error it does not.
 func (c *Client) Do(ctx context.Context, cmd *kvpb.Command) (*kvpb.Result, error) {
 	for {
+		if err := c.inUse(); err != nil {
+			return nil, err
+		}
 		id := c.session.ID()
 		if id == 0 {
 			if err := c.session.Open(ctx, 0); err != nil {
@@ -158,6 +197,9 @@ func take(reply *wire.Reply, m proto.Message) error {
 // Query reads: what was acknowledged before is in the answer, unless it is a
 // stale one. History that is gone gives a *CompactedError.
 func (c *Client) Query(ctx context.Context, q *kvpb.Query) (*kvpb.Answer, error) {
+	if err := c.inUse(); err != nil {
+		return nil, err
+	}
 	call := c.opt.Cluster.CallLeader
 	if q.Stale {
 		call = c.opt.Cluster.CallAny

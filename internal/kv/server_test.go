@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -150,6 +151,45 @@ func TestWatchOfTheFuture(t *testing.T) {
 
 // TestLockQueue has clients take turns: one at a time, in order, with tokens
 // that rise, while leaders change.
+// A client that is closed gives up what its sessions hold, and does nothing more.
+func TestClosedClient(t *testing.T) {
+	w := newWorld(t, nil)
+	c, other := w.client("c", nil), w.client("other", nil)
+	s := w.session(c, 20*time.Second)
+	if _, err := s.Lock(t.Context(), []byte("l"), true, nil); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := c.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := w.session(other, 20*time.Second).Lock(t.Context(), []byte("l"), true, nil); err != nil {
+		t.Errorf("a lock of a client that was closed: %v", err)
+	}
+	if !sys.Is(s.Err(), sys.SessionGone) || s.Left() != 0 {
+		t.Errorf("a session that has ended expected, found %v left, %v", s.Left(), s.Err())
+	}
+	_, put := c.Do(t.Context(), txn(put("k", "1")))
+	_, get := c.Query(t.Context(), &kvpb.Query{Op: &kvpb.Query_Get{Get: &kvpb.Get{Key: []byte("k")}}})
+	_, watch := c.Watch(t.Context(), []byte("k"), false, 1)
+	_, session := c.NewSession(t.Context(), 20*time.Second)
+	for _, err := range []error{put, get, watch, session} {
+		if !errors.Is(err, fs.ErrClosed) || IsUnknown(err) {
+			t.Errorf("expected %v, found %v", fs.ErrClosed, err)
+		}
+	}
+}
+
+// What a program left out is refused, not a crash of its own.
+func TestCheckOfNothing(t *testing.T) {
+	for _, txn := range []*kvpb.Txn{{Compares: []*kvpb.Compare{nil}}, {Changes: []*kvpb.Change{nil}}} {
+		if err := Check(&kvpb.Command{Op: &kvpb.Command_Txn{Txn: txn}}); !sys.Is(err, sys.Invalid) {
+			t.Errorf("%v: %v", txn, err)
+		}
+	}
+}
+
 func TestLockQueue(t *testing.T) {
 	w := newWorld(t, nil)
 	var mu sync.Mutex

@@ -38,6 +38,9 @@ func (c *Client) NewSession(ctx context.Context, ttl time.Duration) (*Session, e
 	if err := Check(open); err != nil {
 		return nil, sys.E(sys.Op("kv.NewSession"), err)
 	}
+	if err := c.inUse(); err != nil {
+		return nil, err
+	}
 	s := &Session{c: c, s: cluster.NewSession(c.opt.Cluster, c.opt.Name, nil), ttl: ttl}
 	if err := s.s.Open(ctx, 0); err != nil {
 		return nil, err
@@ -48,8 +51,15 @@ func (c *Client) NewSession(ctx context.Context, ttl time.Duration) (*Session, e
 		return nil, errors.Join(err, s.s.Close(ctx))
 	}
 	s.life, s.end = context.WithCancel(context.Background())
+	c.mu.Lock()
+	closed := c.closed
+	c.sessions[s] = struct{}{}
+	c.mu.Unlock()
 	s.done.Go(s.renew)
 	s.done.Go(s.watchClock)
+	if closed { // meanwhile
+		return nil, errors.Join(c.inUse(), s.Close(ctx))
+	}
 	return s, nil
 }
 
@@ -105,7 +115,14 @@ func (s *Session) lost(cause error) {
 // hears of it, after its time to live.
 func (s *Session) Close(ctx context.Context) error {
 	s.lost(errors.New("it was closed"))
+	s.c.mu.Lock()
+	_, open := s.c.sessions[s]
+	delete(s.c.sessions, s)
+	s.c.mu.Unlock()
 	s.done.Wait()
+	if !open { // it was closed before
+		return nil
+	}
 	return s.s.Close(ctx)
 }
 
