@@ -187,6 +187,45 @@ func still(t *testing.T, path string) {
 	}
 }
 
+// TestLockStops has users stop commands that hold a lock: nobody else gets it before
+// all that they have started has ended.
+func TestLockStops(t *testing.T) {
+	d := up(t, 1)
+	hold := func(name, file, grace string) *run {
+		t.Helper()
+		inner := strings.Join(quoted(stubborn(file)), " ")
+		r := d.background("lock", "--ttl", "10s", "--grace", grace, name, "--", "sh", "-c", inner+" & wait")
+		eventually(t, 10*time.Second, "the command runs", func() bool { return grown(file) > 0 })
+		return r
+	}
+
+	asked := hold("asked", d.besides("asked"), "1s")
+	asked.signal(syscall.SIGTERM)
+	d.koinon("lock", "asked", "--", "true")
+	still(t, d.besides("asked"))
+	if err := asked.end(5 * time.Second); code(err) != 128+int(syscall.SIGTERM) {
+		t.Errorf("stopped by a signal it ended with %v", err)
+	}
+
+	twice := hold("twice", d.besides("twice"), "5s")
+	twice.signal(syscall.SIGTERM)
+	time.Sleep(700 * time.Millisecond) // sooner it is the same signal
+	twice.signal(syscall.SIGTERM)
+	if err := twice.end(3 * time.Second); code(err) != 128+int(syscall.SIGTERM) {
+		t.Errorf("stopped by two signals it ended with %v", err)
+	}
+	d.koinon("lock", "--try", "twice", "--", "true")
+	still(t, d.besides("twice"))
+}
+
+// quoted are words as a shell reads them.
+func quoted(words []string) (out []string) {
+	for _, w := range words {
+		out = append(out, "'"+strings.ReplaceAll(w, "'", `'\''`)+"'")
+	}
+	return out
+}
+
 // TestLockIsLost loses locks: by the stop of the process that holds one, by its
 // death, and by the loss of the majority.
 func TestLockIsLost(t *testing.T) {

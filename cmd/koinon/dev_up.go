@@ -8,10 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"strings"
-	"sync"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -90,7 +87,7 @@ func (d *devCommand) up(ctx context.Context, f devUpFlags) error {
 		}
 		return node.ProbeBlocks(ctx, opts.Blocks)
 	}
-	force, release := d.onSecondSignal()
+	force, release := d.onSecondSignal("killing what still runs")
 	defer release()
 	c, res, err := devcluster.Up(ctx, force, opts)
 	if err != nil {
@@ -108,36 +105,6 @@ func (d *devCommand) up(ctx context.Context, f devUpFlags) error {
 		return nil
 	}
 	return d.watch(ctx, force, c)
-}
-
-// onSecondSignal returns a context that ends at the second signal that asks to
-// stop; the first ends the command's own. Release it.
-func (d *devCommand) onSecondSignal() (force context.Context, release func()) {
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, stopSignals()...)
-	force, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for first := (time.Time{}); ; {
-			select {
-			case <-signals:
-			case <-force.Done():
-				return
-			}
-			if first.IsZero() {
-				first = time.Now()
-			} else if time.Since(first) >= sameSignal {
-				break
-			}
-		}
-		d.note("killing what still runs")
-		cancel()
-	})
-	return force, func() {
-		signal.Stop(signals)
-		cancel()
-		wg.Wait()
-	}
 }
 
 // watch shows the status until the user, or another terminal, stops the

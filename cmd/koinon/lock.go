@@ -30,7 +30,8 @@ const (
 
 const lockLong = `Run a command while holding a lock that is the cluster's: of all who take the
 lock of one name, on any machine, one runs at a time, in the order in which they
-came. The lock is given up when the command ends.
+came. The lock is given up when the command ends; what it leaves running then is
+not waited for.
 
 The command gets the lock's fencing token in KOINON_FENCE and its name in
 KOINON_LOCK. The token of each holder is higher than that of all before it: what
@@ -41,7 +42,13 @@ else's.
 When the cluster cannot be reached the lock is lost after --ttl. The command is
 stopped before that: it gets SIGTERM --grace before the time is over, and
 SIGKILL when it is. Everything it started is stopped with it, except on a
-terminal, where it stays in the shell's process group.
+terminal, where it stays in the shell's process group. A new leader may take a
+second or two: with a --ttl of less than 4s its election can cost the lock.
+
+A signal to koinon asks the command to stop in the same way, SIGTERM at once and
+SIGKILL --grace later, and the lock is given up when all have ended; a second
+signal kills them at once. When koinon itself is killed (SIGKILL) the kernel kills
+the command, but not what the command has started.
 
 Exit codes: the command's own, 128 and the signal's number when one ended it;
 123 the lock was lost while it ran; 124 the lock was not to be had (--try,
@@ -130,9 +137,14 @@ func (k *kvApp) take(ctx context.Context, kv *koinon.KV, name string, f lockFlag
 		wait, cancel = context.WithTimeout(ctx, f.timeout)
 	}
 	defer cancel()
-	lock, err := kv.Lock(wait, name, koinon.LockOptions{Try: f.try, TTL: f.ttl, Waits: func(h koinon.Holder) {
+	opt := koinon.LockOptions{Try: f.try, TTL: f.ttl, Waits: func(h koinon.Holder) {
 		k.note("waiting for lock %s, held by %s since %s", shown(name), h.Owner, h.Since.Format(time.DateTime))
-	}})
+	}}
+	lock, err := kv.Lock(wait, name, opt)
+	for errors.Is(err, koinon.ErrSessionLost) && wait.Err() == nil {
+		k.note("the place in the queue for lock %s is lost, since the cluster was not reached for %v: waiting anew", shown(name), f.ttl)
+		lock, err = kv.Lock(wait, name, opt)
+	}
 	switch {
 	case err == nil:
 		return lock, nil
@@ -172,10 +184,14 @@ func (k *kvApp) guard(ctx context.Context, lock *koinon.Lock, command []string, 
 		}
 		return &exitError{codeCannotRun, err}
 	}
-	lost := stopInTime(ctx, lock, grace, ended, func(sig syscall.Signal) {
-		if err := signalGuarded(cmd, sig, group); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	force, release := k.onSecondSignal("killing the command")
+	defer release()
+	lost := stopInTime(ctx, force, lock, grace, ended, func(sig syscall.Signal) (some bool) {
+		err := signalGuarded(cmd, sig, group)
+		if err != nil && !errors.Is(err, os.ErrProcessDone) {
 			k.note("signalling the command: %v", err)
 		}
+		return err == nil
 	})
 	if lost == nil {
 		lost = lock.Err() // perhaps while nobody looked
@@ -191,19 +207,27 @@ const guardTick = 20 * time.Millisecond
 
 // stopInTime waits for the command's end. It stops the command in time before
 // the lock is lost, at once when it is lost already, and when the user asks for
-// it. The error says that it was lost, or would have been.
-func stopInTime(ctx context.Context, lock *koinon.Lock, grace time.Duration, ended <-chan error, kill func(syscall.Signal)) (lost error) {
+// it, with force at once; then it waits for what the command started as well, and
+// kills what does not end in time. The error says that the lock was lost, or would
+// have been. kill says whether there was still somebody to get the signal.
+func stopInTime(ctx, force context.Context, lock *koinon.Lock, grace time.Duration, ended <-chan error, kill func(syscall.Signal) (some bool)) (lost error) {
 	tick := time.NewTicker(guardTick)
 	defer tick.Stop()
 	var killAt time.Time // when SIGKILL is due; zero before SIGTERM
-	asked, gone := ctx.Done(), lock.Lost()
-	for {
+	asked, forced, gone := ctx.Done(), force.Done(), lock.Lost()
+	for over := false; ; {
 		select {
 		case <-ended:
 			if lost != nil {
 				kill(syscall.SIGKILL) // what it started and left behind
 			}
-			return lost
+			if lost != nil || killAt.IsZero() {
+				return lost
+			}
+			ended, over = nil, true
+		case <-forced:
+			forced = nil
+			killAt = time.Now()
 		case <-asked:
 			asked = nil
 			if killAt.IsZero() {
@@ -227,9 +251,13 @@ func stopInTime(ctx context.Context, lock *koinon.Lock, grace time.Duration, end
 				killAt = time.Now().Add(left)
 			}
 		}
-		if !killAt.IsZero() && !time.Now().Before(killAt) {
+		due := !killAt.IsZero() && !time.Now().Before(killAt)
+		if due {
 			kill(syscall.SIGKILL)
 			killAt = time.Now().Add(time.Second)
+		}
+		if over && (due || !kill(0)) {
+			return lost
 		}
 	}
 }

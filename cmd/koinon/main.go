@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -61,4 +62,34 @@ func stopSignals() []os.Signal {
 		signals = append(signals, syscall.SIGHUP)
 	}
 	return signals
+}
+
+// onSecondSignal returns a context that ends at the second signal that asks to
+// stop, and says what follows; the first ends the command's own. Release it.
+func (a *app) onSecondSignal(saying string) (force context.Context, release func()) {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, stopSignals()...)
+	force, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for first := (time.Time{}); ; {
+			select {
+			case <-signals:
+			case <-force.Done():
+				return
+			}
+			if first.IsZero() {
+				first = time.Now()
+			} else if time.Since(first) >= sameSignal {
+				break
+			}
+		}
+		a.note("%s", saying)
+		cancel()
+	})
+	return force, func() {
+		signal.Stop(signals)
+		cancel()
+		wg.Wait()
+	}
 }
