@@ -264,6 +264,8 @@ func TestLockIsLost(t *testing.T) {
 	cut := hold("l", d.besides("cut"))
 	obeys := d.background("lock", "--ttl", ttl.String(), "--grace", "1s", "o", "--", "sh", "-c", "echo > "+d.besides("obeys")+"; exec sleep 60")
 	eventually(t, 10*time.Second, "the command runs", func() bool { return grown(d.besides("obeys")) > 0 })
+	waits := d.background("lock", "--ttl", "2s", "l", "--", "true")
+	eventually(t, 10*time.Second, "it waits", func() bool { return strings.Contains(waits.said(), "waiting for lock") })
 	leader := d.leader()
 	began = time.Now()
 	d.kill(leader)
@@ -280,4 +282,8 @@ func TestLockIsLost(t *testing.T) {
 	d.restart(leader)
 	d.restart(leader%3 + 1)
 	d.koinon("lock", "l", "--", "true")
+	if err := waits.end(20 * time.Second); err != nil {
+		t.Errorf("who waited all the time ended with %v: %s", err, waits.said())
+	}
+	says(t, waits.said(), "waiting anew")
 }

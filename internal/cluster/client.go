@@ -429,7 +429,7 @@ func (c *Client) retry(ctx context.Context, op sys.Op, began time.Time, failed m
 			return errClosed
 		}
 		if ctx.Err() != nil {
-			return c.gaveUp(ctx, op, time.Since(began).Round(time.Second), failed)
+			return c.gaveUp(ctx, op, time.Since(began), failed)
 		}
 		addrs := c.Addrs()
 		addr := next
@@ -493,6 +493,10 @@ func (c *Client) gaveUp(ctx context.Context, op sys.Op, waited time.Duration, fa
 	if errors.Is(context.Cause(ctx), context.Canceled) {
 		return sys.E(op, sys.Interrupted, context.Cause(ctx))
 	}
+	if waited < c.cfg.Timeout/2 { // the caller's own time, which says nothing of the nodes
+		return sys.E(op, sys.Unavailable, fmt.Errorf("no answer within %v: %w", waited.Round(time.Millisecond), context.DeadlineExceeded))
+	}
+	waited = waited.Round(time.Second)
 	missing, troubles, led := c.missing(ctx, failed)
 	switch {
 	case len(missing) > 0 && !led:

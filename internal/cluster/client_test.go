@@ -233,6 +233,25 @@ func TestLedOneByOne(t *testing.T) {
 	}
 }
 
+// Who has little time gets no answer within it, and hears nothing of nodes that may
+// be well.
+func TestHurry(t *testing.T) {
+	ns := startNodes(t, 3, 0) // nobody leads
+	c, err := Dial(t.Context(), Config{Cluster: "test", Seeds: ns.seeds, TLS: ns.client.ClientTLS(), Timeout: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err = c.CallLeader(ctx, methodWho, nil, nil)
+	if !sys.Is(err, sys.Unavailable) || !errors.Is(err, context.DeadlineExceeded) || strings.Contains(err.Error(), "leads") {
+		t.Errorf("no answer in time expected, found %v", err)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // A client that was closed asks nobody any more.
 func TestClosed(t *testing.T) {
 	ns := startNodes(t, 3, 2)

@@ -37,6 +37,7 @@ type Server struct {
 	serving   bool
 	closing   bool
 	strangers int           // connections in conns
+	refused   refusals
 	done      chan struct{} // closed when Close begins
 }
 
@@ -165,6 +166,22 @@ func (s *Server) logClose(err error) {
 	}
 }
 
+// refuse tells of a connection that was refused, unless there are many.
+func (s *Server) refuse(c net.Conn, err error) {
+	tell, untold := s.refused.note(time.Now())
+	s.tellUntold(untold)
+	if tell {
+		s.cfg.Logger.Warn("connection refused", "peer", peerAddr(c), "err", err)
+	}
+}
+
+// tellUntold tells how many refused connections nobody was told of one by one.
+func (s *Server) tellUntold(n int) {
+	if n > 0 {
+		s.cfg.Logger.Warn("more connections were refused", "count", n, "within", refusalsWindow)
+	}
+}
+
 // accept starts a connection's goroutine.
 func (s *Server) accept(c net.Conn) {
 	s.mu.Lock()
@@ -172,7 +189,7 @@ func (s *Server) accept(c net.Conn) {
 	if s.closing || full {
 		s.mu.Unlock()
 		if full {
-			s.cfg.Logger.Warn("connection refused: too many", "peer", peerAddr(c), "max", s.cfg.MaxConns)
+			s.refuse(c, fmt.Errorf("%d connections are open, which is the most", s.cfg.MaxConns))
 		}
 		s.logClose(c.Close())
 		return
@@ -202,7 +219,7 @@ func (s *Server) serveConn(c net.Conn) {
 	s.mu.Unlock()
 	if err != nil || closing {
 		if err != nil && !closing {
-			s.cfg.Logger.Warn("connection refused", "peer", peerAddr(c), "err", err)
+			s.refuse(c, err)
 		}
 		if sc != nil {
 			sc.cancel()
@@ -237,6 +254,7 @@ func (s *Server) watch() {
 			return
 		case <-tick.C:
 		}
+		s.tellUntold(s.refused.ended(time.Now()))
 		s.mu.Lock()
 		conns := make([]*serverConn, 0, len(s.conns))
 		for c := range s.conns {
