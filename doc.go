@@ -1,11 +1,24 @@
-// Package koinon is the Go client of a Koinon cluster: its file tree, without
-// a mount.
+// Package koinon is the Go client of a Koinon cluster: Client is its file tree,
+// without a mount; KV its keys with revisions, with Watch, Session and Lock; Procs
+// its process table.
 //
 //	c, err := koinon.Open(ctx, koinon.Options{})
 //	...
 //	defer c.Close(ctx)
 //	err = c.WriteFile(ctx, "/notes/today", data, 0o644)
 //	data, err := fs.ReadFile(c.FS(), "notes/today")
+//
+//	kv, err := koinon.OpenKV(ctx, koinon.Options{})
+//	...
+//	defer kv.Close(ctx)
+//	lock, err := kv.Lock(ctx, "nightly", koinon.LockOptions{})
+//	...
+//	defer lock.Unlock(ctx)
+//
+//	procs, err := koinon.OpenProcs(ctx, koinon.Options{})
+//	...
+//	defer procs.Close(ctx)
+//	id, err := procs.Submit(ctx, koinon.JobSpec{Command: []string{"make"}})
 //
 // # Paths
 //

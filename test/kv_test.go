@@ -83,6 +83,8 @@ func TestKeys(t *testing.T) {
 	say(0, "kv ls /many/ --limit 2", "/many/0\n/many/1\n", "--after /many/1")
 	say(0, "kv ls /many/ --after /many/1", "/many/2")
 	say(0, "kv rm --prefix /many/", "removed 3 keys")
+	d.exits(2, []string{"kv", "rm", "--prefix", ""}, "kv rm --all")
+	say(0, "kv get /a")
 	say(0, "kv rm /a")
 	say(1, "kv rm /a", "there is no key /a")
 	say(127, "lock l -- /no/such/program")
@@ -90,6 +92,10 @@ func TestKeys(t *testing.T) {
 	d.exits(137, []string{"lock", "l", "--", "sh", "-c", "kill -9 $$"})
 	d.exits(7, []string{"lock", "l", "--", "sh", "-c", "exit 7"})
 	say(0, "lock ls", "HOLDER")
+	say(0, "kv rm --all", "removed")
+	if out := d.koinon("kv", "ls"); strings.Contains(out, "raw") {
+		t.Errorf("every key was removed, and found are %s", out)
+	}
 }
 
 // TestKeysWhileLeadersDie counts in a key under a lock, on three clients at a

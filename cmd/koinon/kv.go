@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -280,15 +281,26 @@ is left as it is then.`,
 }
 
 func newKVRmCommand(k *kvApp) *cobra.Command {
-	var prefix bool
+	var prefix, all bool
 	cmd := &cobra.Command{
-		Use:   "rm KEY... | rm --prefix PREFIX...",
+		Use:   "rm KEY... | rm --prefix PREFIX... | rm --all",
 		Short: "Remove keys",
 		Long: `Remove keys. With --prefix all keys that begin so are removed, in several steps
-when there are many; keys that come meanwhile may stay.`,
+when there are many; keys that come meanwhile may stay. With --all that is every key.`,
 		Example: "  koinon kv rm /app/leader\n  koinon kv rm --prefix /app/",
-		Args:    arguments(1, -1),
+		Args: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case all:
+				return arguments(0, 0)(cmd, args)
+			case prefix && slices.Contains(args, ""):
+				return errors.New("an empty prefix is that of every key, and often a variable that is not set: koinon kv rm --all removes every key")
+			}
+			return arguments(1, -1)(cmd, args)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if all {
+				prefix, args = true, []string{""}
+			}
 			return k.run(cmd.Context(), func(ctx context.Context, kv *koinon.KV) error {
 				for _, arg := range args {
 					if prefix {
@@ -304,6 +316,7 @@ when there are many; keys that come meanwhile may stay.`,
 		},
 	}
 	cmd.Flags().BoolVar(&prefix, "prefix", false, "all keys that begin with it")
+	cmd.Flags().BoolVar(&all, "all", false, "every key")
 	return cmd
 }
 
