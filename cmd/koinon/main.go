@@ -20,7 +20,7 @@ import (
 )
 
 func main() {
-	os.Args = engine.HideArgs(os.Args)
+	os.Args = engine.HideArgs(os.Args, "meta", "blocks", "from", "to")
 	os.Exit(run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 

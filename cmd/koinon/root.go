@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/koinon/koinon/internal/config"
+	"github.com/koinon/koinon/internal/engine"
 )
 
 // app is what all subcommands share: the streams and the global flags.
@@ -221,13 +222,16 @@ func (a *app) exitCode(err error) int {
 	return code
 }
 
-// complain tells an error.
-func (a *app) complain(err error) { fmt.Fprintf(a.err, "koinon: %s\n", a.hint(words(err))) }
+// complain tells an error, without the passwords of URLs in it.
+func (a *app) complain(err error) { fmt.Fprintf(a.err, "koinon: %s\n", a.told(words(err))) }
+
+// told is a message as people get it.
+func (a *app) told(msg string) string { return a.hint(engine.Redact(msg)) }
 
 // note tells the user something that is not a result. --quiet keeps it back.
 func (a *app) note(format string, args ...any) {
 	if !a.quiet {
-		fmt.Fprintln(a.err, a.hint(fmt.Sprintf(format, args...)))
+		fmt.Fprintln(a.err, a.told(fmt.Sprintf(format, args...)))
 	}
 }
 

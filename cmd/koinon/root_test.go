@@ -55,3 +55,22 @@ func TestOneCommandOrAllSayTheSame(t *testing.T) {
 		}
 	}
 }
+
+// What is wrong with a command line is told without the passwords in it.
+func TestComplaintsHidePasswords(t *testing.T) {
+	t.Setenv("HOME", t.TempDir())
+	for _, line := range []string{
+		"dev up mysql://user:pa55@h/db", "dev up mysql:/user:pa55@h/db", "mysql://user:pa55@h/db", "dev up --nodes mysql://user:pa55@h/db",
+		"dev up --dir DIR --meta user:pa55@tcp(127.0.0.1:1)/db", "dev up --dir DIR --meta mysql:/user:pa55@h/db",
+		"dev up --dir DIR --blocks :pa55@127.0.0.1:1/0", "dev up --dir DIR --blocks redis://pa55@127.0.0.1:1/0",
+	} {
+		args := strings.Fields(strings.ReplaceAll(line, "DIR", t.TempDir()))
+		var out, told strings.Builder
+		if code := run(t.Context(), args, strings.NewReader(""), &out, &told); code == 0 {
+			t.Errorf("koinon %s: it is accepted", line)
+		}
+		if said := out.String() + told.String(); strings.Contains(said, "pa55") || !strings.Contains(said, "***@") {
+			t.Errorf("koinon %s: expected the URL without its password, found\n%s", line, said)
+		}
+	}
+}

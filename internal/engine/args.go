@@ -6,41 +6,35 @@ import (
 )
 
 // HideArgs returns a copy of the process's arguments and blanks the passwords
-// of URLs in the memory that the operating system shows as its command line.
+// of URLs in the memory that the operating system shows as its command line,
+// with what may be one in the values of the named flags, which are engines.
 // args must be os.Args, before anything has kept a part of them.
-func HideArgs(args []string) []string {
+func HideArgs(args []string, flags ...string) []string {
 	out := make([]string, len(args))
 	for i, arg := range args {
 		out[i] = strings.Clone(arg)
-		if Redact(arg) != arg {
-			blank(arg)
+		spans := secretSpans(arg)
+		for _, name := range flags {
+			value, ok := strings.CutPrefix(arg, "--"+name+"=")
+			if !ok && (i == 0 || out[i-1] != "--"+name) {
+				continue
+			}
+			for _, s := range Ref(value).spans() {
+				before := len(arg) - len(value)
+				spans = append(spans, span{before + s.from, before + s.to})
+			}
 		}
+		blank(arg, spans)
 	}
 	return out
 }
 
-// blank overwrites what Redact would take away, in place: a line of ps keeps
-// its length.
-func blank(arg string) {
+// blank overwrites spans of arg in place: a line of ps keeps its length.
+func blank(arg string, spans []span) {
 	memory := unsafe.Slice(unsafe.StringData(arg), len(arg))
-	for _, span := range secretSpans(arg) {
-		for i := span[0]; i < span[1]; i++ {
+	for _, s := range spans {
+		for i := s.from; i < s.to; i++ {
 			memory[i] = '*'
 		}
 	}
-}
-
-// secretSpans returns where the passwords of arg are.
-func secretSpans(arg string) [][2]int {
-	if !strings.Contains(arg, "://") && !strings.ContainsAny(arg, "?&") {
-		return nil // nearly all: the expressions take a while to make
-	}
-	var spans [][2]int
-	for _, m := range userinfo().FindAllStringSubmatchIndex(arg, -1) {
-		spans = append(spans, [2]int{m[3] + 1, m[1] - 1})
-	}
-	for _, m := range passwordParam().FindAllStringSubmatchIndex(arg, -1) {
-		spans = append(spans, [2]int{m[3], m[1]})
-	}
-	return spans
 }

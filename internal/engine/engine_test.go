@@ -97,6 +97,25 @@ func TestSecretsDoNotPrint(t *testing.T) {
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q"} {
 		fmt.Fprintf(&b, verb+verb+verb+"\n", u, Ref(text), struct{ R Ref }{Ref(text)})
 	}
+
+	for _, malformed := range []string{
+		"user:hunter2@tcp(127.0.0.1:3307)/db", "mysql:/user:hunter2@h/db", "mysql:user:hunter2@h/db", ":hunter2@127.0.0.1:6380/0",
+		"redis:/:hunter2@h:1/0", "redis:///hunter2@h:1/0", "hunter2@h", "mysql://user/x:hunter2@h/db", "mysql://user:hun ter2 hunter2@h/db",
+		"redis://hunter2@h:1/0", "REDISS+cluster://hunter2@h:1,g", "redis+sentinel://hunter2@h/m/x", "mysql://u:x@a/hunter2@h/db",
+		"mysql://u:x@a?hunter2@h/db", "user:hunter2@h://x/y",
+	} {
+		u, err := Parse(malformed)
+		if err == nil {
+			_, err = fmt.Fprintf(&b, "%v %+v %#v\n", u, u, u)
+		}
+		fmt.Fprintf(&b, "%v %v %#v %s\n", err, Ref(malformed), Ref(malformed), cover(malformed, urlSpans(malformed)))
+	}
+	for _, told := range []string{
+		`"mysql:/user:hunter2@h/db" is too much`, `"redis://hunter2@h:1/0" is too much`, "dial user:hunter2@tcp(h:1): refused",
+		"dial redis:/:hunter2@h: refused",
+	} {
+		fmt.Fprintln(&b, Redact(told))
+	}
 	slog.New(slog.NewJSONHandler(&b, nil)).Info("x", "url", u, "ref", Ref(text), "secret", u.Password)
 	slog.New(slog.NewTextHandler(&b, nil)).Info("x", "url", u, "ref", Ref(text), "secret", u.Password)
 	out := b.String()
@@ -104,12 +123,24 @@ func TestSecretsDoNotPrint(t *testing.T) {
 		t.Errorf("printed:\n%s", out)
 	}
 	for in, want := range map[string]string{
-		"dial redis://:a@b/c@h:1: refused": "dial redis://:***@h:1: refused",
-		"a b":                              "a b",
-		"http://h/x":                       "http://h/x",
+		"dial redis://:a@b/c@h:1: refused":  "dial redis://:***@h:1: refused",
+		"a b":                               "a b",
+		"http://h/x":                        "http://h/x",
+		"mysql://me@h/x: refused":           "mysql://me@h/x: refused",
+		"mysql: root@h has no right":        "mysql: root@h has no right",
+		"as in redis://:password@h":         "as in redis://:password@h",
+		"redis://x:y@h?sentinel-password=z": "redis://x:***@h?sentinel-password=***",
 	} {
 		if got := Redact(in); got != want {
 			t.Errorf("%q became %q", in, got)
+		}
+		if again := Redact(Redact(in)); again != want {
+			t.Errorf("%q became %q at the second time", in, again)
+		}
+	}
+	for _, r := range []Ref{"@/etc/a@b/url", "env:KOINON_META", "mysql://me@h/x", "redis://h:1/0"} {
+		if r.String() != string(r) {
+			t.Errorf("%s became %s", string(r), r)
 		}
 	}
 }
@@ -157,7 +188,7 @@ func TestTLS(t *testing.T) {
 // TestHideArgs looks at a process's own command line, as ps does.
 func TestHideArgs(t *testing.T) {
 	if os.Getenv("KOINON_HIDE_ARGS") != "" {
-		os.Args = HideArgs(os.Args)
+		os.Args = HideArgs(os.Args, "meta", "to")
 		shown, err := os.ReadFile("/proc/self/cmdline")
 		if err != nil {
 			t.Fatal(err)
@@ -165,13 +196,13 @@ func TestHideArgs(t *testing.T) {
 		fmt.Printf("kept %s\nshown %s\n", os.Args[len(os.Args)-1], bytes.ReplaceAll(shown, []byte{0}, []byte{' '}))
 		return
 	}
-	cmd := exec.Command(os.Args[0], "-test.run=^TestHideArgs$", "--", "--blocks=redis://u:hunter2@h:1/0?sentinel-password=abc")
+	cmd := exec.Command(os.Args[0], "-test.run=^TestHideArgs$", "--", "--to", "me:hunter2@h/db", "a@b", "--meta=me:hunter2@h", "--blocks=redis://u:hunter2@h:1/0?sentinel-password=abc")
 	cmd.Env = append(os.Environ(), "KOINON_HIDE_ARGS=1")
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	for _, want := range []string{"kept --blocks=redis://u:hunter2@h:1/0?sentinel-password=abc\n", "--blocks=redis://u:*******@h:1/0?sentinel-password=***"} {
+	for _, want := range []string{"kept --blocks=redis://u:hunter2@h:1/0?sentinel-password=abc\n", "--to **********@h/db a@b --meta=**********@h --blocks=redis://u:*******@h:1/0?sentinel-password=***"} {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("no %q in:\n%s", want, out)
 		}

@@ -8,19 +8,18 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
-	"sync"
 
 	"github.com/koinon/koinon/internal/sys"
 )
 
 // Ref is an engine as it stands on a command line or in a configuration: a
-// URL, @FILE or env:NAME. It prints without the password that a URL may hold.
+// URL, @FILE or env:NAME. It prints without the password that a URL may hold, and
+// without all that may be one where it is no URL.
 type Ref string
 
 // String returns r without a password.
-func (r Ref) String() string { return Redact(string(r)) }
+func (r Ref) String() string { return cover(string(r), r.spans()) }
 
 // GoString is String, for %#v.
 func (r Ref) GoString() string { return fmt.Sprintf("%q", r.String()) }
@@ -44,7 +43,7 @@ func (r Ref) Text() (string, error) {
 	if name, ok := strings.CutPrefix(string(r), "env:"); ok {
 		text := os.Getenv(name)
 		if text == "" {
-			return "", sys.E(op, sys.NotExist, sys.Subject(name), "the environment variable is not set")
+			return "", sys.E(op, sys.NotExist, sys.Subject(Redact(name)), "the environment variable is not set")
 		}
 		return strings.TrimSpace(text), nil
 	}
@@ -77,24 +76,6 @@ func (r Ref) Load() (*URL, error) {
 		return nil, err
 	}
 	return Parse(text)
-}
-
-var (
-	// userinfo is what may hold a password: greedy, because a password whose
-	// special characters are not coded may hold anything but white space.
-	userinfo = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`://([^\s:/@,]*):\S*@`) })
-	// passwordParam is a parameter that holds one.
-	passwordParam = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?i)([?&][^\s=&]*password=)[^\s&]+`) })
-)
-
-// Redact returns text with the passwords of the URLs in it replaced by stars.
-// It rather takes away too much.
-func Redact(text string) string {
-	if !strings.Contains(text, "://") {
-		return text
-	}
-	text = userinfo().ReplaceAllString(text, "://$1:"+stars+"@")
-	return passwordParam().ReplaceAllString(text, "${1}"+stars)
 }
 
 // TLS returns how to speak TLS to the engine: ca, cert, key and server-name

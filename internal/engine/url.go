@@ -55,22 +55,24 @@ type URL struct {
 func Parse(text string) (*URL, error) {
 	text = strings.TrimSpace(text)
 	bad := func(format string, args ...any) (*URL, error) {
-		return nil, sys.E(op, sys.Invalid, sys.Subject(Redact(text)), fmt.Sprintf(format, args...))
+		return nil, sys.E(op, sys.Invalid, sys.Subject(cover(text, urlSpans(text))), fmt.Sprintf(format, args...))
 	}
-	scheme, rest, ok := strings.Cut(text, "://")
-	if !ok || scheme == "" {
-		return bad("write it as scheme://user:password@host:port/...")
+	if !schemed().MatchString(text) {
+		return bad("write it as scheme://user:password@host:port/..., such as mysql://user:password@host:3306/database or redis://:password@host:6379/0")
 	}
+	scheme, rest, _ := strings.Cut(text, "://")
 	u := &URL{Scheme: strings.ToLower(scheme), params: make(map[string]string)}
 	end := strings.IndexAny(rest, "/?#")
 	if end < 0 {
 		end = len(rest)
 	}
 	authority, tail := rest[:end], rest[end:]
-	if strings.Contains(tail, "#") || strings.Contains(tail, "@") && !strings.Contains(authority, "@") {
+	path, query, _ := strings.Cut(tail, "?")
+	name, _, _ := strings.Cut(query, "=")
+	// An @ there ends a password that began before.
+	if strings.Contains(tail, "#") || strings.Contains(tail, "@") && !strings.Contains(authority, "@") || strings.Contains(path+name, "@") {
 		return bad("it holds a character that must be written as its code: %%2F for /, %%3F for ?, %%23 for #, %%40 for @, %%25 for %%")
 	}
-	path, query, _ := strings.Cut(tail, "?")
 	if at := strings.LastIndexByte(authority, '@'); at >= 0 {
 		user, password, _ := strings.Cut(authority[:at], ":")
 		authority = authority[at+1:]
@@ -164,7 +166,11 @@ func (u *URL) String() string {
 	var b strings.Builder
 	b.WriteString(u.Scheme + "://")
 	if u.User != "" || u.Password != "" {
-		b.WriteString(url.PathEscape(u.User))
+		if u.Password == "" && passwordAlone(u.Scheme) {
+			b.WriteString(stars)
+		} else {
+			b.WriteString(url.PathEscape(u.User))
+		}
 		if u.Password != "" {
 			b.WriteString(":" + stars)
 		}

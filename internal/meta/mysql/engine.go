@@ -17,6 +17,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -32,6 +33,9 @@ var migrations embed.FS
 
 // readersMax is how many connections queries use at once.
 const readersMax = 16
+
+// othersMax is how many tables of a database that is not empty are named.
+const othersMax = 3
 
 // Config says where the database is and whose tree it holds.
 type Config struct {
@@ -114,6 +118,9 @@ func Probe(ctx context.Context, url string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, e.Close()) }()
+	if err := e.onlyOurs(ctx); err != nil {
+		return e.explain(op, err)
+	}
 	var whose string
 	switch err := e.db.QueryRowContext(ctx, "SELECT cluster FROM fence WHERE id = 1").Scan(&whose); {
 	case errors.Is(err, sql.ErrNoRows), number(err) == errNoTable:
@@ -248,6 +255,9 @@ func (e *Engine) migrate(ctx context.Context) (err error) {
 		_, uerr := lock.ExecContext(context.WithoutCancel(ctx), "DO RELEASE_LOCK("+name+")")
 		err = errors.Join(err, uerr)
 	}()
+	if err := e.onlyOurs(ctx); err != nil {
+		return err
+	}
 	dir, err := fs.Sub(migrations, "migrations")
 	if err != nil {
 		return err
@@ -267,6 +277,32 @@ func (e *Engine) migrate(ctx context.Context) (err error) {
 	}
 	_, err = p.Up(ctx)
 	return err
+}
+
+// onlyOurs is Invalid when Koinon's tables are to be made in a database that has
+// others. What a user adds to Koinon's later is the user's own business.
+func (e *Engine) onlyOurs(ctx context.Context) error {
+	var others []string
+	var ours int // the first two that are made: an attempt may have been cut short after each
+	err := each(ctx, e.db, "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE() ORDER BY table_name", func(r *sql.Rows) error {
+		var name string
+		err := r.Scan(&name)
+		if name == "goose_db_version" || name == "fence" {
+			ours++
+		}
+		if name != "goose_db_version" {
+			others = append(others, name)
+		}
+		return err
+	})
+	if err != nil || ours == 2 || len(others) == 0 {
+		return err
+	}
+	if len(others) > othersMax {
+		others = append(others[:othersMax], "...")
+	}
+	return sys.E(sys.Op("mysql.Open"), sys.Invalid, sys.Subject("database "+e.dsn.DBName), fmt.Sprintf(
+		"the database is not empty: it has tables that are not Koinon's (%s): give it a database of its own", strings.Join(others, ", ")))
 }
 
 // claim makes an empty database this cluster's.

@@ -553,6 +553,7 @@ func testRefused(t *testing.T, s *mysqltest.Server) {
 			t.Errorf("%s: expected %q and no password, found %v", c.url, c.want, err)
 		}
 	}
+	testForeign(t, s)
 	socket := fmt.Sprintf("mysql://koinon:se%%3Acr%%2Fet@/refused?socket=%s", s.Socket())
 	if found := names(t, open(t, socket)); len(found) != 0 {
 		t.Errorf("expected a new tree by the socket, found %q", found)
@@ -569,4 +570,46 @@ func testRefused(t *testing.T, s *mysqltest.Server) {
 			t.Errorf("%s: expected %q, found %v", url, want, err)
 		}
 	}
+}
+
+// A database with somebody else's tables is refused at once and stays as it is;
+// Koinon's own may have others beside.
+func testForeign(t *testing.T, s *mysqltest.Server) {
+	for i, c := range []struct {
+		tables []string
+		named  string
+	}{
+		{[]string{"inodes"}, "inodes"},
+		{[]string{"mine"}, "mine"},
+		{[]string{"fence"}, "fence"},
+		{[]string{"goose_db_version", "mine"}, "mine"},
+		{[]string{"d", "c", "b", "a"}, "a, b, c, ..."},
+	} {
+		name := fmt.Sprint("foreign", i)
+		url, db := s.Create(t, name), s.DB(t, name)
+		for _, table := range c.tables {
+			if _, err := db.Exec("CREATE TABLE " + table + " (x INT)"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		e, err := Open(context.Background(), Config{URL: url, Cluster: testCluster})
+		if err == nil {
+			err = e.Close()
+		}
+		for _, err := range []error{err, Probe(context.Background(), url)} {
+			if sys.KindOf(err) != sys.Invalid || !strings.Contains(err.Error(), "not Koinon's ("+c.named+")") {
+				t.Errorf("%v: %v", c.tables, err)
+			}
+		}
+		var left int
+		if err := db.QueryRow("SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = DATABASE()").Scan(&left); err != nil || left != len(c.tables) {
+			t.Errorf("%v: %d tables are left, %v", c.tables, left, err)
+		}
+	}
+	url := s.Create(t, "beside")
+	open(t, url)
+	if _, err := s.DB(t, "beside").Exec("CREATE TABLE mine (x INT)"); err != nil {
+		t.Fatal(err)
+	}
+	open(t, url)
 }
