@@ -213,6 +213,12 @@ func (c *census) fit(id sys.NodeID) bool {
 	return id == c.self || known && p.Reachable && !p.Snapshot && p.Lag < fitLag
 }
 
+// full says that a member has no room for a log.
+func (c *census) full(id sys.NodeID) bool {
+	p, _ := c.peer(id)
+	return p.Full
+}
+
 // electorate says who should vote and learn.
 func (c *census) electorate() (voters, learners []sys.NodeID, change bool) {
 	nodes := make([]electorate.Node, 0, len(c.m.Members))
@@ -220,7 +226,7 @@ func (c *census) electorate() (voters, learners []sys.NodeID, change bool) {
 		id := sys.NodeID(x.Id)
 		nodes = append(nodes, electorate.Node{ID: id, Zone: x.Zone, Leader: id == c.self,
 			Voter: slices.Contains(c.st.Voters, id), Learner: slices.Contains(c.st.Learners, id),
-			Leaving: x.State == clusterpb.State_DRAINING, Fit: c.fit(id), Lost: c.silent(id) > lostAfter})
+			Leaving: x.State == clusterpb.State_DRAINING, Fit: c.fit(id) && !c.full(id), Lost: c.silent(id) > lostAfter})
 	}
 	voters, learners, change = electorate.Next(nodes)
 	for _, id := range slices.Concat(c.st.Voters, c.st.Learners) {

@@ -11,6 +11,22 @@ import (
 	"github.com/koinon/koinon/internal/sys"
 )
 
+// A node whose disk is full does not become a voter.
+func TestFullNodeDoesNotBeginToVote(t *testing.T) {
+	for _, full := range []bool{false, true} {
+		c := &census{self: 1, st: &replica.Status{Voters: []sys.NodeID{1, 2, 3}, Learners: []sys.NodeID{4}}, led: time.Hour, m: &clusterpb.Map{}}
+		for id := uint64(1); id <= 4; id++ {
+			c.m.Members = append(c.m.Members, &clusterpb.Member{Id: id, State: clusterpb.State_UP})
+			c.st.Peers = append(c.st.Peers, replica.PeerStatus{ID: sys.NodeID(id), Reachable: true, LastSeen: time.Millisecond, Full: full && id == 4})
+		}
+		c.st.Peers[2].LastSeen = time.Hour // somebody is needed in its place
+		voters, _, _ := c.electorate()
+		if slices.Contains(voters, 4) == full {
+			t.Errorf("full %v: the voters are %v", full, voters)
+		}
+	}
+}
+
 // TestSourceIsGivenUp: node 4 gives away what it has to nodes 1, 2 and 3.
 func TestSourceIsGivenUp(t *testing.T) {
 	table := &placement.Table{Epoch: 7, Replicas: 3, PGs: [][]sys.NodeID{{1, 2, 3}}, From: [][]sys.NodeID{{4, 5}}}

@@ -39,6 +39,14 @@ func TestFullLeaderHandsOver(t *testing.T) {
 			return false
 		})
 		c.must(add("x"))
+		c.await("the new leader knows of it", func() bool {
+			for _, p := range c.group(c.leader()).Status().Peers {
+				if p.ID == l {
+					return p.Full
+				}
+			}
+			return false
+		})
 	}
 	last := c.leader()
 	c.setFree(last, 1000)

@@ -104,6 +104,8 @@ type PeerStatus struct {
 	Reachable bool
 	// Snapshot says that a snapshot is on its way to it.
 	Snapshot bool
+	// Full says that its disk is full, as it says itself.
+	Full bool
 	// Match is the slot up to which the follower is known to have the log.
 	Match uint64
 	// Lag is how many chosen slots it may lack. Below 64 a learner can become a

@@ -36,7 +36,7 @@ type Server struct {
 	handshake map[net.Conn]struct{}
 	serving   bool
 	closing   bool
-	strangers int           // connections in conns
+	strangers int // connections in conns
 	refused   refusals
 	done      chan struct{} // closed when Close begins
 }
