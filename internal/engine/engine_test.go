@@ -158,6 +158,13 @@ func TestRef(t *testing.T) {
 			t.Errorf("%v: %v, %v", r, u, err)
 		}
 	}
+	empty := filepath.Join(dir, "empty")
+	if err := os.WriteFile(empty, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Ref("@" + empty).Load(); err == nil || !strings.Contains(err.Error(), empty) {
+		t.Errorf("of an empty file: %v", err)
+	}
 	if err := os.Chmod(path, 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -75,7 +75,11 @@ func (r Ref) Load() (*URL, error) {
 	if err != nil {
 		return nil, err
 	}
-	return Parse(text)
+	u, err := Parse(text)
+	if err != nil && text != string(r) { // where it stands
+		return nil, sys.E(op, sys.Invalid, sys.Subject(string(r)), err)
+	}
+	return u, err
 }
 
 // TLS returns how to speak TLS to the engine: ca, cert, key and server-name
