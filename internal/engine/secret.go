@@ -45,7 +45,7 @@ func (r Ref) Text() (string, error) {
 		if text == "" {
 			return "", sys.E(op, sys.NotExist, sys.Subject(Redact(name)), "the environment variable is not set")
 		}
-		return strings.TrimSpace(text), nil
+		return isURL(name, text)
 	}
 	name, ok := strings.CutPrefix(string(r), "@")
 	if !ok {
@@ -66,7 +66,16 @@ func (r Ref) Text() (string, error) {
 	if err != nil {
 		return "", sys.E(op, sys.Subject(name), err)
 	}
-	return strings.TrimSpace(string(text)), nil
+	return isURL(name, string(text))
+}
+
+// isURL is text without the white space around it, which stands where is says.
+func isURL(where, text string) (string, error) {
+	text = strings.TrimSpace(text)
+	if _, err := Parse(text); err != nil {
+		return "", sys.E(op, sys.Invalid, sys.Subject(where), err)
+	}
+	return text, nil
 }
 
 // Load returns the URL that r leads to, taken apart.
@@ -75,11 +84,7 @@ func (r Ref) Load() (*URL, error) {
 	if err != nil {
 		return nil, err
 	}
-	u, err := Parse(text)
-	if err != nil && text != string(r) { // where it stands
-		return nil, sys.E(op, sys.Invalid, sys.Subject(string(r)), err)
-	}
-	return u, err
+	return Parse(text)
 }
 
 // TLS returns how to speak TLS to the engine: ca, cert, key and server-name
