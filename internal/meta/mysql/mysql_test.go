@@ -598,6 +598,9 @@ func testRefused(t *testing.T, s *mysqltest.Server) {
 		}
 	}
 	testForeign(t, s)
+	if told, want := open(t, good).String(), strings.Replace(good, mysqltest.Coded, "***", 1); told != want {
+		t.Errorf("expected the engine to print as %s, found %s", want, told)
+	}
 	socket := fmt.Sprintf("mysql://koinon:se%%3Acr%%2Fet@/refused?socket=%s", s.Socket())
 	if found := names(t, open(t, socket)); len(found) != 0 {
 		t.Errorf("expected a new tree by the socket, found %q", found)
