@@ -42,6 +42,10 @@ func TestTreeInDatabase(t *testing.T) {
 		t.Fatalf("expected the file, found %q, %v", out, err)
 	}
 	d.fsck()
+	status := d.koinon("status")
+	if want := "metadata " + strings.Replace(url, mysqltest.Coded, "***", 1) + "\n"; !strings.Contains(status, want) {
+		t.Errorf("expected %q in the status, found\n%s", want, status)
+	}
 	d.tellsNobody(mysqltest.Password, mysqltest.Coded)
 	d.koinon("dev", "stop", "--dir", d.dir)
 	d.start()

@@ -307,10 +307,15 @@ func TestBlocksCopy(t *testing.T) {
 	first, second, third := redistest.Start(t), redistest.Start(t), redistest.Start(t)
 	d := up(t, 1, "--blocks", inFile(t, first.URL(0)))
 	d.sh("head -c 20M /dev/urandom > $M/big && cp -r /usr/share/doc/apt $M/doc && head -c 200K /dev/urandom > $M/small && (cd $M && sha256sum big small > " + d.besides("sums") + ")")
-	d.stop()
 	from, to := inFile(t, first.URL(0)), inFile(t, second.URL(0))
+	says(t, d.koinon("blocks", "copy", "--from", from, "--to", inFile(t, third.URL(5))), "clients were connected meanwhile (1:", "run the command again")
+	d.sh("cp $M/small $M/later")
+	d.stop()
 	d.useBlocks(to)
 	d.refused(10*time.Second, []string{"serve", "--config", d.at("n1/node.toml"), "--log-file", d.besides("log")}, "lost its data")
+	if out := d.koinon("blocks", "copy", "--from", from, "--to", inFile(t, third.URL(5))); strings.HasPrefix(out, "0 blocks") || strings.Contains(out, "connected") {
+		t.Errorf("expected what was written after the first copy and no warning, found\n%s", out)
+	}
 	says(t, d.koinon("blocks", "copy", "--from", from, "--to", to), "blocks copied and read back", " 0 were there")
 	says(t, d.koinon("blocks", "copy", "--from", from, "--to", to, "--verify"), "0 blocks copied")
 	first.Kill()

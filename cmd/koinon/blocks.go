@@ -40,8 +40,9 @@ A STORE is the URL of a Redis, as in --blocks of "koinon serve", with the blocks
 of the cluster of --config; @FILE and env:NAME hide the password. Or it is
 cluster:FILE, whatever store the cluster uses whose client configuration FILE is.
 
-Nobody may write to the source meanwhile: unmount the tree, and do not use
-"koinon cp" and the like.
+What is written to the source meanwhile may be missing, and the command says so
+when clients are connected. Most can be copied ahead, while the tree is used; then
+unmount it, do not use "koinon cp" and the like, and run the command once more.
 
 To another Redis: copy, stop the nodes, change url under [blocks] in the nodes'
 and clients' files, start the nodes. Between nodes and Redis: a cluster keeps its
@@ -80,6 +81,10 @@ func (a *app) copyBlocks(ctx context.Context, from, to string, verify bool) erro
 	}}
 	r, err := node.CopyBlocks(ctx, cfg, from, to, opts, a.logger())
 	bar.Finish()
+	if r.Clients > 0 {
+		a.note("clients were connected meanwhile (%d: mounts, commands, locks), and what they wrote may be missing: "+
+			"unmount the tree everywhere and run the command again, which then copies only that", r.Clients)
+	}
 	if errors.Is(err, blockcopy.ErrDamaged) {
 		a.note("%d blocks were copied, %d were there, %d are damaged", r.Copied, r.There, r.Damaged)
 		return err

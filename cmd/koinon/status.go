@@ -104,6 +104,9 @@ func writeStatus(w io.Writer, s *node.Status) {
 		leader = s.Leader.String()
 	}
 	fmt.Fprintf(w, "cluster  %s\nleader   %s\nnodes    %d of %d up\nCA key   %s\n", s.Cluster, leader, upCount(s), len(s.Nodes), signers(s))
+	if s.Meta != "" {
+		fmt.Fprintf(w, "metadata %s\n", s.Meta)
+	}
 	if s.Blocks != "" {
 		fmt.Fprintf(w, "blocks   %s\n", s.Blocks)
 	}

@@ -22,11 +22,19 @@ const opCopy = sys.Op("blocks copy")
 // cluster of a client's configuration uses.
 const ClusterScheme = "cluster:"
 
+// CopyReport is what CopyBlocks has done.
+type CopyReport struct {
+	blockcopy.Report
+	// Clients were connected to the source's cluster at the beginning or the
+	// end: what they wrote meanwhile may be missing.
+	Clients uint64 `json:"clients_connected"`
+}
+
 // CopyBlocks copies all blocks of one store into another. A store is that of a
 // cluster, cluster:FILE with a client's configuration, or a Redis, given as an
 // engine, with the blocks of the cluster of cfg. A Redis that was filled
 // belongs to that cluster when all is there.
-func CopyBlocks(ctx context.Context, cfg *config.Client, from, to string, opts blockcopy.Options, log *slog.Logger) (r blockcopy.Report, err error) {
+func CopyBlocks(ctx context.Context, cfg *config.Client, from, to string, opts blockcopy.Options, log *slog.Logger) (r CopyReport, err error) {
 	src, err := openEnd(ctx, cfg, from, log)
 	if err != nil {
 		return r, err
@@ -42,19 +50,37 @@ func CopyBlocks(ctx context.Context, cfg *config.Client, from, to string, opts b
 			return r, err
 		}
 	}
-	if dst.made { // by its cluster
-		opts.Groups = src.groups
-		return blockcopy.Run(ctx, src.store, dst.store, opts)
-	}
-	if err := dst.redis.BeginCopy(ctx); err != nil {
-		return r, err
+	if !dst.made { // by its cluster
+		if err := dst.redis.BeginCopy(ctx); err != nil {
+			return r, err
+		}
 	}
 	opts.Groups = src.groups
-	if r, err = blockcopy.Run(ctx, src.store, dst.store, opts); err != nil && !errors.Is(err, blockcopy.ErrDamaged) {
+	before := connected(ctx, src.cfg, log)
+	r.Report, err = blockcopy.Run(ctx, src.store, dst.store, opts)
+	if err != nil && !errors.Is(err, blockcopy.ErrDamaged) {
+		return r, err
+	}
+	r.Clients = max(before, connected(ctx, src.cfg, log))
+	if dst.made {
 		return r, err
 	}
 	// What is damaged will not come however often it is tried.
 	return r, errors.Join(err, dst.redis.EndCopy(ctx))
+}
+
+// connected is how many clients a cluster has, 0 when nobody leads it.
+func connected(ctx context.Context, cfg *config.Client, log *slog.Logger) uint64 {
+	s, err := ReadStatus(ctx, cfg, log)
+	if err != nil || !s.Majority {
+		return 0
+	}
+	for _, n := range s.Nodes {
+		if n.ID == s.Leader && n.Log != nil {
+			return n.Log.Sessions
+		}
+	}
+	return 0
 }
 
 // copyEnd is one side of a copy.
@@ -62,7 +88,8 @@ type copyEnd struct {
 	store  block.Store
 	redis  *redis.Store // nil when nodes keep the blocks
 	groups int
-	made   bool // it is the store of a cluster
+	made   bool           // it is the store of a cluster
+	cfg    *config.Client // of the cluster whose blocks they are
 	close  func() error
 }
 
@@ -84,7 +111,7 @@ func openEnd(ctx context.Context, cfg *config.Client, name string, log *slog.Log
 	if err := s.Ping(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	return &copyEnd{store: patient(s, cfg), redis: s, close: s.Close}, nil
+	return &copyEnd{store: patient(s, cfg), redis: s, cfg: cfg, close: s.Close}, nil
 }
 
 // clusterEnd is the store that a cluster uses.
@@ -102,10 +129,10 @@ func clusterEnd(ctx context.Context, file string, log *slog.Logger) (*copyEnd, e
 		return nil, errors.Join(err, cc.Close())
 	}
 	if s != nil {
-		return &copyEnd{store: patient(s, cfg), redis: s, made: true, close: func() error { return errors.Join(s.Close(), cc.Close()) }}, nil
+		return &copyEnd{store: patient(s, cfg), redis: s, made: true, cfg: cfg, close: func() error { return errors.Join(s.Close(), cc.Close()) }}, nil
 	}
 	n := spread.New(spread.Options{Cluster: cc, Logger: log})
-	return &copyEnd{store: block.Retried(n, cfg.Timeout.Std()), groups: len(cc.Table().PGs), made: true,
+	return &copyEnd{store: block.Retried(n, cfg.Timeout.Std()), groups: len(cc.Table().PGs), made: true, cfg: cfg,
 		close: func() error { return errors.Join(n.Close(), cc.Close()) }}, nil
 }
 

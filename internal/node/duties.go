@@ -122,6 +122,9 @@ func (s *server) status() *clusterpb.StatusReply {
 		StartedNs: s.started.UnixNano(), Proposals: st.Proposals, Entries: st.Entries, Syncs: st.LogSyncs, LogBytes: st.LogBytes,
 		Epoch: s.peers.Map().GetEpoch(), ResidentBytes: resident(), CaKey: s.ca != nil,
 	}
+	if s.database != nil {
+		r.MetaStore = s.database.String()
+	}
 	for _, id := range st.Voters {
 		r.Voters = append(r.Voters, uint64(id))
 	}

@@ -26,6 +26,8 @@ type Status struct {
 	// Majority says that there is a leader and most nodes are up, so that
 	// writes go on.
 	Majority bool `json:"majority"`
+	// Meta says where the metadata is; empty when it is in the log.
+	Meta string `json:"meta_store,omitempty"`
 	// Blocks says where the blocks are and what that promises; empty when the
 	// nodes keep them.
 	Blocks string       `json:"block_store,omitempty"`
@@ -66,6 +68,8 @@ type NodeStatus struct {
 	// BlockStore says where the blocks are and what that promises; empty when
 	// the nodes keep them.
 	BlockStore string `json:"block_store,omitempty"`
+	// MetaStore says where the metadata is; empty when it is in the log.
+	MetaStore string `json:"meta_store,omitempty"`
 
 	voters []uint64 // that it knows
 }
@@ -212,7 +216,7 @@ func nodeStatus(addr string, r *clusterpb.StatusReply) NodeStatus {
 		UptimeSecs: time.Since(time.Unix(0, r.StartedNs)).Round(time.Second).Seconds(),
 		Signs:      r.CaKey,
 		Log:        logStatus(r),
-		voters:     r.Voters, BlockStore: r.BlockStore,
+		voters:     r.Voters, BlockStore: r.BlockStore, MetaStore: r.MetaStore,
 	}
 }
 
@@ -264,7 +268,7 @@ func summarize(s *Status) {
 			continue
 		}
 		up[uint64(n.ID)] = true
-		s.Blocks = or(s.Blocks, n.BlockStore)
+		s.Meta, s.Blocks = or(s.Meta, n.MetaStore), or(s.Blocks, n.BlockStore)
 		if len(n.voters) > 0 && n.Chosen >= chosen {
 			voters = n.voters
 		}

@@ -3,7 +3,18 @@ package node
 import (
 	"strings"
 	"testing"
+
+	"github.com/koinon/koinon/internal/cluster/clusterpb"
 )
+
+// What a node says of where metadata and blocks are is the cluster's.
+func TestStatusSaysWhereThingsAre(t *testing.T) {
+	s := &Status{Nodes: []NodeStatus{{ID: 1, State: "down"}, nodeStatus("h:1", &clusterpb.StatusReply{Node: 2, MetaStore: "mysql://me@h/x", BlockStore: "redis://h"})}}
+	summarize(s)
+	if s.Meta != "mysql://me@h/x" || s.Blocks != "redis://h" {
+		t.Errorf("expected the engines of node 2, found %q and %q", s.Meta, s.Blocks)
+	}
+}
 
 // TestHealingWithoutMajority: a node that cannot ask the others says so,
 // instead of counting groups that it may well have.

@@ -209,6 +209,19 @@ func TestIdentity(t *testing.T) {
 	if err := mine.Verify(t.Context()); !errors.Is(err, redis.ErrUnclaimed) {
 		t.Errorf("an empty store: %v", err)
 	}
+	if err := mine.BeginCopy(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := mine.Verify(t.Context()); !errors.Is(err, redis.ErrUnclaimed) || !strings.Contains(err.Error(), "was not finished") || strings.Contains(err.Error(), "lost its data") {
+		t.Errorf("half a copy: %v", err)
+	}
+	if err := other.Verify(t.Context()); !errors.Is(err, redis.ErrUnclaimed) || !strings.Contains(err.Error(), "lost its data") {
+		t.Errorf("half a copy of another's: %v", err)
+	}
+	if err := errors.Join(mine.BeginCopy(t.Context()), mine.EndCopy(t.Context()), mine.Verify(t.Context())); err != nil {
+		t.Errorf("a copy that went on: %v", err)
+	}
+	srv.CLI("DEL", "koinon:prod:store")
 	for range 2 {
 		if err := mine.Claim(t.Context()); err != nil {
 			t.Fatal(err)

@@ -124,6 +124,15 @@ func (s *Store) Claim(ctx context.Context) error {
 // this name.
 var ErrUnclaimed = errors.New("it holds no blocks of this cluster: the server or the database is another one, or has lost its data")
 
+// unfinished is an ErrUnclaimed of which the reason is known.
+type unfinished struct{}
+
+func (unfinished) Error() string {
+	return "a copy of the cluster's blocks into it was not finished: run the same `koinon blocks copy` again"
+}
+
+func (unfinished) Is(target error) bool { return target == ErrUnclaimed }
+
 // Verify is Exist when the store holds the blocks of another cluster of this
 // name, Invalid and ErrUnclaimed when it holds none of any.
 func (s *Store) Verify(ctx context.Context) error {
@@ -133,7 +142,11 @@ func (s *Store) Verify(ctx context.Context) error {
 	case err != nil:
 		return err
 	case id == "":
-		return sys.E(op, sys.Invalid, sys.Subject(s.where), fmt.Errorf("cluster %q: %w", s.cluster, ErrUnclaimed))
+		why := ErrUnclaimed
+		if half, err := s.client.Get(ctx, s.copyKey()).Result(); err == nil && half == s.identity {
+			why = unfinished{}
+		}
+		return sys.E(op, sys.Invalid, sys.Subject(s.where), fmt.Errorf("cluster %q: %w", s.cluster, why))
 	case id != s.identity:
 		return sys.E(op, sys.Exist, sys.Subject(s.where), fmt.Sprintf(
 			"it holds the blocks of another cluster that is called %q as well: name another database", s.cluster))

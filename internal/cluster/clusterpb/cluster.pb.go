@@ -1513,6 +1513,7 @@ type StatusReply struct {
 	CaKey         bool       `protobuf:"varint,27,opt,name=ca_key,json=caKey,proto3" json:"ca_key,omitempty"` // it signs the certificates of new nodes
 	Load          *LogLoad   `protobuf:"bytes,28,opt,name=load,proto3" json:"load,omitempty"`
 	BlockStore    string     `protobuf:"bytes,29,opt,name=block_store,json=blockStore,proto3" json:"block_store,omitempty"` // where the blocks are and what that promises, empty: on the nodes
+	MetaStore     string     `protobuf:"bytes,30,opt,name=meta_store,json=metaStore,proto3" json:"meta_store,omitempty"`    // where the metadata is, empty: in the log
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1739,6 +1740,13 @@ func (x *StatusReply) GetLoad() *LogLoad {
 func (x *StatusReply) GetBlockStore() string {
 	if x != nil {
 		return x.BlockStore
+	}
+	return ""
+}
+
+func (x *StatusReply) GetMetaStore() string {
+	if x != nil {
+		return x.MetaStore
 	}
 	return ""
 }
@@ -2244,7 +2252,7 @@ const file_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\rStatusRequest\"9\n" +
 	"\aDrained\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\x04R\x06source\x12\x16\n" +
-	"\x06groups\x18\x02 \x03(\rR\x06groups\"\xd2\x06\n" +
+	"\x06groups\x18\x02 \x03(\rR\x06groups\"\xf1\x06\n" +
 	"\vStatusReply\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x18\n" +
@@ -2279,7 +2287,9 @@ const file_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x06ca_key\x18\x1b \x01(\bR\x05caKey\x12.\n" +
 	"\x04load\x18\x1c \x01(\v2\x1a.koinon.cluster.v1.LogLoadR\x04load\x12\x1f\n" +
 	"\vblock_store\x18\x1d \x01(\tR\n" +
-	"blockStoreJ\x04\b\x18\x10\x19\"\x8f\x01\n" +
+	"blockStore\x12\x1d\n" +
+	"\n" +
+	"meta_store\x18\x1e \x01(\tR\tmetaStoreJ\x04\b\x18\x10\x19\"\x8f\x01\n" +
 	"\aPeerLag\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x14\n" +
 	"\x05slots\x18\x02 \x01(\x04R\x05slots\x12\x1c\n" +

@@ -24,6 +24,7 @@ import (
 	driver "github.com/go-sql-driver/mysql"
 	"github.com/pressly/goose/v3"
 
+	"github.com/koinon/koinon/internal/engine"
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -63,6 +64,9 @@ type Engine struct {
 	galera bool          // the database is on a Galera cluster
 	seen   atomic.Uint64 // the last transaction that a leader here knows to be committed
 }
+
+// String is the URL without its secrets.
+func (e *Engine) String() string { return engine.Ref(e.cfg.URL).String() }
 
 // lagging reports whether servers of the database may lack what another one has
 // acknowledged, as a replica does.

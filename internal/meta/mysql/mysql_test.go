@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -201,6 +202,7 @@ func TestMariaDB(t *testing.T) {
 	t.Run("Queries", func(t *testing.T) { testQueries(t, s) })
 	t.Run("Restart", func(t *testing.T) { testRestart(t, s) })
 	t.Run("Files", func(t *testing.T) { testFiles(t, s) })
+	t.Run("Times", func(t *testing.T) { testTimes(t, s) })
 	t.Run("Refused", func(t *testing.T) { testRefused(t, s) })
 	t.Run("TLS", func(t *testing.T) { testTLS(t, s, cert) })
 	t.Run("Connections", func(t *testing.T) { testConnections(t, s) })
@@ -520,6 +522,48 @@ func testFiles(t *testing.T, s *mysqltest.Server) {
 	}
 }
 
+// The view has all times that a file can have, in the time zone of whoever asks.
+func testTimes(t *testing.T, s *mysqltest.Server) {
+	e, ctx := open(t, s.Create(t, "times")), context.Background()
+	c := &client{e, lead(t, e, 1)}
+	for _, cmd := range []*metapb.Command{format(), mknod("f")} {
+		if _, err := c.Do(ctx, cmd); err != nil {
+			t.Fatal(err)
+		}
+	}
+	conn, err := s.DB(t, "times").Conn(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }() // its database is closed anyway
+	if _, err := conn.ExecContext(ctx, "SET time_zone = '+02:00'"); err != nil {
+		t.Fatal(err)
+	}
+	for _, ns := range []int64{
+		0, 1, -1, 1e9, -1e9, 1_753_000_000_123_456_789, -315_619_200e9, 2_208_988_800e9, // of 1960 and 2040
+		2_147_483_646e9, 2_147_483_647e9, 2_147_483_647_999_999_999, 2_147_483_648e9, 2_147_483_650e9,
+		-883_612_800e9, -883_612_800e9 - 1, 4_294_967_296e9, 951_782_400e9, 4_107_456_000e9, math.MinInt64, math.MaxInt64,
+	} {
+		set := &metapb.SetAttr{Ino: uint64(sys.FirstIno), MtimeNs: &ns, CtimeNs: &ns}
+		if _, err := c.Do(ctx, &metapb.Command{Op: &metapb.Command_SetAttr{SetAttr: set}}); err != nil {
+			t.Fatal(err)
+		}
+		var mtime, ctime string
+		var simple sql.Null[string]
+		err := conn.QueryRowContext(ctx, "SELECT CAST(mtime AS CHAR), CAST(f.ctime AS CHAR), CAST(FROM_UNIXTIME(mtime_ns / 1000000000) AS CHAR) FROM files f JOIN inodes i ON f.id = i.id").
+			Scan(&mtime, &ctime, &simple)
+		if err != nil {
+			t.Errorf("%d: %v", ns, err)
+			continue
+		}
+		const layout = "2006-01-02 15:04:05.0000"
+		want := time.Unix(0, ns).Truncate(100 * time.Microsecond).In(time.FixedZone("", 2*3600)).Format(layout)
+		if mtime != want || ctime != want || ns >= 0 && ns < 2_147_483_647e9 && simple.V != mtime {
+			t.Errorf("%d: expected %s, found %s and %s, with FROM_UNIXTIME alone %s", ns, want, mtime, ctime, simple.V)
+		}
+	}
+}
+
 // What is wrong is named, and the password never is.
 func testRefused(t *testing.T, s *mysqltest.Server) {
 	good := s.Create(t, "refused")
@@ -554,6 +598,9 @@ func testRefused(t *testing.T, s *mysqltest.Server) {
 		}
 	}
 	testForeign(t, s)
+	if told, want := open(t, good).String(), strings.Replace(good, mysqltest.Coded, "***", 1); told != want {
+		t.Errorf("expected the engine to print as %s, found %s", want, told)
+	}
 	socket := fmt.Sprintf("mysql://koinon:se%%3Acr%%2Fet@/refused?socket=%s", s.Socket())
 	if found := names(t, open(t, socket)); len(found) != 0 {
 		t.Errorf("expected a new tree by the socket, found %q", found)
