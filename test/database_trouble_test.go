@@ -247,9 +247,9 @@ func TestLeaderPausedInTransaction(t *testing.T) {
 	s := mysqltest.Start(t)
 	d := up(t, 3, "--meta", inFile(t, s.Create(t, "koinon")))
 	done := make(chan error, 1)
-	go func() { // many at once, in directories of their own, and as much as rows hold: a
-		// transaction of them takes several round trips
-		_, err := d.shell(`for w in $(seq 32); do (mkdir $M/$w; i=0; until [ -e stop ]; do i=$((i+1)); head -c 60000 /dev/zero | tr '\0' x > $M/$w/$i; echo $w/$i >> made; done) & done; wait`)
+	go func() { // many at once, in directories of their own, and as much as rows hold, which is
+		// an attribute: a transaction of them takes several round trips
+		_, err := d.shell(`v=$(head -c 60000 /dev/zero | tr '\0' x); for w in $(seq 32); do (mkdir $M/$w; i=0; until [ -e stop ]; do i=$((i+1)); : > $M/$w/$i; setfattr -n user.v -v $v $M/$w/$i; echo $w/$i >> made; done) & done; wait`)
 		done <- err
 	}()
 	t.Cleanup(func() { writeFile(t, d.besides("stop"), "") })
@@ -282,7 +282,7 @@ func TestLeaderPausedInTransaction(t *testing.T) {
 		t.Errorf("expected the fence at %d or above, found %d", next, got)
 	}
 	dropCaches(t)
-	d.sh("for f in $(cat made); do test $(tr -d x < $M/$f | wc -c) = 0; test $(stat -c %s $M/$f) = 60000; done")
+	d.sh("for f in $(cat made); do test $(getfattr --only-values -n user.v $M/$f | tr -d x | wc -c) = 0; test $(getfattr --only-values -n user.v $M/$f | wc -c) = 60000; done")
 	d.fsck()
 }
 
