@@ -45,7 +45,7 @@ func (r Ref) Text() (string, error) {
 		if text == "" {
 			return "", sys.E(op, sys.NotExist, sys.Subject(Redact(name)), "the environment variable is not set")
 		}
-		return isURL(name, text)
+		return urlOf(name, text)
 	}
 	name, ok := strings.CutPrefix(string(r), "@")
 	if !ok {
@@ -66,14 +66,15 @@ func (r Ref) Text() (string, error) {
 	if err != nil {
 		return "", sys.E(op, sys.Subject(name), err)
 	}
-	return isURL(name, string(text))
+	return urlOf(name, string(text))
 }
 
-// isURL is text without the white space around it, which stands where is says.
-func isURL(where, text string) (string, error) {
+// urlOf returns the URL that a file or a variable of that name holds, without the
+// white space around it. An error tells the name.
+func urlOf(name, text string) (string, error) {
 	text = strings.TrimSpace(text)
 	if _, err := Parse(text); err != nil {
-		return "", sys.E(op, sys.Invalid, sys.Subject(where), err)
+		return "", sys.E(op, sys.Invalid, sys.Subject(name), err)
 	}
 	return text, nil
 }

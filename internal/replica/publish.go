@@ -31,8 +31,9 @@ func (g *Group) publishStatus() {
 	}
 	for i := range st.Peers {
 		if p := &st.Peers[i]; sys.NodeID(p.ID) != h.cfg.Self {
-			s.Peers = append(s.Peers, peerStatus(p, now, slices.Contains(s.Voters, sys.NodeID(p.ID))))
-			s.Peers[len(s.Peers)-1].Full = h.drv.full.peers[sys.NodeID(p.ID)]
+			peer := peerStatus(p, now, slices.Contains(s.Voters, sys.NodeID(p.ID)))
+			peer.Full = h.drv.full.peers[peer.ID]
+			s.Peers = append(s.Peers, peer)
 		}
 	}
 	g.mu.Lock()
