@@ -216,7 +216,7 @@ func (d *dev) damaged(name string) {
 }
 
 // interrupted loads a dump without its end from a pipe, and fails the test unless
-// the cluster says so. (Of half a small dump not even the head may be readable.)
+// the cluster says so.
 func (d *dev) interrupted(name string) {
 	d.t.Helper()
 	out, err := d.shell(fmt.Sprintf("head -c -100 %[1]s | KOINON_CONFIG=%[2]s/client.toml %[3]s meta load -", name, d.dir, koinonBinary(d.t)))

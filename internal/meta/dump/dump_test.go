@@ -70,6 +70,22 @@ func TestDamage(t *testing.T) {
 	}
 }
 
+// Of a dump that is cut off, however small, the header can be read: what loads it
+// from a pipe says of whom it was, and that the load was interrupted.
+func TestHeaderOfHalf(t *testing.T) {
+	half := sample(t)
+	half = half[:len(half)-100]
+	m := meta.NewMemory(meta.Unformatted())
+	var h *metapb.DumpHeader
+	_, err := Load(context.Background(), bytes.NewReader(half), memory{m}, Options{Check: func(found *metapb.DumpHeader) error { h = found; return nil }})
+	if !sys.Is(err, sys.Corrupt) || h.GetCluster() != "test" {
+		t.Fatalf("expected the header and then the missing end, found %v, %v", h, err)
+	}
+	if _, err := m.Query(context.Background(), &metapb.Query{Op: &metapb.Query_GetAttr{GetAttr: &metapb.GetAttr{Ino: 1}}}); err == nil {
+		t.Fatal("expected a tree that is missing")
+	}
+}
+
 // A dump of a newer format is told from damage.
 func TestNewerFormat(t *testing.T) {
 	b := sample(t)

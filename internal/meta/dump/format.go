@@ -57,7 +57,10 @@ func newWriter(w io.Writer, h *metapb.DumpHeader) (*writer, error) {
 		return nil, err
 	}
 	d := &writer{z: z, sum: sha256.New()}
-	return d, d.frame(&metapb.DumpFrame{Part: &metapb.DumpFrame_Header{Header: h}})
+	if err := d.frame(&metapb.DumpFrame{Part: &metapb.DumpFrame_Header{Header: h}}); err != nil {
+		return nil, err
+	}
+	return d, z.Flush() // so the header of a dump that is cut off can be read
 }
 
 func (d *writer) frame(f *metapb.DumpFrame) (err error) {
