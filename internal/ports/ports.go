@@ -7,9 +7,11 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -81,6 +83,11 @@ func Loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.It
 
 // Check tries to listen on addr, host:port, and returns why that is not possible.
 func Check(addr string) error {
+	if runtime.GOOS == "linux" { // elsewhere net.Listen takes the lock
+		// A child that is forked meanwhile has the socket until it execs, and the port is taken as long.
+		syscall.ForkLock.RLock()
+		defer syscall.ForkLock.RUnlock()
+	}
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return err

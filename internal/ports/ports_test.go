@@ -2,6 +2,8 @@ package ports
 
 import (
 	"net"
+	"os/exec"
+	"sync"
 	"testing"
 )
 
@@ -46,5 +48,39 @@ func TestTakenPort(t *testing.T) {
 	}
 	if err := Check(Loopback(found[0])); err != nil {
 		t.Errorf("a port that was given up: %v", err)
+	}
+}
+
+// TestFreeBesideForks: a child has its parent's sockets until it execs, and what
+// it has is not free yet.
+func TestFreeBesideForks(t *testing.T) {
+	stop := make(chan struct{})
+	var forks sync.WaitGroup
+	for range 4 {
+		forks.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					_ = exec.Command("/nonexistent").Run() // fails after the fork
+				}
+			}
+		})
+	}
+	defer forks.Wait()
+	defer close(stop)
+	for range 500 {
+		found, err := Free(1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := net.Listen("tcp", Loopback(found[0]))
+		if err != nil {
+			t.Fatalf("a port that is free: %v", err)
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
