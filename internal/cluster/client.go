@@ -15,6 +15,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/koinon/koinon/internal/auth"
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
 	"github.com/koinon/koinon/internal/placement"
 	"github.com/koinon/koinon/internal/sys"
@@ -189,19 +190,30 @@ func (c *Client) Conn(id sys.NodeID) *wire.Client {
 }
 
 // OpenConn is Conn for those who ask for little, and for whom a connection that
-// is there already is better than one that need not be shared.
+// is there already is better than one that need not be shared. It needs no map
+// to find that.
 func (c *Client) OpenConn(id sys.NodeID) *wire.Client {
-	addr := c.addrOf(id)
-	if addr == "" {
-		return nil
-	}
-	c.mu.Lock()
-	w := c.conns[connKey{addr, false}]
-	c.mu.Unlock()
-	if w != nil && w.Connected() {
+	if w := c.connectedTo(id); w != nil {
 		return w
 	}
-	return c.conn(addr, true)
+	return c.Conn(id)
+}
+
+// connectedTo returns the connection to a node, by its certificate, that is there
+// and need not carry much, or nil.
+func (c *Client) connectedTo(id sys.NodeID) *wire.Client {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for k, w := range c.conns {
+		state, ok := w.Peer()
+		if k.bulk || !ok {
+			continue
+		}
+		if peer, err := auth.PeerIdentity(state); err == nil && peer.Node == id {
+			return w
+		}
+	}
+	return nil
 }
 
 // answered notes who has answered as the leader.

@@ -149,6 +149,17 @@ func TestFewConnections(t *testing.T) {
 		if c.OpenConn(9) != nil {
 			t.Error("there is a connection to a node that is none")
 		}
+		bare := New(Config{Cluster: "test", Seeds: ns.seeds, TLS: ns.client.ClientTLS(), Timeout: 10 * time.Second})
+		if r, err = bare.CallLeader(t.Context(), methodWho, nil, nil); err != nil {
+			t.Fatal(err)
+		}
+		r.Release()
+		if w := bare.OpenConn(sys.NodeID(leader)); leader == 1 && bare.Map() != nil || w == nil || w.Addr() != ns.seeds[leader-1] || bare.OpenConn(9) != nil {
+			t.Errorf("n%d leads: expected the connection to it, without a map, found %v", leader, w)
+		}
+		if err := bare.Close(); err != nil {
+			t.Error(err)
+		}
 		if err := c.Close(); err != nil {
 			t.Error(err)
 		}

@@ -111,12 +111,13 @@ func (c *Client) node(ctx context.Context, id sys.NodeID, m wire.Method, header 
 	if err != nil {
 		return err
 	}
-	if c.cluster.Map() == nil {
+	conn := c.cluster.OpenConn(id)
+	if conn == nil && c.cluster.Map() == nil {
 		if err := c.cluster.Refresh(ctx); err != nil {
 			return err
 		}
+		conn = c.cluster.OpenConn(id)
 	}
-	conn := c.cluster.OpenConn(id)
 	if conn == nil {
 		return sys.E(sys.Op("proc.node"), sys.Unavailable, sys.Subject(id.String()), "the cluster has no such node (any more)")
 	}

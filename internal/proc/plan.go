@@ -172,8 +172,11 @@ func (s *Server) pump(l *leadership) {
 			s.outcome(l, o)
 		}
 		for _, r := range rd.Agree {
-			cmd := l.recordOf(r)
-			s.done.Go(func() { s.agree(l, r, cmd) })
+			if r.Kind == commit.RecordForget {
+				l.forgets = append(l.forgets, r) // nobody waits for it: step proposes it, together with others
+			} else {
+				s.startAgree(l, r)
+			}
 		}
 		byParty := map[commit.Party][]commit.Message{}
 		for _, m := range rd.Send {
@@ -183,6 +186,12 @@ func (s *Server) pump(l *leadership) {
 			s.done.Go(func() { s.send(l, p, ms) })
 		}
 	}
+}
+
+// startAgree proposes a record. The caller holds mu.
+func (s *Server) startAgree(l *leadership, r commit.Record) {
+	cmd := l.recordOf(r)
+	s.done.Go(func() { s.agree(l, r, cmd) })
 }
 
 // outcome takes in a decision.

@@ -71,6 +71,8 @@ type leadership struct {
 	looked  time.Duration // when lives and timeouts were last looked at
 	swept   time.Duration // when leftovers were
 	over    bool          // another coordinator has taken over
+	forgot  time.Duration // when records that transactions have ended were last proposed
+	forgets []commit.Record
 	mark    uint64        // the highest given to what heartbeats did not list
 }
 
@@ -253,6 +255,13 @@ func (s *Server) step() {
 	s.tellEnds(l, now)
 	s.plan(l, now)
 	s.pump(l)
+	if len(l.forgets) > 0 && now-l.forgot >= tick {
+		l.forgot = now
+		for _, r := range l.forgets {
+			s.startAgree(l, r)
+		}
+		l.forgets = nil
+	}
 	if now-l.swept >= sweepEvery {
 		l.swept = now
 		before := l.dayTime(now) - int64(s.opt.Retention)

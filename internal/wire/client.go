@@ -2,6 +2,7 @@ package wire
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"maps"
@@ -59,6 +60,16 @@ func (c *Client) Connected() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.cur != nil && c.cur.usable()
+}
+
+// Peer returns what the handshake told of the other end, if Connected.
+func (c *Client) Peer() (state tls.ConnectionState, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cur == nil || !c.cur.usable() {
+		return state, false
+	}
+	return c.cur.peer, true
 }
 
 // Connect begins to connect, where there is no connection and an attempt is due.

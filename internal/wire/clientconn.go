@@ -38,6 +38,7 @@ type clientConn struct {
 	w        *writer
 	dec      *decoder
 	closed   chan struct{}
+	peer     tls.ConnectionState
 	born     time.Time
 	oneWayID atomic.Uint64
 	sent     atomic.Bool // something was sent since the watchdog last looked
@@ -130,7 +131,7 @@ func (c *Client) handshake(ctx context.Context, raw net.Conn) (*clientConn, erro
 	if !stop() {
 		return nil, fmt.Errorf("handshake: %w", ctx.Err())
 	}
-	conn := &clientConn{c: c, raw: raw, born: time.Now(), closed: make(chan struct{}), waiting: make(map[uint64]*call),
+	conn := &clientConn{c: c, raw: raw, peer: l.tls.ConnectionState(), born: time.Now(), closed: make(chan struct{}), waiting: make(map[uint64]*call),
 		maxCount: max(1, min(c.cfg.MaxInFlight, int(theirs.maxRequests))),
 		maxBytes: max(MaxFrame+frameSize, min(c.cfg.MaxInFlightBytes, int(theirs.maxBytes)))}
 	conn.w = newWriter(l.frames(), l.cork, conn.kill)

@@ -129,27 +129,52 @@ func New(ctx context.Context, opts Options) (*Agent, error) {
 		return nil, errors.Join(err, a.exec.Close())
 	}
 	a.fence = a.was.fence
-	if err := a.missed(ctx); err != nil {
+	if err := a.findLost(ctx); err != nil {
 		return nil, errors.Join(err, a.exec.Close(), a.store.close())
 	}
 	return a, nil
 }
 
-// missed ends what the store has as running when the executor was never told of
-// the node's fence, which happens before anything runs under it: its directory
-// was lost. It would take every attempt for one that was not started yet.
-func (a *Agent) missed(ctx context.Context) error {
-	if !a.exec.Missed(fenceEpoch(a.fence)) {
-		return nil
+// findLost ends what the store has as running, and the executor may have started
+// and does not know any more. It would take that for what was not started yet.
+//
+// That is so when it was never told of the node's fence, which happens before
+// anything runs under it: its directory was lost. It may be so after a boot of
+// the machine: what the executor did last was not synced.
+func (a *Agent) findLost(ctx context.Context) error {
+	boot, err := env.BootID()
+	if err != nil {
+		return err
 	}
-	a.log.Warn("the executor's directory was lost: what ran is told as lost", "fence", a.fence)
+	missed := a.exec.Missed(fenceEpoch(a.fence))
+	switch {
+	case missed:
+		err = a.loseUnknown(ctx, "the directory of the node's executor was lost: how it ended is not known")
+	case a.was.boot != boot && a.was.boot != "":
+		err = a.loseUnknown(ctx, "the machine died while it was being started, or soon after: how it ended is not known")
+	}
+	if err == nil && a.was.boot != boot {
+		err = a.store.setBoot(boot)
+	}
+	if err != nil || !missed {
+		return err
+	}
+	return a.exec.Fence(ctx, fenceEpoch(a.fence)) // after the ends are durable
+}
+
+// loseUnknown ends as lost what the executor does not know.
+func (a *Agent) loseUnknown(ctx context.Context, why string) error {
+	list, err := a.exec.List(ctx)
+	if err != nil {
+		return err
+	}
 	for _, s := range a.was.tasks {
 		for _, p := range a.newTask(s.res, s.ranks).procs {
-			if p.taken || p.unborn != nil {
+			if p.taken || p.unborn != nil || slices.ContainsFunc(list, func(known executor.Process) bool { return known.ID == p.id }) {
 				continue
 			}
-			end := &procpb.Process{State: procpb.State_LOST, Node: uint64(a.opts.Node), EndedNs: a.clock.Wall().UnixNano(),
-				Why: "the directory of the node's executor was lost: how it ended is not known"}
+			a.log.Warn("a process was lost", "process", p.name, "why", why)
+			end := &procpb.Process{State: procpb.State_LOST, Node: uint64(a.opts.Node), EndedNs: a.clock.Wall().UnixNano(), Why: why}
 			if err := a.store.setUnborn(p, end); err != nil {
 				return err
 			}
@@ -159,7 +184,7 @@ func (a *Agent) missed(ctx context.Context) error {
 			s.ranks[p.rank].unborn = end
 		}
 	}
-	return a.exec.Fence(ctx, fenceEpoch(a.fence)) // after the ends are durable
+	return nil
 }
 
 // Register adds the methods of a node to a server.

@@ -306,6 +306,49 @@ func TestExecutorIsGone(t *testing.T) {
 	}
 }
 
+// TestTheMachineDies: what the executor had not synced when the machine died is
+// gone. What may have been started is lost and not run again; an end that is
+// known is told.
+func TestTheMachineDies(t *testing.T) {
+	w := newWorld(t)
+	w.set(func() { w.fence = 3 })
+	w.up()
+	w.await("the fence", func() bool { return w.beat != nil && w.beat.Node.Fence == 3 })
+	starts, records := filepath.Join(w.dir, "starts"), filepath.Join(w.dir, "proc", "executor", "records")
+	w.set(func() { w.deaf = true })
+	w.start(w.reservation(1, "echo started >> "+starts+"; exit 7"))
+	w.free()
+	synced := must(os.Stat(records)).Size()
+	w.start(w.reservation(2, "echo started >> "+starts+"; exec sleep 1000"))
+	w.await("two starts", func() bool { return len(w.began) > 0 })
+	w.down()
+	w.noneLeft()
+	if err := os.Truncate(records, synced); err != nil {
+		t.Fatal(err)
+	}
+	s, _, err := openStore(filepath.Join(w.dir, "proc", "store"), w.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(s.setBoot("the boot before"), s.close()); err != nil {
+		t.Fatal(err)
+	}
+	w.set(func() { w.deaf = false })
+	w.up()
+	if p := w.end(1).Process; p.State != procpb.State_FAILED || p.ExitCode != 7 {
+		t.Errorf("found %v", p)
+	}
+	if p := w.end(2).Process; p.State != procpb.State_LOST || !strings.Contains(p.Why, "machine died") {
+		t.Errorf("found %v", p)
+	}
+	w.free()
+	w.start(w.reservation(3, "echo started >> "+starts))
+	w.end(3)
+	if text := string(must(os.ReadFile(starts))); text != strings.Repeat("started\n", 3) {
+		t.Errorf("three starts expected, found %q", text)
+	}
+}
+
 // TestSignals: a stop with grace, a plain signal, and what cannot be told yet.
 func TestSignals(t *testing.T) {
 	w := newWorld(t)

@@ -17,6 +17,9 @@ const (
 // logLines is how much of its log is shown when a supervisor does not start.
 const logLines = 20
 
+// spoolName is the name of a spool without its suffix: job, rank and epoch.
+const spoolName = "%d.%d.%d."
+
 // ackSuffix is that of the file that tells what was acknowledged of both outputs of a process.
 const ackSuffix = "ack"
 
@@ -28,5 +31,5 @@ func (s Stream) suffix() string {
 }
 
 func spoolPath(dir string, id ID, suffix string) string {
-	return filepath.Join(dir, spoolDir, fmt.Sprintf("%d.%d.%d.%s", id.Job, id.Rank, id.Epoch, suffix))
+	return filepath.Join(dir, spoolDir, fmt.Sprintf(spoolName, id.Job, id.Rank, id.Epoch)+suffix)
 }

@@ -119,18 +119,15 @@ func (s *supervisor) drop(p *process) {
 	close(p.ended)
 }
 
-// launch does the steps of a start: the record that survives all that follows, the files, the cgroup, the fork.
+// launch does the steps of a start: the record, which survives the supervisor, the files, the cgroup, the fork.
 func (s *supervisor) launch(p *process, spec Spec, spoolMax int64) error {
 	path, err := prepare(spec)
 	if err != nil {
 		return err
 	}
-	n, _, err := s.records.append(record{Kind: recordBegin, ID: p.id, At: p.begun})
-	if err != nil {
+	if _, _, err := s.records.append(record{Kind: recordBegin, ID: p.id, At: p.begun}); err != nil {
 		return err
 	}
-	synced := make(chan error, 1)
-	s.tasks.Go(func() { synced <- s.records.sync(n) }) // before the fork; what comes till then leaves nothing that runs
 	g, err := s.groups.make(p.id.String(), spec.Limits)
 	if err != nil {
 		return sys.E(sys.Op("executor.Start"), sys.Unavailable, err)
@@ -140,7 +137,7 @@ func (s *supervisor) launch(p *process, spec Spec, spoolMax int64) error {
 	p.group = g
 	s.mu.Unlock()
 	one.known = func(pid int) { s.known(p, pid) }
-	if err = errors.Join(s.stdio(p, one), <-synced); err == nil {
+	if err = s.stdio(p, one); err == nil {
 		err = s.launcher.start(one)
 	}
 	s.closeAll(p, one.stdio[:])
@@ -231,10 +228,10 @@ func (s *supervisor) known(p *process, pid int) {
 // running records that a process runs, and starts its clocks.
 func (s *supervisor) running(p *process, spec Spec) error {
 	s.mu.Lock()
-	n, seq, err := s.records.append(record{Kind: recordRun, ID: p.id, Process: &p.proc})
+	_, seq, err := s.records.append(record{Kind: recordRun, ID: p.id, Process: &p.proc})
 	if err == nil {
 		p.run = seq
-		s.events = append(s.events, told{seq, p})
+		s.tell(seq, p)
 		if spec.Timeout > 0 {
 			p.timeout = time.AfterFunc(spec.Timeout, func() { s.end(p, TimedOut, spec.KillGrace) })
 		}
@@ -246,8 +243,6 @@ func (s *supervisor) running(p *process, spec Spec) error {
 	s.mu.Unlock()
 	if err != nil {
 		s.fail(err)
-	} else {
-		s.tasks.Go(func() { s.tell(n, seq) })
 	}
 	if condemned {
 		s.kill(p)
@@ -384,8 +379,9 @@ func (s *supervisor) finish(p *process, ws unix.WaitStatus, usage unix.Rusage) {
 	}
 	st.Stdout = p.spools[0].drain(p.outs[0]).Size
 	st.Stderr = p.spools[1].drain(p.outs[1]).Size
-	s.recordEnd(p, st)
-	runtime.Gosched() // who waits for the end goes first: the rest is cleaning up
+	n := s.recordEnd(p, st)
+	runtime.Gosched() // who waits for the end goes first
+	s.keep(n)
 	if stdin != nil {
 		s.log("close the input", p.id, stdin.Close())
 	}
@@ -421,21 +417,21 @@ func (s *supervisor) sweepUp(p *process) error {
 	return family{orphan: os.Getpid()}.kill()
 }
 
-// recordEnd makes an end known: on disk first.
-func (s *supervisor) recordEnd(p *process, st *Status) {
+// recordEnd makes an end known, and returns the number of its record, for keep.
+func (s *supervisor) recordEnd(p *process, st *Status) uint64 {
 	s.mu.Lock()
 	n, seq, err := s.records.append(record{Kind: recordEnd, ID: p.id, Status: st})
 	if err == nil {
 		p.end, p.status = seq, st
-		s.events = append(s.events, told{seq, p})
+		s.tell(seq, p)
 	}
 	s.mu.Unlock()
 	if err != nil {
 		s.fail(err)
-		return
+		return 0
 	}
-	s.tell(n, seq)
 	close(p.ended)
+	return n
 }
 
 func (s *supervisor) log(doing string, id ID, err error) {

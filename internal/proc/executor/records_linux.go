@@ -21,7 +21,7 @@ import (
 type recordKind string
 
 const (
-	recordBegin  recordKind = "begin"  // is about to be started; synced before it is
+	recordBegin  recordKind = "begin"  // is about to be started
 	recordRun    recordKind = "run"    // runs, as Process: an event
 	recordEnd    recordKind = "end"    // has ended with Status: an event
 	recordForget recordKind = "forget" // may be forgotten, or could not be started
@@ -83,7 +83,7 @@ func (r *records) replay(apply func(record) error) error {
 	}
 	for len(text) >= recordHeader {
 		n := binary.LittleEndian.Uint32(text)
-		if n > recordMax || int(n) > len(text)-recordHeader {
+		if n == 0 || n > recordMax || int(n) > len(text)-recordHeader {
 			break
 		}
 		body := text[recordHeader : recordHeader+n]

@@ -307,7 +307,7 @@ func (s *supervisor) forget(_ context.Context, req idRequest) (struct{}, error) 
 	if p == nil {
 		return struct{}{}, nil
 	}
-	if p.status == nil || p.end > s.told {
+	if p.status == nil {
 		return struct{}{}, sys.E(op, sys.Busy, sys.Subject(req.ID.String()), "the process runs: stop it first")
 	}
 	return struct{}{}, s.remove(p)
@@ -332,7 +332,7 @@ func (s *supervisor) tellEvents(ctx context.Context, req eventsRequest) ([]Event
 		changed := s.changed
 		from := sort.Search(len(s.events), func(i int) bool { return s.events[i].seq > req.After })
 		for _, e := range s.events[from:] {
-			if e.seq > s.told || len(events) == eventsMax {
+			if len(events) == eventsMax {
 				break
 			}
 			one := Event{Seq: e.seq, ID: e.p.id, PID: e.p.proc.PID, Started: e.p.begun}
@@ -393,9 +393,7 @@ func (s *supervisor) list(context.Context, struct{}) ([]Process, error) {
 			continue // being started
 		}
 		o := one{Process: Process{ID: p.id, PID: p.proc.PID, Started: p.begun}, group: p.group, family: s.family(p)}
-		if p.end != 0 && p.end <= s.told {
-			o.Status = p.status
-		}
+		o.Status = p.status
 		those = append(those, o)
 	}
 	s.mu.Unlock()

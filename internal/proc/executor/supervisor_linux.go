@@ -61,8 +61,7 @@ type supervisor struct {
 	newest  map[rank]*process
 	byPID   map[int]*process // children that were not reaped
 	events  []told           // of procs, by seq
-	told    uint64           // events up to here are on disk, and may be told
-	changed chan struct{}    // closed when told rises, and replaced
+	changed chan struct{}    // closed when there is one more, and replaced
 	fence   uint64
 	lease   time.Duration // CLOCK_BOOTTIME
 	closing bool
@@ -196,7 +195,7 @@ func (s *supervisor) recover(open func(name string) (*groups, error)) error {
 	if err := (family{marker: marker(s.groups.name, ID{}), prefix: true}).kill(); err != nil {
 		return err
 	}
-	s.told = s.records.seq
+	var n uint64
 	for _, p := range s.procs {
 		close(p.started)
 		for i := range p.spools {
@@ -208,7 +207,11 @@ func (s *supervisor) recover(open func(name string) (*groups, error)) error {
 			close(p.ended)
 			continue
 		}
-		s.recordEnd(p, &Status{Cause: Lost, Ended: s.clock.Wall(), Stdout: p.spools[0].state.Size, Stderr: p.spools[1].state.Size})
+		n = s.recordEnd(p, &Status{Cause: Lost, Ended: s.clock.Wall(), Stdout: p.spools[0].state.Size, Stderr: p.spools[1].state.Size})
+	}
+	s.keep(n)
+	if err := s.discardUnknown(); err != nil {
+		return err
 	}
 	select {
 	case err := <-s.failed:
@@ -216,6 +219,23 @@ func (s *supervisor) recover(open func(name string) (*groups, error)) error {
 	default:
 		return nil
 	}
+}
+
+// discardUnknown removes the spools of attempts whose records the machine has lost.
+func (s *supervisor) discardUnknown() error {
+	files, err := os.ReadDir(filepath.Join(s.dir, spoolDir))
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		var id ID
+		if n, _ := fmt.Sscanf(f.Name(), spoolName, &id.Job, &id.Rank, &id.Epoch); n == 3 && s.procs[id] == nil {
+			if err := discard(s.dir, id); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // replay applies a record of the log.
@@ -289,18 +309,17 @@ func (s *supervisor) remove(p *process) error {
 	return discard(s.dir, p.id)
 }
 
-// tell lets an event be told, and all before it, once they are on disk.
-func (s *supervisor) tell(n, seq uint64) {
+// tell tells an event, which is in the records already. mu is held.
+func (s *supervisor) tell(seq uint64, p *process) {
+	s.events = append(s.events, told{seq, p})
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// keep makes a record survive the machine, and all before it. Nobody waits for that.
+func (s *supervisor) keep(n uint64) {
 	if err := s.records.sync(n); err != nil {
 		s.fail(err)
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if seq > s.told {
-		s.told = seq
-		close(s.changed)
-		s.changed = make(chan struct{})
 	}
 }
 

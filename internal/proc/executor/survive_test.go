@@ -393,6 +393,35 @@ func TestAcknowledgedOutputAfterACrash(t *testing.T) {
 	}
 }
 
+// A machine that dies may lose the last records. Of attempts that are in none there is nothing.
+func TestRecordsAreLost(t *testing.T) {
+	n := newNode(t)
+	kept, lost := spec(1, "echo kept"), spec(2, "echo lost")
+	n.run(kept)
+	records := filepath.Join(n.dir, recordsName)
+	info, err := os.Stat(records)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.run(lost)
+	if err := unix.Kill(n.supervisorPID(), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	// Some file systems have zeros where a file had grown.
+	if err := errors.Join(os.Truncate(records, info.Size()), os.Truncate(records, info.Size()+64)); err != nil {
+		t.Fatal(err)
+	}
+	if list := n.list(); len(list) != 1 || list[kept.ID].Status == nil {
+		t.Errorf("the list is %+v", list)
+	}
+	if got := n.read(kept.ID, Stdout); got != "kept\n" {
+		t.Errorf("found %q", got)
+	}
+	if left, err := filepath.Glob(spoolPath(n.dir, lost.ID, "*")); err != nil || len(left) > 0 {
+		t.Errorf("spools are left: %v, %v", left, err)
+	}
+}
+
 func TestAnotherUser(t *testing.T) {
 	n := newNode(t)
 	s := spec(1, "id -u; id -g; id -G; grep -h -E 'Cap(Prm|Eff|Amb)' /proc/self/status | tr -d '\\t'; echo ok >/dev/stderr")
