@@ -86,6 +86,9 @@ func (a *app) metaDump(ctx context.Context, name string) error {
 				a.note("the leader has changed: the dump starts again")
 				continue
 			}
+			if node.IsViewGone(err) {
+				err = fmt.Errorf("the leader changed during the dump, %d times in a row: run it again when `koinon status` shows a leader that stays: %w", n, err)
+			}
 			if err != nil {
 				return err
 			}

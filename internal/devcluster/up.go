@@ -125,7 +125,7 @@ func (c *Cluster) up(ctx, force context.Context, res *UpResult) error {
 		flag, what string
 		want, has  engine.Ref
 	}{{"--meta", "metadata", c.opts.Meta, c.Meta().URL}, {"--blocks", "blocks", c.opts.Blocks.URL, c.Blocks().URL}} {
-		if e.want != "" && e.want != e.has {
+		if e.want != "" && !e.want.Same(e.has) {
 			return sys.E(sys.Op("dev up"), sys.Invalid, sys.Subject(c.dir), fmt.Sprintf(
 				"this cluster keeps its %s elsewhere (%q): leave %s out to run it, or make another with --dir", e.what, e.has, e.flag))
 		}

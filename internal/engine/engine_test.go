@@ -215,3 +215,25 @@ func TestHideArgs(t *testing.T) {
 		}
 	}
 }
+
+func TestSame(t *testing.T) {
+	const url = "redis://:secret@127.0.0.1:6379/0"
+	name := filepath.Join(t.TempDir(), "url")
+	if err := os.WriteFile(name, []byte(url+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("KOINON_TEST_URL", url)
+	same := []Ref{url, Ref("@" + name), "env:KOINON_TEST_URL"}
+	for _, a := range same {
+		for _, b := range same {
+			if !a.Same(b) {
+				t.Errorf("%q and %q are said to differ", string(a), string(b))
+			}
+		}
+		for _, b := range []Ref{"", url + "0", "@" + "/nowhere", "env:KOINON_TEST_NONE"} {
+			if a.Same(b) || b.Same(a) {
+				t.Errorf("%q and %q are said to be the same", string(a), string(b))
+			}
+		}
+	}
+}

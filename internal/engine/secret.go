@@ -35,6 +35,16 @@ func (r Ref) In(dir string) Ref {
 	return r
 }
 
+// Same reports whether r and o lead to one URL, as far as they can be read.
+func (r Ref) Same(o Ref) bool {
+	if r == o {
+		return true
+	}
+	text, err := r.Text()
+	other, oerr := o.Text()
+	return err == nil && oerr == nil && text == other
+}
+
 // textMax bounds what is read as a URL, in bytes.
 const textMax = 16 << 10
 
