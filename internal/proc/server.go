@@ -73,7 +73,7 @@ type leadership struct {
 	over    bool          // another coordinator has taken over
 	forgot  time.Duration // when records that transactions have ended were last proposed
 	forgets []commit.Record
-	mark    uint64        // the highest given to what heartbeats did not list
+	mark    uint64 // the highest given to what heartbeats did not list
 }
 
 // NewServer starts to follow the leadership. Close stops it.
