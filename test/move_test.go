@@ -171,6 +171,7 @@ func TestMoveBetweenEngines(t *testing.T) {
 		t.Errorf("expected the status to say where the tree is, found\n%s", out)
 	}
 	d.damaged(at("log.dump"))
+	d.interrupted(at("log.dump"), "own log")
 	d.measured("meta", "load", at("log.dump"))
 	d.start()
 	same()
@@ -181,7 +182,7 @@ func TestMoveBetweenEngines(t *testing.T) {
 	d.measured("meta", "dump", at("database.dump"))
 	d.engine("")
 	d.refusedWith("there is no tree here", "ls", "/")
-	d.interrupted(at("database.dump"))
+	d.interrupted(at("database.dump"), "there is no tree here")
 	d.measured("meta", "load", at("database.dump"))
 	d.start()
 	same()
@@ -195,6 +196,17 @@ func TestMoveBetweenEngines(t *testing.T) {
 	d.refusedWith("nothing was changed", "meta", "load", at("database.dump"))
 	d.start()
 	same()
+
+	// Nor does the log say that a load was interrupted, when the tree has left it
+	// for the second time.
+	d.refusedWith("not a file", "meta", "dump", at("mnt/fifo"))
+	d.koinon("meta", "dump", at("again.dump"))
+	d.engine(inFile(t, s.Create(t, "koinon2")))
+	d.koinon("meta", "load", at("again.dump"))
+	d.engine("")
+	if out := d.koinon("status"); !strings.Contains(out, "in a database") || strings.Contains(out, "interrupted") {
+		t.Errorf("expected the status to say where the tree is, found\n%s", out)
+	}
 }
 
 // damaged fails the test unless damaged dumps are refused and change nothing.
@@ -216,8 +228,8 @@ func (d *dev) damaged(name string) {
 }
 
 // interrupted loads a dump without its end from a pipe, and fails the test unless
-// the cluster says so.
-func (d *dev) interrupted(name string) {
+// the cluster says so. refusal is what a client hears meanwhile.
+func (d *dev) interrupted(name, refusal string) {
 	d.t.Helper()
 	out, err := d.shell(fmt.Sprintf("head -c -100 %[1]s | KOINON_CONFIG=%[2]s/client.toml %[3]s meta load -", name, d.dir, koinonBinary(d.t)))
 	if err == nil || !strings.Contains(out, "cut off") {
@@ -226,5 +238,5 @@ func (d *dev) interrupted(name string) {
 	if out := d.koinon("status"); !strings.Contains(out, "interrupted") {
 		d.t.Fatalf("expected the status to say that a load was interrupted, found\n%s", out)
 	}
-	d.refusedWith("there is no tree here", "ls", "/")
+	d.refusedWith(refusal, "ls", "/")
 }

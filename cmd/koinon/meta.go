@@ -108,8 +108,14 @@ func (a *app) dumpTo(ctx context.Context, c *node.Client, w io.Writer) (*dump.Su
 	return c.Dump(ctx, io.MultiWriter(w, bar), version(), func(rows uint64) { bar.Describe(fmt.Sprintf("dumping, %d rows", rows)) })
 }
 
-// dumpToFile makes the file appear whole or not at all.
+// dumpToFile makes the file appear whole or not at all, where a symbolic link leads to.
 func (a *app) dumpToFile(ctx context.Context, c *node.Client, name string) (_ *dump.Summary, err error) {
+	if st, err := os.Stat(name); err == nil && !st.Mode().IsRegular() {
+		return nil, sys.E(sys.Op("meta dump"), sys.Invalid, sys.Subject(name), `not a file: for a pipe give "-"`)
+	}
+	if to, err := filepath.EvalSymlinks(name); err == nil {
+		name = to
+	}
 	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*") // mode 0600
 	if err != nil {
 		return nil, err

@@ -326,5 +326,8 @@ func (s *step) loadAway(c *metapb.LoadAway) (*metapb.Result, error) {
 			return nil, err
 		}
 	}
+	if err := s.setCounter(CounterLoad, 0); err != nil { // no load is under way here
+		return nil, err
+	}
 	return &metapb.Result{}, s.setCounter(CounterMoves, c.GetMoves())
 }

@@ -67,6 +67,16 @@ func testDump(t *testing.T, open func(t *testing.T) meta.Client, opts []Option) 
 		x.check()
 		x.sameTree(rows)
 	})
+	run("Away", func(x *tree) {
+		x.load(original)
+		x.must(x.do(&metapb.Command{Op: &metapb.Command_Load{Load: &metapb.Load{Step: &metapb.Load_Away{Away: &metapb.LoadAway{Moves: 7}}}}}))
+		a, err := x.query(&metapb.Query{Op: &metapb.Query_TreeState{TreeState: &metapb.TreeState{}}})
+		if err != nil || a.Attr != nil || a.Load != 0 || a.Moves != 7 {
+			x.tb.Fatalf("expected a tree that is elsewhere, and no load, found %v, %v", a, err)
+		}
+		_, err = x.format1(0)
+		x.refused(sys.Busy, err)
+	})
 }
 
 // manyInodes is how many inodes fillForDump makes.

@@ -150,11 +150,15 @@ func (d *inDatabase) present(ctx context.Context) error {
 	if _, err := d.office(ctx, opLoad); err != nil {
 		return err
 	}
-	if err := d.elsewhere(); err != nil {
-		return err
-	}
 	a, err := d.db.Query(ctx, treeState)
 	if err != nil {
+		return err
+	}
+	if err := d.elsewhere(); err != nil {
+		if a.Attr == nil && a.Load != 0 {
+			return sys.E(opLoad, sys.Busy, "the tree is in the cluster's own log, and a load of it into the database is under way, or was interrupted: "+
+				"run `koinon meta load FILE` again, or start the nodes without --meta")
+		}
 		return err
 	}
 	return whole(a)
