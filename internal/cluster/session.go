@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"sync"
 
 	"github.com/koinon/koinon/internal/sys"
@@ -13,9 +14,11 @@ import (
 type Session struct {
 	client *Client
 	name   string
+	admit  func(ctx context.Context) error
 	opened func()
 
 	opening chan struct{} // holds a token while somebody opens a session
+	refused error         // for ever; of who holds the token
 
 	mu    sync.Mutex
 	id    sys.SessionID
@@ -32,10 +35,12 @@ type Ticket struct {
 }
 
 // NewSession returns a session that is not open yet; name tells people whose
-// it is. opened, which may be nil, is called each time one has been opened,
-// before anybody gets a ticket of it; it must not use the Session.
-func NewSession(c *Client, name string, opened func()) *Session {
-	return &Session{client: c, name: name, opened: opened, opening: make(chan struct{}, 1)}
+// it is. Each time one has been opened, before anybody gets a ticket of it, admit
+// is asked whether it may take the place of the last one, and then opened is
+// told. Both may be nil, and must not use the Session. When admit is Stale, so is
+// every Open from then on.
+func NewSession(c *Client, name string, admit func(ctx context.Context) error, opened func()) *Session {
+	return &Session{client: c, name: name, admit: admit, opened: opened, opening: make(chan struct{}, 1)}
 }
 
 // ID returns the session's number, 0 when it is not open.
@@ -53,8 +58,8 @@ func (s *Session) Open(ctx context.Context, gone sys.SessionID) error {
 	case <-ctx.Done():
 		return sys.E(sys.Op("cluster.OpenSession"), sys.Interrupted, ctx.Err())
 	}
-	if s.ID() != gone {
-		return nil
+	if s.ID() != gone || s.refused != nil {
+		return s.refused
 	}
 	if gone != 0 {
 		s.client.cfg.Logger.Warn("the session expired: opening another", "session", uint64(gone))
@@ -62,6 +67,14 @@ func (s *Session) Open(ctx context.Context, gone sys.SessionID) error {
 	id, err := s.client.OpenSession(ctx, s.name)
 	if err != nil {
 		return err
+	}
+	if s.admit != nil {
+		if err := s.admit(ctx); err != nil {
+			if sys.Is(err, sys.Stale) {
+				s.refused = err
+			}
+			return errors.Join(err, s.client.CloseSession(ctx, id))
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

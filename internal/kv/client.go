@@ -57,7 +57,7 @@ func NewClient(opt Options) *Client {
 	if opt.Logger == nil {
 		opt.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Client{opt: opt, session: cluster.NewSession(opt.Cluster, opt.Name, nil), polls: make(chan struct{}, pollsMax),
+	return &Client{opt: opt, session: cluster.NewSession(opt.Cluster, opt.Name, nil, nil), polls: make(chan struct{}, pollsMax),
 		sessions: make(map[*Session]struct{})}
 }
 

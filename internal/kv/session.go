@@ -41,7 +41,7 @@ func (c *Client) NewSession(ctx context.Context, ttl time.Duration) (*Session, e
 	if err := c.inUse(); err != nil {
 		return nil, err
 	}
-	s := &Session{c: c, s: cluster.NewSession(c.opt.Cluster, c.opt.Name, nil), ttl: ttl}
+	s := &Session{c: c, s: cluster.NewSession(c.opt.Cluster, c.opt.Name, nil, nil), ttl: ttl}
 	if err := s.s.Open(ctx, 0); err != nil {
 		return nil, err
 	}

@@ -38,6 +38,7 @@ type Client struct {
 	session *cluster.Session
 
 	promises atomic.Pointer[Promises]
+	tree     atomic.Uint64 // which tree this client knows: see treeNow; 0: none yet
 
 	stop context.CancelFunc
 	done sync.WaitGroup
@@ -77,7 +78,7 @@ func NewClient(ctx context.Context, opts Options) (*Client, error) {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
 	c := &Client{opts: opts, cache: newCache(opts.Clock)}
-	c.session = cluster.NewSession(opts.Cluster, opts.Name, c.cache.lost)
+	c.session = cluster.NewSession(opts.Cluster, opts.Name, c.admit, c.cache.lost)
 	if err := c.session.Open(ctx, 0); err != nil && !sys.Is(err, sys.NoSpace) {
 		return nil, err // on full disks one can still read: session is 0 until there is space
 	}
@@ -107,11 +108,25 @@ func (c *Client) Query(ctx context.Context, q *metapb.Query) (*metapb.Answer, er
 	if a, err := c.cache.answer(q); a != nil || err != nil {
 		return a, err
 	}
+	for {
+		session := c.Session()
+		a, err := c.query(ctx, session, q)
+		if session == 0 || !sys.Is(err, sys.SessionGone) {
+			return a, err
+		}
+		if err := c.session.Open(ctx, session); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// query asks the leader in a session, or in none.
+func (c *Client) query(ctx context.Context, session sys.SessionID, q *metapb.Query) (*metapb.Answer, error) {
 	raw, err := proto.Marshal(q)
 	if err != nil {
 		return nil, sys.E(sys.Op("meta.Query"), sys.Invalid, err)
 	}
-	header, err := proto.Marshal(&remotepb.QueryRequest{Session: uint64(c.Session())})
+	header, err := proto.Marshal(&remotepb.QueryRequest{Session: uint64(session)})
 	if err != nil {
 		return nil, sys.E(sys.Op("meta.Query"), sys.Invalid, err)
 	}
@@ -143,6 +158,50 @@ func unmarshalBoth(reply *wire.Reply, header, payload proto.Message) error {
 		return sys.E(sys.Op("meta.call"), sys.Corrupt, err)
 	}
 	return nil
+}
+
+// treeNow tells which tree the cluster has: 1 and how often one was loaded, 0 for
+// none.
+func (c *Client) treeNow(ctx context.Context) (uint64, error) {
+	a, err := c.query(ctx, 0, treeState)
+	if err != nil || a.Attr == nil {
+		return 0, err
+	}
+	return uint64(a.Moves) + 1, nil
+}
+
+// admit refuses a session in another tree than the one that this client knows:
+// the inodes that it has open are other files there. A tree is loaded only where
+// there are no sessions, so within one it stays the same.
+func (c *Client) admit(ctx context.Context) error {
+	const op = sys.Op("meta.Session")
+	known := c.tree.Load()
+	if known == 0 {
+		return nil // renew learns it at once
+	}
+	now, err := c.treeNow(ctx)
+	switch {
+	case err != nil:
+		return err
+	case now == 0:
+		return sys.E(op, sys.Busy, "the tree is missing: a load of it is under way, or was interrupted")
+	case now != known:
+		c.cache.lost()
+		return sys.E(op, sys.Stale, "while this client was away the tree was loaded from a dump, and its files are others: unmount it and mount it again")
+	}
+	return nil
+}
+
+// learnTree finds out which tree this client knows.
+func (c *Client) learnTree(ctx context.Context) {
+	if c.tree.Load() != 0 {
+		return
+	}
+	now, err := c.treeNow(ctx)
+	if err != nil {
+		c.opts.Logger.Debug("which tree it is is not known yet", "err", err)
+	}
+	c.tree.Store(now)
 }
 
 // Do runs a command. An error of kind Unavailable, Interrupted or SessionGone
@@ -248,6 +307,7 @@ func (c *Client) renew(ctx context.Context) {
 		}
 		switch {
 		case err == nil && session == c.Session():
+			c.learnTree(ctx)
 			before := term
 			term, acked = c.cache.renewed(sent, r.Term, r.Seq, r.Inos, r.Reset_)
 			switch {
@@ -261,7 +321,14 @@ func (c *Client) renew(ctx context.Context) {
 			}
 		case err == nil || sys.Is(err, sys.SessionGone):
 			term, acked = 0, 0
-			if err != nil && c.session.Open(ctx, session) != nil && ctx.Err() == nil {
+			if err == nil {
+				continue
+			}
+			if err = c.session.Open(ctx, session); sys.Is(err, sys.Stale) {
+				c.opts.Logger.Error("this client is of no use any more", "err", err)
+				return
+			}
+			if err != nil && ctx.Err() == nil {
 				c.pause(ctx, renewPause)
 			}
 		case ctx.Err() == nil:

@@ -70,6 +70,31 @@ func oneVoter(t *testing.T, addr string) *replica.Group {
 	return group
 }
 
+// serveNode serves what a group has at l, until the end of the test, and returns
+// the way there.
+func serveNode(t *testing.T, l net.Listener, group *replica.Group, handlers map[wire.Method]wire.HandlerFunc) *cluster.Client {
+	t.Helper()
+	ca := must(auth.NewCA("test"))
+	srv := wire.NewServer(wire.ServerConfig{TLS: must(ca.IssueNode(1, []string{"127.0.0.1"})).ServerTLS(), CloseGrace: -1,
+		Identify: func(cs tls.ConnectionState) (wire.Identity, error) {
+			id, err := auth.PeerIdentity(cs)
+			return wire.Identity(id), err
+		}})
+	(&cluster.Service{Group: group, Status: func() *clusterpb.StatusReply { return &clusterpb.StatusReply{Node: 1} }}).Register(srv)
+	for m, h := range handlers {
+		srv.Handle(m, h)
+	}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(l) }()
+	cc := must(cluster.Dial(t.Context(), cluster.Config{Cluster: "test", Seeds: []string{l.Addr().String()}, TLS: must(ca.IssueClient("test")).ClientTLS()}))
+	t.Cleanup(func() {
+		if err := errors.Join(cc.Close(), srv.Close(), <-served); err != nil {
+			t.Error(err)
+		}
+	})
+	return cc
+}
+
 // TestACommandIsNotRunAgainInAnotherSession has a leader lose its place when it
 // has just applied a command, and the session end before the client asks again.
 // The client must not take the command as one that had no effect: in its next
@@ -85,28 +110,13 @@ func TestACommandIsNotRunAgainInAnotherSession(t *testing.T) {
 			s.leases.follow() // as when leadership is lost
 		}
 	})
-	ca := must(auth.NewCA("test"))
-	srv := wire.NewServer(wire.ServerConfig{TLS: must(ca.IssueNode(1, []string{"127.0.0.1"})).ServerTLS(), CloseGrace: -1,
-		Identify: func(cs tls.ConnectionState) (wire.Identity, error) {
-			id, err := auth.PeerIdentity(cs)
-			return wire.Identity(id), err
-		}})
-	(&cluster.Service{Group: group, Status: func() *clusterpb.StatusReply { return &clusterpb.StatusReply{Node: 1} }}).Register(srv)
-	srv.Handle(MethodRenew, s.serveRenew)
 	var session atomic.Uint64
-	srv.Handle(MethodDo, func(ctx context.Context, req *wire.Request) (wire.Response, error) {
-		resp, err := s.serveDo(ctx, req)
-		return resp, errors.Join(err, group.EndSession(ctx, sys.SessionID(session.Load())))
-	})
-	served := make(chan error, 1)
-	go func() { served <- srv.Serve(l) }()
-	t.Cleanup(func() {
-		if err := errors.Join(srv.Close(), <-served); err != nil {
-			t.Error(err)
-		}
-	})
-
-	cc := must(cluster.Dial(t.Context(), cluster.Config{Cluster: "test", Seeds: []string{l.Addr().String()}, TLS: must(ca.IssueClient("test")).ClientTLS()}))
+	cc := serveNode(t, l, group, map[wire.Method]wire.HandlerFunc{
+		MethodRenew: s.serveRenew, MethodQuery: s.serveQuery,
+		MethodDo: func(ctx context.Context, req *wire.Request) (wire.Response, error) {
+			resp, err := s.serveDo(ctx, req)
+			return resp, errors.Join(err, group.EndSession(ctx, sys.SessionID(session.Load())))
+		}})
 	c := must(NewClient(t.Context(), Options{Cluster: cc, Name: "test"}))
 	session.Store(uint64(c.Session()))
 	_, err := c.Do(t.Context(), &metapb.Command{Op: &metapb.Command_Mknod{Mknod: &metapb.Mknod{Parent: uint64(sys.RootIno), Name: []byte("once"), Type: uint32(sys.TypeRegular)}}})
@@ -116,7 +126,7 @@ func TestACommandIsNotRunAgainInAnotherSession(t *testing.T) {
 	if n := applied.Load(); n != 1 {
 		t.Errorf("the command was applied %d times", n)
 	}
-	if err := errors.Join(c.Close(context.Background()), cc.Close()); err != nil {
+	if err := c.Close(context.Background()); err != nil {
 		t.Error(err)
 	}
 }

@@ -301,6 +301,11 @@ func (s *Server) serveQuery(ctx context.Context, req *wire.Request) (wire.Respon
 		return s.queryView(ctx, r.View, q)
 	}
 	session := sys.SessionID(r.Session)
+	if session != 0 { // who has no session any more may know another tree
+		if err := s.group.KeepAlive(session); err != nil {
+			return cluster.LeaderHint(err)
+		}
+	}
 	if err := s.leases.clear(ctx, term); err != nil {
 		return cluster.LeaderHint(err)
 	}

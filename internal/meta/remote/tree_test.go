@@ -1,0 +1,96 @@
+package remote
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/sys"
+	"github.com/koinon/koinon/internal/wire"
+)
+
+// TestAnotherTree: a client whose session ended while it was away goes on in the
+// same tree. In one that was loaded meanwhile its inodes are other files: it
+// neither reads nor changes anything there, while new clients do.
+func TestAnotherTree(t *testing.T) {
+	l := must(net.Listen("tcp", "127.0.0.1:0"))
+	group := oneVoter(t, l.Addr().String())
+	s := NewServer(ServerOptions{Group: group, Clock: env.System{}, Logger: slog.New(slog.DiscardHandler)})
+	t.Cleanup(s.Close)
+	cc := serveNode(t, l, group, map[wire.Method]wire.HandlerFunc{MethodRenew: s.serveRenew, MethodQuery: s.serveQuery, MethodDo: s.serveDo})
+	open := func() *Client {
+		c := must(NewClient(t.Context(), Options{Cluster: cc, Name: "test"}))
+		t.Cleanup(func() { _ = c.Close(context.Background()) }) // its session may be gone
+		for c.tree.Load() == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		return c
+	}
+	mkdir := func(c *Client, name string) error {
+		_, err := c.Do(t.Context(), &metapb.Command{Op: &metapb.Command_Mknod{Mknod: &metapb.Mknod{
+			Parent: uint64(sys.RootIno), Name: []byte(name), Type: uint32(sys.TypeDir)}}})
+		return err
+	}
+	list := func(c *Client) (*metapb.Answer, error) {
+		return c.Query(t.Context(), &metapb.Query{Op: &metapb.Query_ReadDir{ReadDir: &metapb.ReadDir{Ino: uint64(sys.RootIno), Limit: 10}}})
+	}
+	reader, writer := open(), open()
+	sessionsEnd := func() {
+		t.Helper()
+		for _, i := range must(group.Sessions()) {
+			if err := group.EndSession(t.Context(), i.ID); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	sessionsEnd()
+	if err := mkdir(writer, "before"); err != nil {
+		t.Fatalf("in the same tree: %v", err)
+	}
+	if a, err := list(reader); err != nil || len(a.Entries) != 1 {
+		t.Fatalf("in the same tree: %v, %v", a, err)
+	}
+
+	// What a load does, in short: the tree is missing, then it is another one.
+	step := func(l *metapb.Load) error {
+		t.Helper()
+		raw, err := proposeLoad(t.Context(), group, l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = decodeResult(raw)
+		return err
+	}
+	root := must(list(reader)).Attr
+	if root == nil {
+		root = must(reader.query(t.Context(), 0, treeState)).Attr
+	}
+	if err := step(&metapb.Load{Step: &metapb.Load_Away{Away: &metapb.LoadAway{Moves: 1}}}); err != nil {
+		t.Fatal(err)
+	}
+	sessionsEnd()
+	if err := mkdir(writer, "meanwhile"); !sys.Is(err, sys.Busy) {
+		t.Errorf("while there is no tree: %v", err)
+	}
+	if err := step(&metapb.Load{Id: 9, Step: &metapb.Load_Begin{Begin: &metapb.LoadBegin{}}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := step(&metapb.Load{Id: 9, Step: &metapb.Load_End{End: &metapb.LoadEnd{Root: root, Moves: 2}}}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := mkdir(writer, "after"); !sys.Is(err, sys.Stale) {
+			t.Errorf("a change of another tree: %v", err)
+		}
+		if _, err := list(reader); !sys.Is(err, sys.Stale) {
+			t.Errorf("a look at another tree: %v", err)
+		}
+	}
+	if err := mkdir(open(), "after"); err != nil {
+		t.Errorf("a new client: %v", err)
+	}
+}
