@@ -146,7 +146,7 @@ type View interface {
 const ViewLife = time.Minute
 
 // ErrViewGone says that a View has ended, so that its user must start again.
-var ErrViewGone = errors.New("the view of the tree is gone: the leader has changed, or nothing was asked for a minute")
+var ErrViewGone = errors.New("the view of the tree is gone: the leader has changed, its database was away, or nothing was asked for a minute")
 
 // Limits of the tree beyond those in package sys. They bound the size of rows,
 // commands and answers.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -194,26 +195,39 @@ func (d *inDatabase) pin(ctx context.Context) (pinned, error) {
 	return &databaseView{view: v, group: d.group, round: round}, nil
 }
 
-// databaseView is a view that takes turns.
+// databaseView is a view that takes turns. It is lost with its connection.
 type databaseView struct {
 	mu    sync.Mutex
 	view  *mysql.View
 	group *replica.Group
 	round uint64
+	lost  atomic.Bool
 }
 
 // Query implements pinned.
 func (v *databaseView) Query(ctx context.Context, q *metapb.Query) (*metapb.Answer, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.view.Query(ctx, q)
+	a, err := v.view.Query(ctx, q)
+	if err != nil {
+		v.lost.Store(true)
+		err = sys.E(sys.Op("meta.Query"), sys.Stale, fmt.Errorf("%w: %w", meta.ErrViewGone, err))
+	}
+	return a, err
 }
 
 // Good implements pinned: the next leader deletes blocks as it likes.
-func (v *databaseView) Good() bool { return v.round != 0 && v.group.Leading() == v.round }
+func (v *databaseView) Good() bool {
+	return !v.lost.Load() && v.round != 0 && v.group.Leading() == v.round
+}
 
 // Close implements pinned.
-func (v *databaseView) Close() error { return v.view.Close() }
+func (v *databaseView) Close() error {
+	if err := v.view.Close(); err != nil && !v.lost.Load() {
+		return err
+	}
+	return nil
+}
 
 func (d *inDatabase) tidy(ctx context.Context) error {
 	l, err := d.serving(ctx, "meta.EndSession")
