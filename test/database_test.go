@@ -76,6 +76,18 @@ func TestTreeInDatabase(t *testing.T) {
 			t.Errorf("%s: expected to be refused because of the %s, without the password, found %v\n%s", c.url, c.want, err, out)
 		}
 	}
+
+	// With an empty database, or none, there is no tree, and nodes say so.
+	for _, ref := range []string{inFile(t, s.Create(t, "empty")), ""} {
+		d.engine(ref)
+		if out := d.koinon("status"); !strings.Contains(out, "there is no tree here") {
+			t.Errorf("with %q expected the status to say that there is no tree, found\n%s", ref, out)
+		}
+	}
+	d.engine(inFile(t, url))
+	if out := d.koinon("ls", "/"); !strings.Contains(out, "file.txt") {
+		t.Errorf("expected the tree to be back, found\n%s", out)
+	}
 }
 
 func (d *dev) signal(number int, sig syscall.Signal) {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -81,6 +82,9 @@ func (d *dev) nodesMemory() {
 	}
 }
 
+// metaSection is what a node's file says of the metadata.
+var metaSection = regexp.MustCompile(`\n\[meta\]\n *url = .*\n`)
+
 // engine stops the cluster and starts its nodes with the metadata elsewhere,
 // without a mount: in the database with a URL, or, with "", in the log.
 func (d *dev) engine(ref string) {
@@ -92,7 +96,7 @@ func (d *dev) engine(ref string) {
 		if err != nil {
 			d.t.Fatal(err)
 		}
-		text, _, _ := strings.Cut(string(raw), "\n[meta]")
+		text := metaSection.ReplaceAllString(string(raw), "")
 		if ref != "" {
 			text += fmt.Sprintf("\n[meta]\nurl = %q\n", ref)
 		}

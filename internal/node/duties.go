@@ -143,7 +143,7 @@ func (s *server) status() *clusterpb.StatusReply {
 	// Half of what the least patient, `dev status`, gives a node to answer.
 	ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
 	defer cancel()
-	if t := s.tree.Trouble(ctx); t != "" {
+	if t := s.tree.Trouble(ctx, s.peers.Map() != nil); t != "" {
 		trouble = append(trouble, t)
 	}
 	if t := s.blocksStatus(r); t != "" {

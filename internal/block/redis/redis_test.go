@@ -498,7 +498,7 @@ func TestReplicas(t *testing.T) {
 // The user that docs/operating/engines.md describes can do all, on a cluster
 // too, and one with less is told.
 func TestRights(t *testing.T) {
-	const rights = "~koinon:* +hget +hset +hsetnx +hexists +get +set +unlink +scan +dbsize +info +wait +config|get +client|setname"
+	const rights = "~koinon:* +hget +hset +hsetnx +hexists +select +get +set +unlink +scan +dbsize +info +wait +config|get +client|setname"
 	run := func(t *testing.T, url string) {
 		s := open(t, url, "c")
 		if err := s.Claim(t.Context()); err != nil {
@@ -530,7 +530,7 @@ func TestRights(t *testing.T) {
 	srv := redistest.Start(t)
 	srv.CLI(append([]string{"ACL", "SETUSER", "koinon", "on", ">hush"}, strings.Fields(rights)...)...)
 	srv.CLI("ACL", "SETUSER", "guest", "on", ">hush", "~other:*", "+get")
-	run(t, fmt.Sprintf("redis://koinon:hush@%s", srv.Addr()))
+	run(t, fmt.Sprintf("redis://koinon:hush@%s/3", srv.Addr()))
 	if _, err := tryOpen(t, fmt.Sprintf("redis://guest:hush@%s", srv.Addr()), "c"); !sys.Is(err, sys.Access) || !strings.Contains(err.Error(), "rights") {
 		t.Errorf("a user without rights: %v", err)
 	}

@@ -115,7 +115,7 @@ func newReader(r io.Reader) (_ *reader, _ *metapb.DumpHeader, err error) {
 			return nil, nil, sys.E(sys.Op("dump.Read"), sys.NotSupported,
 				fmt.Sprintf("format %d, this koinon knows %d: install a newer one", binary.BigEndian.Uint16(start[n-2:]), magic[n-1]))
 		}
-		return nil, nil, bad("not a dump of `koinon meta dump`")
+		return nil, nil, bad("it was not written by koinon meta dump")
 	}
 	z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(windowMax))
 	if err != nil {

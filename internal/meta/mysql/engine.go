@@ -205,6 +205,9 @@ func connector(dsn *driver.Config, variables map[string]string) (*sql.DB, error)
 	return sql.OpenDB(c), nil
 }
 
+// packetMin is the least max_allowed_packet of a server, in bytes: the default of MariaDB.
+const packetMin = 16 << 20
+
 // probe asks the server what it is. Reads on a Galera cluster are made to wait
 // for what any of its servers has acknowledged before: else another server, or
 // one that is being cut off, would show what was.
@@ -214,6 +217,14 @@ func (e *Engine) probe(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, probe.Close()) }()
+	var packet int64
+	if err := probe.QueryRowContext(ctx, "SELECT @@max_allowed_packet").Scan(&packet); err != nil {
+		return err
+	}
+	if packet < packetMin {
+		return sys.E(sys.Op("mysql.Open"), sys.Invalid, fmt.Sprintf("the server takes statements of up to %d KiB, and needs to take %d MiB: "+
+			"set max_allowed_packet = %dM in its file (SET GLOBAL max_allowed_packet = %d until it is restarted)", packet>>10, packetMin>>20, packetMin>>20, int64(packetMin)))
+	}
 	var name, on string
 	switch err := probe.QueryRowContext(ctx, "SHOW GLOBAL VARIABLES LIKE 'wsrep_on'").Scan(&name, &on); {
 	case errors.Is(err, sql.ErrNoRows):

@@ -207,6 +207,9 @@ func TestMariaDB(t *testing.T) {
 	t.Run("TLS", func(t *testing.T) { testTLS(t, s, cert) })
 	t.Run("Connections", func(t *testing.T) { testConnections(t, s) })
 	t.Run("ReadOnly", func(t *testing.T) { testReadOnly(t, s) })
+	t.Run("Packet", func(t *testing.T) {
+		refusedFor(t, mysqltest.Start(t, "--max-allowed-packet=8M").Create(t, "small"), "max_allowed_packet = 16M")
+	})
 }
 
 func mknod(name string) *metapb.Command {

@@ -80,12 +80,15 @@ func Load(ctx context.Context, c *cluster.Client, l *metapb.Load) (*metapb.Resul
 }
 
 // Trouble says in words why the leader cannot serve the tree, "" when it can or
-// when this node does not lead.
-func (s *Server) Trouble(ctx context.Context) string {
+// when this node does not lead. founded says that the cluster has had a tree.
+func (s *Server) Trouble(ctx context.Context, founded bool) string {
 	if s.group.Leading() == 0 {
 		return ""
 	}
-	err := s.rows.present(ctx)
+	a, err := s.rows.present(ctx)
+	if err == nil {
+		err = whole(a, founded)
+	}
 	if err == nil || sys.Is(err, sys.NotLeader) {
 		return ""
 	}
@@ -95,12 +98,14 @@ func (s *Server) Trouble(ctx context.Context) string {
 var treeState = &metapb.Query{Op: &metapb.Query_TreeState{TreeState: &metapb.TreeState{}}}
 
 // whole fails when a state shows no tree, unless none was ever made.
-func whole(a *metapb.Answer) error {
+func whole(a *metapb.Answer, founded bool) error {
 	switch {
-	case a.Attr != nil || a.Load == 0 && a.Moves == 0:
+	case a.Attr != nil || a.Load == 0 && a.Moves == 0 && !founded:
 		return nil
 	case a.Load != 0:
 		return sys.E(opLoad, sys.Busy, "the tree is missing: a load of it is under way, or was interrupted: run `koinon meta load FILE` again")
+	case a.Moves == 0:
+		return sys.E(opLoad, sys.Busy, "there is no tree here: start the nodes with the --meta, or without, with which the tree was made, or bring it here with `koinon meta load FILE`")
 	}
 	return sys.E(opLoad, sys.Busy, "the tree is in a database: start the nodes with --meta, or bring it back with `koinon meta load FILE`")
 }
@@ -114,13 +119,7 @@ func logState(ctx context.Context, g *replica.Group) (a *metapb.Answer, err erro
 	return a, err
 }
 
-func (l inLog) present(ctx context.Context) error {
-	a, err := logState(ctx, l.group)
-	if err != nil {
-		return err
-	}
-	return whole(a)
-}
+func (l inLog) present(ctx context.Context) (*metapb.Answer, error) { return logState(ctx, l.group) }
 
 func (l inLog) load(ctx context.Context, step *metapb.Load) ([]byte, error) {
 	if end := step.GetEnd(); end != nil {
@@ -146,22 +145,22 @@ func proposeLoad(ctx context.Context, g *replica.Group, step *metapb.Load) ([]by
 // The log says whether a database is the one that has the tree: then there is no
 // root in the log, and both have counted the same number of loads.
 
-func (d *inDatabase) present(ctx context.Context) error {
+func (d *inDatabase) present(ctx context.Context) (*metapb.Answer, error) {
 	if _, err := d.office(ctx, opLoad); err != nil {
-		return err
+		return nil, err
 	}
 	a, err := d.db.Query(ctx, treeState)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := d.elsewhere(); err != nil {
 		if a.Attr == nil && a.Load != 0 {
-			return sys.E(opLoad, sys.Busy, "the tree is in the cluster's own log, and a load of it into the database is under way, or was interrupted: "+
+			return nil, sys.E(opLoad, sys.Busy, "the tree is in the cluster's own log, and a load of it into the database is under way, or was interrupted: "+
 				"run `koinon meta load FILE` again, or start the nodes without --meta")
 		}
-		return err
+		return nil, err
 	}
-	return whole(a)
+	return a, nil
 }
 
 // compare returns why the database does not have the cluster's tree, nil when
@@ -178,7 +177,7 @@ func (d *inDatabase) compare(ctx context.Context) (away, trouble error) {
 	switch {
 	case ours.Attr != nil:
 		return sys.E(opLoad, sys.Busy, "the tree is in the cluster's own log, not in the database: start the nodes without --meta, "+
-			"or move it with `koinon meta dump` and `koinon meta load` (docs/operating/engines.md)"), nil
+			"or move it as docs/operating/engines.md describes"), nil
 	case theirs.Attr != nil && theirs.Moves != ours.Moves:
 		return sys.E(opLoad, sys.Busy, fmt.Sprintf("the database holds an old state of the tree, of move %d, and the cluster is at move %d: "+
 			"start the nodes with the engine that has the tree", theirs.Moves, ours.Moves)), nil

@@ -29,8 +29,9 @@ type rows interface {
 	pin(ctx context.Context) (pinned, error)
 	// load runs a step of a load.
 	load(ctx context.Context, step *metapb.Load) (result []byte, err error)
-	// present fails when the tree is not here, and says where it may be.
-	present(ctx context.Context) error
+	// present is the state of the tree here. It fails when the tree is elsewhere,
+	// and says where.
+	present(ctx context.Context) (*metapb.Answer, error)
 	// tidy lets go of what belongs to sessions that have ended.
 	tidy(ctx context.Context) error
 }
