@@ -15,12 +15,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/koinon/koinon/internal/env"
 )
 
 // ErrGone says that a process has ended, or never was.
@@ -47,12 +46,18 @@ func Identify(pid int) (Process, error) {
 	if err != nil {
 		return Process{}, fmt.Errorf("/proc/%d/stat: %w", pid, err)
 	}
-	boot, err := env.BootID()
+	boot, err := bootID()
 	if err != nil {
 		return Process{}, err
 	}
 	return Process{PID: pid, Start: start, Boot: boot}, nil
 }
+
+// bootID is that of this boot, which no process outlives.
+var bootID = sync.OnceValues(func() (string, error) {
+	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(text)), err
+})
 
 // Alive reports whether the process runs. One that is being killed does until
 // its last thread has ended, and with it what it held: its ports, its locks.

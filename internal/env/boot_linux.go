@@ -1,21 +1,11 @@
 package env
 
 import (
-	"os"
-	"strings"
-	"sync"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
-
-// BootID names this boot of the machine, which no process outlives
-// (/proc/sys/kernel/random/boot_id, random(4)).
-var BootID = sync.OnceValues(func() (string, error) {
-	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	return strings.TrimSpace(string(text)), err
-})
 
 // Boot reads CLOCK_BOOTTIME (clock_gettime(2)). A kernel without it cannot
 // hold leases, so a failure panics. The call never blocks, so the scheduler

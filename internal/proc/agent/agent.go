@@ -67,6 +67,7 @@ type Agent struct {
 
 	usage    map[executor.ID]executor.Process // what runs, as it was measured last; of beats alone
 	measured time.Duration
+	missed   map[executor.ID]bool // what the executor did not know then, of what it had told
 
 	leadership, mark uint64 // of the leader's last answer; of beats alone
 
@@ -139,22 +140,19 @@ func New(ctx context.Context, opts Options) (*Agent, error) {
 // and does not know any more. It would take that for what was not started yet.
 //
 // That is so when it was never told of the node's fence, which happens before
-// anything runs under it: its directory was lost. It may be so after a boot of
-// the machine: what the executor did last was not synced.
-func (a *Agent) findLost(ctx context.Context) error {
-	boot, err := env.BootID()
-	if err != nil {
-		return err
-	}
-	missed := a.exec.Missed(fenceEpoch(a.fence))
+// anything runs under it: its directory was lost. It may be so when it is another
+// instance than before: what the last one did last was not synced, and its file
+// system may have died, with the machine or alone.
+func (a *Agent) findLost(ctx context.Context) (err error) {
+	missed, instance, before := a.exec.Missed(fenceEpoch(a.fence)), a.exec.Instance(), a.store.executor
 	switch {
 	case missed:
 		err = a.loseUnknown(ctx, "the directory of the node's executor was lost: how it ended is not known")
-	case a.was.boot != boot && a.was.boot != "":
-		err = a.loseUnknown(ctx, "the machine died while it was being started, or soon after: how it ended is not known")
+	case instance != before && before != "": // "" is of a version that synced
+		err = a.loseUnknown(ctx, "the node died while it was being started, or soon after: how it ended is not known")
 	}
-	if err == nil && a.was.boot != boot {
-		err = a.store.setBoot(boot)
+	if err == nil && instance != before {
+		err = a.store.setExecutor(instance)
 	}
 	if err != nil || !missed {
 		return err

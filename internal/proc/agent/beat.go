@@ -94,6 +94,7 @@ func (a *Agent) report(ctx context.Context) (*procpb.Heartbeat, error) {
 				a.usage[p.ID] = p
 			}
 		}
+		a.loseForgotten(list)
 	}
 	labels := map[string]string{"arch": runtime.GOARCH, "os": runtime.GOOS}
 	maps.Copy(labels, a.opts.Labels)
@@ -116,6 +117,33 @@ func (a *Agent) report(ctx context.Context) (*procpb.Heartbeat, error) {
 		}
 	}
 	return beat, nil
+}
+
+// loseForgotten ends what the executor has told of and does not know any more,
+// for the second time in a row: its records were lost while this daemon ran.
+func (a *Agent) loseForgotten(list []executor.Process) {
+	known := map[executor.ID]bool{}
+	for _, p := range list {
+		known[p.ID] = true
+	}
+	var lost []*process
+	a.mu.Lock()
+	missed := map[executor.ID]bool{}
+	for id, p := range a.procs {
+		if known[id] || !p.wasSeen() || p.isOver() {
+			continue
+		}
+		if missed[id] = true; a.missed[id] {
+			lost = append(lost, p)
+		}
+	}
+	a.missed = missed
+	a.mu.Unlock()
+	for _, p := range lost {
+		const why = "the records of the node's executor were lost: how it ended is not known"
+		a.log.Warn("a process was lost", "process", p.name, "why", why)
+		a.finish(p, &procpb.Process{State: procpb.State_LOST, Node: uint64(a.opts.Node), EndedNs: a.clock.Wall().UnixNano(), Why: why}, [2]int64{})
+	}
 }
 
 // limits says what enforces them.

@@ -5,6 +5,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -306,10 +307,35 @@ func TestExecutorIsGone(t *testing.T) {
 	}
 }
 
-// TestTheMachineDies: what the executor had not synced when the machine died is
-// gone. What may have been started is lost and not run again; an end that is
+// TestRecordsAreGone: the executor's records are lost while the daemon runs. What
+// ran is lost, which is told, and what comes then is told of as ever.
+func TestRecordsAreGone(t *testing.T) {
+	w := newWorld(t)
+	w.up()
+	w.start(w.reservation(1, "exec sleep 1000"))
+	w.await("a start", func() bool { return len(w.began) > 0 })
+	dir := filepath.Join(w.dir, "proc", "executor")
+	conn := must(net.Dial("unix", filepath.Join(dir, "socket")))
+	var peer *unix.Ucred
+	var err error
+	cerr := must(conn.(*net.UnixConn).SyscallConn()).Control(func(fd uintptr) { peer, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err := errors.Join(err, cerr, conn.Close(), unix.Kill(int(peer.Pid), unix.SIGKILL), os.Remove(filepath.Join(dir, "records"))); err != nil {
+		t.Fatal(err)
+	}
+	if p := w.end(1).Process; p.State != procpb.State_LOST || !strings.Contains(p.Why, "records") {
+		t.Errorf("found %v", p)
+	}
+	w.start(w.reservation(2, "exit 3"))
+	if p := w.end(2).Process; p.ExitCode != 3 {
+		t.Errorf("found %v", p)
+	}
+	w.free()
+}
+
+// TestTheFileSystemDies: what the executor had not synced when the machine, or its
+// file system, died is gone. What may have been started is lost and not run again; an end that is
 // known is told.
-func TestTheMachineDies(t *testing.T) {
+func TestTheFileSystemDies(t *testing.T) {
 	w := newWorld(t)
 	w.set(func() { w.fence = 3 })
 	w.up()
@@ -326,19 +352,12 @@ func TestTheMachineDies(t *testing.T) {
 	if err := os.Truncate(records, synced); err != nil {
 		t.Fatal(err)
 	}
-	s, _, err := openStore(filepath.Join(w.dir, "proc", "store"), w.log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(s.setBoot("the boot before"), s.close()); err != nil {
-		t.Fatal(err)
-	}
 	w.set(func() { w.deaf = false })
 	w.up()
 	if p := w.end(1).Process; p.State != procpb.State_FAILED || p.ExitCode != 7 {
 		t.Errorf("found %v", p)
 	}
-	if p := w.end(2).Process; p.State != procpb.State_LOST || !strings.Contains(p.Why, "machine died") {
+	if p := w.end(2).Process; p.State != procpb.State_LOST || !strings.Contains(p.Why, "the node died") {
 		t.Errorf("found %v", p)
 	}
 	w.free()

@@ -22,7 +22,7 @@ import (
 const (
 	rowFormat = 'v' // nothing: version
 	rowFence  = 'f' // nothing: fence
-	rowBoot   = 'b' // nothing: the boot of the machine in which the agent was last
+	rowExec   = 'e' // nothing: the executor's instance that the agent found last
 	rowFloor  = 'l' // nothing: epoch, number
 	rowTx     = 'x' // epoch, number: state, payload of Prepared
 	rowTask   = 't' // job, index, epoch: Reservation
@@ -41,14 +41,13 @@ const storeVersion = 1
 // store keeps a node's word across crashes. Methods may be called concurrently;
 // what they write is durable when they return.
 type store struct {
-	db   *pebble.DB
-	boot string // in which boot of the machine the agent is; before setBoot, was
+	db       *pebble.DB
+	executor string // what rowExec holds, or will
 }
 
 // saved is what a store holds.
 type saved struct {
 	fence uint64
-	boot  string // "" when it was never said
 	party commit.Recovered
 	tasks []savedTask
 }
@@ -77,7 +76,6 @@ func openStore(dir string, log *slog.Logger) (*store, *saved, error) {
 	}
 	s := &store{db: db}
 	was, err := s.load()
-	s.boot = was.boot
 	if err != nil {
 		_ = db.Close() // the first error tells more
 		return nil, nil, sys.E(op, sys.Subject(dir), err)
@@ -103,8 +101,8 @@ func (s *store) load() (*saved, error) {
 			version = binary.BigEndian.Uint64(v)
 		case rowFence:
 			was.fence = binary.BigEndian.Uint64(v)
-		case rowBoot:
-			was.boot = string(v)
+		case rowExec:
+			s.executor = string(v)
 		case rowFloor:
 			was.party.Floor = readTx(v)
 		case rowTx:
@@ -229,11 +227,11 @@ func (s *store) setTaken(taken []*process, done []*task) error {
 	return b.Commit(pebble.Sync)
 }
 
-// setBoot notes in which boot of the machine the agent is. It is called before
-// everything else.
-func (s *store) setBoot(boot string) error {
-	s.boot = boot
-	return s.db.Set([]byte{rowBoot}, []byte(boot), pebble.Sync)
+// setExecutor notes which instance of the executor the agent has found. It is
+// called before everything else.
+func (s *store) setExecutor(instance string) error {
+	s.executor = instance
+	return s.db.Set([]byte{rowExec}, []byte(instance), pebble.Sync)
 }
 
 // reset drops everything and takes a fence.
@@ -243,7 +241,7 @@ func (s *store) reset(fence uint64) error {
 	if err := b.DeleteRange([]byte{0}, []byte{255}, nil); err != nil {
 		return err
 	}
-	if err := b.Set([]byte{rowBoot}, []byte(s.boot), nil); err != nil {
+	if err := b.Set([]byte{rowExec}, []byte(s.executor), nil); err != nil {
 		return err
 	}
 	for k, v := range map[byte]uint64{rowFormat: storeVersion, rowFence: fence} {

@@ -356,6 +356,16 @@ func (a *Agent) ending(e executor.Event) *procpb.Process {
 	return end
 }
 
+// wasSeen says that the executor has told of it.
+func (p *process) wasSeen() bool {
+	select {
+	case <-p.seen:
+		return true
+	default:
+		return false
+	}
+}
+
 func (p *process) ordered() *stopOrder {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -45,6 +45,7 @@ type Executor struct {
 	close   context.CancelFunc
 	limits  Enforced
 	fence   *uint64 // when it was opened; nil: the supervisor is older than the question
+	is      string  // the supervisor's instance then
 	waiting sync.WaitGroup
 }
 
@@ -72,7 +73,7 @@ func Open(ctx context.Context, dir string, opts Options) (*Executor, error) {
 	if err != nil {
 		return nil, errors.Join(err, x.Close())
 	}
-	x.limits, x.fence = reply.Enforced, reply.Fence
+	x.limits, x.fence, x.is = reply.Enforced, reply.Fence, reply.Instance
 	return x, nil
 }
 
@@ -142,6 +143,11 @@ func (x *Executor) Fence(ctx context.Context, epoch uint64) error {
 // the one that was told of it, and knows nothing of the attempts of before. What an earlier supervisor of the directory ran
 // has ended by then. A supervisor that does not tell has missed nothing, since one that is started is never older.
 func (x *Executor) Missed(epoch uint64) bool { return x.fence != nil && *x.fence < epoch }
+
+// Instance names the supervisor that was there when it was opened: each process of it has another one. What an earlier one
+// did last may be in no record: its file system may have died, with the machine or alone. "" is one of an old version, which
+// had synced the begin of each attempt.
+func (x *Executor) Instance() string { return x.is }
 
 // Sweep kills all that runs with an epoch below the given one, and returns when it has ended, as Fenced, and that is
 // recorded. Call Fence before.

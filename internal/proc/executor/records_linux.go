@@ -101,7 +101,7 @@ func (r *records) replay(apply func(record) error) error {
 		r.size += recordHeader + int64(n)
 		text = text[recordHeader+n:]
 	}
-	// What follows was being written when supervisor or machine died, and was told to nobody.
+	// What follows was being written when the supervisor died, or was not synced when the file system did.
 	if err := r.f.Truncate(r.size); err != nil {
 		return err
 	}

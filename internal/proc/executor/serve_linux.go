@@ -272,7 +272,7 @@ func (s *supervisor) tellEnforced(context.Context, struct{}) (enforcedReply, err
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	fence := s.fence
-	return enforcedReply{Enforced: s.groups.enforced, Fence: &fence}, nil
+	return enforcedReply{Enforced: s.groups.enforced, Fence: &fence, Instance: s.instance}, nil
 }
 
 func (s *supervisor) setFence(_ context.Context, req epochRequest) (struct{}, error) {

@@ -2,6 +2,7 @@ package executor
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -45,6 +46,7 @@ type told struct {
 // supervisor is the half that runs the processes.
 type supervisor struct {
 	dir          string
+	instance     string // no other supervisor has it
 	clock        env.Clock
 	records      *records
 	groups       *groups
@@ -92,7 +94,7 @@ func supervise(ctx context.Context, dir string, open func(name string) (*groups,
 	}
 	defer func() { err = errors.Join(err, lock.Close()) }()
 	s := &supervisor{
-		dir: dir, clock: env.System{}, children: make(chan struct{}, 1), stopReaping: make(chan struct{}), failed: make(chan error, 1),
+		dir: dir, instance: rand.Text(), clock: env.System{}, children: make(chan struct{}, 1), stopReaping: make(chan struct{}), failed: make(chan error, 1),
 		procs: map[ID]*process{}, newest: map[rank]*process{}, byPID: map[int]*process{}, changed: make(chan struct{}),
 		shutdownAsks: make(chan struct{}, 1),
 	}
@@ -179,6 +181,8 @@ func (s *supervisor) recover(open func(name string) (*groups, error)) error {
 	if s.records, err = openRecords(filepath.Join(s.dir, recordsName), s.replay); err != nil {
 		return err
 	}
+	// Whoever knows events that are lost hears of all that come.
+	s.records.seq = max(s.records.seq, uint64(s.clock.Wall().UnixNano()))
 	if s.leaseTimer, err = newBootTimer(); err != nil {
 		return err
 	}

@@ -92,10 +92,11 @@ type (
 	}
 )
 
-// enforcedReply is Enforced, and the highest epoch of a fence.
+// enforcedReply is Enforced, the highest epoch of a fence, and which supervisor it is. Older ones do not tell the last two.
 type enforcedReply struct {
 	Enforced
-	Fence *uint64 `json:",omitempty"` // older supervisors do not tell it
+	Fence    *uint64 `json:",omitempty"`
+	Instance string  `json:",omitempty"`
 }
 
 // stdinReply names a descriptor of the supervisor, and the pipe that it must be when it is opened.
