@@ -312,6 +312,10 @@ func TestExecutorIsGone(t *testing.T) {
 func TestRecordsAreGone(t *testing.T) {
 	w := newWorld(t)
 	w.up()
+	for job := uint64(3); job < 6; job++ { // whose events come before those of the next supervisor
+		w.start(w.reservation(job, "exit 0"))
+		w.end(job)
+	}
 	w.start(w.reservation(1, "exec sleep 1000"))
 	w.await("a start", func() bool { return len(w.began) > 0 })
 	dir := filepath.Join(w.dir, "proc", "executor")
