@@ -114,7 +114,13 @@ func (c *Client) Query(ctx context.Context, q *metapb.Query) (*metapb.Answer, er
 		if session == 0 || !sys.Is(err, sys.SessionGone) {
 			return a, err
 		}
-		if err := c.session.Open(ctx, session); err != nil {
+		err = c.session.Open(ctx, session)
+		if sys.Is(err, sys.NoSpace) { // on full disks one can still read
+			if err = c.admit(ctx); err == nil {
+				return c.query(ctx, 0, q)
+			}
+		}
+		if err != nil {
 			return nil, err
 		}
 	}

@@ -7,12 +7,47 @@ import (
 	"testing"
 	"time"
 
+	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/replica"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
 )
+
+// TestReadingOnFullDisks: who lost his session and gets no other one, since the
+// leader's disk is full, can still read the same tree.
+func TestReadingOnFullDisks(t *testing.T) {
+	l := must(net.Listen("tcp", "127.0.0.1:0"))
+	group := oneVoter(t, l.Addr().String())
+	s := NewServer(ServerOptions{Group: group, Clock: env.System{}, Logger: slog.New(slog.DiscardHandler)})
+	t.Cleanup(s.Close)
+	cc := serveNode(t, l, group, map[wire.Method]wire.HandlerFunc{MethodQuery: s.serveQuery})
+	full := false
+	c := &Client{opts: Options{Cluster: cc, Logger: slog.New(slog.DiscardHandler)}, cache: newCache(env.System{})}
+	c.session = cluster.NewSession(cc, "test", func(context.Context) error {
+		if full {
+			return sys.E(sys.NoSpace, "as the leader says")
+		}
+		return nil
+	}, nil)
+	if err := c.session.Open(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	c.learnTree(t.Context())
+	if err := group.EndSession(t.Context(), c.Session()); err != nil {
+		t.Fatal(err)
+	}
+	full = true
+	stat := &metapb.Query{Op: &metapb.Query_GetAttr{GetAttr: &metapb.GetAttr{Ino: uint64(sys.RootIno)}}}
+	if a, err := c.Query(t.Context(), stat); err != nil || a.Attr == nil {
+		t.Errorf("found %v, %v", a, err)
+	}
+	c.tree.Add(1)
+	if _, err := c.Query(t.Context(), stat); !sys.Is(err, sys.Stale) {
+		t.Errorf("in another tree: %v", err)
+	}
+}
 
 // loadStep runs a step of a load, which is not refused.
 func loadStep(t *testing.T, group *replica.Group, l *metapb.Load) {
