@@ -115,6 +115,8 @@ func (a *app) dumpToFile(ctx context.Context, c *node.Client, name string) (_ *d
 	}
 	if to, err := filepath.EvalSymlinks(name); err == nil {
 		name = to
+	} else if _, err := os.Lstat(name); err == nil {
+		return nil, sys.E(sys.Op("meta dump"), sys.Invalid, sys.Subject(name), "a symbolic link that leads nowhere: name the file itself")
 	}
 	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*") // mode 0600
 	if err != nil {

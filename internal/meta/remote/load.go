@@ -102,6 +102,9 @@ func whole(a *metapb.Answer, founded bool) error {
 	switch {
 	case a.Attr != nil || a.Load == 0 && a.Moves == 0 && !founded:
 		return nil
+	case a.Load != 0 && a.Moves != 0: // after a load that was interrupted the nodes may have gone on with the database
+		return sys.E(opLoad, sys.Busy, "the tree is missing: it is in a database, then start the nodes with --meta; "+
+			"or a load of it is under way, or was interrupted, then run `koinon meta load FILE` again")
 	case a.Load != 0:
 		return sys.E(opLoad, sys.Busy, "the tree is missing: a load of it is under way, or was interrupted: run `koinon meta load FILE` again")
 	case a.Moves == 0:
