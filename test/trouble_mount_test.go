@@ -139,7 +139,11 @@ func TestMountKilled(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(d.mount, "lost"), nil, 0o600); !errors.Is(err, syscall.ENOTCONN) {
 		t.Errorf("a write into a dead mount: %v", err)
 	}
-	says(t, d.koinon("dev", "status", "--dir", d.dir), "its process died", "`koinon dev up --dir "+d.dir+"`")
+	status := "" // programs hear of it before the process is gone
+	for end := time.Now().Add(10 * time.Second); !strings.Contains(status, "its process died") && time.Now().Before(end); {
+		status = d.koinon("dev", "status", "--dir", d.dir)
+	}
+	says(t, status, "its process died", "`koinon dev up --dir "+d.dir+"`")
 	d.start()
 	holds(t, filepath.Join(d.mount, "kept"), "bytes")
 	if _, err := os.Stat(filepath.Join(d.mount, "lost")); !os.IsNotExist(err) {
