@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"net"
 	"testing"
-	"time"
 
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/env"
@@ -73,9 +72,7 @@ func TestAnotherTree(t *testing.T) {
 	open := func() *Client {
 		c := must(NewClient(t.Context(), Options{Cluster: cc, Name: "test"}))
 		t.Cleanup(func() { _ = c.Close(context.Background()) }) // its session may be gone
-		for c.tree.Load() == 0 {
-			time.Sleep(time.Millisecond)
-		}
+		c.learnTree(t.Context())
 		return c
 	}
 	mkdir := func(c *Client, name string) error {

@@ -130,7 +130,7 @@ func (a *Agent) loseForgotten(list []executor.Process) {
 	a.mu.Lock()
 	missed := map[executor.ID]bool{}
 	for id, p := range a.procs {
-		if known[id] || !p.wasSeen() || p.isOver() {
+		if known[id] || !closed(p.seen) || p.isOver() {
 			continue
 		}
 		if missed[id] = true; a.missed[id] {

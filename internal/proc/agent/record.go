@@ -118,14 +118,7 @@ func (a *Agent) hopeless(p *process, err error, lasted time.Duration) bool {
 	return true // it says so for ever: such as Stale, of a file that was removed
 }
 
-func (p *process) isOver() bool {
-	select {
-	case <-p.over:
-		return true
-	default:
-		return false
-	}
-}
+func (p *process) isOver() bool { return closed(p.over) }
 
 // makeFiles makes the files of a process's output, owned by its user. Those of
 // an earlier try lose their names, so that what still writes to them does no

@@ -178,9 +178,7 @@ func (a *Agent) run(e *era, p *process) {
 // goesToTree says that the agent writes the files of a process's output: when
 // it has begun to, still runs, or has printed too much for a report.
 func (p *process) goesToTree() bool {
-	select {
-	case <-p.over:
-	default:
+	if !p.isOver() {
 		return true
 	}
 	p.mu.Lock()
@@ -309,9 +307,7 @@ func (a *Agent) watch(ctx context.Context) {
 func (p *process) note(e executor.Event) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	select {
-	case <-p.seen:
-	default:
+	if !closed(p.seen) {
 		close(p.seen)
 	}
 	p.pid, p.started = e.PID, e.Started
@@ -356,10 +352,10 @@ func (a *Agent) ending(e executor.Event) *procpb.Process {
 	return end
 }
 
-// wasSeen says that the executor has told of it.
-func (p *process) wasSeen() bool {
+// closed says whether a channel on which nothing is sent is closed.
+func closed(c <-chan struct{}) bool {
 	select {
-	case <-p.seen:
+	case <-c:
 		return true
 	default:
 		return false
