@@ -261,13 +261,15 @@ func (l *load) step(rng *rand.Rand, dir string, w int, n uint64) error {
 	}
 }
 
+// size is of many small files and few large ones: about 0.25 MiB on average,
+// because nodes on one disk keep three copies of every version for a while.
 func size(rng *rand.Rand) int {
-	switch rng.IntN(10) {
-	case 0:
+	switch rng.IntN(40) {
+	case 0, 1, 2, 3:
 		return 0
-	case 1, 2:
+	case 4, 5, 6:
 		return rng.IntN(2 << 20)
-	case 3:
+	case 7:
 		return 4<<20 + rng.IntN(2<<20)
 	}
 	return rng.IntN(100 << 10)

@@ -171,6 +171,8 @@ func TestMoveBetweenEngines(t *testing.T) {
 	d.refusedWith("clients are connected", "meta", "load", at("log.dump"))
 	d.engine(ref)
 	d.refusedWith("own log", "ls", "/")
+	d.sh("mkdir $HOME/elsewhere")
+	d.refusedWith("own log", "mount", "--detach", d.besides("elsewhere"))
 	if out := d.koinon("status"); !strings.Contains(out, "own log") {
 		t.Errorf("expected the status to say where the tree is, found\n%s", out)
 	}
@@ -186,6 +188,7 @@ func TestMoveBetweenEngines(t *testing.T) {
 	d.measured("meta", "dump", at("database.dump"))
 	d.engine("")
 	d.refusedWith("there is no tree here", "ls", "/")
+	d.refusedWith("there is no tree here", "mount", "--detach", d.besides("elsewhere"))
 	d.interrupted(at("database.dump"), "there is no tree here")
 	d.measured("meta", "load", at("database.dump"))
 	d.start()
@@ -205,7 +208,8 @@ func TestMoveBetweenEngines(t *testing.T) {
 }
 
 // leaveAgain has the tree leave the log for the second time. Then the log does not
-// say that a load was interrupted, unless one was, and in no case that alone.
+// say that a load was interrupted, unless one was and may be gone on with, and in
+// no case that alone.
 func (d *dev) leaveAgain(s *mysqltest.Server, at func(string) string) {
 	d.t.Helper()
 	t := d.t
@@ -215,18 +219,31 @@ func (d *dev) leaveAgain(s *mysqltest.Server, at func(string) string) {
 	}
 	d.refusedWith("leads nowhere", "meta", "dump", at("dangling"))
 	d.koinon("meta", "dump", at("again.dump"))
-	d.engine(inFile(t, s.Create(t, "koinon2")))
+	database := inFile(t, s.Create(t, "koinon2"))
+	d.engine(database)
 	d.koinon("meta", "load", at("again.dump"))
 	d.engine("")
-	if out := d.koinon("status"); !strings.Contains(out, "in a database") || strings.Contains(out, "interrupted") {
-		t.Errorf("expected the status to say where the tree is, found\n%s", out)
-	}
+	d.inDatabaseOnly()
 	// After a load that was cut off, and is not gone on with, both may be so.
 	if _, err := d.shell(fmt.Sprintf("head -c -100 %s | KOINON_CONFIG=%s/client.toml %s meta load -", at("log.dump"), d.dir, koinonBinary(t))); err == nil {
 		t.Error("expected the missing end to be noticed")
 	}
 	if out := d.koinon("status"); !strings.Contains(out, "start the nodes with --meta") || !strings.Contains(out, "interrupted") {
 		t.Errorf("expected the status to say both, found\n%s", out)
+	}
+	// Once the nodes have gone on with the database, the load was given up.
+	d.engine(database)
+	d.koinon("ls", "/")
+	d.engine("")
+	d.inDatabaseOnly()
+}
+
+// inDatabaseOnly fails the test unless nodes without their database say that the
+// tree is there, and nothing of a load.
+func (d *dev) inDatabaseOnly() {
+	d.t.Helper()
+	if out := d.koinon("status"); !strings.Contains(out, "in a database") || strings.Contains(out, "interrupted") {
+		d.t.Errorf("expected the status to say where the tree is, found\n%s", out)
 	}
 }
 

@@ -68,7 +68,7 @@ engine step by step: docs/operating/engines.md.`,
 	}
 }
 
-// dumpTries is how often a dump to a file starts again when the leader changes.
+// dumpTries is how often a dump to a file starts again when its view is gone.
 const dumpTries = 3
 
 func (a *app) metaDump(ctx context.Context, name string) error {
@@ -83,11 +83,11 @@ func (a *app) metaDump(ctx context.Context, name string) error {
 		for n := 1; ; n++ {
 			sum, err := a.dumpToFile(ctx, c, name)
 			if node.IsViewGone(err) && n < dumpTries {
-				a.note("the leader has changed: the dump starts again")
+				a.note("the leader has changed, or its database was away: the dump starts again")
 				continue
 			}
 			if node.IsViewGone(err) {
-				err = fmt.Errorf("the leader changed during the dump, %d times in a row: run it again when `koinon status` shows a leader that stays: %w", n, err)
+				err = fmt.Errorf("the leader changed during the dump, or its database was away, %d times in a row: run it again when `koinon status` shows a leader that stays: %w", n, err)
 			}
 			if err != nil {
 				return err

@@ -113,6 +113,9 @@ func (a *app) mountHere(ctx context.Context, cfg *config.Client, dir string, rea
 		return err
 	}
 	defer func() { err = errors.Join(err, leave(context.WithoutCancel(ctx), c)) }()
+	if err := present(ctx, c); err != nil {
+		return err
+	}
 	c.PromiseFiles()
 	server, err := mountLeased(dir, c, cfg.Cluster, log)
 	if err != nil {
@@ -160,6 +163,29 @@ func leave(ctx context.Context, c *node.Client) error {
 	case <-time.After(unmountPatience + time.Second): // it ends with this process
 		return sys.E(sys.Op("mount"), sys.Unavailable,
 			fmt.Sprintf("the cluster did not take within %v what programs had written and not closed: it is lost; what they had closed is stored", unmountPatience))
+	}
+}
+
+// presentWait bounds the question whether there is a tree: a mount is there,
+// and its programs wait, also when the leader or its database is away.
+const presentWait = 2 * time.Second
+
+// present fails when the cluster says that it cannot serve its tree as its nodes
+// run now: a mount would answer errors only, and keep a dump from being loaded.
+// A new cluster has its tree in a moment.
+func present(ctx context.Context, c *node.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, presentWait)
+	defer cancel()
+	for {
+		_, err := c.FS().GetAttr(ctx, nil, sys.RootIno)
+		if !sys.Is(err, sys.Busy) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(presentWait / 20):
+		}
 	}
 }
 

@@ -103,7 +103,7 @@ const closeMax = 5 * time.Second
 
 // Run checks everything as it is at one point, whatever is changed meanwhile:
 // it holds a view of the tree, under which no block is deleted. A change of
-// leader ends the view, and Run starts again, a few times. An error means that
+// leader, or a database that was away, ends the view, and Run starts again, a few times. An error means that
 // the check could not be done.
 func Run(ctx context.Context, tree Tree, blocks Replicas, opts Options) (*Report, error) {
 	if opts.Progress == nil {
@@ -116,9 +116,9 @@ func Run(ctx context.Context, tree Tree, blocks Replicas, opts Options) (*Report
 		}
 		if n == starts {
 			return nil, sys.E(sys.Op("fsck"), sys.Unavailable, fmt.Sprintf(
-				"the leader changed during the check, %d times in a row: run it again when `koinon status` shows a leader that stays", starts))
+				"the leader changed during the check, or its database was away, %d times in a row: run it again when `koinon status` shows a leader that stays", starts))
 		}
-		opts.Progress("the leader has changed: starting again", n, starts)
+		opts.Progress("the leader has changed, or its database was away: starting again", n, starts)
 	}
 }
 

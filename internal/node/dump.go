@@ -45,7 +45,7 @@ func (c *Client) Dump(ctx context.Context, w io.Writer, version string, progress
 	return sum, err
 }
 
-// IsViewGone says that a dump has to start again because the leader changed.
+// IsViewGone says that a dump has to start again: see meta.ErrViewGone.
 func IsViewGone(err error) bool { return errors.Is(err, meta.ErrViewGone) }
 
 // LoadDump fills this cluster's tree, which must be new or missing, from a dump.

@@ -167,7 +167,8 @@ func (d *inDatabase) present(ctx context.Context) (*metapb.Answer, error) {
 }
 
 // compare returns why the database does not have the cluster's tree, nil when
-// it does or when nobody has one.
+// it does or when nobody has one. Where it does, a load into the log that was
+// interrupted will not be gone on with, and the log forgets it.
 func (d *inDatabase) compare(ctx context.Context) (away, trouble error) {
 	ours, err := logState(ctx, d.group)
 	if err != nil {
@@ -184,8 +185,20 @@ func (d *inDatabase) compare(ctx context.Context) (away, trouble error) {
 	case theirs.Attr != nil && theirs.Moves != ours.Moves:
 		return sys.E(opLoad, sys.Busy, fmt.Sprintf("the database holds an old state of the tree, of move %d, and the cluster is at move %d: "+
 			"start the nodes with the engine that has the tree", theirs.Moves, ours.Moves)), nil
+	case theirs.Attr != nil && ours.Load != 0:
+		return nil, d.leave(ctx, ours.Moves)
 	}
 	return nil, nil
+}
+
+// leave has the log say that the tree is not in it, after this many moves.
+func (d *inDatabase) leave(ctx context.Context, moves int64) error {
+	raw, err := proposeLoad(ctx, d.group, &metapb.Load{Step: &metapb.Load_Away{Away: &metapb.LoadAway{Moves: moves}}})
+	if err != nil {
+		return err
+	}
+	_, err = decodeResult(raw)
+	return err
 }
 
 func (d *inDatabase) load(ctx context.Context, step *metapb.Load) ([]byte, error) {
@@ -234,12 +247,7 @@ func (d *inDatabase) away(ctx context.Context, end *metapb.LoadEnd) error {
 		return nil
 	}
 	end.Moves++
-	raw, err := proposeLoad(ctx, d.group, &metapb.Load{Step: &metapb.Load_Away{Away: &metapb.LoadAway{Moves: end.Moves}}})
-	if err != nil {
-		return err
-	}
-	_, err = decodeResult(raw)
-	return err
+	return d.leave(ctx, end.Moves)
 }
 
 // elsewhere fails when the database does not have the cluster's tree.
@@ -264,11 +272,7 @@ func (s *Server) Adopt(ctx context.Context) error {
 	if err != nil || theirs.Moves == ours.Moves || ours.Attr != nil {
 		return err
 	}
-	raw, err := proposeLoad(ctx, d.group, &metapb.Load{Step: &metapb.Load_Away{Away: &metapb.LoadAway{Moves: theirs.Moves}}})
-	if err != nil {
-		return err
-	}
-	if _, err := decodeResult(raw); err != nil {
+	if err := d.leave(ctx, theirs.Moves); err != nil {
 		return err
 	}
 	d.follow() // the next look at it begins anew
