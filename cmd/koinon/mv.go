@@ -54,7 +54,6 @@ func (t *treeApp) move(ctx context.Context, c *koinon.Client, from []string, to 
 		err := rename(ctx, src, dst)
 		hints := []hint{
 			{syscall.ENOTEMPTY, "remove it first, or choose another name"},
-			{syscall.EINVAL, "a directory cannot be moved into itself"},
 		}
 		if _, lerr := c.Lstat(ctx, src); lerr == nil {
 			hints = append(hints, hint{fs.ErrNotExist, "make the directory with `koinon mkdir -p " + quoted(path.Dir(dst)) + "`"})

@@ -94,7 +94,8 @@ func (fs *FS) attach(attr *metapb.Attr, chunk *metapb.Chunk, created bool) (*ino
 }
 
 // drop ends a hold. The last one flushes what is still dirty; what cannot be
-// flushed then is lost, and logged.
+// flushed then is lost, and logged. A file that was promised is made all the
+// same: its name was there to see.
 func (fs *FS) drop(i *inode) {
 	fs.mu.Lock()
 	if i.refs > 1 {
@@ -107,6 +108,9 @@ func (fs *FS) drop(i *inode) {
 	if err := i.flush(context.Background(), wholeFile, false); err != nil && i.isDirty() {
 		fs.log.Error("unflushed writes are lost: the file was closed after its flush failed",
 			"inode", uint64(i.ino), "bytes", i.dirtyBytes(), "err", err)
+		if err := i.keep(context.Background()); err != nil {
+			fs.log.Error("a file that was created is not there", "inode", uint64(i.ino), "err", err)
+		}
 	}
 	fs.mu.Lock()
 	if i.refs--; i.refs > 0 {

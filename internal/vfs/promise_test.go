@@ -67,13 +67,18 @@ func (r *recorder) refuse(err error) {
 // newPromising returns an FS that has the tree to itself.
 func newPromising(t *testing.T, opts Options) (*FS, *recorder) {
 	t.Helper()
+	return newPromisingOn(t, block.NewMemory(), opts)
+}
+
+func newPromisingOn(t *testing.T, store block.Store, opts Options) (*FS, *recorder) {
+	t.Helper()
 	tree := &recorder{faultyTree: &faultyTree{Client: meta.NewMemory()}}
 	opts.Vacant = func(cred *metapb.Cred, dir sys.Ino, name []byte) bool {
 		_, err := tree.Query(t.Context(), &metapb.Query{Cred: cred, Op: &metapb.Query_Lookup{
 			Lookup: &metapb.Lookup{Parent: uint64(dir), Name: name}}})
 		return sys.Is(err, sys.NotExist)
 	}
-	fs := New(tree, block.NewMemory(), opts)
+	fs := New(tree, store, opts)
 	t.Cleanup(func() {
 		if err := fs.Close(context.Background()); err != nil {
 			t.Errorf("close: %v", err)
@@ -243,6 +248,25 @@ func TestABrokenPromiseIsTold(t *testing.T) {
 	a, err := fs.Lookup(t.Context(), Root(), sys.RootIno, []byte("g"))
 	if err != nil || a.GetMode() != 0o600 {
 		t.Errorf("after the end of the promise: %v, %v", a, err)
+	}
+}
+
+// TestAFileStaysWithoutItsBytes: open has said that the file is made, so it is
+// there, empty, when its bytes could not be stored.
+func TestAFileStaysWithoutItsBytes(t *testing.T) {
+	store := &faultyStore{Store: block.NewMemory()}
+	fs, tree := newPromisingOn(t, store, Options{})
+	store.fail(sys.E(sys.Op("test"), sys.NoSpace))
+	f := create(t, fs, "f", os.O_EXCL)
+	write(t, f, noise(300<<10, 1), 0)
+	if err := f.Flush(t.Context()); !sys.Is(err, sys.NoSpace) {
+		t.Fatalf("flush: %v, expected no space", err)
+	}
+	f.Release()
+	a, err := tree.Query(t.Context(), &metapb.Query{Op: &metapb.Query_Lookup{
+		Lookup: &metapb.Lookup{Parent: uint64(sys.RootIno), Name: []byte("f")}}})
+	if err != nil || a.GetAttr().GetIno() != uint64(f.Ino()) || a.GetAttr().GetSize() != 0 {
+		t.Errorf("expected the empty file in the tree, found %v, %v", a, err)
 	}
 }
 
