@@ -27,9 +27,10 @@ func (s *Server) publishApart(ctx context.Context, e *procpb.Ended) error {
 			continue
 		}
 		f := files{treeNow{ctx, s.opt.Tree}}
-		if err := f.publish(spec, t, outOfItem(spec, Item(spec, t.Index))); err != nil {
+		out := outOfItem(spec, Item(spec, t.Index))
+		if err := f.publish(spec, t, out); err != nil {
 			r.Process.ExitCode = ExitTrouble
-			note(r.Process, "its outputs could not appear: "+forPeople(err).Error())
+			note(r.Process, notPublished(out, err))
 		}
 	}
 	return nil

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/koinon/koinon/commit"
@@ -119,18 +120,20 @@ func (c *command) ended(e *procpb.Ended) *procpb.Result {
 }
 
 // processEnded writes a task of which a process has ended, and ends it with
-// the last one.
+// the last one, with whose status its outputs appear.
 func (c *command) processEnded(t *procpb.Task, rank uint32) {
+	over := !slices.ContainsFunc(t.Procs, func(p *procpb.Process) bool { return !Over(p.State) })
+	if state, _ := verdict(t); over && state == procpb.State_EXITED {
+		c.publish(t, t.Procs[rank])
+	}
 	c.recordStatus(t, rank)
 	c.left(t, t.Procs[rank].Node)
 	j := c.job(t.Job)
-	for _, p := range t.Procs {
-		if !Over(p.State) {
-			c.saveTask(j, t)
-			return
-		}
+	if over {
+		c.finish(j, t)
+	} else {
+		c.saveTask(j, t)
 	}
-	c.finish(j, t)
 }
 
 // left deletes the row that a node has a live process of a task, with the last
@@ -152,12 +155,6 @@ func (c *command) finish(j *procpb.Job, t *procpb.Task) {
 	t.Why, t.ExitCode = "", 0
 	if worst != nil {
 		t.ExitCode, t.Why = worst.ExitCode, worst.Why
-	}
-	if state == procpb.State_EXITED && spec.Out != "" {
-		if err := c.publish(spec, t); err != nil {
-			state, t.ExitCode = procpb.State_FAILED, ExitTrouble
-			t.Why = fmt.Sprintf("its outputs could not appear as %s: %v", outOfItem(spec, c.item(spec, t.Job, t.Index)), forPeople(err))
-		}
 	}
 	if state == procpb.State_LOST {
 		t.ExitCode = ExitTrouble
@@ -211,6 +208,11 @@ func verdict(t *procpb.Task) (procpb.State, *procpb.Process) {
 		state = procpb.State_KILLED
 	}
 	return state, worst
+}
+
+// notPublished is why a process does not count as ended well.
+func notPublished(out string, err error) string {
+	return fmt.Sprintf("its outputs could not appear as %s: %v", out, forPeople(err))
 }
 
 // outOfItem is where the outputs of a task with an item appear.

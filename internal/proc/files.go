@@ -96,6 +96,17 @@ func (f files) walk(cred *metapb.Cred, p string) (uint64, error) {
 	return ino, nil
 }
 
+// named is an error about an inode with its path in place of the number.
+func named(err error, p string) error {
+	e, ok := err.(*sys.Error)
+	if !ok {
+		return err
+	}
+	about := *e
+	about.Subject = sys.Subject(p)
+	return &about
+}
+
 // directory finds a directory, and makes it if it is not there, owned by u.
 func (f files) directory(parent uint64, name string, u *procpb.User) (uint64, error) {
 	if a, err := f.lookup(rootCred, parent, name); err != nil || a != nil {
@@ -174,15 +185,15 @@ func (f files) output(spec *procpb.Spec, r *procpb.Report) error {
 	return firstError(f.put(dir, "stdout", r.Stdout, spec.User), f.put(dir, "stderr", r.Stderr, spec.User))
 }
 
-// publish lets the outputs of a task appear: its private directory becomes
-// what the specification calls out. It may be done again.
+// publish lets the outputs of a task appear: its private directory, and nothing
+// in its place, becomes what the specification calls out. It may be done again.
 func (f files) publish(spec *procpb.Spec, t *procpb.Task, out string) error {
 	dir, err := f.walk(credOf(spec.User), path.Dir(out))
 	if err != nil {
 		return err
 	}
 	if _, err := f.tree.Query(&metapb.Query{Cred: credOf(spec.User), Op: &metapb.Query_Access{Access: &metapb.Access{Ino: dir, Want: 3}}}); err != nil {
-		return err
+		return named(err, path.Dir(out))
 	}
 	there, err := f.lookup(rootCred, dir, path.Base(out))
 	if err != nil || there.GetIno() == t.OutIno && there != nil {
@@ -192,9 +203,15 @@ func (f files) publish(spec *procpb.Spec, t *procpb.Task, out string) error {
 	if err != nil {
 		return err
 	}
+	name := path.Base(OutPath(TaskName(spec, t.Job, t.Index), t.Epoch))
+	if own, err := f.lookup(rootCred, from, name); err != nil || own.GetIno() != t.OutIno {
+		if err == nil {
+			err = sys.E(sys.Op("proc.publish"), sys.Invalid, sys.Subject("$KOINON_OUT"), "that is no longer the directory that the process was given: write into it, and leave it there")
+		}
+		return err
+	}
 	_, err = f.tree.Do(&metapb.Command{Cred: rootCred, Op: &metapb.Command_Rename{Rename: &metapb.Rename{
-		Parent: from, Name: []byte(path.Base(OutPath(TaskName(spec, t.Job, t.Index), t.Epoch))),
-		NewParent: dir, NewName: []byte(path.Base(out))}}})
+		Parent: from, Name: []byte(name), NewParent: dir, NewName: []byte(path.Base(out))}}})
 	return err
 }
 
@@ -247,11 +264,18 @@ func note(p *procpb.Process, what string) {
 	p.Why = what
 }
 
-func (c *command) publish(spec *procpb.Spec, t *procpb.Task) error {
-	if c.tree == nil {
-		return nil // the leader has done it before it proposed the end
+// publish lets the outputs of a task appear, or has its last process, p, not
+// end well.
+func (c *command) publish(t *procpb.Task, p *procpb.Process) {
+	spec := c.spec(t.Job)
+	if c.tree == nil || spec.Out == "" {
+		return // where the tree is apart the leader has done it before it proposed the end
 	}
-	return files{c.tree}.publish(spec, t, outOfItem(spec, c.item(spec, t.Job, t.Index)))
+	out := outOfItem(spec, c.item(spec, t.Job, t.Index))
+	if err := (files{c.tree}).publish(spec, t, out); err != nil {
+		p.State, p.ExitCode = procpb.State_FAILED, ExitTrouble
+		note(p, notPublished(out, err))
+	}
 }
 
 func (c *command) forgetFiles(n Name) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -110,8 +111,12 @@ func submission(n uint64, s *procpb.Spec) *procpb.Command {
 func (x *table) start(job uint64, index uint32, nodes ...uint64) *procpb.Result {
 	x.seq++
 	t := x.task(job, index)
+	out, err := files{treeNow{context.Background(), x.tree}}.walk(rootCred, OutPath(Name{job, -1, -1}, t.Epoch+1))
+	if err != nil && !sys.Is(err, sys.NotExist) {
+		x.t.Fatalf("%v", err)
+	}
 	return x.do(&procpb.Command{Op: &procpb.Command_Agree{Agree: &procpb.Agree{Kind: uint32(commit.RecordCommit), Epoch: 1, Seq: x.seq, Parties: []uint64{1},
-		Job: job, Index: index, Try: t.Epoch + 1, Nodes: nodes, Why: "there is room"}}})
+		Job: job, Index: index, Try: t.Epoch + 1, Nodes: nodes, Why: "there is room", OutIno: out}}})
 }
 
 func (x *table) end(job uint64, index, rank uint32, p *procpb.Process) {
@@ -395,35 +400,51 @@ func TestKill(t *testing.T) {
 }
 
 func TestOutputsAndStatusAppearTogether(t *testing.T) {
+	ana := &procpb.User{Uid: 1000, Gid: 1000}
 	for _, c := range []struct {
-		name string
-		code uint32
-		dir  bool // somebody has made a directory with files of the name meanwhile
-		want procpb.State
+		name  string
+		code  uint32
+		while func(x *table, f files, home, private uint64) error // it runs
+		want  procpb.State
 	}{
-		{"success", 0, false, procpb.State_EXITED},
-		{"failure", 1, false, procpb.State_FAILED},
-		{"the name is taken", 0, true, procpb.State_FAILED},
+		{"success", 0, nil, procpb.State_EXITED},
+		{"failure", 1, nil, procpb.State_FAILED},
+		{"the name is taken", 0, func(_ *table, f files, home, _ uint64) error {
+			taken, err := f.directory(home, "result", nil)
+			return errors.Join(err, f.put(taken, "theirs", nil, nil))
+		}, procpb.State_FAILED},
+		{"no right to the directory", 0, func(_ *table, f files, home, _ uint64) error {
+			root, mode := uint32(0), uint32(0o755)
+			_, err := f.tree.Do(&metapb.Command{Cred: rootCred, Op: &metapb.Command_SetAttr{SetAttr: &metapb.SetAttr{Ino: home, Uid: &root, Mode: &mode}}})
+			return err
+		}, procpb.State_FAILED},
+		{"replaced by a link", 0, func(x *table, f files, home, private uint64) error {
+			out, err := f.walk(rootCred, OutDir)
+			name := []byte("1-1")
+			_, err1 := f.tree.Do(&metapb.Command{Cred: rootCred, Op: &metapb.Command_Rename{Rename: &metapb.Rename{Parent: out, Name: name, NewParent: home, NewName: []byte("aside")}}})
+			_, err2 := f.tree.Do(&metapb.Command{Cred: rootCred, Op: &metapb.Command_Mknod{Mknod: &metapb.Mknod{
+				Parent: out, Name: name, Type: uint32(sys.TypeSymlink), Mode: 0o777, Target: []byte("/home/ana/aside")}}})
+			return errors.Join(err, err1, err2)
+		}, procpb.State_FAILED},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			x := newTable(t)
 			f := files{treeNow{context.Background(), x.tree}}
-			home, err := f.under("/home", "ana", &procpb.User{Uid: 1000, Gid: 1000})
+			home, err := f.under("/home", "ana", ana)
 			if err != nil {
 				t.Fatal(err)
 			}
-			id := x.submit(specOf(func(s *procpb.Spec) { s.Out = "/home/ana/result" }))
-			private, err := f.under(OutDir, fmt.Sprintf("%d-1", id), &procpb.User{Uid: 1000, Gid: 1000})
+			id := x.submit(specOf(func(s *procpb.Spec) { s.Out, s.User = "/home/ana/result", ana }))
+			private, err := f.under(OutDir, fmt.Sprintf("%d-1", id), ana)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := f.put(private, "data", []byte("42"), &procpb.User{Uid: 1000, Gid: 1000}); err != nil {
+			if err := f.put(private, "data", []byte("42"), ana); err != nil {
 				t.Fatal(err)
 			}
 			x.start(id, 0, 1)
-			if c.dir {
-				taken, err := f.directory(home, "result", nil)
-				if err != nil || f.put(taken, "theirs", nil, nil) != nil {
+			if c.while != nil {
+				if err := c.while(x, f, home, private); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -431,6 +452,14 @@ func TestOutputsAndStatusAppearTogether(t *testing.T) {
 			got, attr := x.file("/home/ana/result/data")
 			if state := x.job(id).State; state != c.want || (attr != nil) != (c.want == procpb.State_EXITED) {
 				t.Fatalf("expected %v, found %v with outputs %q; %s", c.want, state, got, x.task(id, 0).Why)
+			}
+			task := x.task(id, 0)
+			status, _ := x.file(FilesDir(Name{id, -1, -1}) + "/status")
+			if want := fmt.Sprintf(`"state":%q`, StateName(c.want)); !strings.Contains(status, want) || !strings.Contains(status, fmt.Sprintf(`"exit_code":%d`, task.ExitCode)) {
+				t.Errorf("expected the status to say %s as the table does (%d), found %s", want, task.ExitCode, status)
+			}
+			if strings.Contains(task.Why, "inode") {
+				t.Errorf("expected a reason with paths, found %q", task.Why)
 			}
 		})
 	}
