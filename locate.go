@@ -146,7 +146,8 @@ func (c *Client) located(ctx context.Context, info *Info) (map[uint64]int64, err
 // Items expands a pattern (path.Match, element by element; an absolute path in
 // the tree) to the items of a job: as paths from the working directory dir on,
 // in name order, each with where its bytes are. Names that begin with a dot are
-// matched by patterns that do. That nothing matches is an error.
+// matched by patterns that do. A pattern that ends in a slash matches
+// directories, and links to them. That nothing matches is an error.
 func (c *Client) Items(ctx context.Context, pattern, dir string) ([]Item, error) {
 	paths, infos, err := c.glob(ctx, pattern)
 	if err != nil {
@@ -154,7 +155,7 @@ func (c *Client) Items(ctx context.Context, pattern, dir string) ([]Item, error)
 	}
 	switch {
 	case len(paths) == 0:
-		return nil, pathError("expand", pattern, sys.E(sys.Invalid, "nothing in the tree matches"))
+		return nil, pathError("expand", pattern, sys.E(sys.NotExist, "nothing in the tree matches"))
 	case len(paths) > proc.ArrayMax:
 		return nil, pathError("expand", pattern, sys.E(sys.Invalid, fmt.Sprintf("%d files match, more than the %d tasks that a job may have: use several jobs, or one task for a directory", len(paths), proc.ArrayMax)))
 	}
@@ -174,7 +175,7 @@ func (c *Client) Items(ctx context.Context, pattern, dir string) ([]Item, error)
 	return items, g.Wait()
 }
 
-// glob lists what matches a pattern.
+// glob lists what matches a pattern; directories only where it ends in a slash.
 func (c *Client) glob(ctx context.Context, pattern string) (paths []string, infos []*Info, err error) {
 	if _, err := path.Match(pattern, ""); err != nil {
 		return nil, nil, pathError("expand", pattern, sys.E(sys.Invalid, err))
@@ -198,7 +199,31 @@ func (c *Client) glob(ctx context.Context, pattern string) (paths []string, info
 		}
 		found = next
 	}
+	if strings.HasSuffix(pattern, "/") {
+		return c.directories(ctx, found, infos)
+	}
 	return found, infos, nil
+}
+
+// directories are those of paths that are directories, or links to them.
+func (c *Client) directories(ctx context.Context, paths []string, infos []*Info) (dirs []string, of []*Info, err error) {
+	for i, p := range paths {
+		info := infos[i]
+		if info.Target() != "" {
+			at, err := c.Stat(ctx, p)
+			switch {
+			case ifThere(err) != nil:
+				return nil, nil, err
+			case err != nil:
+				continue
+			}
+			info = at
+		}
+		if info.IsDir() {
+			dirs, of = append(dirs, p), append(of, info)
+		}
+	}
+	return dirs, of, nil
 }
 
 // matches are the entries of a directory whose names match; none where there
@@ -230,9 +255,10 @@ func (c *Client) matches(ctx context.Context, dir, element string) ([]*Info, err
 	return out, nil
 }
 
-// ifThere passes an error on unless it says that something is not there.
+// ifThere passes an error on unless it says that something is not there, or a
+// link leads nowhere.
 func ifThere(err error) error {
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP) {
 		return nil
 	}
 	return err

@@ -230,16 +230,23 @@ func TestLocateAndItems(t *testing.T) {
 	if s := table.Spec(id); err != nil || !maps.Equal(s.Near, map[uint64]int64{1: 5, 2: 10, 3: 5}) || s.NearPath != "/d" {
 		t.Errorf("near is %v, %v", s, err)
 	}
+	for name, target := range map[string]string{"link": "e", "nowhere": "none", "self": "self", "file": "one"} {
+		if err := c.Symlink(ctx, target, "/d/"+name); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, tc := range []struct {
 		pattern, dir string
 		want         []string
 	}{
-		{"/d/*", "/d", []string{"e", "empty", "one", "two"}},
+		{"/d/*", "/d", []string{"e", "empty", "file", "link", "nowhere", "one", "self", "two"}},
 		{"/d/t*", "", []string{"d/two"}},
-		{"/d/*/*", "/d/e", []string{"three"}},
+		{"/d/*/*", "/d/e", []string{"three", "../link/three"}},
 		{"/d/.h/*", "/d/e", []string{"../.h/four"}},
 		{"/d/[eo]*", "/", []string{"d/e", "d/empty", "d/one"}},
 		{"/d/one", "/d", []string{"one"}},
+		{"/d/*/", "/d", []string{"e", "link"}},
+		{"/d/one/", "/d", nil},
 		{"/d/one/*", "/d", nil},
 		{"/none/*", "/d", nil},
 		{"/d/[", "/d", nil},

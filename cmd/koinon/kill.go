@@ -2,12 +2,21 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 
 	"github.com/spf13/cobra"
 
 	"github.com/koinon/koinon"
 )
+
+// killed is what was signalled, as -o json prints it.
+type killed struct {
+	Job    string `json:"job"`
+	Signal int    `json:"signal"`
+	Tasks  int    `json:"tasks"` // that the signal concerned
+}
 
 func newKillCommand(p *procsApp) *cobra.Command {
 	signal := "TERM"
@@ -27,13 +36,18 @@ is one task of an array. The processes of a gang are signalled together.
 				return &usageError{cmd: cmd.CommandPath(), err: err}
 			}
 			return p.with(cmd.Context(), func(ctx context.Context, procs *koinon.Procs) error {
-				return p.each(ctx, args, func(job string) error {
+				done := []killed{}
+				err := p.each(ctx, args, func(job string) error {
 					n, err := procs.Kill(ctx, job, number, caller())
 					if err == nil && n == 0 {
 						err = fmt.Errorf("nothing of job %s runs or waits any more", job)
 					}
+					if err == nil {
+						done = append(done, killed{job, number, n})
+					}
 					return plainly(err)
 				})
+				return errors.Join(err, p.print(done, func(io.Writer) {}))
 			})
 		},
 	}

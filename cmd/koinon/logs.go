@@ -18,12 +18,14 @@ output and standard error to standard error. JOB may be JOB.INDEX, JOB:RANK or
 JOB.INDEX:RANK. Of several processes each line is tagged, as by koinon run.
 
 The same is in the tree, as files: /.koinon/proc/JOB/stdout and stderr, with a
-directory for each process; they stay for as long as the job is remembered.`,
+directory for each process; they stay for as long as the job is remembered.
+
+-o json prints an object for each line: process, stream, and text (or base64).`,
 		Example: "  koinon logs 17\n  koinon logs -f 17.4\n  koinon logs --stderr 17:1",
 		Args:    arguments(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.with(cmd.Context(), func(ctx context.Context, procs *koinon.Procs) error {
-				t := &tagged{name: args[0], out: p.out, err: p.err, skipOut: onlyErr, skipErr: onlyOut}
+				t := &tagged{name: args[0], json: p.json(), out: p.out, err: p.err, skipOut: onlyErr, skipErr: onlyOut}
 				if follow {
 					_, err := procs.Follow(ctx, args[0], koinon.FollowOptions{Output: t.write})
 					return err

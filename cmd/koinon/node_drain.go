@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"io"
 
 	"github.com/spf13/cobra"
 
@@ -26,6 +27,12 @@ func newNodeUndrainCommand(p *procsApp) *cobra.Command {
 	}, false)
 }
 
+// drained is what was said of a node, as -o json prints it.
+type drained struct {
+	Node     uint64 `json:"node"`
+	Draining bool   `json:"draining"`
+}
+
 func (p *procsApp) drainCommand(cmd *cobra.Command, on bool) *cobra.Command {
 	cmd.Args = arguments(1, 1)
 	cmd.ValidArgsFunction = p.completeNodes
@@ -35,7 +42,10 @@ func (p *procsApp) drainCommand(cmd *cobra.Command, on bool) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return procs.Drain(ctx, id, on)
+			if err := procs.Drain(ctx, id, on); err != nil {
+				return err
+			}
+			return p.print(drained{id, on}, func(io.Writer) {})
 		})
 	}
 	return cmd

@@ -485,6 +485,9 @@ func TestRunRefuses(t *testing.T) {
 		{"-C koinon:/file -- true", "not a directory"},
 		{"-C /other/x -- true", `of cluster "home"`},
 		{"--out results -- true", "not in the cluster's tree"},
+		{"--out= -- true", "--out is empty"},
+		{"--each= -- true", "--each is empty"},
+		{"-n 2 --array= -- true", "--array is empty"},
 		{"--near koinon:/none -- true", "no such file"},
 		{"-i -n 2 -- true", "single process"},
 		{"-i -d -- true", "give one of them"},
@@ -537,6 +540,12 @@ func TestLogs(t *testing.T) {
 	if out, errOut, _ := j.runs("logs", "--stderr", "1"); out != "" || errOut != "[0] trouble\n" {
 		t.Errorf("--stderr: %q, %q", out, errOut)
 	}
+	if out, errOut, code := j.runs("logs", "-o", "json", "1"); errOut != "" || code != 0 || out != `{"process":"1:0","stream":"stdout","text":"zero"}
+{"process":"1:0","stream":"stderr","text":"trouble"}
+{"process":"1:1","stream":"stdout","text":"one"}
+` {
+		t.Errorf("logs -o json: %d, %q, %q", code, out, errOut)
+	}
 	if out, errOut, _ := j.runs("logs", "--stdout", "1:0"); out != "zero\n" || errOut != "" {
 		t.Errorf("1:0: %q, %q", out, errOut)
 	}
@@ -567,11 +576,17 @@ func TestKill(t *testing.T) {
 			t.Errorf("%q: %d, %q", args, code, out+errOut)
 		}
 	}
+	if out, errOut, _ := j.runs("run", "-d", "--", "work"); out+errOut != "2\n" {
+		t.Fatalf("run: %q", out+errOut)
+	}
+	if out, errOut, code := j.runs("kill", "-o", "json", "2", "9"); !strings.Contains(out, `"job": "2",`) || !strings.Contains(errOut, "job 9") || code != 1 {
+		t.Errorf("kill -o json: %d, %q, %q", code, out, errOut)
+	}
 	var got []string
 	for _, k := range j.table.Kills() {
 		got = append(got, fmt.Sprint(k.Job, k.Indices, k.Signal, strings.Contains(k.By, "@")))
 	}
-	if want := []string{"1 [2] 15 true", "1 [] 10 true", "1 [] 9 true"}; !slices.Equal(got, want) {
+	if want := []string{"1 [2] 15 true", "1 [] 10 true", "1 [] 9 true", "2 [] 15 true"}; !slices.Equal(got, want) {
 		t.Errorf("killed is %q, want %q", got, want)
 	}
 	for _, tc := range []struct {
@@ -669,6 +684,9 @@ func TestDrain(t *testing.T) {
 				t.Errorf("%s %s: %d, %q", verb, arg, code, errOut)
 			}
 		}
+	}
+	if out, _, code := j.runs("node", "drain", "-o", "json", "2"); code != 0 || !strings.Contains(out, `"node": 2,`) || !strings.Contains(out, `"draining": true`) {
+		t.Errorf("drain -o json: %d, %s", code, out)
 	}
 	if _, errOut, code := j.runs("node", "drain", "hots2"); code != 1 || !strings.Contains(errOut, "n2 (host2)") {
 		t.Errorf("%d, %q", code, errOut)

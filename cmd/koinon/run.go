@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/koinon/koinon"
 	"github.com/koinon/koinon/internal/config"
@@ -24,7 +25,8 @@ command's own. It is tagged [RANK], [INDEX] or [INDEX:RANK] when there are sever
 processes, whose lines stay whole. A single process reads this command's standard
 input when that is no terminal; with -i also when it is one. Ctrl-C asks the job
 to stop (SIGTERM, and SIGKILL --grace later), a second one kills it, a third one
-leaves it alone. When this command itself is killed the job goes on.
+leaves it alone; so do SIGTERM and SIGHUP, as of a terminal that is closed (-d
+leaves a job to itself). When this command is killed the job goes on.
 
 The working directory is this one when it is in a mount of the tree, else the
 tree's root. PATHs are koinon:/PATH, or paths of this machine in a mount of the
@@ -64,11 +66,11 @@ func newRunCommand(p *procsApp) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "run [flags] -- COMMAND [ARG...]", Short: "Run a command on the cluster's nodes", Long: runLong, Example: runExample,
 		DisableFlagsInUseLine: true,
-		Args: func(_ *cobra.Command, args []string) error {
+		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return errors.New("a command is missing: koinon run -- COMMAND [ARG...]")
 			}
-			return f.check()
+			return errors.Join(notEmpty(cmd.Flags()), f.check())
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p := *p
@@ -119,6 +121,17 @@ func newRunCommand(p *procsApp) *cobra.Command {
 		return nil, cobra.ShellCompDirectiveFilterDirs
 	})
 	return troubledCommand(cmd)
+}
+
+// notEmpty refuses flags that were given nothing, as by a variable that is not
+// set: the job would run, and differ from what was meant.
+func notEmpty(flags *pflag.FlagSet) (err error) {
+	flags.Visit(func(f *pflag.Flag) {
+		if f.Value.Type() == "string" && f.Value.String() == "" && err == nil {
+			err = fmt.Errorf("--%s is empty: give it a value, or leave it out", f.Name)
+		}
+	})
+	return err
 }
 
 // sizeValue is a flag of a config.Size.

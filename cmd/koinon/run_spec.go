@@ -107,8 +107,11 @@ func (p *procsApp) paths(ctx context.Context, procs *koinon.Procs, f runFlags, s
 		if err != nil {
 			return err
 		}
+		if strings.HasSuffix(f.each, "/") { // directories
+			pattern += "/"
+		}
 		if s.Items, err = tree.Items(ctx, pattern, s.Dir); err != nil {
-			return treeError("expand", pattern, err)
+			return treeError("expand", pattern, err, hint{fs.ErrNotExist, "nothing in the tree matches"})
 		}
 	}
 	return nil

@@ -2,8 +2,10 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"io"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/koinon/koinon"
 )
@@ -13,6 +15,7 @@ import (
 // the process's name before it. Lines of different processes are not mixed.
 type tagged struct {
 	name     string // that was asked for
+	json     bool   // each line is an outputLine, on out
 	out, err io.Writer
 	skipOut  bool // standard output is not wanted
 	skipErr  bool
@@ -27,26 +30,31 @@ type stream struct {
 // lineMax is how long a line is kept back for its end, in bytes.
 const lineMax = 64 << 10
 
+// outputLine is a line of output as -o json prints it, without its end. What is
+// not UTF-8 is in base64.
+type outputLine struct {
+	Process string  `json:"process"`
+	Stream  string  `json:"stream"` // stdout or stderr
+	Text    *string `json:"text,omitempty"`
+	Base64  []byte  `json:"base64,omitempty"`
+}
+
 // write writes a piece of output; Follow and Logs take it.
 func (t *tagged) write(c koinon.Chunk) error {
 	if c.End {
 		return t.end(c)
 	}
-	w := t.out
-	if c.Stderr {
-		w = t.err
-	}
 	if c.Stderr && t.skipErr || !c.Stderr && t.skipOut {
 		return nil
 	}
-	if c.Process == t.name {
-		_, err := w.Write(c.Data)
+	s := stream{c.Process, c.Stderr}
+	if c.Process == t.name && !t.json {
+		_, err := t.to(s).Write(c.Data)
 		return err
 	}
 	if t.partial == nil {
 		t.partial = map[stream][]byte{}
 	}
-	s := stream{c.Process, c.Stderr}
 	held := append(t.partial[s], c.Data...)
 	whole := bytes.LastIndexByte(held, '\n') + 1
 	if whole == 0 && len(held) >= lineMax {
@@ -54,21 +62,51 @@ func (t *tagged) write(c koinon.Chunk) error {
 		whole = len(held)
 	}
 	t.partial[s] = bytes.Clone(held[whole:])
-	return t.lines(w, c.Process, held[:whole])
+	return t.lines(s, held[:whole])
+}
+
+// to is where a stream goes.
+func (t *tagged) to(s stream) io.Writer {
+	if s.stderr && !t.json {
+		return t.err
+	}
+	return t.out
 }
 
 // lines writes whole lines in one write.
-func (t *tagged) lines(w io.Writer, process string, lines []byte) error {
+func (t *tagged) lines(s stream, lines []byte) error {
 	if len(lines) == 0 {
 		return nil
 	}
 	var b bytes.Buffer
 	for line := range bytes.Lines(lines) {
-		b.WriteString("[" + t.tag(process) + "] ")
+		if t.json {
+			if err := encodeLine(&b, s, line[:len(line)-1]); err != nil {
+				return err
+			}
+			continue
+		}
+		b.WriteString("[" + t.tag(s.process) + "] ")
 		b.Write(line)
 	}
-	_, err := w.Write(b.Bytes())
+	_, err := t.to(s).Write(b.Bytes())
 	return err
+}
+
+func encodeLine(w io.Writer, s stream, line []byte) error {
+	out := outputLine{Process: s.process, Stream: "stdout"}
+	if s.stderr {
+		out.Stream = "stderr"
+	}
+	if utf8.Valid(line) {
+		text := string(line)
+		out.Text = &text
+	} else {
+		out.Base64 = line
+	}
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(out)
 }
 
 // tag is what the name of a process has beyond the job's: 4, 1, or 4:1.
@@ -88,11 +126,7 @@ func (t *tagged) end(c koinon.Chunk) error {
 		if len(held) == 0 {
 			continue
 		}
-		w := t.out
-		if stderr {
-			w = t.err
-		}
-		if err := t.lines(w, c.Process, append(held, '\n')); err != nil {
+		if err := t.lines(s, append(held, '\n')); err != nil {
 			return err
 		}
 	}

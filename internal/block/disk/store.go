@@ -262,6 +262,7 @@ type space struct {
 	mu      sync.Mutex
 	free    uint64 // beyond the reserve, when last asked
 	total   uint64
+	reserve uint64
 	known   bool
 	asked   time.Duration
 	taken   uint64 // since then
@@ -286,13 +287,12 @@ func (p *space) ask(s *Store) {
 		// A disk that does not tell is full when writing fails.
 		return
 	}
-	reserve := s.opt.ReserveBytes
-	if reserve == 0 {
-		reserve = max(64<<20, u.TotalBytes/100)
+	if p.reserve = s.opt.ReserveBytes; p.reserve == 0 {
+		p.reserve = max(64<<20, u.TotalBytes/100)
 	}
 	p.total, p.free = u.TotalBytes, 0
-	if u.AvailBytes > reserve {
-		p.free = u.AvailBytes - reserve
+	if u.AvailBytes > p.reserve {
+		p.free = u.AvailBytes - p.reserve
 	}
 }
 
@@ -311,7 +311,7 @@ func (p *space) take(s *Store, n int64) error {
 			p.refused = true
 			s.log.Warn("disk is full: blocks are refused until there is space", "dir", s.dir)
 		}
-		return sys.E(sys.NoSpace, fmt.Sprintf("%d bytes free beyond the reserve: free some space on this disk or add a node", p.free))
+		return sys.E(sys.NoSpace, fmt.Sprintf("%d bytes free beyond the %d MiB that stay free (min_free): free some space on this disk or add a node", p.free, p.reserve>>20))
 	}
 	if p.refused {
 		p.refused = false

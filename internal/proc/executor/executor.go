@@ -169,7 +169,7 @@ const (
 var (
 	ErrNotFound      = errors.New("command not found")
 	ErrNotExecutable = errors.New("command cannot be executed")
-	ErrNoDirectory   = errors.New("no such working directory")
+	ErrNoDirectory   = errors.New("no working directory to start in")
 	ErrNoUser        = errors.New("no such user")
 )
 
