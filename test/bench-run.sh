@@ -20,14 +20,11 @@ trap finish EXIT
 
 # latency NAME CMD...: RUNS runs one after the other, p50 and p99 in ms.
 latency() {
-	local name=$1 i a b
+	local name=$1
 	shift
-	for ((i = 0; i < RUNS; i++)); do
-		a=${EPOCHREALTIME/./}
-		"$@" </dev/null >/dev/null
-		b=${EPOCHREALTIME/./}
-		echo $((b - a))
-	done | sort -n | awk -v name="$name" '{ t[NR] = $1 / 1000 } END { printf "%-28s p50 %7.1f ms   p99 %7.1f ms\n", name, t[int(NR * 0.5 + 0.5)], t[int(NR * 0.99 + 0.5)] }'
+	hyperfine -N --warmup 5 --runs "$RUNS" --export-json "$dir/times" "$*" >/dev/null 2>&1
+	awk '/"times"/ { on = 1; next } /\]/ { on = 0 } on { print $1 * 1000 }' "$dir/times" | sort -n |
+		awk -v name="$name" '{ t[NR] = $1 } END { printf "%-30s p50 %7.1f ms   p99 %7.1f ms\n", name, t[int(NR * 0.5 + 0.5)], t[int(NR * 0.99 + 0.5)] }'
 }
 
 # rate NAME CMD...: one run of TASKS tasks, tasks a second.
@@ -37,7 +34,7 @@ rate() {
 	a=${EPOCHREALTIME/./}
 	"$@" </dev/null >/dev/null
 	b=${EPOCHREALTIME/./}
-	awk -v name="$name" -v n="$TASKS" -v us=$((b - a)) 'BEGIN { printf "%-28s %7.0f tasks/s\n", name, n * 1e6 / us }'
+	awk -v name="$name" -v n="$TASKS" -v us=$((b - a)) 'BEGIN { printf "%-30s %7.0f tasks/s\n", name, n * 1e6 / us }'
 }
 
 # slurm starts munge, slurmctld and slurmd, without systemd.
@@ -91,15 +88,17 @@ slurm() {
 }
 
 echo "$(nproc) CPUs, load $(cut -d' ' -f1 /proc/loadavg); $RUNS runs, $TASKS tasks; $("$koinon" --version)"
-"$koinon" dev up --detach --nodes 3 --dir "$dir/dev" --mount "$dir/mnt" >/dev/null
 export KOINON_CONFIG=$dir/dev/client.toml
-cd "$dir/mnt"
-for _ in {1..5}; do "$koinon" run -n 3 -- true </dev/null; done
-latency "koinon run -- true" "$koinon" run -- true
-rate "koinon run --array" "$koinon" run -c 0.1 --array "0-$((TASKS - 1))" -- true
-rate "the same, a CPU each" "$koinon" run --array "0-$((TASKS - 1))" -- true
-cd /
-"$koinon" dev stop --dir "$dir/dev" >/dev/null
+for nodes in 1 3; do
+	"$koinon" dev up --detach --nodes $nodes --dir "$dir/dev" --mount "$dir/mnt" >/dev/null 2>&1
+	cd "$dir/mnt"
+	for _ in {1..5}; do "$koinon" run -n $nodes -- true </dev/null; done
+	latency "koinon run -- true, nodes: $nodes" "$koinon" run -- true
+	rate "koinon run --array" "$koinon" run -c 0.1 --array "0-$((TASKS - 1))" -- true
+	rate "the same, a CPU each" "$koinon" run --array "0-$((TASKS - 1))" -- true
+	cd /
+	"$koinon" dev reset --yes --dir "$dir/dev" >/dev/null 2>&1
+done
 
 if command -v srun >/dev/null && command -v munged >/dev/null; then
 	if slurm; then
