@@ -71,7 +71,8 @@ func TestFreeBesideForks(t *testing.T) {
 	}
 	defer forks.Wait()
 	defer close(stop)
-	for range 200 {
+	brief := 0 // ports that were taken for a moment
+	for range 1000 {
 		found, err := Free(1)
 		if err != nil {
 			t.Fatal(err)
@@ -80,9 +81,11 @@ func TestFreeBesideForks(t *testing.T) {
 		if err != nil {
 			time.Sleep(300 * time.Millisecond) // longer than from any fork to its exec
 			if Check(Loopback(found[0])) == nil {
-				t.Fatalf("a port that is free: %v", err)
+				if brief++; brief > 2 { // by chance it is somebody else's, and then not often
+					t.Fatalf("ports that are free: %v", err)
+				}
 			}
-			continue // somebody else's, who took it just now
+			continue
 		}
 		if err := l.Close(); err != nil {
 			t.Fatal(err)

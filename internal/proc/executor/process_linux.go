@@ -392,10 +392,17 @@ func (s *supervisor) finish(p *process, ws unix.WaitStatus, usage unix.Rusage) {
 // supervisor's memory, and the kernel counts that.
 func ownPeak(usage unix.Rusage) int64 {
 	ours, err := residentPeak()
-	if peak := usage.Maxrss << 10; err == nil && peak > ours {
+	if peak := usage.Maxrss << 10; err == nil && peak > ours+countError() {
 		return peak
 	}
 	return 0
+}
+
+// countError bounds by how much two counts of the same resident memory differ, in bytes. The kernel counts pages of three
+// kinds, each CPU up to a batch of its own before it adds them to the sum (percpu_counter_batch in lib/percpu_counter.c).
+func countError() int64 {
+	cpus := int64(runtime.NumCPU())
+	return 3 * cpus * max(32, 2*cpus) * int64(os.Getpagesize())
 }
 
 // sweepUp kills what a process has left behind, and returns when it is gone.
