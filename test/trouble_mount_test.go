@@ -3,6 +3,7 @@
 package test
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"os"
@@ -109,6 +110,39 @@ func TestNoFuse(t *testing.T) {
 		}
 		d.start() // where it can be mounted, it is
 		holds(t, filepath.Join(d.mount, "kept"), "bytes")
+	}
+}
+
+// TestStopBesideAWriter: what is written while the tree is unmounted is in the
+// tree, or beside the mount point, or refused; and the tree can be mounted again.
+func TestStopBesideAWriter(t *testing.T) {
+	d := up(t, 1)
+	d.stop()
+	if err := os.Remove(d.mount); err != nil { // the mount point is made by koinon then
+		t.Fatal(err)
+	}
+	d.start()
+	writer := exec.Command("timeout", "20", "sh", "-c", `i=0; while echo x > "$0/ack.$i"; do i=$((i+1)); echo $i; done 2>/dev/null`, d.mount)
+	var out bytes.Buffer
+	writer.Stdout = &out
+	if err := writer.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(500 * time.Millisecond)
+	d.stop()
+	if err := writer.Wait(); err != nil {
+		t.Error(err)
+	}
+	acked := len(strings.Fields(out.String()))
+	d.start()
+	kept, err := filepath.Glob(d.mount + ".unmounted-*/*/ack.*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := len(strings.Fields(d.sh("ls $M")))
+	t.Logf("%d acknowledged, %d in the tree, %d beside it", acked, in, len(kept))
+	if acked == 0 || in+len(kept) < acked {
+		t.Errorf("expected %d files, found %d in the tree and %d beside it", acked, in, len(kept))
 	}
 }
 

@@ -309,6 +309,33 @@ func TestMinorityFails(t *testing.T) {
 	}
 }
 
+// So it does without a node whose process cannot be recorded, as on a full disk.
+func TestMinorityCannotBeStarted(t *testing.T) {
+	opts := options(t, "")
+	c, _ := up(t, opts)
+	if err := c.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	inTheWay := filepath.Join(opts.Dir, "n2", "pid.new")
+	if err := os.Mkdir(inTheWay, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	c, res := up(t, opts)
+	if len(res.Warnings) != 1 || !strings.Contains(res.Warnings[0], "start node 2") {
+		t.Errorf("warnings are %q", res.Warnings)
+	}
+	if s, err := c.Status(t.Context()); err != nil || s.Nodes[1].PID != 0 || s.Nodes[0].PID == 0 || s.Nodes[2].PID == 0 {
+		t.Errorf("the nodes are %+v, %v", s, err)
+	}
+	if err := os.Remove(inTheWay); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(t.Context(), 2); err != nil {
+		t.Error(err)
+	}
+	expect(t, c, "leader follower follower")
+}
+
 func TestMountFails(t *testing.T) {
 	opts := options(t, "mount-fails")
 	c, res := up(t, opts)
@@ -372,7 +399,12 @@ func TestMountPoint(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(c.Mount(), "stray"), nil, 0o600); err != nil {
 		t.Fatal(err) // the mount of this test is none
 	}
-	stop(true)
+	stop(false)
+	if kept, err := filepath.Glob(opts.Mount + ".unmounted-*/us/stray"); len(kept) != 1 || err != nil {
+		t.Errorf("what was written past the tree is in %q, %v", kept, err)
+	}
+	up(t, opts)
+	stop(false)
 }
 
 // Ctrl-C while a node does not answer ends what was started.

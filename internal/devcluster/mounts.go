@@ -164,8 +164,9 @@ func (c *Cluster) prepareMount() error {
 const notMounted = "/proc/not-mounted/run: koinon dev up"
 
 // closeMountPoint leaves notMounted in place of the mount point while nothing
-// is mounted there, if it was made by us. One that the user gave stays, and so
-// does what somebody has written into ours.
+// is mounted there, if it was made by us. One that the user gave stays. What
+// programs have written there since it was unmounted is kept beside it, and told:
+// from this moment on they get errors.
 func (c *Cluster) closeMountPoint() error {
 	path := c.saved.Mount
 	if !c.saved.MountMade && path != c.path("mnt") {
@@ -174,14 +175,44 @@ func (c *Cluster) closeMountPoint() error {
 	if _, there, err := mountAt(path); err != nil || there {
 		return err
 	}
-	err := unix.Rmdir(path)
-	if err == nil || errors.Is(err, unix.ENOENT) {
-		err = os.Symlink(notMounted, path)
+	aside, err := closePath(path)
+	switch {
+	case errors.Is(err, unix.EBUSY), errors.Is(err, fs.ErrNotExist): // mounted again meanwhile; taken away with all around it
+		return nil
+	case err != nil:
+		return sys.E(sys.Op("dev"), sys.Subject(path), fmt.Errorf("close the mount point: %w", err))
+	case aside != "":
+		c.say("what was written to %s while it was being unmounted is not in the tree, but in %s", path, aside)
 	}
-	if err == nil || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EBUSY) || isNotEmpty(err) {
-		return nil // it is closed already, or somebody else's
+	return nil
+}
+
+// closePath puts notMounted in the place of a directory, in one step, and deletes
+// that, or returns where it is when it is not empty. What is no directory stays.
+func closePath(path string) (aside string, err error) {
+	switch info, err := os.Lstat(path); {
+	case errors.Is(err, fs.ErrNotExist):
+		return "", os.Symlink(notMounted, path)
+	case err != nil || !info.IsDir():
+		return "", err
 	}
-	return sys.E(sys.Op("dev"), sys.Subject(path), fmt.Errorf("close the mount point: %w", err))
+	dir, err := os.MkdirTemp(filepath.Dir(path), filepath.Base(path)+".unmounted-")
+	if err != nil {
+		return "", err
+	}
+	aside = filepath.Join(dir, filepath.Base(path))
+	if err := os.Symlink(notMounted, aside); err != nil {
+		return "", errors.Join(err, os.Remove(dir))
+	}
+	if err := unix.Renameat2(unix.AT_FDCWD, aside, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE); err != nil {
+		return "", errors.Join(err, os.RemoveAll(dir))
+	}
+	if err := unix.Rmdir(aside); isNotEmpty(err) {
+		return aside, nil
+	} else if err != nil {
+		return "", err
+	}
+	return "", os.Remove(dir)
 }
 
 // openMountPoint takes away what closeMountPoint has left.

@@ -71,9 +71,16 @@ func (p *process) start(s daemon.Spec) (*daemon.Daemon, error) {
 	return d, nil
 }
 
+// logRoom is the free space in bytes below which a log lacks its end.
+const logRoom = 64 << 10
+
 // failure words that the process ended or does not work, with the end of its
 // log.
 func (p *process) failure(what string) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(filepath.Dir(p.log()), &st); err == nil && st.Bavail*uint64(st.Bsize) < logRoom {
+		return fmt.Errorf("%s %s: the disk of %s is full: free some space there and start it again", p.name, what, filepath.Dir(p.log()))
+	}
 	return fmt.Errorf("%s %s: %s", p.name, what, daemon.Ending(p.log(), tailLines))
 }
 

@@ -222,13 +222,27 @@ func (c *Cluster) startNodes(ctx context.Context, missing []*node, res *UpResult
 			return err
 		}
 	}
+	failed := make(map[*node]error)
 	for _, n := range missing {
 		c.say("starting node %d on %s", n.number, n.addr)
 		if err := c.startNode(n); err != nil {
-			return err
+			if err := c.lose(n, err, failed, res); err != nil {
+				return err
+			}
 		}
 	}
-	return c.awaitNodes(ctx, missing, !res.Created, res)
+	return c.awaitNodes(ctx, missing, failed, res)
+}
+
+// lose notes that a node cannot be started. That is an error unless a cluster
+// that has served before can go on without it.
+func (c *Cluster) lose(n *node, err error, failed map[*node]error, res *UpResult) error {
+	failed[n] = err
+	if res.Created || len(c.nodes)-len(failed) <= len(c.nodes)/2 {
+		return err
+	}
+	res.Warnings = append(res.Warnings, err.Error())
+	return nil
 }
 
 func (c *Cluster) startNode(n *node) error {
@@ -280,24 +294,22 @@ func (c *Cluster) undo(force context.Context, started []*node) error {
 // readyPoll is how often the nodes are asked while they start.
 const readyPoll = 100 * time.Millisecond
 
-// awaitNodes waits until all of started answer and the cluster has a leader.
-func (c *Cluster) awaitNodes(ctx context.Context, started []*node, mayLoseSome bool, res *UpResult) error {
+// awaitNodes waits until all of started, but for the failed, answer and the
+// cluster has a leader.
+func (c *Cluster) awaitNodes(ctx context.Context, started []*node, failed map[*node]error, res *UpResult) error {
 	c.say("waiting for a leader")
 	p := c.newProbe()
 	defer p.close()
 	waiting, cancel := context.WithTimeout(ctx, c.opts.ReadyTimeout)
 	defer cancel()
-	failed := make(map[*node]error)
 	for {
 		for _, n := range started {
 			if _, st, err := n.find(); err != nil {
 				return err
 			} else if st != running && failed[n] == nil {
-				failed[n] = n.failure("did not come up")
-				if !mayLoseSome || len(c.nodes)-len(failed) <= len(c.nodes)/2 {
-					return failed[n]
+				if err := c.lose(n, n.failure("did not come up"), failed, res); err != nil {
+					return err
 				}
-				res.Warnings = append(res.Warnings, failed[n].Error())
 			}
 		}
 		answers := p.answers(waiting)

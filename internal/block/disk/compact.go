@@ -12,16 +12,37 @@ import (
 // be, as crashes leave them, are borne before they are joined.
 const smallSegments = 4
 
+// When the disk is full, segments are worth their while from a share of dead
+// bytes on that is smaller by shortFactor, and the active one from shortDead on.
+const (
+	shortFactor = 4
+	shortDead   = 1 << 20
+)
+
 // wakeIfDead wakes the compactor when a segment is worth its while. The caller
 // holds the lock.
 func (s *Store) wakeIfDead(g *segment) {
-	if s.mostlyDead(g) {
+	if s.mostlyDead(g) || s.toSeal(g) {
 		wake(s.wakeCompact)
 	}
 }
 
 func (s *Store) mostlyDead(g *segment) bool {
-	return g.sealed && g.hinted && !g.damaged && float64(g.dead()) >= s.opt.CompactDead*float64(g.tail-sectorSize)
+	return g.sealed && g.hinted && !g.damaged && s.deadEnough(g)
+}
+
+func (s *Store) deadEnough(g *segment) bool {
+	share := s.opt.CompactDead
+	if s.space.short.Load() {
+		share /= shortFactor
+	}
+	return float64(g.dead()) >= share*float64(g.tail-sectorSize)
+}
+
+// toSeal says that the active segment is ended before it is full, since the disk
+// is, so that its dead bytes come back.
+func (s *Store) toSeal(g *segment) bool {
+	return g == s.active && s.space.short.Load() && g.dead() >= shortDead && s.deadEnough(g)
 }
 
 // compacting copies out segments that are mostly dead, one at a time.
@@ -32,6 +53,11 @@ func (s *Store) compacting(ctx context.Context) {
 			return
 		case <-s.wakeCompact:
 		}
+		s.mu.Lock()
+		if s.active != nil && s.toSeal(s.active) {
+			s.seal(s.active) // its hint, once written, wakes us again
+		}
+		s.mu.Unlock()
 		for g := s.pick(); g != nil && ctx.Err() == nil; g = s.pick() {
 			err := s.compact(ctx, g)
 			g.release()
@@ -46,12 +72,17 @@ func (s *Store) compacting(ctx context.Context) {
 }
 
 // pick returns the segment that is most worth compacting, referenced, or nil.
+// What is live in it must find room before it is removed.
 func (s *Store) pick() *segment {
+	spare := s.space.spare(s)
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	var best, smallest *segment
 	small := 0
 	for _, g := range s.segments {
+		if g.live > 0 && g.live > spare {
+			continue
+		}
 		if s.mostlyDead(g) && (best == nil || g.dead() > best.dead()) {
 			best = g
 		}

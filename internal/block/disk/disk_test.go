@@ -503,6 +503,43 @@ func TestReserveIsKeptFree(t *testing.T) {
 	mustPut(t, s, blocktest.Key(2, 0, 0), 200_000)
 }
 
+// TestFullDiskComesBackByDeleting: what was deleted is freed also in the segment
+// that is written to, which does not get full on a full disk.
+func TestFullDiskComesBackByDeleting(t *testing.T) {
+	mem := vfs.NewMem()
+	opt := quiet(mem)
+	opt.ReserveBytes = 1 << 20
+	mem.TestingSetDiskUsage(vfs.DiskUsage{TotalBytes: 1 << 30, AvailBytes: 1<<20 + 2_200_000})
+	s := mustOpen(t, opt)
+	var gone []sys.BlockKey
+	for i := range uint32(20) {
+		key := blocktest.Key(1, 0, i)
+		mustPut(t, s, key, 100_000)
+		if i >= 3 {
+			gone = append(gone, key)
+		}
+	}
+	mem.TestingSetDiskUsage(vfs.DiskUsage{TotalBytes: 1 << 30, AvailBytes: 1 << 20})
+	full := func() {
+		t.Helper()
+		wantKind(t, "Put on a full disk", s.Put(ctx, blocktest.Key(2, 0, 0), make([]byte, 600_000)), sys.NoSpace)
+	}
+	full() // before and after the deletion: in any order
+	if err := s.Delete(ctx, gone); err != nil {
+		t.Fatal(err)
+	}
+	full()
+	waitFor(t, "the compaction of the segment that was written to", func() bool {
+		_, err := mem.Stat(mem.PathJoin(opt.Dir, segmentName(1)))
+		return err != nil
+	})
+	for i := range uint32(3) {
+		mustHave(t, s, blocktest.Key(1, 0, i), 100_000)
+	}
+	mem.TestingSetDiskUsage(vfs.DiskUsage{TotalBytes: 1 << 30, AvailBytes: 3 << 20})
+	mustPut(t, s, blocktest.Key(2, 0, 0), 600_000)
+}
+
 func TestFailedSyncStopsWrites(t *testing.T) {
 	inject := &full{}
 	s, err := Open(quiet(errorfs.Wrap(vfs.NewMem(), inject)))

@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -262,11 +264,14 @@ type space struct {
 	mu      sync.Mutex
 	free    uint64 // beyond the reserve, when last asked
 	total   uint64
+	avail   uint64
 	reserve uint64
 	known   bool
 	asked   time.Duration
 	taken   uint64 // since then
-	refused bool
+	// short: the disk was full, and no put has succeeded since. Then room is
+	// made where it costs more.
+	short atomic.Bool
 }
 
 // spaceAge is how long an answer of the disk is trusted.
@@ -277,7 +282,18 @@ func (p *space) measure(s *Store) (total, free uint64, known bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.ask(s)
+	if p.known && p.free < sys.BlockSize {
+		p.full(s)
+	}
 	return p.total, p.free, p.known
+}
+
+// full notes that there is no room for a block.
+func (p *space) full(s *Store) {
+	if !p.short.Swap(true) {
+		s.log.Warn("disk is full: blocks are refused until there is space", "dir", s.dir)
+	}
+	wake(s.wakeCompact)
 }
 
 func (p *space) ask(s *Store) {
@@ -290,10 +306,22 @@ func (p *space) ask(s *Store) {
 	if p.reserve = s.opt.ReserveBytes; p.reserve == 0 {
 		p.reserve = max(64<<20, u.TotalBytes/100)
 	}
-	p.total, p.free = u.TotalBytes, 0
+	p.total, p.avail, p.free = u.TotalBytes, u.AvailBytes, 0
 	if u.AvailBytes > p.reserve {
 		p.free = u.AvailBytes - p.reserve
 	}
+}
+
+// spare is how many bytes may be copied before others are freed: half of the
+// reserve is for what else is on the disk, such as the log.
+func (p *space) spare(s *Store) int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ask(s)
+	if !p.known {
+		return math.MaxInt64
+	}
+	return int64(p.avail) - int64(p.reserve/2)
 }
 
 // take refuses n bytes when they would eat into the reserve.
@@ -307,14 +335,10 @@ func (p *space) take(s *Store, n int64) error {
 		return nil
 	}
 	if p.free < p.taken+uint64(n) {
-		if !p.refused {
-			p.refused = true
-			s.log.Warn("disk is full: blocks are refused until there is space", "dir", s.dir)
-		}
+		p.full(s)
 		return sys.E(sys.NoSpace, fmt.Sprintf("%d bytes free beyond the %d MiB that stay free (min_free): free some space on this disk or add a node", p.free, p.reserve>>20))
 	}
-	if p.refused {
-		p.refused = false
+	if p.short.Swap(false) {
 		s.log.Info("disk has space again", "dir", s.dir)
 	}
 	p.taken += uint64(n)
