@@ -151,6 +151,10 @@ func (c *Cluster) stopMount(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	_, mounted, err := mountAt(c.saved.Mount)
+	if err != nil {
+		return err
+	}
 	if st == running {
 		c.say("unmounting %s", c.saved.Mount)
 	}
@@ -161,7 +165,7 @@ func (c *Cluster) stopMount(ctx context.Context) error {
 	if killed {
 		c.say("the mount did not end by itself and was killed; its log is %s", m.log())
 	}
-	return errors.Join(clearStale(c.saved.Mount), c.closeMountPoint())
+	return errors.Join(clearStale(c.saved.Mount), c.closeMountPoint(mounted || st == running))
 }
 
 // stopNodes stops the nodes side by side.

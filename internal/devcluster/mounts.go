@@ -164,16 +164,22 @@ func (c *Cluster) prepareMount() error {
 const notMounted = "/proc/not-mounted/run: koinon dev up"
 
 // closeMountPoint leaves notMounted in place of the mount point while nothing
-// is mounted there, if it was made by us. One that the user gave stays. What
-// programs have written there since it was unmounted is kept beside it, and told:
-// from this moment on they get errors.
-func (c *Cluster) closeMountPoint() error {
+// is mounted there, if it was made by us. One that the user gave stays, and so
+// does what somebody has written into ours while nothing was mounted. Where it
+// was mounted until now, what programs have written there since is kept beside
+// it, and told: from this moment on they get errors.
+func (c *Cluster) closeMountPoint(wasMounted bool) error {
 	path := c.saved.Mount
 	if !c.saved.MountMade && path != c.path("mnt") {
 		return nil
 	}
 	if _, there, err := mountAt(path); err != nil || there {
 		return err
+	}
+	if !wasMounted {
+		if there, err := os.ReadDir(path); err == nil && len(there) > 0 {
+			return nil
+		}
 	}
 	aside, err := closePath(path)
 	switch {
