@@ -128,7 +128,10 @@ func TestStopBesideAWriter(t *testing.T) {
 	if err := writer.Start(); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(500 * time.Millisecond)
+	eventually(t, 20*time.Second, "the writer is at work", func() bool {
+		_, err := os.Stat(filepath.Join(d.mount, "ack.50"))
+		return err == nil
+	})
 	d.stop()
 	if err := writer.Wait(); err != nil {
 		t.Error(err)
