@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -52,9 +51,8 @@ func TestCountWords(t *testing.T) {
 	}
 	share := d.localShare(job)
 	t.Logf("%d MiB in %d files, %d different words, counted in %v; %.0f%% of the bytes at a node that holds them", mib, files, bytes.Count(want, []byte("\n")), took.Round(time.Millisecond), 100*share)
-	// With more tasks than places not every node has room for its own at any time: then it is told alone.
-	if places := 4 * 2 * runtime.NumCPU(); files <= places && share < 0.9 {
-		t.Errorf("only %.0f%% of the bytes were read at a node that holds them, although every node had room", 100*share)
+	if share < 0.9 {
+		t.Errorf("at least 90%% of the bytes expected to be read at a node that holds them, found %.0f%%", 100*share)
 	}
 }
 

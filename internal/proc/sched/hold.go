@@ -45,14 +45,17 @@ func Check(g *Gang, nodes []Node) error {
 	return fmt.Errorf("%w: room for %d processes of %v in all, %d wanted", ErrNever, room, g.Each, g.Size)
 }
 
+func (s *Snapshot) patience() Time {
+	if s.Patience <= 0 {
+		return defaultPatience
+	}
+	return s.Patience
+}
+
 // wait says that a gang waits, and holds places for it when it has waited long.
 func (st *state) wait(s *Snapshot, g *Gang, why string) Wait {
-	patience := s.Patience
-	if patience <= 0 {
-		patience = defaultPatience
-	}
 	w := Wait{Gang: g.ID, Why: why}
-	if s.Now-g.Submitted < patience {
+	if s.Now-g.Submitted < s.patience() {
 		return w
 	}
 	for _, h := range st.hold(g) {

@@ -57,11 +57,15 @@ func (st *state) run(s *Snapshot, until *Gang) (p Plan) {
 	failed := map[string]string{} // by shape: what does not fit once does not fit later in the same plan
 	for ; ; depth-- {
 		u := nextUser(s.Ledger, users)
-		if u == nil || u.queue[0] == until {
+		if u == nil {
 			return p
 		}
-		g := u.queue[0]
-		u.queue = u.queue[1:]
+		first := st.first(u.queue, s.patience())
+		g := u.queue[first]
+		if g == until {
+			return p
+		}
+		u.queue = slices.Delete(u.queue, first, first+1)
 		switch shape := shapeOf(g); {
 		case depth <= 0:
 			p.Wait = append(p.Wait, Wait{Gang: g.ID, Why: "many others come first"})
@@ -81,6 +85,46 @@ func (st *state) run(s *Snapshot, until *Gang) (p Plan) {
 			p.Start = append(p.Start, Placement{Gang: g.ID, Nodes: nodes, Why: why})
 		}
 	}
+}
+
+// first is which gang of a user's queue has its turn, by its place in it. It is
+// the oldest, unless that one would be far from its bytes: then it is the
+// oldest of those like it that would be near, if they were submitted within the
+// patience, so that nobody is overtaken without end (Zaharia et al., "Delay
+// Scheduling", 2010; but no place stays empty for it).
+func (st *state) first(queue []*Gang, patience Time) int {
+	g := queue[0]
+	if g.Size > 1 || len(g.Near) == 0 || len(queue) == 1 {
+		return 0
+	}
+	cs, _ := st.candidates(g)
+	if len(cs) == 0 {
+		return 0
+	}
+	for i, h := range queue[:min(len(queue), defaultDepth)] {
+		if h.Submitted-g.Submitted <= patience && h.like(g) && slices.ContainsFunc(cs, func(c candidate) bool { return st.isNear(h, c.n.ID) }) {
+			return i
+		}
+	}
+	return 0
+}
+
+// like says that two gangs may start on the same nodes, as far as room goes.
+func (g *Gang) like(o *Gang) bool {
+	return g == o || g.Size == o.Size && g.Each == o.Each && g.Limit == o.Limit && slices.Equal(g.Want, o.Want) && slices.Equal(g.On, o.On) &&
+		len(g.Refusals)+len(o.Refusals) == 0
+}
+
+// isNear says that a node holds about as much of what a gang is near to as any
+// node that would do.
+func (st *state) isNear(g *Gang, id sys.NodeID) bool {
+	var most int64
+	for i := range st.nodes {
+		if n := &st.nodes[i]; g.Near[n.ID] > most && n.refuses(g, st.now) == "" {
+			most = g.Near[n.ID]
+		}
+	}
+	return most > 0 && g.Near[id] > most-most/8
 }
 
 // userQueue holds a user's gangs, the oldest first.

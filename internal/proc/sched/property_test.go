@@ -180,6 +180,44 @@ func TestNoStarvation(t *testing.T) {
 	}
 }
 
+// TestLocality: of an array of twice as many tasks as there are places, each near
+// to some nodes, nearly all run there, however long each takes, and no place
+// stays empty for it. The seed decides who is near to what.
+func TestLocality(t *testing.T) {
+	near, all := 0, 0
+	for seed := range uint64(30) {
+		rng := rand.New(rand.NewPCG(seed, 2))
+		c := clusterSim{s: Snapshot{Nodes: testNodes(), Ledger: &Ledger{}}, started: map[GangID]Time{}}
+		const tasks, places = 24, 12
+		for id := GangID(1); id <= tasks; id++ {
+			far := sys.NodeID(1 + rng.IntN(3))
+			g := Gang{ID: id, User: "ann", Size: 1, Each: Resources{CPU: 1000}, Near: map[sys.NodeID]int64{}}
+			for n := sys.NodeID(1); n <= 3; n++ {
+				if n != far {
+					g.Near[n] = 1 << 20
+				}
+			}
+			c.s.Queue = append(c.s.Queue, g)
+		}
+		for len(c.started) < tasks {
+			before := len(c.started)
+			c.second(func(*Gang) Time { return second + Time(rng.Int64N(int64(60*second))) })
+			for _, r := range c.running[len(c.running)-(len(c.started)-before):] {
+				if all++; r.gang.Near[r.nodes[0]] > 0 {
+					near++
+				}
+			}
+			if len(c.running) < min(places, tasks) && len(c.s.Queue) > 0 {
+				t.Fatalf("seed %d: all places taken expected, found %d of %d with %d waiting", seed, len(c.running), places, len(c.s.Queue))
+			}
+		}
+	}
+	t.Logf("%d of %d near", near, all)
+	if near*100 < all*95 {
+		t.Errorf("at least 95%% of the tasks near to their bytes expected, found %d of %d", near, all)
+	}
+}
+
 // TestFairness: users who always have something waiting get the cluster in proportion to their weights, however many
 // gangs each has and however large they are.
 func TestFairness(t *testing.T) {

@@ -77,6 +77,34 @@ func TestPlaces(t *testing.T) {
 	}
 }
 
+// TestNearerFirst: where the oldest would be far from its bytes, those like it that
+// are near go first, and nobody who came much later.
+func TestNearerFirst(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		other func(g *Gang)
+		first GangID
+	}{
+		{"one that is near", func(*Gang) {}, 2},
+		{"not one that is far, too", func(g *Gang) { g.Near = map[sys.NodeID]int64{2: 100} }, 1},
+		{"not one that came much later", func(g *Gang) { g.Submitted = 31 * second }, 1},
+		{"not one that needs less", func(g *Gang) { g.Each.CPU = 500 }, 1},
+		{"not somebody else's", func(g *Gang) { g.User = "bob" }, 1},
+		{"not one that was refused", func(g *Gang) { g.Refuse(0, 2, "no") }, 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := Snapshot{Now: 60 * second, Nodes: testNodes(), Queue: []Gang{gang(1, 1, 1000), gang(2, 1, 1000)}}
+			s.Nodes[0].Used.CPU, s.Nodes[1].Used.CPU, s.Nodes[2].Used.CPU = 4000, 4000, 3000
+			s.Queue[0].Near, s.Queue[1].Near = map[sys.NodeID]int64{1: 100, 2: 95}, map[sys.NodeID]int64{2: 100, 3: 95}
+			c.other(&s.Queue[1])
+			p := MakePlan(&s)
+			if len(p.Start) != 1 || p.Start[0].Gang != c.first || p.Start[0].Nodes[0] != 3 {
+				t.Errorf("gang %d on n3 expected, found %+v", c.first, p)
+			}
+		})
+	}
+}
+
 // TestExplain: every node says why it will not do.
 func TestExplain(t *testing.T) {
 	s := Snapshot{Nodes: testNodes(), Now: 10 * second}

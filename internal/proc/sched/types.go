@@ -14,6 +14,10 @@
 // what is held, unless it is bound to end before the gang could start anyhow. What is free on the chosen nodes can only
 // grow, and a node is exchanged only for one with more, so that the gang starts when enough of what runs has ended.
 //
+// A user's gang of one process that would be far from its bytes lets those like it go first that would be near on what is
+// free; they must have been submitted within Snapshot.Patience of it, so that it is not overtaken without end. No place
+// stays empty for that.
+//
 // # The places
 //
 // Filters say which nodes will do at all: not draining, the labels wanted, among the nodes named, no recent refusal, enough
@@ -173,7 +177,7 @@ type Snapshot struct {
 	Queue   []Gang
 	Running []Running // may be incomplete; what is not here may run for ever
 	Ledger  *Ledger   // nil: nobody has used anything
-	// Patience is how long a gang waits before places are held for it; zero: 30 s.
+	// Patience is how long a gang waits before places are held for it, and how much younger may overtake it; zero: 30 s.
 	Patience Time
 	// DepthMax is how many gangs are looked at; the rest waits for the next plan. Zero: 2,000.
 	DepthMax int
