@@ -186,12 +186,26 @@ func (r *reader) bytes(ctx context.Context, i int) ([]byte, error) {
 	return b[:n], err
 }
 
+// quickEnd is how long the first output of a process may wait for its end.
+const quickEnd = 20 * time.Millisecond
+
 // wait waits for more, or for the end. False: for too long.
 func (r *reader) wait(ctx context.Context) bool {
 	select {
 	case <-r.p.began: // before there is nothing to wait for at the executor
 	case <-ctx.Done():
 		return false
+	}
+	if r.at[0] <= 0 && r.at[1] <= 0 {
+		quick := time.NewTimer(quickEnd)
+		defer quick.Stop()
+		select {
+		case <-r.p.over: // as many do: the executor need not be asked
+			return true
+		case <-quick.C:
+		case <-ctx.Done():
+			return false
+		}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	grown := make(chan struct{}, len(streams))

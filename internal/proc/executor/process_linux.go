@@ -231,7 +231,7 @@ func (s *supervisor) running(p *process, spec Spec) error {
 	_, seq, err := s.records.append(record{Kind: recordRun, ID: p.id, Process: &p.proc})
 	if err == nil {
 		p.run = seq
-		s.tell(seq, p)
+		s.tellLater(seq, p)
 		if spec.Timeout > 0 {
 			p.timeout = time.AfterFunc(spec.Timeout, func() { s.end(p, TimedOut, spec.KillGrace) })
 		}

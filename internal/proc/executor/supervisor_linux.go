@@ -316,6 +316,24 @@ func (s *supervisor) remove(p *process) error {
 // tell tells an event, which is in the records already. mu is held.
 func (s *supervisor) tell(seq uint64, p *process) {
 	s.events = append(s.events, told{seq, p})
+	s.wake()
+}
+
+// tellLater tells an event with the next one, and at the latest soon. mu is held.
+func (s *supervisor) tellLater(seq uint64, p *process) {
+	s.events = append(s.events, told{seq, p})
+	time.AfterFunc(soon, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.wake()
+	})
+}
+
+// soon is how long a start may be told after it: of many processes it is told together with the end.
+const soon = 20 * time.Millisecond
+
+// wake wakes who waits for events. mu is held.
+func (s *supervisor) wake() {
 	close(s.changed)
 	s.changed = make(chan struct{})
 }
