@@ -43,8 +43,11 @@ type cause struct {
 }
 
 // Error names the kind alone where that says everything: the path is told by
-// the error around it.
+// the error around it. What this package says itself is for people as it is.
 func (c *cause) Error() string {
+	if e, ok := c.err.(*sys.Error); ok && e.Op == "" && e.Subject == "" && e.Err != nil {
+		return e.Err.Error()
+	}
 	switch c.kind {
 	case sys.NotExist, sys.Exist, sys.NotDir, sys.IsDir, sys.NotEmpty, sys.Access, sys.NameTooLong, sys.Loop:
 		return c.kind.String()

@@ -161,7 +161,7 @@ func (k *kvApp) take(ctx context.Context, kv *koinon.KV, name string, f lockFlag
 // guard runs the command for as long as the lock is held.
 func (k *kvApp) guard(ctx context.Context, lock *koinon.Lock, command []string, grace time.Duration) error {
 	cmd := exec.Command(command[0], command[1:]...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = k.in, k.out, k.err
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = k.in, bare(k.out), k.err
 	cmd.Env = append(os.Environ(), "KOINON_LOCK="+lock.Name, "KOINON_FENCE="+strconv.FormatUint(lock.Fence, 10))
 	cmd.WaitDelay = time.Second // for what it left behind with our output
 	group := !isTerminal(k.in)

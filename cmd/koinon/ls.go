@@ -142,8 +142,7 @@ func (l *lister) open(ctx context.Context, d *koinon.Dir, titled bool) error {
 	return failed
 }
 
-// print writes one block of entries by their names. What cannot be written to
-// standard output has nowhere else to go.
+// print writes one block of entries by their names.
 func (l *lister) print(title string, infos []*koinon.Info, names, paths []string) {
 	if l.json() {
 		for i, info := range infos {
@@ -236,7 +235,7 @@ func (l *lister) lookup(kind string, id uint32, find func(uint32) (string, error
 }
 
 func terminalWidth(w io.Writer) int {
-	if f, ok := w.(*os.File); ok {
+	if f, ok := bare(w).(*os.File); ok {
 		if width, _, err := term.GetSize(int(f.Fd())); err == nil && width > 0 {
 			return width
 		}
@@ -245,7 +244,7 @@ func terminalWidth(w io.Writer) int {
 }
 
 func terminalHeight(w io.Writer) int {
-	if f, ok := w.(*os.File); ok {
+	if f, ok := bare(w).(*os.File); ok {
 		if _, height, err := term.GetSize(int(f.Fd())); err == nil && height > 0 {
 			return height
 		}

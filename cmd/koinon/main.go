@@ -33,7 +33,7 @@ const sameSignal = 500 * time.Millisecond
 // command's context ends at the first signal that asks to stop; a second one,
 // sameSignal later, kills the process.
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
-	a := &app{in: in, out: out, err: errOut}
+	a := &app{in: in, out: &result{Writer: out}, err: errOut}
 	made := make(chan *cobra.Command, 1)
 	go func() { made <- newRootCommandFor(a, args) }() // meanwhile: both take a while, and short commands should be quick
 	ctx, release := untilSignal(ctx, sameSignal)
@@ -41,7 +41,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	root := <-made
 	root.SetArgs(args)
 	root.SetIn(in)
-	root.SetOut(out)
+	root.SetOut(a.out)
 	root.SetErr(errOut)
 	return a.exitCode(root.ExecuteContext(ctx))
 }

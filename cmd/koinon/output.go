@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
+	"sync"
 	"text/tabwriter"
 	"time"
 
@@ -73,8 +75,60 @@ func row(w io.Writer, cells ...any) {
 	_, _ = io.WriteString(w, strings.Join(words, "\t")+"\n")
 }
 
-// isTerminal reports whether w is a terminal.
+// result is standard output, which remembers that it could not be written: no
+// command has done its work whose result got lost. Methods may be called
+// concurrently.
+type result struct {
+	io.Writer
+
+	mu  sync.Mutex
+	err error // the first one
+}
+
+// Write implements io.Writer.
+func (r *result) Write(p []byte) (int, error) {
+	n, err := r.Writer.Write(p)
+	if err != nil {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.err == nil {
+			r.err = err
+		}
+	}
+	return n, err
+}
+
+// lost says why some of the result could not be written; nil: all of it was.
+func (a *app) lost() error {
+	r, ok := a.out.(*result)
+	if !ok {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.err == nil {
+		return nil
+	}
+	cause := r.err
+	if pe, ok := errors.AsType[*fs.PathError](cause); ok {
+		cause = pe.Err
+	}
+	return &toldError{fmt.Sprintf("cannot write to standard output: %v", cause), r.err}
+}
+
+// bare is what a result is written to.
+func bare(w io.Writer) io.Writer {
+	if r, ok := w.(*result); ok {
+		return r.Writer
+	}
+	return w
+}
+
+// isTerminal reports whether a reader or writer is a terminal.
 func isTerminal(w any) bool {
+	if out, ok := w.(*result); ok {
+		w = out.Writer
+	}
 	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
 }

@@ -201,8 +201,14 @@ func (e *exitError) Error() string {
 func (e *exitError) Unwrap() error { return e.err }
 
 // exitCode prints err once, as "koinon: ...", and returns the exit code: 0
-// for none, 2 for a usage error, 130 when the user interrupted, else 1.
+// for none, 2 for a usage error, 130 when the user interrupted, else 1. A
+// result that could not be written is an error, and the cause of others.
 func (a *app) exitCode(err error) int {
+	if lost := a.lost(); lost != nil {
+		if _, ok := errors.AsType[*exitError](err); err == nil || !ok && errors.Is(err, errors.Unwrap(lost)) {
+			err = lost
+		}
+	}
 	if err == nil {
 		return 0
 	}

@@ -72,6 +72,9 @@ func (a *app) each(ctx context.Context, args []string, do func(arg string) error
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
+		if lost := a.lost(); lost != nil {
+			return lost
+		}
 		if err != nil {
 			failed = true
 			a.complain(err)

@@ -34,6 +34,7 @@ type memTree struct {
 	t    *testing.T
 	c    *client.Client
 	tree *vfs.FS
+	out  io.Writer // where the results go; nil: to who calls
 }
 
 func newMemTree(t *testing.T) *memTree {
@@ -69,7 +70,10 @@ func (m *memTree) give(path string, uid, gid uint32) {
 func (m *memTree) runIn(ctx context.Context, in io.Reader, args ...string) (out, errOut string, code int) {
 	m.t.Helper()
 	var o, e bytes.Buffer
-	a := &app{in: in, out: &o, err: &e}
+	a := &app{in: in, out: &result{Writer: &o}, err: &e}
+	if m.out != nil {
+		a.out = &result{Writer: m.out}
+	}
 	root := newRootCommand(a)
 	for _, c := range root.Commands() {
 		if c.GroupID == groupTree {
@@ -79,7 +83,7 @@ func (m *memTree) runIn(ctx context.Context, in io.Reader, args ...string) (out,
 	addTo(root, groupTree, treeCommands(a, func(context.Context) (*client.Client, error) { return m.c, nil }))
 	checkArguments(root)
 	root.SetArgs(args)
-	root.SetOut(&o)
+	root.SetOut(a.out)
 	root.SetErr(&e)
 	code = a.exitCode(root.ExecuteContext(ctx))
 	return o.String(), e.String(), code
@@ -457,6 +461,23 @@ func TestCopyFiles(t *testing.T) {
 	if data, err := os.ReadFile(local("a")); err != nil || string(data) != "A" {
 		t.Errorf("%q, %v", data, err)
 	}
+	m.ok("cp", local("b"), "koinon:/target") // in the tree, too
+	for link, to := range map[string]string{"/link": "target", "/d/link": "../link", "/away": "/nowhere"} {
+		if err := m.c.Symlink(t.Context(), to, link); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m.ok("cp", local("a"), "koinon:/d/link")
+	equal(t, "cat", m.ok("cat", "/target"), "A")
+	m.ok("cp", local("b"), "koinon:/away") // what is not there yet, is made
+	equal(t, "ls", m.ok("ls", "-l", "/nowhere")[:10], "-rw-r-----")
+	m.ok("mv", "/d/link", "/d/b")
+	m.ok("cp", local("b"), "koinon:/d") // into a directory where the name is a link
+	equal(t, "cat", m.ok("cat", "/target"), "B")
+	if err := m.c.Symlink(t.Context(), "round", "/round"); err != nil {
+		t.Fatal(err)
+	}
+	m.fails(1, "koinon:/round", "cp", local("b"), "koinon:/round")
 	// What fails is left out, the rest is copied.
 	m.fails(1, "1 file or directory was not copied", "cp", local("none"), local("b"), "koinon:/d")
 	// A directory in the way of a file, and a file in the way of a directory.
@@ -554,5 +575,27 @@ func TestPutIsWholeOrNot(t *testing.T) {
 	m.put("/f", large)
 	if m.ok("cat", "/f") != large {
 		t.Error("other bytes")
+	}
+}
+
+// fullDisk takes nothing.
+type fullDisk struct{}
+
+func (fullDisk) Write([]byte) (int, error) {
+	return 0, &fs.PathError{Op: "write", Path: "/dev/stdout", Err: syscall.ENOSPC}
+}
+
+// TestLostResult: no command has done its work whose result could not be
+// written, and none blames anything else for it.
+func TestLostResult(t *testing.T) {
+	m := newMemTree(t)
+	m.put("/a", "A")
+	m.put("/b", "B")
+	m.out = fullDisk{}
+	for _, line := range []string{"ls", "ls -l /", "ls / /a", "ls -o json", "stat /a", "stat /a /b", "du", "du -o json /a", "df", "cat /a", "cat /a /b", "--help", "--version"} {
+		_, errOut, code := m.runIn(t.Context(), strings.NewReader(""), strings.Fields(line)...)
+		if want := "koinon: cannot write to standard output: no space left on device\n"; code != 1 || errOut != want {
+			t.Errorf("koinon %s: expected exit code 1 and %q, found %d and %q", line, want, code, errOut)
+		}
 	}
 }

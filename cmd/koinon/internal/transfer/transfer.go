@@ -237,9 +237,46 @@ func (c *copier) top(ctx context.Context, src, to Location, into folder, isDir b
 	} else if it, err = diskItem(src.base(), info, src.Path); err != nil {
 		return err
 	}
+	if it.mode.IsRegular() {
+		if into, name, err = c.through(ctx, into, name); err != nil {
+			return plain(err, "cannot copy to %s", to)
+		}
+	}
 	c.one(ctx, parent, it, into, name)
 	return nil
 }
+
+// through follows symbolic links of the tree, so that what they lead to is
+// replaced. Those of the disk are followed when the file is opened.
+func (c *copier) through(ctx context.Context, into folder, name string) (folder, string, error) {
+	for range linksMax {
+		if _, ok := into.(treeFolder); !ok {
+			break
+		}
+		it, err := into.lstat(ctx, name)
+		if errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		if err != nil {
+			return nil, "", err
+		}
+		if it.mode&fs.ModeSymlink == 0 {
+			break
+		}
+		at := Location{Path: it.target, Tree: true}
+		if !path.IsAbs(at.Path) {
+			at.Path = path.Join(strings.TrimPrefix(into.full(""), Prefix), at.Path)
+		}
+		if into, err = c.folder(ctx, at.parent()); err != nil {
+			return nil, "", err
+		}
+		name = at.base()
+	}
+	return into, name, nil
+}
+
+// linksMax is how many symbolic links are followed one after the other.
+const linksMax = 40
 
 // topDir copies a directory of the command line: its contents, when it has no
 // name of its own ("/", "." or "..") and the target is there.
