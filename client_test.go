@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path"
 	"slices"
@@ -154,6 +155,41 @@ func TestReplacementAbort(t *testing.T) {
 			t.Errorf("found %d bytes", len(got))
 		}
 		mustNoTemps(t, c, "/")
+	}
+}
+
+// fullStore has no room for blocks.
+type fullStore struct{ block.Store }
+
+func (fullStore) Put(_ context.Context, key sys.BlockKey, _ []byte) error {
+	return sys.E(sys.Op("spread.Put"), sys.NoSpace, block.Subject(key), sys.E(sys.NoSpace, "no space left on n1, n3: add a node"))
+}
+
+// TestNoSpaceIsToldOnce: the caller gets the reason, without blocks and
+// operations in it; what he knows is not logged as well.
+func TestNoSpaceIsToldOnce(t *testing.T) {
+	var log bytes.Buffer
+	tree := vfs.New(meta.NewMemory(), fullStore{block.NewMemory()}, vfs.Options{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	c := New(tree)
+	c.cred = vfs.Root()
+	for what, err := range map[string]error{
+		"/file": c.WriteFile(t.Context(), "/file", pattern(20<<20), 0o644),
+		"/close": func() error {
+			f, err := c.Create(t.Context(), "/close")
+			must(t, err)
+			_, err = f.Write(pattern(1 << 20))
+			must(t, err)
+			return f.Close()
+		}(),
+	} {
+		pe, ok := errors.AsType[*fs.PathError](err)
+		if !ok || pe.Path != what || pe.Err.Error() != "no space left on n1, n3: add a node" || !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("%s: found %v", what, err)
+		}
+	}
+	must(t, tree.Close(context.Background()))
+	if strings.Contains(log.String(), "level=ERROR") {
+		t.Errorf("nothing is lost without the caller's knowledge, and yet this is logged:\n%s", log.String())
 	}
 }
 

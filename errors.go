@@ -53,6 +53,10 @@ func (c *cause) Error() string {
 		return c.kind.String()
 	case sys.Stale:
 		return sys.NotExist.String()
+	case sys.NoSpace:
+		if root := sys.Root(c.err); root != nil { // which block found no room says nothing
+			return root.Error()
+		}
 	}
 	return c.err.Error()
 }

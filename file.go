@@ -343,12 +343,14 @@ func (f *File) Close() error {
 	if f.h == nil {
 		return nil
 	}
-	defer f.h.Release()
-	var err error
 	if f.flag&(os.O_WRONLY|os.O_RDWR) != 0 {
-		err = f.h.Flush(f.ctx)
+		if err := f.h.Flush(f.ctx); err != nil {
+			f.h.Abandon() // the caller knows
+			return f.fail("close", err)
+		}
 	}
-	return f.fail("close", err)
+	f.h.Release()
+	return nil
 }
 
 // abandon gives the file back without publishing what was written. It may
@@ -358,7 +360,7 @@ func (f *File) abandon() {
 	defer f.mu.Unlock()
 	if !f.closed {
 		f.closed = true
-		f.h.Release()
+		f.h.Abandon()
 	}
 }
 

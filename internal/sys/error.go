@@ -140,6 +140,18 @@ func (e *Error) Error() string {
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
+// Root is what an error was at first, without what was being done and to what
+// while it was passed on; nil when its kind says everything.
+func Root(err error) error {
+	for {
+		e, ok := err.(*Error)
+		if !ok {
+			return err
+		}
+		err = e.Err
+	}
+}
+
 // KindOf returns the kind of the outermost *Error in err's chain, Other when
 // there is none.
 func KindOf(err error) Kind {

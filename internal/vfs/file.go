@@ -287,6 +287,12 @@ func (f *File) read(ctx context.Context, p []byte, off int64, lent *block.Buffer
 	return f.i.read(ctx, p, uint64(off), f, lent)
 }
 
+// Abandon is Release where nobody has to be told of what gets lost.
+func (f *File) Abandon() {
+	f.i.abandoned.Store(true)
+	f.Release()
+}
+
 // Release ends the use of f. What could not be flushed by the last File of an
 // inode is lost then, and logged. Further calls do nothing.
 func (f *File) Release() {

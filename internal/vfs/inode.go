@@ -2,8 +2,10 @@ package vfs
 
 import (
 	"context"
+	"log/slog"
 	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -23,6 +25,8 @@ type inode struct {
 	flushMu sync.Mutex
 	// appendMu keeps the bytes of one append together. It is taken first.
 	appendMu sync.Mutex
+
+	abandoned atomic.Bool // nobody has to be told what becomes of it
 
 	mu       sync.RWMutex
 	attr     *metapb.Attr       // the newest version seen; read-only
@@ -106,7 +110,11 @@ func (fs *FS) drop(i *inode) {
 	fs.mu.Unlock()
 	// Still held: whoever opens the file meanwhile finds the dirty bytes.
 	if err := i.flush(context.Background(), wholeFile, false); err != nil && i.isDirty() {
-		fs.log.Error("unflushed writes are lost: the file was closed after its flush failed",
+		level := slog.LevelError
+		if i.abandoned.Load() {
+			level = slog.LevelDebug
+		}
+		fs.log.Log(context.Background(), level, "unflushed writes are lost: the file was closed after its flush failed",
 			"inode", uint64(i.ino), "bytes", i.dirtyBytes(), "err", err)
 		if err := i.keep(context.Background()); err != nil {
 			fs.log.Error("a file that was created is not there", "inode", uint64(i.ino), "err", err)

@@ -336,7 +336,7 @@ func (p *space) take(s *Store, n int64) error {
 	}
 	if p.free < p.taken+uint64(n) {
 		p.full(s)
-		return sys.E(sys.NoSpace, fmt.Sprintf("%d bytes free beyond the %d MiB that stay free (min_free): free some space on this disk or add a node", p.free, p.reserve>>20))
+		return sys.E(sys.NoSpace, fmt.Sprintf("all that is free are the %d MiB that stay free (min_free): free some space there or add a node", p.reserve>>20))
 	}
 	if p.short.Swap(false) {
 		s.log.Info("disk has space again", "dir", s.dir)

@@ -630,8 +630,9 @@ func TestFullNodeIsNamed(t *testing.T) {
 	full(1)
 	err := s.Put(ctx, blocktest.Key(2, 0, 0), make([]byte, 100_000))
 	wantKind(t, "Put with two full nodes", err, sys.NoSpace)
-	if !strings.Contains(err.Error(), "n1") || !strings.Contains(err.Error(), "n2") {
-		t.Errorf("the error does not name the full nodes: %v", err)
+	want := "no space left on n1, n2: all that is free are the 1 MiB that stay free (min_free): free some space there or add a node"
+	if root := sys.Root(err); root == nil || root.Error() != want {
+		t.Errorf("the error should name the full nodes once and say what to do: %v", err)
 	}
 	mustHave(t, s, blocktest.Key(1, 0, 0), 100_000)
 }

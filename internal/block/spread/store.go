@@ -1,11 +1,13 @@
 package spread
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -212,14 +214,23 @@ var severity = []sys.Kind{sys.StaleEpoch, sys.Exist, sys.Stale, sys.Invalid, sys
 func combine(op sys.Op, subject sys.Subject, answers []answer) error {
 	kind, errs := sys.Unavailable, make([]error, 0, len(answers))
 	rank := len(severity)
+	var full []string
+	var space error
 	for _, a := range answers {
 		if a.err == nil {
 			continue
+		}
+		if sys.Is(a.err, sys.NoSpace) {
+			full, space = append(full, a.id.String()), cmp.Or(sys.Root(a.err), space)
 		}
 		errs = append(errs, fmt.Errorf("%v: %w", a.id, a.err))
 		if at := slices.Index(severity, sys.KindOf(a.err)); at >= 0 && at < rank {
 			rank, kind = at, severity[at]
 		}
+	}
+	if space != nil && len(full) == len(errs) {
+		slices.Sort(full)
+		return sys.E(op, kind, subject, fmt.Errorf("no space left on %s: %w", strings.Join(full, ", "), space))
 	}
 	return sys.E(op, kind, subject, errors.Join(errs...))
 }
