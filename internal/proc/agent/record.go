@@ -76,7 +76,11 @@ func (a *Agent) record(ctx context.Context, p *process) (why string) {
 	return missing[1]
 }
 
+// cutReason is for people: they do not know the blocks and inodes on the way.
 func cutReason(err error) string {
+	if root := sys.Root(err); root != nil {
+		err = root
+	}
 	return fmt.Sprintf("its output was cut: %v", err)
 }
 
