@@ -55,7 +55,7 @@ func (c *cause) Error() string {
 		return sys.NotExist.String()
 	case sys.NoSpace:
 		if root := sys.Root(c.err); root != nil { // which block found no room says nothing
-			return root.Error()
+			return sys.E(c.kind, root).Error()
 		}
 	}
 	return c.err.Error()

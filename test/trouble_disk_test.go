@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -155,5 +156,18 @@ func fillUp(t *testing.T, name string) {
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestSmallDiskIsTold: who begins on a disk with little room is told how little.
+func TestSmallDiskIsTold(t *testing.T) {
+	d := &dev{t: t}
+	for size, told := range map[string]bool{"600m": true, "1500m": false} {
+		dir := filepath.Join(smallDisk(t, size), "cluster")
+		out := d.koinon("dev", "up", "--detach", "--nodes", "1", "--dir", dir, "--no-mount")
+		if got := strings.Contains(out, "there is room for about"); got != told {
+			t.Errorf("with %s: told is %v, expected %v:\n%s", size, got, told, out)
+		}
+		d.koinon("dev", "stop", "--dir", dir)
 	}
 }

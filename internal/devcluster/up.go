@@ -15,6 +15,7 @@ import (
 	"github.com/koinon/koinon/internal/daemon"
 	"github.com/koinon/koinon/internal/engine"
 	"github.com/koinon/koinon/internal/sys"
+	"golang.org/x/sys/unix"
 )
 
 // UpResult tells what Up has done.
@@ -151,6 +152,9 @@ func (c *Cluster) up(ctx, force context.Context, res *UpResult) error {
 	for _, n := range missing {
 		res.Started = append(res.Started, n.number)
 	}
+	if small := c.smallDisk(); small != "" {
+		res.Warnings = append(res.Warnings, small)
+	}
 	if !wantMount {
 		return nil
 	}
@@ -164,6 +168,27 @@ func (c *Cluster) up(ctx, force context.Context, res *UpResult) error {
 	}
 	res.MountStarted, res.Mounted = true, true
 	return nil
+}
+
+// copies is how many nodes keep each block, where there are as many.
+const copies = 3
+
+// smallDisk says that there is little room for blocks on the disk of the nodes;
+// "" where there is more, where it is not known, and where blocks are not kept
+// there.
+func (c *Cluster) smallDisk() string {
+	const little = 1 << 30
+	var st unix.Statfs_t
+	if c.Blocks().URL != "" || unix.Statfs(c.dir, &st) != nil {
+		return ""
+	}
+	free, kept := st.Bavail*uint64(st.Bsize), uint64(config.DefaultMinFree)
+	if free >= little {
+		return ""
+	}
+	room := (max(free, kept) - kept) / uint64(min(copies, len(c.nodes)))
+	return fmt.Sprintf("the disk of %s has %d MiB free, of which %d stay free (min_free): there is room for about %d MiB of files",
+		c.dir, free>>20, kept>>20, room>>20)
 }
 
 // chooseMount takes over --mount, and reports whether the mount runs.
