@@ -85,12 +85,15 @@ type Dependency struct {
 	Any bool   `json:"any,omitempty"`
 }
 
+// cpuMin is the least that a process can be given.
+const cpuMin = float64(proc.CPUMin) / milli
+
 // check refuses what the wire has no room for; proc.Check refuses the rest.
 func (s *JobSpec) check() error {
 	refuse := func(text string) error { return sys.E(sys.Op("koinon.Submit"), sys.Invalid, text) }
 	switch {
-	case s.CPUs < 0 || s.CPUs > 1<<20 || math.IsNaN(s.CPUs) || s.CPUs > 0 && s.CPUs < 1.0/milli:
-		return refuse("CPUs are a number from 0.001 on")
+	case s.CPUs < 0 || s.CPUs > 1<<20 || math.IsNaN(s.CPUs) || s.CPUs > 0 && s.CPUs < cpuMin:
+		return refuse(fmt.Sprintf("CPUs are a number from %g on", cpuMin))
 	case s.Size < 0 || s.Retries < 0 || s.AtOnce < 0 || s.Retries > math.MaxInt32 || s.AtOnce > math.MaxInt32:
 		return refuse("numbers of processes, tries and tasks are not negative")
 	case s.Size > proc.SizeMax:

@@ -56,7 +56,7 @@ func TestJobSpecDefaults(t *testing.T) {
 	}{
 		{JobSpec{}, &procpb.Resources{CpuMilli: 1000}},
 		{JobSpec{Memory: 5}, &procpb.Resources{Memory: 5}},
-		{JobSpec{CPUs: 0.0015, Memory: 5}, &procpb.Resources{CpuMilli: 2, Memory: 5}},
+		{JobSpec{CPUs: 0.0115, Memory: 5 << 20}, &procpb.Resources{CpuMilli: 12, Memory: 5 << 20}},
 	} {
 		tc.ask.Command = []string{"true"}
 		id, err := p.Submit(t.Context(), tc.ask)

@@ -262,3 +262,24 @@ func TestResetWithSecondMount(t *testing.T) {
 		t.Errorf("a new cluster has %v, %v", names, err)
 	}
 }
+
+// TestJobsWaitForTheMount: a node whose mount has died takes nothing that would
+// fail there at once, and says why; with the mount it goes on.
+func TestJobsWaitForTheMount(t *testing.T) {
+	d := up(t, 3)
+	writeFile(t, filepath.Join(d.mount, "kept"), "bytes")
+	if err := syscall.Kill(d.mountPID(), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	job := ""
+	eventually(t, 20*time.Second, "nodes refuse what could not start", func() bool {
+		job = strings.TrimSpace(d.koinon("run", "-d", "-q", "-c", "0.1", "--", "cat", "kept"))
+		return strings.Contains(d.koinon("inspect", job), "the tree does not answer on this node")
+	})
+	eventually(t, 10*time.Second, "the mount's process has ended", func() bool {
+		return strings.Contains(d.koinon("dev", "status", "--dir", d.dir), "its process died")
+	})
+	d.start()
+	d.koinon("wait", job)
+	says(t, d.koinon("logs", job), "bytes")
+}

@@ -374,6 +374,15 @@ func TestRunBrokenPipe(t *testing.T) {
 	}
 }
 
+// Whoever submits and cannot read the number hears it with the error: to submit
+// again would be to run it twice.
+func TestRunNumberLost(t *testing.T) {
+	j := newJobs(t)
+	s := j.startTo(nothing, fullDisk{}, "run", "-d", "--", "true")
+	j.made(1)
+	s.ends(125, "", "koinon: job 1 is submitted, but its number could not be written: write /dev/stdout: no space left on device\n")
+}
+
 // Trouble of Koinon's own is 125, whatever kind; the job goes on, and the
 // message says how it is followed.
 func TestRunTrouble(t *testing.T) {

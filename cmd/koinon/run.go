@@ -159,5 +159,8 @@ func (p *procsApp) submit(ctx context.Context, procs *koinon.Procs, spec koinon.
 	if err != nil {
 		return err
 	}
-	return p.print(submitted{id}, func(w io.Writer) { row(w, id) })
+	if err := p.print(submitted{id}, func(w io.Writer) { row(w, id) }); err != nil { // who tries again would have it run twice
+		return &toldError{fmt.Sprintf("job %d is submitted, but its number could not be written: %s", id, words(err)), err}
+	}
+	return nil
 }

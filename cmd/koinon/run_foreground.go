@@ -194,7 +194,7 @@ func (r *attended) tellWait(ctx context.Context) {
 	known := why == r.told
 	r.told = why
 	r.mu.Unlock()
-	text := fmt.Sprintf("koinon: job %d waits: %s", r.id, why)
+	text := fmt.Sprintf("koinon: job %d waits: %s", r.id, strings.TrimPrefix(why, "waits "))
 	switch {
 	case why == "":
 	case r.line.shown():

@@ -111,7 +111,7 @@ func (p *procsApp) paths(ctx context.Context, procs *koinon.Procs, f runFlags, s
 			pattern += "/"
 		}
 		if s.Items, err = tree.Items(ctx, pattern, s.Dir); err != nil {
-			return treeError("expand", pattern, err, hint{fs.ErrNotExist, "nothing in the tree matches"})
+			return treeError("expand", pattern, err)
 		}
 	}
 	return nil

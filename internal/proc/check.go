@@ -46,6 +46,10 @@ func Check(s *procpb.Spec) error {
 		return refuse("a gang has 1 to %d processes, not %d", SizeMax, s.Size)
 	case each.GetCpuMilli() < 0 || each.GetMemory() < 0 || each.GetCpuMilli() == 0 && each.GetMemory() == 0:
 		return refuse("every process needs some CPU or memory")
+	case each.GetCpuMilli() > 0 && each.GetCpuMilli() < CPUMin:
+		return refuse("a process gets %.2g CPUs at least: with less it would hardly start", CPUMin/1000.0)
+	case each.GetMemory() > 0 && each.GetMemory() < MemoryMin:
+		return refuse("a process gets %d MiB of memory at least, not %d bytes: with less it would not start", MemoryMin>>20, each.GetMemory())
 	case s.User == nil:
 		return refuse("a job needs a user")
 	case s.TimeoutNs < 0 || s.GraceNs < 0:

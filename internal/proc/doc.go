@@ -53,6 +53,10 @@ const (
 	InlineMax  = 8 << 10 // bytes of either output that may come with a Report
 	ReportsMax = 256     // of one Began or Ended
 	AfterMax   = 64      // jobs that a job waits for
+
+	// With less than these a process would not get as far as its program.
+	CPUMin    = 10      // thousandths of a CPU
+	MemoryMin = 1 << 20 // bytes
 )
 
 const (

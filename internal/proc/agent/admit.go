@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"slices"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
@@ -32,30 +31,6 @@ func detect(want *procpb.Resources) (*procpb.Resources, error) {
 		c.Memory = int64(info.Totalram) * int64(info.Unit) / 4 * 3
 	}
 	return c, nil
-}
-
-// findMount tells where this machine has the tree of the cluster; "" when
-// nowhere. Of several mounts it is the newest of the whole tree.
-func (a *Agent) findMount() (string, error) {
-	mounts, err := a.mounts.List()
-	if err != nil {
-		return "", sys.E(sys.Op("agent.mount"), err)
-	}
-	for _, m := range slices.Backward(mounts) {
-		if m.Tree() && m.Cluster() == a.opts.ID && m.Root == "/" {
-			return m.Path, nil
-		}
-	}
-	return "", nil
-}
-
-// mount is where the tree is here, "" when it is not or that is not known.
-func (a *Agent) mount() string {
-	m, err := a.opts.Mount()
-	if err != nil {
-		a.log.Warn("where the tree is mounted is not known", "err", err)
-	}
-	return m
 }
 
 func readReservation(raw []byte) (*procpb.Reservation, error) {
@@ -106,6 +81,9 @@ func (a *Agent) obstacle(res *procpb.Reservation) string {
 	}
 	if uid := os.Geteuid(); uid != 0 && spec.User.Uid != uint32(uid) {
 		return fmt.Sprintf("the node does not run as root, so it runs processes of user %d alone, not of %d", uid, spec.User.Uid)
+	}
+	if trouble := a.mountTrouble.Load(); trouble != nil {
+		return *trouble
 	}
 	if (spec.Dir != "" || res.Out != "") && a.mount() == "" {
 		return "the tree is not mounted on this node: koinon mount DIR"

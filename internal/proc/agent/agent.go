@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/koinon/koinon/commit"
@@ -56,6 +57,9 @@ type Agent struct {
 	exec     *executor.Executor
 	was      *saved // what New found; for Run
 	mounts   mountinfo.Table
+
+	mountTrouble atomic.Pointer[string] // why the mount cannot be used; nil: it can
+	mountDoubt   wake                   // to look at the mount early
 
 	turns  chan *turn     // for the owner of the participant
 	fences chan *newFence // for the same
@@ -112,7 +116,7 @@ func New(ctx context.Context, opts Options) (*Agent, error) {
 		return nil, err
 	}
 	a := &Agent{opts: opts, log: opts.Logger, clock: opts.Clock, capacity: capacity, turns: make(chan *turn), fences: make(chan *newFence),
-		votes: mailbox{wake: newWake()}, beat: newWake(),
+		votes: mailbox{wake: newWake()}, beat: newWake(), mountDoubt: newWake(),
 		holds: map[commit.Tx]*hold{}, settled: make(chan struct{}), tasks: map[taskKey]*task{}, procs: map[executor.ID]*process{}}
 	if a.opts.Mount == nil {
 		a.opts.Mount = a.findMount
@@ -205,6 +209,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.running.Go(func() { a.ended.run(ctx) })
 	a.running.Go(func() { a.tellVotes(ctx) })
 	a.running.Go(func() { a.beats(ctx) })
+	a.running.Go(func() { a.watchMount(ctx) })
 	a.running.Go(func() {
 		if err := a.own(ctx, party); err != nil {
 			fail(err)
