@@ -11,11 +11,12 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/koinon/koinon/internal/config"
 	"github.com/koinon/koinon/internal/daemon"
 	"github.com/koinon/koinon/internal/engine"
 	"github.com/koinon/koinon/internal/sys"
-	"golang.org/x/sys/unix"
 )
 
 // UpResult tells what Up has done.

@@ -60,12 +60,16 @@ func (st *state) run(s *Snapshot, until *Gang) (p Plan) {
 		if u == nil {
 			return p
 		}
-		first := st.first(u.queue, s.patience())
+		first := 0
+		if depth > 0 {
+			first = st.first(u, s.patience())
+		}
 		g := u.queue[first]
 		if g == until {
 			return p
 		}
-		u.queue = slices.Delete(u.queue, first, first+1)
+		copy(u.queue[1:first+1], u.queue[:first]) // those before it move up: the queue may be long
+		u.queue = u.queue[1:]
 		switch shape := shapeOf(g); {
 		case depth <= 0:
 			p.Wait = append(p.Wait, Wait{Gang: g.ID, Why: "many others come first"})
@@ -92,9 +96,10 @@ func (st *state) run(s *Snapshot, until *Gang) (p Plan) {
 // oldest of those like it that would be near, if they were submitted within the
 // patience, so that nobody is overtaken without end (Zaharia et al., "Delay
 // Scheduling", 2010; but no place stays empty for it).
-func (st *state) first(queue []*Gang, patience Time) int {
+func (st *state) first(u *userQueue, patience Time) int {
+	queue := u.queue
 	g := queue[0]
-	if g.Size > 1 || len(g.Near) == 0 || len(queue) == 1 {
+	if g.Size > 1 || len(g.Near) == 0 || len(g.Refusals) > 0 || len(queue) == 1 || u.far[shapeOf(g)] {
 		return 0
 	}
 	cs, _ := st.candidates(g)
@@ -105,6 +110,12 @@ func (st *state) first(queue []*Gang, patience Time) int {
 		if h.Submitted-g.Submitted <= patience && h.like(g) && slices.ContainsFunc(cs, func(c candidate) bool { return st.isNear(h, c.n.ID) }) {
 			return i
 		}
+	}
+	if shape := shapeOf(g); shape != "" { // what is free becomes less in a plan, so nobody is nearer later
+		if u.far == nil {
+			u.far = map[string]bool{}
+		}
+		u.far[shape] = true
 	}
 	return 0
 }
@@ -132,6 +143,7 @@ type userQueue struct {
 	user    string
 	charged uint64
 	queue   []*Gang
+	far     map[string]bool // shapes of which nobody would be near his bytes
 }
 
 func queues(s *Snapshot) []*userQueue {

@@ -267,3 +267,21 @@ func TestWaitsForNamedNodes(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkLongQueue plans with 10,000 gangs in the queue, also where none of
+// them can be near its bytes.
+func BenchmarkLongQueue(b *testing.B) {
+	for name, near := range map[string]map[sys.NodeID]int64{"plain": nil, "far": {9: 1}} {
+		b.Run(name, func(b *testing.B) {
+			s := Snapshot{Nodes: testNodes(), Now: second}
+			for id := GangID(1); id <= 10_000; id++ {
+				g := gang(id, 1, 1)
+				g.Near = near
+				s.Queue = append(s.Queue, g)
+			}
+			for b.Loop() {
+				MakePlan(&s)
+			}
+		})
+	}
+}
