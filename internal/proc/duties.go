@@ -27,12 +27,11 @@ func (s *Server) look(l *leadership, now time.Duration) {
 		s.opt.Logger.Warn("a node is lost: what ran there has ended", "node", sys.NodeID(id), "silent", silent.Round(time.Second))
 		s.done.Go(func() { s.lose(l, id, fence) })
 	}
-	for _, id := range l.model.order {
-		j := l.model.jobs[id]
-		if j.spec.TimeoutNs == 0 || j.row.Running == 0 {
+	for _, j := range l.model.live {
+		if j.spec.TimeoutNs == 0 {
 			continue
 		}
-		for _, t := range j.tasks {
+		for _, t := range j.live {
 			ran := now - t.known    // by a clock that does not jump
 			if t.known <= l.since { // earlier leaders have counted too
 				ran += time.Duration(max(0, l.wall-t.row.StartedNs))
@@ -80,12 +79,8 @@ func (s *Server) timeOut(l *leadership, t *taskModel) {
 // tellEnds has nodes end what somebody wants ended, and what is left of gangs
 // that are broken. The caller holds mu.
 func (s *Server) tellEnds(l *leadership, now time.Duration) {
-	for _, id := range l.model.order {
-		j := l.model.jobs[id]
-		if j.row.Running == 0 {
-			continue
-		}
-		for _, t := range j.tasks {
+	for _, j := range l.model.live {
+		for _, t := range j.live {
 			want := t.row.Signal
 			if want == 0 && t.row.State == procpb.State_RUNNING && broken(t.row) {
 				want = sigTerm

@@ -1,6 +1,11 @@
 package proc
 
-import "sync"
+import (
+	"slices"
+	"sync"
+
+	"github.com/koinon/koinon/internal/proc/procpb"
+)
 
 // hub passes on what the machine changes: to the Server of its node, which
 // keeps a model of what is not over yet, and to those who wait for a job.
@@ -11,7 +16,15 @@ type hub struct {
 	keep    bool // somebody takes the news
 	news    []delta
 	waiters map[uint64]chan struct{} // by job; closed by its next change
+	recent  []delta                  // the last changes of jobs, in the order of the log
+	tasks   int                      // how many tasks are in recent
 }
+
+// What recent holds at most, but for the newest change, which may be of a whole array.
+const (
+	recentMax      = 1024
+	recentTasksMax = 4096
+)
 
 func newHub() *hub { return &hub{signal: make(chan struct{}, 1), waiters: map[uint64]chan struct{}{}} }
 
@@ -24,6 +37,7 @@ func (h *hub) publish(d delta) {
 	if h.keep {
 		h.news = append(h.news, d)
 	}
+	h.remember(d)
 	for _, j := range d.jobs {
 		h.wake(j.Id)
 	}
@@ -32,6 +46,47 @@ func (h *hub) publish(d delta) {
 	}
 	h.mu.Unlock()
 	signal(h.signal)
+}
+
+// remember keeps a change for since. The caller holds mu.
+func (h *hub) remember(d delta) {
+	if len(d.jobs) == 0 {
+		return
+	}
+	h.recent = append(h.recent, d)
+	h.tasks += len(d.tasks)
+	for len(h.recent) > 1 && (len(h.recent) > recentMax || h.tasks > recentTasksMax) {
+		h.tasks -= len(h.recent[0].tasks)
+		h.recent[0] = delta{}
+		h.recent = h.recent[1:]
+	}
+}
+
+// since returns the tasks of a job that changes have made newer than one version, up to and with those of another one: each
+// as the last of those changes left it. ok is false when not all of the changes are remembered. The tasks are shared.
+func (h *hub) since(job, version, upTo uint64) (tasks []*procpb.Task, ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	seen := map[uint32]bool{}
+	for _, d := range slices.Backward(h.recent) {
+		left, of := d.left(job)
+		if !of || left > upTo {
+			continue
+		}
+		if left != upTo {
+			return nil, false // a change is missing: the state came by a snapshot
+		}
+		for _, t := range slices.Backward(d.tasks) {
+			if t.Job == job && t.Version > version && !seen[t.Index] {
+				seen[t.Index] = true
+				tasks = append(tasks, t)
+			}
+		}
+		if upTo = d.from[job]; upTo <= version { // 0 before it was submitted
+			return tasks, true
+		}
+	}
+	return nil, false
 }
 
 func (h *hub) wake(job uint64) {

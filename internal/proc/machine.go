@@ -2,6 +2,7 @@ package proc
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -136,7 +137,18 @@ type delta struct {
 	specs map[uint64]*procpb.Spec // of new jobs, with their items
 	tasks []*procpb.Task
 	nodes []*procpb.Node
-	gone  []uint64 // jobs that are forgotten
+	gone  []uint64          // jobs that are forgotten
+	from  map[uint64]uint64 // the versions that jobs had before, of those that were looked at
+}
+
+// left is the version that a job has been left with; ok is false when the job was not changed.
+func (d *delta) left(job uint64) (version uint64, ok bool) {
+	for _, j := range slices.Backward(d.jobs) {
+		if j.Id == job {
+			return j.Version, true
+		}
+	}
+	return 0, false
 }
 
 func refused(err error) *procpb.Result {
@@ -191,6 +203,12 @@ func (c *command) job(id uint64) *procpb.Job {
 	j := &procpb.Job{}
 	if !c.read(key(rowJob, id), j) {
 		return nil
+	}
+	if _, seen := c.delta.from[id]; !seen {
+		if c.delta.from == nil {
+			c.delta.from = map[uint64]uint64{}
+		}
+		c.delta.from[id] = j.Version
 	}
 	return j
 }

@@ -502,10 +502,15 @@ func TestCountsAgree(t *testing.T) {
 		}
 		x.m.hub.take()
 		var jobs []uint64
+		versions := map[uint64][]uint64{} // that a job had after some step
 		steps := rapid.IntRange(1, 60).Draw(t, "steps")
 		for range steps {
 			x.random(t, &jobs)
+			for _, id := range jobs {
+				versions[id] = append(versions[id], x.job(id).Version)
+			}
 		}
+		x.checkSince(t, versions)
 		for _, d := range x.m.hub.take() {
 			m.follow(&d, 0)
 		}
@@ -527,7 +532,48 @@ func TestCountsAgree(t *testing.T) {
 				t.Fatalf("expected job %v, found %v", want.jobs[id].row, m.jobs[id].row)
 			}
 		}
+		if have, want := liveOf(m), liveOf(want); !maps.Equal(have, want) {
+			t.Fatalf("expected %v to run, found %v", want, have)
+		}
 	})
+}
+
+// liveOf are the tasks that a model has as running, by job and index.
+func liveOf(m *model) map[[2]uint64]bool {
+	out := map[[2]uint64]bool{}
+	for id, j := range m.live {
+		for i := range j.live {
+			out[[2]uint64{id, uint64(i)}] = true
+		}
+	}
+	return out
+}
+
+// checkSince compares what is remembered of changes with the rows: between now and any version that somebody may have seen.
+func (x *table) checkSince(t *rapid.T, versions map[uint64][]uint64) {
+	for id, seen := range versions {
+		now := x.job(id).Version
+		for _, v := range append(seen, 0) {
+			want := map[uint32]*procpb.Task{}
+			if err := loadTasks(x.rows, id, 0, func(row *procpb.Task) bool {
+				if row.Version > v {
+					want[row.Index] = row
+				}
+				return true
+			}); err != nil {
+				t.Fatalf("%v", err)
+			}
+			have, ok := x.m.hub.since(id, v, now)
+			if !ok || len(have) != len(want) {
+				t.Fatalf("job %d since version %d of %d: expected %v, found %v (%v)", id, v, now, want, have, ok)
+			}
+			for _, row := range have {
+				if !proto.Equal(row, want[row.Index]) {
+					t.Fatalf("job %d since version %d of %d: expected %v, found %v", id, v, now, want[row.Index], row)
+				}
+			}
+		}
+	}
 }
 
 // random runs one command.

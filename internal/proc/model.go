@@ -18,7 +18,8 @@ import (
 // them by what the machine publishes. Not safe for concurrent use.
 type model struct {
 	jobs     map[uint64]*jobModel
-	order    []uint64 // the jobs' IDs, ascending
+	order    []uint64             // the jobs' IDs, ascending
+	live     map[uint64]*jobModel // those with live tasks
 	nodes    map[uint64]*nodeModel
 	attempts map[commit.Tx]*attempt
 	ledger   sched.Ledger
@@ -29,9 +30,10 @@ type jobModel struct {
 	row   *procpb.Job
 	spec  *procpb.Spec
 	tasks map[uint32]*taskModel
-	next  uint32 // no task below waits in the queue
-	stops int    // Kills under way: nothing of it is started
-	came  int64  // when it was submitted, by the clock of plans
+	live  map[uint32]*taskModel // those that run, or are about to
+	next  uint32                // no task below waits in the queue
+	stops int                   // Kills under way: nothing of it is started
+	came  int64                 // when it was submitted, by the clock of plans
 }
 
 type taskModel struct {
@@ -73,7 +75,7 @@ type rankKey struct {
 }
 
 func newModel() *model {
-	return &model{jobs: map[uint64]*jobModel{}, nodes: map[uint64]*nodeModel{}, attempts: map[commit.Tx]*attempt{}, dirty: true}
+	return &model{jobs: map[uint64]*jobModel{}, live: map[uint64]*jobModel{}, nodes: map[uint64]*nodeModel{}, attempts: map[commit.Tx]*attempt{}, dirty: true}
 }
 
 // loadModel reads the rows of what is not over.
@@ -112,7 +114,7 @@ func loadModel(r replica.Reader, now time.Duration) (*model, error) {
 }
 
 func (m *model) addJob(j *procpb.Job, spec *procpb.Spec) {
-	m.jobs[j.Id] = &jobModel{row: j, spec: spec, tasks: map[uint32]*taskModel{}, next: spec.GetFirst()}
+	m.jobs[j.Id] = &jobModel{row: j, spec: spec, tasks: map[uint32]*taskModel{}, live: map[uint32]*taskModel{}, next: spec.GetFirst()}
 	at, _ := slices.BinarySearch(m.order, j.Id)
 	m.order = slices.Insert(m.order, at, j.Id)
 }
@@ -145,6 +147,7 @@ func (m *model) drop(id uint64) {
 		return
 	}
 	delete(m.jobs, id)
+	delete(m.live, id)
 	if at, found := slices.BinarySearch(m.order, id); found {
 		m.order = slices.Delete(m.order, at, at+1)
 	}
@@ -177,6 +180,34 @@ func (m *model) setTask(t *procpb.Task, now time.Duration) {
 		}
 		delete(j.tasks, t.Index)
 	}
+	m.relive(j, tm)
+}
+
+// relive notes whether a task runs or is about to, or does not any more: what looks after those need not look at all the
+// tasks of all the jobs.
+func (m *model) relive(j *jobModel, t *taskModel) {
+	switch {
+	case t.row.State == procpb.State_RUNNING || t.attempt != nil:
+		j.live[t.row.Index] = t
+		m.live[j.row.Id] = j
+	default:
+		delete(j.live, t.row.Index)
+		if len(j.live) == 0 {
+			delete(m.live, j.row.Id)
+		}
+	}
+}
+
+// try begins an attempt, and settle ends it.
+func (m *model) try(a *attempt) {
+	a.task.attempt = a
+	m.relive(a.job, a.task)
+}
+
+func (m *model) settle(a *attempt) {
+	a.task.attempt = nil
+	delete(m.attempts, a.tx)
+	m.relive(a.job, a.task)
 }
 
 // charge notes what a user has had.
@@ -221,13 +252,9 @@ func userOf(s *procpb.Spec) string {
 // to.
 func (m *model) reserved() map[uint64]sched.Resources {
 	out := map[uint64]sched.Resources{}
-	for _, id := range m.order {
-		j := m.jobs[id]
+	for _, j := range m.live {
 		each := resources(j.spec.Each)
-		if j.row.Running == 0 && !j.starting() {
-			continue
-		}
-		for _, t := range j.tasks {
+		for _, t := range j.live {
 			switch {
 			case t.row.State == procpb.State_RUNNING:
 				for _, p := range t.row.Procs {
@@ -247,7 +274,7 @@ func (m *model) reserved() map[uint64]sched.Resources {
 
 // starting says whether a task of the job is about to start.
 func (j *jobModel) starting() bool {
-	for _, t := range j.tasks {
+	for _, t := range j.live {
 		if t.attempt != nil {
 			return true
 		}
@@ -305,10 +332,10 @@ func schedNode(n *procpb.Node, used sched.Resources) sched.Node {
 
 // runningOf adds what is known of the ends of a job's tasks.
 func (m *model) runningOf(s *sched.Snapshot, j *jobModel) {
-	if j.spec.TimeoutNs == 0 || j.row.Running == 0 {
+	if j.spec.TimeoutNs == 0 {
 		return
 	}
-	for _, t := range j.tasks {
+	for _, t := range j.live {
 		if t.row.State != procpb.State_RUNNING {
 			continue
 		}
@@ -325,7 +352,7 @@ func (j *jobModel) waiting() []*taskModel {
 	most := gangsOfJobMax
 	if j.spec.AtOnce > 0 {
 		busy := int(j.row.Running)
-		for _, t := range j.tasks {
+		for _, t := range j.live {
 			if t.attempt != nil && t.row.State == procpb.State_QUEUED {
 				busy++
 			}

@@ -180,12 +180,8 @@ func (l *leadership) forgotten(n *nodeModel, hb *procpb.Heartbeat) []*procpb.Rep
 // on are the processes that should be on a node.
 func (m *model) on(node uint64) iter.Seq2[rankKey, *taskModel] {
 	return func(yield func(rankKey, *taskModel) bool) {
-		for _, id := range m.order {
-			j := m.jobs[id]
-			if j.row.Running == 0 {
-				continue
-			}
-			for _, t := range j.tasks {
+		for _, j := range m.live {
+			for _, t := range j.live {
 				if t.row.State != procpb.State_RUNNING {
 					continue
 				}

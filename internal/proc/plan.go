@@ -57,7 +57,7 @@ func (s *Server) plan(l *leadership, now time.Duration) {
 		for _, n := range st.Nodes {
 			a.nodes = append(a.nodes, uint64(n))
 		}
-		a.task.attempt = a
+		l.model.try(a)
 		if a.job.spec.Out == "" {
 			s.attempt(l, a)
 			continue
@@ -150,9 +150,8 @@ func (s *Server) giveUp(l *leadership, a *attempt, node sys.NodeID, why string) 
 	if a.task.attempt != a {
 		return
 	}
-	a.task.attempt = nil
+	l.model.settle(a)
 	close(a.done)
-	delete(l.model.attempts, a.tx)
 	if why != "" {
 		a.task.why = why
 		a.task.gang.Refuse(sched.Time(l.dayTime(s.opt.Clock.Boot())), node, why)

@@ -370,6 +370,10 @@ func (s *Server) news(ctx context.Context, r *procpb.WaitRequest) (*procpb.WaitR
 		if !r.Tasks || reply.Job.Version <= r.Version {
 			return nil
 		}
+		var known bool
+		if reply.Tasks, known = s.hub.since(r.Job, r.Version, reply.Job.Version); known {
+			return nil
+		}
 		return loadTasks(v, r.Job, 0, func(t *procpb.Task) bool {
 			if t.Version > r.Version {
 				reply.Tasks = append(reply.Tasks, t)
