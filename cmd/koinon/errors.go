@@ -108,12 +108,12 @@ func (a *app) hint(msg string) string {
 	})
 }
 
-// plainWord is what a shell takes as it stands.
-var plainWord = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z0-9_@%+=:,./~-]+$`) })
-
 // quoted writes a word for a shell.
 func quoted(word string) string {
-	if plainWord().MatchString(word) {
+	special := func(r rune) bool { // what a shell does not take as it stands
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("_@%+=:,./~-", r)
+	}
+	if word != "" && !strings.ContainsFunc(word, special) {
 		return word
 	}
 	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"

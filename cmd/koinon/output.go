@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"strings"
 	"sync"
 	"text/tabwriter"
 	"time"
@@ -65,14 +64,18 @@ func (a *app) print(value any, table func(w io.Writer)) error {
 
 // row writes one row of a table.
 func row(w io.Writer, cells ...any) {
-	words := make([]string, len(cells))
+	line := make([]byte, 0, 128)
 	for i, c := range cells {
-		if words[i] = fmt.Sprint(c); words[i] == "" {
-			words[i] = "-"
+		if i > 0 {
+			line = append(line, '\t')
+		}
+		before := len(line)
+		if line = fmt.Append(line, c); len(line) == before {
+			line = append(line, '-')
 		}
 	}
 	// The writer is a tabwriter, which keeps its error for Flush.
-	_, _ = io.WriteString(w, strings.Join(words, "\t")+"\n")
+	_, _ = w.Write(append(line, '\n'))
 }
 
 // result is standard output, which remembers that it could not be written: no

@@ -34,6 +34,7 @@ type jobModel struct {
 	next  uint32                // no task below waits in the queue
 	stops int                   // Kills under way: nothing of it is started
 	came  int64                 // when it was submitted, by the clock of plans
+	nodes []uint64              // where it runs or ran, ascending
 }
 
 type taskModel struct {
@@ -165,6 +166,11 @@ func (m *model) setTask(t *procpb.Task, now time.Duration) {
 	}
 	was := tm.row
 	tm.row = t
+	for _, p := range t.Procs {
+		if at, found := slices.BinarySearch(j.nodes, p.Node); !found {
+			j.nodes = slices.Insert(j.nodes, at, p.Node)
+		}
+	}
 	switch {
 	case t.State == procpb.State_QUEUED:
 		j.next = min(j.next, t.Index)
