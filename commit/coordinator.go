@@ -210,6 +210,9 @@ func (c *Coordinator) Owes(p Party, tx Tx) bool {
 	return false
 }
 
+// Idle reports whether there is no transaction that has not ended: then time changes nothing.
+func (c *Coordinator) Idle() bool { return len(c.txs) == 0 }
+
 // Step takes in a message. It returns ErrBadMessage for one that no participant sends.
 func (c *Coordinator) Step(now Time, m Message) error {
 	if m.Kind != MsgVote && m.Kind != MsgAck || m.Tx.Epoch == 0 || m.Tx.Seq == 0 ||

@@ -301,13 +301,18 @@ func (s *server) duties(ctx context.Context, end context.CancelCauseFunc) {
 	led, since := uint64(0), collected // the leadership, and since when it is this node's
 	tick := time.NewTicker(dutyEvery)
 	defer tick.Stop()
+	seen := uint64(0) // what the map was last looked for in
 	for {
-		if err := s.followMap(); err != nil {
-			end(err)
-			return
+		st := s.group.Status()
+		if st.Applied != seen {
+			if err := s.followMap(); err != nil {
+				end(err)
+				return
+			}
+			seen = st.Applied
 		}
 		s.followPeers()
-		if st := s.group.Status(); st.Role == replica.Leader && st.Ready {
+		if st.Role == replica.Leader && st.Ready {
 			if err := s.found(ctx); err != nil && ctx.Err() == nil {
 				s.log.Warn("the cluster is not set up yet", "err", err)
 			}

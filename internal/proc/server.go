@@ -139,8 +139,9 @@ func (s *Server) Register(srv *wire.Server) {
 }
 
 const (
-	tick           = 50 * time.Millisecond
-	lookEvery      = 500 * time.Millisecond
+	tick           = 50 * time.Millisecond  // while something is under way
+	lookEvery      = 500 * time.Millisecond // at rest
+	forgetEvery    = time.Second            // nobody waits for it, and each time is an entry of the log
 	sweepEvery     = time.Minute
 	proposeTimeout = 10 * time.Second
 	againEvery     = 2 * time.Second // a node is told again to end something
@@ -148,7 +149,7 @@ const (
 
 // run drives what a leader does.
 func (s *Server) run() {
-	timer := time.NewTicker(tick)
+	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		select {
@@ -158,23 +159,30 @@ func (s *Server) run() {
 		case <-s.wake:
 		case <-timer.C:
 		}
-		term := s.group.Leading()
-		s.mu.Lock()
-		l := s.lead
-		if l != nil && (l.term != term || l.over) {
-			s.lead, l = nil, nil
-			s.hub.subscribe(false)
-		}
-		s.mu.Unlock()
-		switch {
-		case l != nil:
-			s.step()
-		case term != 0:
-			if err := s.begin(term); err != nil && s.ctx.Err() == nil {
-				s.opt.Logger.Debug("the process table has no coordinator yet", "err", err)
-			}
-		}
+		timer.Reset(s.turn())
 	}
+}
+
+// turn does what is due, and returns when to look again if nothing happens before.
+func (s *Server) turn() time.Duration {
+	term := s.group.Leading()
+	s.mu.Lock()
+	l := s.lead
+	if l != nil && (l.term != term || l.over) {
+		s.lead, l = nil, nil
+		s.hub.subscribe(false)
+	}
+	s.mu.Unlock()
+	switch {
+	case l != nil:
+		return s.step()
+	case term == 0:
+		return lookEvery
+	}
+	if err := s.begin(term); err != nil && s.ctx.Err() == nil {
+		s.opt.Logger.Debug("the process table has no coordinator yet", "err", err)
+	}
+	return tick
 }
 
 // begin begins a leadership: an epoch of its own, and the model of what is not
@@ -213,7 +221,7 @@ func (s *Server) begin(term uint64) error {
 	s.lead = l
 	s.mu.Unlock()
 	s.opt.Logger.Info("process table", "epoch", res.Epoch, "jobs", len(l.model.jobs), "unfinished", len(table.Commits))
-	s.step()
+	signal(s.wake)
 	return nil
 }
 
@@ -237,13 +245,13 @@ func (s *Server) propose(ctx context.Context, cmd *procpb.Command) (*procpb.Resu
 	return res, inos, failed("proc.Do", res.Failure)
 }
 
-// step does all that is due.
-func (s *Server) step() {
+// step does all that is due of a leader, and returns when the next step is if nothing happens before.
+func (s *Server) step() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	l := s.lead
 	if l == nil {
-		return
+		return tick
 	}
 	now := s.opt.Clock.Boot()
 	s.follow(l, now)
@@ -255,7 +263,7 @@ func (s *Server) step() {
 	s.tellEnds(l, now)
 	s.plan(l, now)
 	s.pump(l)
-	if len(l.forgets) > 0 && now-l.forgot >= tick {
+	if len(l.forgets) > 0 && now-l.forgot >= forgetEvery {
 		l.forgot = now
 		for _, r := range l.forgets {
 			s.startAgree(l, r)
@@ -267,6 +275,10 @@ func (s *Server) step() {
 		before := l.dayTime(now) - int64(s.opt.Retention)
 		s.done.Go(func() { s.sweep(before) })
 	}
+	if l.over || !l.coord.Idle() || len(l.model.live) > 0 {
+		return tick
+	}
+	return lookEvery
 }
 
 // dayTime is the time of day, in ns, at a Boot time of the leadership. It goes on evenly when somebody sets the clock: plans,

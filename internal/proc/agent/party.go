@@ -30,7 +30,7 @@ type newFence struct {
 	done  chan struct{}
 }
 
-// partyTick is how often the participant is told of the time.
+// partyTick is how often a participant in doubt is told of the time.
 const partyTick = 20 * time.Millisecond
 
 // serveParty answers messages of the coordinator by what the participant says
@@ -88,17 +88,19 @@ type owner struct {
 // own drives the participant until ctx is done or the store fails.
 func (a *Agent) own(ctx context.Context, party *commit.Participant) error {
 	o := &owner{a: a, party: party}
-	tick := time.NewTicker(partyTick)
-	defer tick.Stop()
 	for {
+		o.party.Tick(a.now())
 		if err := o.settle(); err != nil {
 			return err
+		}
+		var tick <-chan time.Time
+		if len(o.party.InDoubt()) > 0 {
+			tick = time.After(partyTick)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
-			o.party.Tick(a.now())
+		case <-tick:
 		case t := <-a.turns:
 			if err := o.take(a.gather(t)); err != nil {
 				return err
