@@ -40,6 +40,8 @@ func TestRun(t *testing.T) {
 		{"too late", `--timeout 300ms -- sleep 60`, "", 143, "", "its time was over"},
 		{"too large", `-c 1000 -- true`, "", 125, "", "largest node"},
 		{"gang", `-n 3 -c 0.5 -- sh -c 'echo $KOINON_RANK of $KOINON_SIZE' | sort`, "", 0, "[0] 0 of 3\n[1] 1 of 3\n[2] 2 of 3\n", ""},
+		{"timers", `cat /proc/self/timerslack_ns`, "", 0, "50000\n", ""}, // not those of a node
+		{"timers with limits", `-c 0.5 -- cat /proc/self/timerslack_ns`, "", 0, "50000\n", ""},
 		{"array", `--array 2-4 -- sh -c 'echo {}; exit $(({} % 3))' | sort`, "", 2, "[2] 2\n[3] 3\n[4] 4\n", "2 of 3 tasks"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -7,7 +7,6 @@ package main
 
 import (
 	"context"
-	"io"
 	"os"
 	"os/signal"
 	"sync"
@@ -21,7 +20,9 @@ import (
 
 func main() {
 	os.Args = engine.HideArgs(os.Args, "meta", "blocks", "from", "to")
-	os.Exit(run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	a := newApp(os.Stdin, os.Stdout, os.Stderr)
+	a.process = true
+	os.Exit(a.run(context.Background(), os.Args[1:]))
 }
 
 // sameSignal is for how long a further signal counts as the first one once
@@ -32,17 +33,16 @@ const sameSignal = 500 * time.Millisecond
 // run executes one command line and returns the process's exit code. The
 // command's context ends at the first signal that asks to stop; a second one,
 // sameSignal later, kills the process.
-func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
-	a := &app{in: in, out: &result{Writer: out}, err: errOut}
+func (a *app) run(ctx context.Context, args []string) int {
 	made := make(chan *cobra.Command, 1)
 	go func() { made <- newRootCommandFor(a, args) }() // meanwhile: both take a while, and short commands should be quick
 	ctx, release := untilSignal(ctx, sameSignal)
 	defer release()
 	root := <-made
 	root.SetArgs(args)
-	root.SetIn(in)
+	root.SetIn(a.in)
 	root.SetOut(a.out)
-	root.SetErr(errOut)
+	root.SetErr(a.err)
 	return a.exitCode(root.ExecuteContext(ctx))
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/koinon/koinon/internal/config"
+	"github.com/koinon/koinon/internal/daemon"
 	"github.com/koinon/koinon/internal/engine"
 	"github.com/koinon/koinon/internal/node"
 	"github.com/koinon/koinon/internal/sys"
@@ -89,6 +90,9 @@ func (f *blocksFlags) in(dir string) config.Blocks {
 
 // serve runs a node until ctx ends.
 func (a *app) serve(ctx context.Context, f serveFlags) error {
+	if a.process {
+		daemon.EaseTimers()
+	}
 	path := a.configPath
 	joining := len(f.join) > 0 || f.token != ""
 	switch {
