@@ -306,7 +306,8 @@ func TestMissingFile(t *testing.T) {
 }
 
 func TestSizeAndDuration(t *testing.T) {
-	for text, want := range map[string]Size{"0B": 0, "512KiB": 512 << 10, "1 GiB": 1 << 30, "1025B": 1025, "8388607TiB": 8388607 << 40} {
+	for text, want := range map[string]Size{"0B": 0, "512KiB": 512 << 10, "1 GiB": 1 << 30, "1025B": 1025, "8388607TiB": 8388607 << 40,
+		"1.5GiB": 3 << 29, "0.25 MiB": 256 << 10, "17.6GiB": 18_897_856_102} {
 		var s Size
 		if err := s.UnmarshalText([]byte(text)); err != nil || s != want {
 			t.Errorf("%q is %d, %v, want %d", text, s, err, want)
@@ -316,7 +317,7 @@ func TestSizeAndDuration(t *testing.T) {
 			t.Errorf("%v reads back as %v, %v", s, again, err)
 		}
 	}
-	for _, text := range []string{"", "B", "12", "-1B", "8388608TiB", "1.5GiB", "99999999999999999999B"} {
+	for _, text := range []string{"", "B", "12", "-1B", "8388608TiB", "1.5.5GiB", ".GiB", "1e3MiB", "infB", "-1.5GiB", "8388608.5TiB", "99999999999999999999B"} {
 		var s Size
 		if err := s.UnmarshalText([]byte(text)); err == nil {
 			t.Errorf("%q is taken for %v", text, s)

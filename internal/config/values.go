@@ -69,20 +69,29 @@ func (s Size) String() string {
 // MarshalText implements encoding.TextMarshaler.
 func (s Size) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// UnmarshalText implements encoding.TextUnmarshaler. The number is whole, the
-// unit one of B, KiB, MiB, GiB and TiB.
+// UnmarshalText implements encoding.TextUnmarshaler. The number may have a
+// fraction; bytes are cut to whole ones. The unit is one of B, KiB, MiB, GiB and
+// TiB.
 func (s *Size) UnmarshalText(text []byte) error {
 	for _, u := range sizeUnits {
 		digits, ok := strings.CutSuffix(string(text), u.name)
 		if !ok {
 			continue
 		}
-		n, err := strconv.ParseInt(strings.TrimSpace(digits), 10, 64)
-		if err != nil || n < 0 || n > int64((1<<63-1)/u.size) {
+		digits = strings.TrimSpace(digits)
+		if strings.Trim(digits, "0123456789.") != "" { // what else ParseFloat takes
 			break
 		}
-		*s = Size(n) * u.size
+		if n, err := strconv.ParseInt(digits, 10, 64); err == nil && n <= int64((1<<63-1)/u.size) {
+			*s = Size(n) * u.size
+			return nil
+		}
+		n, err := strconv.ParseFloat(digits, 64)
+		if err != nil || n*float64(u.size) >= 1<<63 {
+			break
+		}
+		*s = Size(n * float64(u.size))
 		return nil
 	}
-	return fmt.Errorf("%q is not a size; write it like \"512KiB\", \"64MiB\" or \"2GiB\"", text)
+	return fmt.Errorf("%q is not a size; write it like \"512KiB\", \"64MiB\" or \"1.5GiB\"", text)
 }
