@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -45,6 +46,34 @@ func TestProcessOutlivesDaemon(t *testing.T) {
 	}
 	d.koinon("dev", "stop", "--dir", d.dir)
 	await(t, "the end of all processes of the cluster", func() bool { return len(withArgument(t, d.dir)) == 0 })
+}
+
+// TestStopAtAnyTime: a node that is asked to stop while it starts does so, whatever it is at.
+func TestStopAtAnyTime(t *testing.T) {
+	d := up(t, 1)
+	d.koinon("dev", "stop", "--dir", d.dir)
+	for after := time.Duration(0); after < 60*time.Millisecond; after += 3 * time.Millisecond {
+		cmd := exec.Command(koinonBinary(t), "serve", "--config", filepath.Join(d.dir, "n1", "node.toml"))
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
+		time.Sleep(after)
+		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-ended:
+		case <-time.After(20 * time.Second):
+			t.Errorf("a node that was asked to stop %v after its start goes on", after)
+			if err := cmd.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			<-ended
+		}
+	}
+	d.start()
 }
 
 // read returns what a file holds, nothing when there is none.

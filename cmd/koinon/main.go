@@ -7,8 +7,10 @@ package main
 
 import (
 	"context"
+	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -18,11 +20,16 @@ import (
 	"github.com/koinon/koinon/internal/engine"
 )
 
+// init keeps main on the process's main thread, which easeTimers needs.
+func init() { runtime.LockOSThread() }
+
 func main() {
+	if name := firstWord(newRoot(&app{}).PersistentFlags(), os.Args[1:]); name == "serve" || name == "mount" {
+		easeTimers() // before there is anything that an execve(2) would lose, such as a signal that was caught
+	}
+	runtime.UnlockOSThread()
 	os.Args = engine.HideArgs(os.Args, "meta", "blocks", "from", "to")
-	a := newApp(os.Stdin, os.Stdout, os.Stderr)
-	a.process = true
-	os.Exit(a.run(context.Background(), os.Args[1:]))
+	os.Exit(run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
 // sameSignal is for how long a further signal counts as the first one once
@@ -33,16 +40,17 @@ const sameSignal = 500 * time.Millisecond
 // run executes one command line and returns the process's exit code. The
 // command's context ends at the first signal that asks to stop; a second one,
 // sameSignal later, kills the process.
-func (a *app) run(ctx context.Context, args []string) int {
+func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
+	a := &app{in: in, out: &result{Writer: out}, err: errOut}
 	made := make(chan *cobra.Command, 1)
 	go func() { made <- newRootCommandFor(a, args) }() // meanwhile: both take a while, and short commands should be quick
 	ctx, release := untilSignal(ctx, sameSignal)
 	defer release()
 	root := <-made
 	root.SetArgs(args)
-	root.SetIn(a.in)
+	root.SetIn(in)
 	root.SetOut(a.out)
-	root.SetErr(a.err)
+	root.SetErr(errOut)
 	return a.exitCode(root.ExecuteContext(ctx))
 }
 

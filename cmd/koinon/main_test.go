@@ -367,8 +367,3 @@ func TestServeListen(t *testing.T) {
 		}
 	}
 }
-
-// run executes a command line within the test's process.
-func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
-	return newApp(in, out, errOut).run(ctx, args)
-}

@@ -58,9 +58,6 @@ is written past it; mounting there again takes over.`,
 
 // mount runs the mount command.
 func (a *app) mount(ctx context.Context, args []string, f mountFlags) error {
-	if a.process && !f.detach {
-		daemon.EaseTimers()
-	}
 	path, err := config.ClientPath(a.configPath)
 	if err != nil {
 		return err

@@ -19,16 +19,11 @@ import (
 type app struct {
 	in       io.Reader
 	out, err io.Writer
-	process  bool // this process is the command's alone
 
 	configPath string
 	devDir     string // of dev's --dir
 	output     outputFormat
 	quiet      bool
-}
-
-func newApp(in io.Reader, out, errOut io.Writer) *app {
-	return &app{in: in, out: &result{Writer: out}, err: errOut}
 }
 
 // The groups of subcommands in the help, in this order.

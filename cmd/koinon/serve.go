@@ -88,11 +88,11 @@ func (f *blocksFlags) in(dir string) config.Blocks {
 	return config.Blocks{URL: engine.Ref(f.url).In(dir), AcceptVolatile: f.acceptVolatile}
 }
 
+// easeTimers lets the timers of a process that runs for long take less CPU; it may execute the program anew.
+func easeTimers() { daemon.EaseTimers() }
+
 // serve runs a node until ctx ends.
 func (a *app) serve(ctx context.Context, f serveFlags) error {
-	if a.process {
-		daemon.EaseTimers()
-	}
 	path := a.configPath
 	joining := len(f.join) > 0 || f.token != ""
 	switch {

@@ -62,6 +62,8 @@ func alive(t *testing.T, p Process) bool {
 	return is
 }
 
+func init() { runtime.LockOSThread() } // EaseTimers is for the main thread
+
 func TestMain(m *testing.M) {
 	switch os.Getenv("KOINON_DAEMON_TEST") {
 	case "":

@@ -21,10 +21,11 @@ const (
 	slackAsked = "KOINON_TIMER_SLACK" // in the environment of a program that was started anew
 )
 
-// EaseTimers prepares a process to run for long: its timers may be half a millisecond late, and take less CPU for that. It is
-// to be called first of all. A thread has its slack from the one that started it, and the runtime's are there already, so
-// the program is executed anew, with the same PID, arguments and open files. Where that cannot be done, and where somebody else
-// has chosen a slack (TimerSlackNSec= of systemd), everything stays as it is.
+// EaseTimers prepares a process to run for long: its timers may be half a millisecond late, and take less CPU for that. A
+// thread has its slack from the one that started it, and the runtime's are there already, so the program is executed anew,
+// with the same PID, arguments and open files. Where that cannot be done, and where somebody else has chosen a slack
+// (TimerSlackNSec= of systemd), everything stays as it is. Call it first of all, before signals are caught, on the process's main
+// thread: execve(2) keeps what belongs to the thread that calls it, such as PR_SET_PDEATHSIG.
 func EaseTimers() {
 	if os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) < processorsMin {
 		runtime.GOMAXPROCS(processorsMin)
@@ -39,19 +40,26 @@ func EaseTimers() {
 		return
 	}
 	path, err := os.Executable()
-	if err != nil || unix.Prctl(unix.PR_SET_TIMERSLACK, timerSlack, 0, 0, 0) != nil {
+	if err != nil || unix.Gettid() != os.Getpid() || unix.Prctl(unix.PR_SET_TIMERSLACK, timerSlack, 0, 0, 0) != nil {
 		return
 	}
+	var files unix.Rlimit // which Go has raised, and takes back when it executes something
+	limited := unix.Getrlimit(unix.RLIMIT_NOFILE, &files) == nil
 	if unix.Exec(path, os.Args, append(os.Environ(), slackAsked+"=1")) != nil {
 		DefaultTimers()
+		if limited {
+			_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &files) // it was so before
+		}
 	}
 }
 
 // defaultSlack is the kernel's, in ns (prctl(2)).
 const defaultSlack = 50_000
 
-// DefaultTimers gives the calling thread, and what it starts, the timers of any other program. The caller has locked its
-// goroutine to the thread.
+// DefaultTimers takes EaseTimers back for the calling thread and what it starts. The caller has locked its goroutine to the
+// thread.
 func DefaultTimers() {
-	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, defaultSlack, 0, 0, 0) // fails where there is no such thing
+	if now, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0); err == nil && now == timerSlack {
+		_ = unix.Prctl(unix.PR_SET_TIMERSLACK, defaultSlack, 0, 0, 0) // it was so before
+	}
 }

@@ -16,15 +16,28 @@ type hub struct {
 	keep    bool // somebody takes the news
 	news    []delta
 	waiters map[uint64]chan struct{} // by job; closed by its next change
-	recent  []delta                  // the last changes of jobs, in the order of the log
-	tasks   int                      // how many tasks are in recent
+	recent  []change                 // the last changes of jobs, in the order of the log
+	rows    int                      // of recent
 }
 
-// What recent holds at most, but for the newest change, which may be of a whole array.
-const (
-	recentMax      = 1024
-	recentTasksMax = 4096
-)
+// change is what a command has done to a job.
+type change struct {
+	job      uint64
+	from, to uint64         // the version before and after; from is 0 when it was submitted
+	tasks    []*procpb.Task // as the command left them
+}
+
+// rows is how many changes, tasks and processes a change is.
+func (c *change) rows() int {
+	n := 1 + len(c.tasks)
+	for _, t := range c.tasks {
+		n += len(t.Procs)
+	}
+	return n
+}
+
+// recentMax bounds the rows of recent, but for the newest change, which may be of a whole array.
+const recentMax = 8192
 
 func newHub() *hub { return &hub{signal: make(chan struct{}, 1), waiters: map[uint64]chan struct{}{}} }
 
@@ -37,7 +50,7 @@ func (h *hub) publish(d delta) {
 	if h.keep {
 		h.news = append(h.news, d)
 	}
-	h.remember(d)
+	h.remember(&d)
 	for _, j := range d.jobs {
 		h.wake(j.Id)
 	}
@@ -48,16 +61,31 @@ func (h *hub) publish(d delta) {
 	signal(h.signal)
 }
 
-// remember keeps a change for since. The caller holds mu.
-func (h *hub) remember(d delta) {
-	if len(d.jobs) == 0 {
-		return
+// remember keeps what since needs of the changes of a command. The caller holds mu.
+func (h *hub) remember(d *delta) {
+	var tasks map[uint64][]*procpb.Task
+	if len(d.tasks) > 0 {
+		tasks = map[uint64][]*procpb.Task{}
 	}
-	h.recent = append(h.recent, d)
-	h.tasks += len(d.tasks)
-	for len(h.recent) > 1 && (len(h.recent) > recentMax || h.tasks > recentTasksMax) {
-		h.tasks -= len(h.recent[0].tasks)
-		h.recent[0] = delta{}
+	for _, t := range d.tasks {
+		tasks[t.Job] = append(tasks[t.Job], t)
+	}
+	done := make(map[uint64]bool, len(d.jobs))
+	for _, j := range slices.Backward(d.jobs) { // the last row of a job is how it was left
+		if done[j.Id] {
+			continue
+		}
+		done[j.Id] = true
+		c := change{job: j.Id, from: d.from[j.Id], to: j.Version, tasks: tasks[j.Id]}
+		if c.from == c.to {
+			continue // nothing that is told to those who wait
+		}
+		h.recent = append(h.recent, c)
+		h.rows += c.rows()
+	}
+	for len(h.recent) > 1 && h.rows > recentMax {
+		h.rows -= h.recent[0].rows()
+		h.recent[0] = change{}
 		h.recent = h.recent[1:]
 	}
 }
@@ -68,21 +96,20 @@ func (h *hub) since(job, version, upTo uint64) (tasks []*procpb.Task, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	seen := map[uint32]bool{}
-	for _, d := range slices.Backward(h.recent) {
-		left, of := d.left(job)
-		if !of || left > upTo {
+	for _, c := range slices.Backward(h.recent) {
+		if c.job != job || c.to > upTo {
 			continue
 		}
-		if left != upTo {
+		if c.to != upTo {
 			return nil, false // a change is missing: the state came by a snapshot
 		}
-		for _, t := range slices.Backward(d.tasks) {
-			if t.Job == job && t.Version > version && !seen[t.Index] {
+		for _, t := range slices.Backward(c.tasks) {
+			if t.Version > version && !seen[t.Index] {
 				seen[t.Index] = true
 				tasks = append(tasks, t)
 			}
 		}
-		if upTo = d.from[job]; upTo <= version { // 0 before it was submitted
+		if upTo = c.from; upTo <= version {
 			return tasks, true
 		}
 	}

@@ -16,8 +16,8 @@ func TestWhatIsRememberedIsBounded(t *testing.T) {
 	for v := uint64(1); v <= last; v++ {
 		h.publish(change(v))
 	}
-	if len(h.recent) > recentMax || h.tasks != len(h.recent) {
-		t.Errorf("expected at most %d changes, found %d with %d tasks", recentMax, len(h.recent), h.tasks)
+	if h.rows > recentMax || h.rows != 2*len(h.recent) {
+		t.Errorf("expected at most %d rows, found %d in %d changes", recentMax, h.rows, len(h.recent))
 	}
 	if tasks, ok := h.since(1, last-10, last-3); !ok || len(tasks) != 7 {
 		t.Errorf("expected the 7 tasks between two versions, found %d (%v)", len(tasks), ok)
@@ -33,11 +33,19 @@ func TestWhatIsRememberedIsBounded(t *testing.T) {
 		t.Error("expected the gap to be noticed")
 	}
 	big := delta{jobs: []*procpb.Job{{Id: 1, Version: last + 3}}, from: map[uint64]uint64{1: last + 2}}
-	for range 2 * recentTasksMax {
+	for range 2 * recentMax {
 		big.tasks = append(big.tasks, &procpb.Task{Job: 1, Version: last + 3})
 	}
 	h.publish(big)
 	if len(h.recent) != 1 {
 		t.Errorf("expected a large change to displace the others, found %d", len(h.recent))
+	}
+	h.publish(change(last + 4))
+	if len(h.recent) != 1 || h.rows != 2 {
+		t.Errorf("expected a large change to go with the next one, found %d changes, %d rows", len(h.recent), h.rows)
+	}
+	h.publish(delta{jobs: []*procpb.Job{{Id: 2, Version: 7}}, from: map[uint64]uint64{2: 7}})
+	if len(h.recent) != 1 {
+		t.Errorf("expected nothing to be kept of a job of which nothing is told, found %d", len(h.recent))
 	}
 }

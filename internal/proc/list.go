@@ -86,7 +86,11 @@ func (m *model) list(r *procpb.ListRequest) *procpb.ListReply {
 		end, _ = slices.BinarySearch(m.order, r.Below)
 	}
 	for _, id := range slices.Backward(m.order[:end]) {
-		if !p.add(m.jobs[id].info()) {
+		j := m.jobs[id]
+		if p.user != "" && p.user != userOf(j.spec) {
+			continue
+		}
+		if !p.add(j.info()) {
 			break
 		}
 	}
@@ -107,6 +111,9 @@ func (j *jobModel) info() *procpb.JobInfo {
 func (j *jobModel) waits() string {
 	if len(j.row.BlockedBy) > 0 {
 		return fmt.Sprintf("waits for job %d", j.row.BlockedBy[0])
+	}
+	if j.row.Queued == 0 {
+		return ""
 	}
 	for _, t := range j.waiting() {
 		return t.why

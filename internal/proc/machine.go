@@ -2,7 +2,6 @@ package proc
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -139,16 +138,6 @@ type delta struct {
 	nodes []*procpb.Node
 	gone  []uint64          // jobs that are forgotten
 	from  map[uint64]uint64 // the versions that jobs had before, of those that were looked at
-}
-
-// left is the version that a job has been left with; ok is false when the job was not changed.
-func (d *delta) left(job uint64) (version uint64, ok bool) {
-	for _, j := range slices.Backward(d.jobs) {
-		if j.Id == job {
-			return j.Version, true
-		}
-	}
-	return 0, false
 }
 
 func refused(err error) *procpb.Result {

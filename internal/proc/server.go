@@ -187,10 +187,15 @@ func (s *Server) turn() time.Duration {
 
 // begin begins a leadership: an epoch of its own, and the model of what is not
 // over.
-func (s *Server) begin(term uint64) error {
+func (s *Server) begin(term uint64) (err error) {
 	ctx, cancel := context.WithTimeout(s.ctx, proposeTimeout)
 	defer cancel()
 	s.hub.subscribe(true)
+	defer func() {
+		if err != nil {
+			s.hub.subscribe(false) // perhaps nobody begins again
+		}
+	}()
 	res, _, err := s.propose(ctx, &procpb.Command{Op: &procpb.Command_Agree{Agree: &procpb.Agree{Kind: uint32(commit.RecordOpen)}}})
 	if err != nil {
 		return err
@@ -275,7 +280,7 @@ func (s *Server) step() time.Duration {
 		before := l.dayTime(now) - int64(s.opt.Retention)
 		s.done.Go(func() { s.sweep(before) })
 	}
-	if l.over || !l.coord.Idle() || len(l.model.live) > 0 {
+	if l.over || l.model.dirty || !l.coord.Idle() || len(l.model.live) > 0 {
 		return tick
 	}
 	return lookEvery
