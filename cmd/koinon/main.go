@@ -20,10 +20,8 @@ import (
 	"github.com/koinon/koinon/internal/engine"
 )
 
-// init keeps main on the process's main thread, which easeTimers needs.
-func init() { runtime.LockOSThread() }
-
 func main() {
+	runtime.LockOSThread() // to the process's main thread, which easeTimers needs
 	if name := firstWord(newRoot(&app{}).PersistentFlags(), os.Args[1:]); name == "serve" || name == "mount" {
 		easeTimers() // before there is anything that an execve(2) would lose, such as a signal that was caught
 	}

@@ -25,7 +25,7 @@ const (
 // thread has its slack from the one that started it, and the runtime's are there already, so the program is executed anew,
 // with the same PID, arguments and open files. Where that cannot be done, and where somebody else has chosen a slack
 // (TimerSlackNSec= of systemd), everything stays as it is. Call it first of all, before signals are caught, on the process's main
-// thread: execve(2) keeps what belongs to the thread that calls it, such as PR_SET_PDEATHSIG.
+// thread, where a program's main function begins: execve(2) keeps what belongs to the thread that calls it, such as PR_SET_PDEATHSIG.
 func EaseTimers() {
 	if os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) < processorsMin {
 		runtime.GOMAXPROCS(processorsMin)
