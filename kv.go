@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/koinon/koinon/internal/client"
 	"github.com/koinon/koinon/internal/kv"
 	"github.com/koinon/koinon/internal/kv/kvpb"
-	"github.com/koinon/koinon/internal/node"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -62,7 +62,7 @@ func OpenKV(ctx context.Context, opt Options) (*KV, error) {
 	if err != nil {
 		return nil, err
 	}
-	keys, err := node.ConnectKeys(ctx, cfg, opt.Logger)
+	keys, err := client.ConnectKeys(ctx, cfg, opt.Logger)
 	if err != nil {
 		return nil, err
 	}

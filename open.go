@@ -4,8 +4,8 @@ import (
 	"context"
 	"log/slog"
 
+	"github.com/koinon/koinon/internal/client"
 	"github.com/koinon/koinon/internal/config"
-	"github.com/koinon/koinon/internal/node"
 )
 
 // Options say which cluster to open and how.
@@ -40,7 +40,7 @@ func Open(ctx context.Context, opt Options) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, err := node.Connect(ctx, cfg, opt.Logger)
+	conn, err := client.Connect(ctx, cfg, opt.Logger)
 	if err != nil {
 		return nil, err
 	}

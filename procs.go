@@ -5,7 +5,7 @@ import (
 	"errors"
 	"sync"
 
-	"github.com/koinon/koinon/internal/node"
+	"github.com/koinon/koinon/internal/client"
 	"github.com/koinon/koinon/internal/proc"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/sys"
@@ -55,7 +55,7 @@ func OpenProcs(_ context.Context, opt Options) (*Procs, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, err := node.ConnectProcs(cfg, opt.Logger)
+	conn, err := client.ConnectProcs(cfg, opt.Logger)
 	if err != nil {
 		return nil, err
 	}

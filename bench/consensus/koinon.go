@@ -16,8 +16,10 @@ import (
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
 	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/env/envfs"
 	"github.com/koinon/koinon/internal/placement"
 	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
 )
@@ -47,7 +49,7 @@ type koinonArm struct {
 // rowsMachine keeps every command as a row of the replicated state.
 type rowsMachine struct{ led *ledger }
 
-func (m rowsMachine) Apply(tx *replica.Tx, _ replica.Stamp, body []byte) ([]byte, any) {
+func (m rowsMachine) Apply(tx rsm.Tx, _ replica.Stamp, body []byte) ([]byte, any) {
 	tx.Set(binary.BigEndian.AppendUint64(nil, keyOf(body)), append([]byte(nil), body...))
 	return binary.LittleEndian.AppendUint64(nil, m.led.note(body)), nil
 }
@@ -55,7 +57,7 @@ func (m rowsMachine) Apply(tx *replica.Tx, _ replica.Stamp, body []byte) ([]byte
 // memoryMachine keeps every command as the peers' states do.
 type memoryMachine struct{ led *ledger }
 
-func (m memoryMachine) Apply(_ *replica.Tx, _ replica.Stamp, body []byte) ([]byte, any) {
+func (m memoryMachine) Apply(_ rsm.Tx, _ replica.Stamp, body []byte) ([]byte, any) {
 	return binary.LittleEndian.AppendUint64(nil, m.led.apply(append([]byte(nil), body...))), nil
 }
 
@@ -80,7 +82,7 @@ func openKoinon(s setup, l net.Listener, creds *auth.Credentials, led *ledger) (
 			return wire.ClientConfig{TLS: creds.ClientTLSFor(p.ID), Logger: log}
 		}})
 	var err error
-	a.host, err = replica.Open(replica.Config{Dir: s.Dir, FS: env.Disk, Clock: env.System{}, Cluster: clusterName,
+	a.host, err = replica.Open(replica.Config{Dir: s.Dir, FS: envfs.Disk, Clock: env.System{}, Cluster: clusterName,
 		Self: nodeID(s.ID), Voters: voters, Transport: a.transport, Logger: log},
 		map[replica.Namespace]replica.Machine{nsBench: rowsMachine{led}, nsMemory: memoryMachine{led}})
 	if err != nil {

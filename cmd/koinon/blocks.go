@@ -11,8 +11,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/koinon/koinon/internal/blockcopy"
+	"github.com/koinon/koinon/internal/client"
 	"github.com/koinon/koinon/internal/config"
-	"github.com/koinon/koinon/internal/node"
 )
 
 func newBlocksCommand(a *app) *cobra.Command {
@@ -67,7 +67,7 @@ into it and move the metadata. docs/operating/engines.md has the steps.`,
 
 func (a *app) copyBlocks(ctx context.Context, from, to string, verify bool) error {
 	var cfg *config.Client
-	if !strings.HasPrefix(from, node.ClusterScheme) || !strings.HasPrefix(to, node.ClusterScheme) {
+	if !strings.HasPrefix(from, client.ClusterScheme) || !strings.HasPrefix(to, client.ClusterScheme) {
 		var err error
 		if cfg, err = a.clientConfig(); err != nil {
 			return err
@@ -79,7 +79,7 @@ func (a *app) copyBlocks(ctx context.Context, from, to string, verify bool) erro
 		bar.Describe(fmt.Sprintf("%d blocks copied, %d were there", r.Copied, r.There))
 		bar.Add(size)
 	}}
-	r, err := node.CopyBlocks(ctx, cfg, from, to, opts, a.logger())
+	r, err := client.CopyBlocks(ctx, cfg, from, to, opts, a.logger())
 	bar.Finish()
 	if r.Clients > 0 {
 		a.note("clients were connected meanwhile (%d: mounts, commands, locks), and what they wrote may be missing: "+

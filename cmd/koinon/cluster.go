@@ -4,16 +4,16 @@ import (
 	"context"
 	"errors"
 
-	"github.com/koinon/koinon/internal/node"
+	"github.com/koinon/koinon/internal/client"
 )
 
 // withClient runs do with a connection to the chosen cluster.
-func (a *app) withClient(ctx context.Context, do func(context.Context, *node.Client) error) error {
+func (a *app) withClient(ctx context.Context, do func(context.Context, *client.Client) error) error {
 	cfg, err := a.clientConfig()
 	if err != nil {
 		return err
 	}
-	c, err := node.Connect(ctx, cfg, a.logger())
+	c, err := client.Connect(ctx, cfg, a.logger())
 	if err != nil {
 		return err
 	}
@@ -22,10 +22,10 @@ func (a *app) withClient(ctx context.Context, do func(context.Context, *node.Cli
 }
 
 // readStatus asks the nodes of the chosen cluster about themselves.
-func (a *app) readStatus(ctx context.Context) (*node.Status, error) {
+func (a *app) readStatus(ctx context.Context) (*client.Status, error) {
 	cfg, err := a.clientConfig()
 	if err != nil {
 		return nil, err
 	}
-	return node.ReadStatus(ctx, cfg, a.logger())
+	return client.ReadStatus(ctx, cfg, a.logger())
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/koinon/koinon/internal/client"
 	"github.com/koinon/koinon/internal/config"
 	"github.com/koinon/koinon/internal/devcluster"
 	"github.com/koinon/koinon/internal/node"
@@ -30,7 +31,7 @@ and a vote when that helps.`,
 			if err != nil {
 				return err
 			}
-			return d.devAdmin(cmd.Context(), c, func(ctx context.Context, cfg *config.Client, a *node.Admin) error {
+			return d.devAdmin(cmd.Context(), c, func(ctx context.Context, cfg *config.Client, a *client.Admin) error {
 				_, err := c.Add(ctx, func(ctx context.Context, dir, listen string) error {
 					o := node.JoinOptions{Dir: dir, Seeds: cfg.Nodes, Listen: listen, Version: version(), CAKey: devcluster.CAKey, Meta: c.Meta(), Blocks: c.Blocks()}
 					return d.join(ctx, a, o)
@@ -42,7 +43,7 @@ and a vote when that helps.`,
 }
 
 // join makes a token and uses it up. One that was not used is taken back.
-func (d *devCommand) join(ctx context.Context, a *node.Admin, o node.JoinOptions) error {
+func (d *devCommand) join(ctx context.Context, a *client.Admin, o node.JoinOptions) error {
 	if node.HasJoined(o.Dir) {
 		_, err := node.Join(ctx, o, d.logger())
 		return err
@@ -83,7 +84,7 @@ its place and copy what it holds. Then its directory is deleted.`,
 			if !slices.Contains(c.Numbers(), ns[0]) {
 				return &usageError{cmd: "koinon dev rm", err: fmt.Errorf("there is no node %d: the cluster has %v", ns[0], c.Numbers())}
 			}
-			return d.devAdmin(cmd.Context(), c, func(ctx context.Context, _ *config.Client, a *node.Admin) error {
+			return d.devAdmin(cmd.Context(), c, func(ctx context.Context, _ *config.Client, a *client.Admin) error {
 				if err := a.Remove(ctx, sys.NodeID(ns[0]), d.removalProgress(sys.NodeID(ns[0]))); err != nil {
 					return err
 				}
@@ -94,12 +95,12 @@ its place and copy what it holds. Then its directory is deleted.`,
 }
 
 // devAdmin runs fn with a connection to the dev cluster.
-func (d *devCommand) devAdmin(ctx context.Context, c *devcluster.Cluster, fn func(context.Context, *config.Client, *node.Admin) error) (err error) {
+func (d *devCommand) devAdmin(ctx context.Context, c *devcluster.Cluster, fn func(context.Context, *config.Client, *client.Admin) error) (err error) {
 	cfg, err := config.LoadClient(c.ClientConfig())
 	if err != nil {
 		return err
 	}
-	a, err := node.ConnectAdmin(ctx, cfg, d.logger())
+	a, err := client.ConnectAdmin(ctx, cfg, d.logger())
 	if err != nil {
 		return err
 	}

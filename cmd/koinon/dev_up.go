@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/koinon/koinon/internal/client"
 	"github.com/koinon/koinon/internal/config"
 	"github.com/koinon/koinon/internal/devcluster"
 	"github.com/koinon/koinon/internal/engine"
@@ -141,7 +142,7 @@ func (d *devCommand) giveTree(ctx context.Context, c *devcluster.Cluster) (err e
 	if err != nil {
 		return err
 	}
-	client, err := node.Connect(ctx, cfg, d.logger())
+	client, err := client.Connect(ctx, cfg, d.logger())
 	if err != nil {
 		return err
 	}

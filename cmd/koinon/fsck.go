@@ -8,8 +8,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/koinon/koinon/internal/client"
 	"github.com/koinon/koinon/internal/fsck"
-	"github.com/koinon/koinon/internal/node"
 )
 
 // These end fsck with exit code 1 after the problems were printed.
@@ -42,7 +42,7 @@ Exit code 0: sound; 1: problems, one to a line.`,
 }
 
 func (a *app) fsck(ctx context.Context, thorough bool) error {
-	return a.withClient(ctx, func(ctx context.Context, c *node.Client) error {
+	return a.withClient(ctx, func(ctx context.Context, c *client.Client) error {
 		r, err := c.Fsck(ctx, fsck.Options{Thorough: thorough})
 		if err != nil {
 			return err

@@ -19,9 +19,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/koinon/koinon/internal/client"
 	"github.com/koinon/koinon/internal/config"
 	"github.com/koinon/koinon/internal/devcluster"
-	"github.com/koinon/koinon/internal/node"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -227,7 +227,7 @@ func TestVersionOf(t *testing.T) {
 
 // Node ls shows which version each node runs, and what is wrong with it.
 func TestNodesOutput(t *testing.T) {
-	nodes := []node.NodeStatus{
+	nodes := []client.NodeStatus{
 		{ID: 1, Addr: "a:1", State: "up", Role: "follower", Version: "v9-dirty go1.26", Trouble: "it does not vote"},
 		{Addr: "a:2", State: "down"},
 	}

@@ -10,8 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/koinon/koinon/internal/client"
 	"github.com/koinon/koinon/internal/meta/dump"
-	"github.com/koinon/koinon/internal/node"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -72,7 +72,7 @@ engine step by step: docs/operating/engines.md.`,
 const dumpTries = 3
 
 func (a *app) metaDump(ctx context.Context, name string) error {
-	return a.withClient(ctx, func(ctx context.Context, c *node.Client) error {
+	return a.withClient(ctx, func(ctx context.Context, c *client.Client) error {
 		if name == "-" {
 			if isTerminal(a.out) {
 				return errors.New("a dump is no text for a terminal: send it to a file or a pipe")
@@ -82,11 +82,11 @@ func (a *app) metaDump(ctx context.Context, name string) error {
 		}
 		for n := 1; ; n++ {
 			sum, err := a.dumpToFile(ctx, c, name)
-			if node.IsViewGone(err) && n < dumpTries {
+			if client.IsViewGone(err) && n < dumpTries {
 				a.note("the leader has changed, or its database was away: the dump starts again")
 				continue
 			}
-			if node.IsViewGone(err) {
+			if client.IsViewGone(err) {
 				err = fmt.Errorf("the leader changed during the dump, or its database was away, %d times in a row: run it again when `koinon status` shows a leader that stays: %w", n, err)
 			}
 			if err != nil {
@@ -102,14 +102,14 @@ func writeSummary(w io.Writer, s *dump.Summary) {
 		s.Inodes, s.Entries, s.Chunks, s.Cluster, s.Created().Format("2006-01-02 15:04:05"))
 }
 
-func (a *app) dumpTo(ctx context.Context, c *node.Client, w io.Writer) (*dump.Summary, error) {
+func (a *app) dumpTo(ctx context.Context, c *client.Client, w io.Writer) (*dump.Summary, error) {
 	bar := a.progress("dumping", -1)
 	defer bar.Finish()
 	return c.Dump(ctx, io.MultiWriter(w, bar), version(), func(rows uint64) { bar.Describe(fmt.Sprintf("dumping, %d rows", rows)) })
 }
 
 // dumpToFile makes the file appear whole or not at all, where a symbolic link leads to.
-func (a *app) dumpToFile(ctx context.Context, c *node.Client, name string) (_ *dump.Summary, err error) {
+func (a *app) dumpToFile(ctx context.Context, c *client.Client, name string) (_ *dump.Summary, err error) {
 	if st, err := os.Stat(name); err == nil && !st.Mode().IsRegular() {
 		return nil, sys.E(sys.Op("meta dump"), sys.Invalid, sys.Subject(name), `not a file: for a pipe give "-"`)
 	}
@@ -164,7 +164,7 @@ func (a *app) metaLoad(ctx context.Context, name string) error {
 		}
 		in = f
 	}
-	admin, err := node.ConnectAdmin(ctx, cfg, a.logger())
+	admin, err := client.ConnectAdmin(ctx, cfg, a.logger())
 	if err != nil {
 		return err
 	}

@@ -14,11 +14,11 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/koinon/koinon/internal/client"
 	"github.com/koinon/koinon/internal/config"
 	"github.com/koinon/koinon/internal/daemon"
 	"github.com/koinon/koinon/internal/fusefs"
 	"github.com/koinon/koinon/internal/mountinfo"
-	"github.com/koinon/koinon/internal/node"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -108,7 +108,7 @@ func (a *app) mountHere(ctx context.Context, cfg *config.Client, dir string, rea
 	if err := fusefs.Check(dir, log); err != nil {
 		return err
 	}
-	c, err := node.Connect(ctx, cfg, log)
+	c, err := client.Connect(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
@@ -152,7 +152,7 @@ func (a *app) mountHere(ctx context.Context, cfg *config.Client, dir string, rea
 // leave closes a client's connection, but does not wait for ever: without a
 // majority, what programs have written and not closed cannot be stored. What
 // they have closed is.
-func leave(ctx context.Context, c *node.Client) error {
+func leave(ctx context.Context, c *client.Client) error {
 	closing, cancel := context.WithTimeout(ctx, unmountPatience)
 	defer cancel()
 	closed := make(chan error, 1)
@@ -173,7 +173,7 @@ const presentWait = 2 * time.Second
 // present fails when the cluster says that it cannot serve its tree as its nodes
 // run now: a mount would answer errors only, and keep a dump from being loaded.
 // A new cluster has its tree in a moment.
-func present(ctx context.Context, c *node.Client) error {
+func present(ctx context.Context, c *client.Client) error {
 	ctx, cancel := context.WithTimeout(ctx, presentWait)
 	defer cancel()
 	for {
@@ -192,7 +192,7 @@ func present(ctx context.Context, c *node.Client) error {
 // mountLeased mounts a client's file system. The kernel keeps attributes, and
 // names where it can give them up without a lock, while the client's lease
 // runs; revoked ones are taken from it.
-func mountLeased(dir string, c *node.Client, cluster string, log *slog.Logger) (*fusefs.Server, error) {
+func mountLeased(dir string, c *client.Client, cluster string, log *slog.Logger) (*fusefs.Server, error) {
 	var attrs, names atomic.Bool // what the kernel may keep
 	left := func(may *atomic.Bool) time.Duration {
 		if !may.Load() {

@@ -4,9 +4,8 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/koinon/koinon/internal/client"
 	"github.com/spf13/cobra"
-
-	"github.com/koinon/koinon/internal/node"
 )
 
 func newNodeCommand(a *app) *cobra.Command {
@@ -41,7 +40,7 @@ what is listed is what this machine's configuration says.`,
 }
 
 // writeNodes writes a table of nodes.
-func writeNodes(w io.Writer, nodes []node.NodeStatus, versions bool) {
+func writeNodes(w io.Writer, nodes []client.NodeStatus, versions bool) {
 	line := func(version string, cells ...any) {
 		if versions {
 			cells = append(cells, version)
@@ -67,7 +66,7 @@ func writeNodes(w io.Writer, nodes []node.NodeStatus, versions bool) {
 }
 
 // writeNotes writes what a person should look at, node by node.
-func writeNotes(w io.Writer, nodes []node.NodeStatus) {
+func writeNotes(w io.Writer, nodes []client.NodeStatus) {
 	for _, n := range nodes {
 		name := n.Addr // what does not answer has not told who it is
 		if n.ID != 0 {
@@ -83,7 +82,7 @@ func writeNotes(w io.Writer, nodes []node.NodeStatus) {
 
 // nodeState is whether a node answers, and what it is to the cluster where that
 // is not the usual.
-func nodeState(n node.NodeStatus) string {
+func nodeState(n client.NodeStatus) string {
 	if n.Member == "" || n.Member == "up" {
 		return n.State
 	}
@@ -94,7 +93,7 @@ func nodeState(n node.NodeStatus) string {
 }
 
 // nodeName is empty for a node that has never told who it is.
-func nodeName(n node.NodeStatus) string {
+func nodeName(n client.NodeStatus) string {
 	if n.ID == 0 {
 		return ""
 	}

@@ -8,7 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/koinon/koinon/internal/node"
+	"github.com/koinon/koinon/internal/client"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -31,7 +31,7 @@ with an empty directory and a new token, under a new number.`,
 			if err != nil || id == 0 {
 				return &usageError{cmd: "koinon node rm", err: fmt.Errorf("%q is no node: give its number, like 2 or n2", args[0])}
 			}
-			return a.withAdmin(cmd.Context(), func(ctx context.Context, c *node.Admin) error {
+			return a.withAdmin(cmd.Context(), func(ctx context.Context, c *client.Admin) error {
 				err := c.Remove(ctx, sys.NodeID(id), a.removalProgress(sys.NodeID(id)))
 				if err == nil {
 					a.note("n%d has left the cluster", id)

@@ -6,10 +6,10 @@ import (
 	"context"
 	"log/slog"
 
+	"github.com/koinon/koinon/internal/client"
 	"github.com/koinon/koinon/internal/config"
 	"github.com/koinon/koinon/internal/devcluster"
 	"github.com/koinon/koinon/internal/logfile"
-	"github.com/koinon/koinon/internal/node"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -39,7 +39,7 @@ func connectProber(_ context.Context, cfg *config.Client) (devcluster.Prober, er
 // Answers implements devcluster.Prober.
 func (p statusProber) Answers(ctx context.Context) (map[sys.NodeID]devcluster.Answer, error) {
 	// What does not answer is shown as such; there is nothing to log.
-	s, err := node.ReadStatus(ctx, p.cfg, slog.New(slog.DiscardHandler))
+	s, err := client.ReadStatus(ctx, p.cfg, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return nil, err
 	}

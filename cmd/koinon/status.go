@@ -9,8 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/koinon/koinon/internal/client"
 	"github.com/koinon/koinon/internal/cluster"
-	"github.com/koinon/koinon/internal/node"
 )
 
 func newStatusCommand(a *app) *cobra.Command {
@@ -49,7 +49,7 @@ const (
 	electionPause = 200 * time.Millisecond
 )
 
-func upCount(s *node.Status) int {
+func upCount(s *client.Status) int {
 	up := 0
 	for _, n := range s.Nodes {
 		if n.State == "up" {
@@ -60,7 +60,7 @@ func upCount(s *node.Status) int {
 }
 
 // missing is an error when no majority can agree. It names who is missing.
-func missing(s *node.Status) error {
+func missing(s *client.Status) error {
 	if s.Majority {
 		return nil
 	}
@@ -85,7 +85,7 @@ func missing(s *node.Status) error {
 }
 
 // signers are the nodes that sign the certificates of new ones.
-func signers(s *node.Status) string {
+func signers(s *client.Status) string {
 	var names []string
 	for _, n := range s.Nodes {
 		if n.Signs {
@@ -98,7 +98,7 @@ func signers(s *node.Status) string {
 	return strings.Join(names, ", ")
 }
 
-func writeStatus(w io.Writer, s *node.Status) {
+func writeStatus(w io.Writer, s *client.Status) {
 	leader := "none: writes wait until a majority of the nodes is up"
 	if s.Majority {
 		leader = s.Leader.String()

@@ -6,9 +6,8 @@ import (
 	"io"
 	"time"
 
+	"github.com/koinon/koinon/internal/client"
 	"github.com/spf13/cobra"
-
-	"github.com/koinon/koinon/internal/node"
 )
 
 // tokenLife is how long a token is good for when nothing else is asked for.
@@ -30,7 +29,7 @@ other cluster by mistake.`,
   koinon node token ls`,
 		Args: noSubcommand,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withAdmin(cmd.Context(), func(ctx context.Context, c *node.Admin) error {
+			return a.withAdmin(cmd.Context(), func(ctx context.Context, c *client.Admin) error {
 				t, err := c.NewToken(ctx, life, zone)
 				if err != nil {
 					return err
@@ -46,7 +45,7 @@ other cluster by mistake.`,
 }
 
 // printToken prints the token alone, and beside it what to do with it.
-func (a *app) printToken(t *node.NewToken) error {
+func (a *app) printToken(t *client.NewToken) error {
 	if err := a.print(t, func(w io.Writer) { row(w, t.Token) }); err != nil {
 		return err
 	}
@@ -65,7 +64,7 @@ func newTokenLsCommand(a *app) *cobra.Command {
 		Short:   "List the join tokens and what became of them",
 		Args:    arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.withAdmin(cmd.Context(), func(ctx context.Context, c *node.Admin) error {
+			return a.withAdmin(cmd.Context(), func(ctx context.Context, c *client.Admin) error {
 				tokens, err := c.Tokens(ctx)
 				if err != nil {
 					return err
@@ -76,7 +75,7 @@ func newTokenLsCommand(a *app) *cobra.Command {
 	}
 }
 
-func writeTokens(w io.Writer, tokens []node.TokenInfo) {
+func writeTokens(w io.Writer, tokens []client.TokenInfo) {
 	row(w, "TOKEN", "STATE", "NODE", "CREATED", "EXPIRES", "CREATOR", "ZONE")
 	for _, t := range tokens {
 		by := ""
@@ -95,7 +94,7 @@ func newTokenRmCommand(a *app) *cobra.Command {
 		Example: "  koinon node token rm 3f9c",
 		Args:    arguments(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withAdmin(cmd.Context(), func(ctx context.Context, c *node.Admin) error {
+			return a.withAdmin(cmd.Context(), func(ctx context.Context, c *client.Admin) error {
 				for _, id := range args {
 					if err := c.RemoveToken(ctx, id); err != nil {
 						return fmt.Errorf("token %s: %w", id, err)
@@ -109,12 +108,12 @@ func newTokenRmCommand(a *app) *cobra.Command {
 
 // withAdmin runs do with a connection to the chosen cluster that opens no
 // session: it needs nothing of the tree.
-func (a *app) withAdmin(ctx context.Context, do func(context.Context, *node.Admin) error) (err error) {
+func (a *app) withAdmin(ctx context.Context, do func(context.Context, *client.Admin) error) (err error) {
 	cfg, err := a.clientConfig()
 	if err != nil {
 		return err
 	}
-	c, err := node.ConnectAdmin(ctx, cfg, a.logger())
+	c, err := client.ConnectAdmin(ctx, cfg, a.logger())
 	if err != nil {
 		return err
 	}

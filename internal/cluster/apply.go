@@ -10,7 +10,7 @@ import (
 
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
 	"github.com/koinon/koinon/internal/placement"
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -49,7 +49,7 @@ func member(m *clusterpb.Map, id uint64) *clusterpb.Member {
 // apply is the run of one command. What is refused writes nothing, but for the
 // count of wrong secrets.
 type apply struct {
-	tx      *replica.Tx
+	tx      rsm.Tx
 	now     int64
 	m       *clusterpb.Map // changed in place
 	changed bool           // m is to be written
@@ -261,7 +261,7 @@ func (a *apply) setState(op *clusterpb.SetState) clusterpb.Refusal {
 }
 
 // readTokens returns all tokens in the state, by ID.
-func readTokens(r replica.Reader) ([]*clusterpb.Token, error) {
+func readTokens(r rsm.Reader) ([]*clusterpb.Token, error) {
 	var out []*clusterpb.Token
 	var bad error
 	err := r.Scan([]byte(tokenPrefix), []byte("token0"), func(_, value []byte) bool { // '0' is what follows '/'

@@ -12,7 +12,7 @@ import (
 
 	"github.com/koinon/koinon/internal/auth"
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
 )
@@ -29,8 +29,8 @@ const opChange = sys.Op("cluster.Change")
 const nameMax = 64
 
 // Propose runs a command on the leader's own replica. A refusal is an error.
-func Propose(ctx context.Context, g *replica.Group, cmd *clusterpb.Command) (*clusterpb.Result, error) {
-	raw, _, err := g.Propose(ctx, replica.Command{NS: replica.NSCluster, Body: mustMarshal(cmd)})
+func Propose(ctx context.Context, g rsm.Group, cmd *clusterpb.Command) (*clusterpb.Result, error) {
+	raw, _, err := g.Propose(ctx, rsm.Command{NS: rsm.NSCluster, Body: mustMarshal(cmd)})
 	if err != nil {
 		return nil, err
 	}
@@ -55,7 +55,7 @@ func (s *Service) serveChange(ctx context.Context, req *wire.Request) (wire.Resp
 	if admit := cmd.GetAdmit(); admit != nil {
 		// A flood of invented tokens must not fill the log.
 		var known bool
-		err := s.Group.Read(ctx, replica.NSCluster, func(r replica.Reader) error {
+		err := s.Group.Read(ctx, rsm.NSCluster, func(r rsm.Reader) error {
 			row, err := r.Get(tokenKey(admit.Token))
 			known = row != nil
 			return err
@@ -87,7 +87,7 @@ func (s *Service) propose(ctx context.Context, cmd *clusterpb.Command) (*cluster
 	}
 	for range drainTries {
 		var m *clusterpb.Map
-		err := s.Group.Read(ctx, replica.NSCluster, func(r replica.Reader) (err error) {
+		err := s.Group.Read(ctx, rsm.NSCluster, func(r rsm.Reader) (err error) {
 			m, err = ReadMap(r)
 			return err
 		})
@@ -234,7 +234,7 @@ func (c *Client) Tokens(ctx context.Context) ([]*clusterpb.Token, error) {
 
 func (s *Service) serveTokens(ctx context.Context, req *wire.Request) (wire.Response, error) {
 	r := &clusterpb.TokensReply{}
-	err := s.Group.Read(ctx, replica.NSCluster, func(rd replica.Reader) (err error) {
+	err := s.Group.Read(ctx, rsm.NSCluster, func(rd rsm.Reader) (err error) {
 		r.Tokens, err = readTokens(rd)
 		return err
 	})

@@ -7,7 +7,7 @@ import (
 
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
 	"github.com/koinon/koinon/internal/placement"
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -17,11 +17,11 @@ var mapKey = []byte("map")
 // map, and one for each token.
 type Machine struct{}
 
-var _ replica.Machine = Machine{}
+var _ rsm.Machine = Machine{}
 
 // Apply runs a clusterpb.Command. The result is a clusterpb.Result; the local
 // one is the new *clusterpb.Map when it changed, else nil.
-func (Machine) Apply(tx *replica.Tx, st replica.Stamp, body []byte) ([]byte, any) {
+func (Machine) Apply(tx rsm.Tx, st rsm.Stamp, body []byte) ([]byte, any) {
 	var cmd clusterpb.Command
 	if err := proto.Unmarshal(body, &cmd); err != nil {
 		panic(fmt.Sprintf("cluster: expected a command in the log, found %v", err))
@@ -41,7 +41,7 @@ func (Machine) Apply(tx *replica.Tx, st replica.Stamp, body []byte) ([]byte, any
 }
 
 // ReadMap returns the map in the state, nil when the cluster has none yet.
-func ReadMap(r replica.Reader) (*clusterpb.Map, error) {
+func ReadMap(r rsm.Reader) (*clusterpb.Map, error) {
 	raw, err := r.Get(mapKey)
 	if err != nil || raw == nil {
 		return nil, err

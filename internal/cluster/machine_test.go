@@ -18,6 +18,7 @@ import (
 	"github.com/koinon/koinon/internal/placement"
 	"github.com/koinon/koinon/internal/replica"
 	"github.com/koinon/koinon/internal/replica/replicatest"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -45,7 +46,7 @@ func newState(t *testing.T) *state {
 	s := &state{t: t, clock: &late{}}
 	h, err := replica.Open(replica.Config{Dir: "data", FS: vfs.NewMem(), Clock: s.clock, Cluster: "lab", Self: 1, Voters: []replica.Peer{{ID: 1}},
 		Transport: network.Endpoint(1), SegmentBytes: 1 << 20, ReserveBytes: -1, Seed: 1},
-		map[replica.Namespace]replica.Machine{replica.NSCluster: cluster.Machine{}})
+		map[rsm.Namespace]rsm.Machine{rsm.NSCluster: cluster.Machine{}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +69,7 @@ func (s *state) do(cmd *clusterpb.Command) *clusterpb.Result {
 	ctx, cancel := context.WithTimeout(s.t.Context(), 20*time.Second)
 	defer cancel()
 	for {
-		raw, _, err := s.group.Propose(ctx, replica.Command{NS: replica.NSCluster, Body: body})
+		raw, _, err := s.group.Propose(ctx, rsm.Command{NS: rsm.NSCluster, Body: body})
 		if sys.Is(err, sys.NotLeader) && ctx.Err() == nil {
 			continue // the election is under way
 		}

@@ -7,7 +7,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
 )
@@ -15,8 +15,7 @@ import (
 // Service answers for one node: the map, its status, and, when it leads,
 // sessions and changes of the cluster. Status and Known are required.
 type Service struct {
-	// Group is nil on a node that has no replica of the log.
-	Group  *replica.Group
+	Group  rsm.Group
 	Status func() *clusterpb.StatusReply
 	// Known returns the map that the node has from others, for when its state
 	// has none; nil when there is none, or none for this peer. May be nil.
@@ -34,8 +33,8 @@ func (s *Service) Register(srv *wire.Server) {
 }
 
 // LocalMap returns the map in a replica's state, nil when it has none.
-func LocalMap(g *replica.Group) (m *clusterpb.Map, err error) {
-	err = g.ReadLocal(replica.NSCluster, func(r replica.Reader) (err error) {
+func LocalMap(g rsm.Group) (m *clusterpb.Map, err error) {
+	err = g.ReadLocal(rsm.NSCluster, func(r rsm.Reader) (err error) {
 		m, err = ReadMap(r)
 		return err
 	})
@@ -86,7 +85,7 @@ func (s *Service) serveCloseSession(ctx context.Context, req *wire.Request) (wir
 // LeaderHint is what a handler returns for an error of package replica: the
 // caller's Client reads from it where the leader is.
 func LeaderHint(err error) (wire.Response, error) {
-	id, ok := replica.LeaderOf(err)
+	id, ok := rsm.LeaderOf(err)
 	if !ok {
 		return wire.Response{}, err
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/koinon/koinon/internal/kv/kvpb"
 	"github.com/koinon/koinon/internal/replica"
 	"github.com/koinon/koinon/internal/replica/replicatest"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
 )
@@ -73,7 +74,7 @@ func newWorld(t testing.TB, edit func(*ServerOptions)) *world {
 	t.Cleanup(w.close)
 	first := must(cluster.First("test", members, 16, 3))
 	body := encode(&clusterpb.Command{Map: first})
-	if _, _, err := w.leader().host.Group(0).Propose(t.Context(), replica.Command{NS: replica.NSCluster, Body: body}); err != nil {
+	if _, _, err := w.leader().host.Group(0).Propose(t.Context(), rsm.Command{NS: rsm.NSCluster, Body: body}); err != nil {
 		t.Fatal(err)
 	}
 	return w
@@ -90,7 +91,7 @@ func (w *world) start(id sys.NodeID, l net.Listener, edit func(*ServerOptions)) 
 		cfg.Voters = append(cfg.Voters, replica.Peer{ID: v})
 	}
 	machine := NewMachine()
-	n.host = must(replica.Open(cfg, map[replica.Namespace]replica.Machine{replica.NSCluster: cluster.Machine{}, replica.NSKV: machine}))
+	n.host = must(replica.Open(cfg, map[rsm.Namespace]rsm.Machine{rsm.NSCluster: cluster.Machine{}, rsm.NSKV: machine}))
 	opt := ServerOptions{Group: n.host.Group(0), Machine: machine, Logger: quiet}
 	if edit != nil {
 		edit(&opt)
@@ -129,7 +130,7 @@ func (w *world) leader() *node {
 	var found *node
 	w.await("a leader", func() bool {
 		for _, n := range w.nodes {
-			if st := n.host.Group(0).Status(); st.Role == replica.Leader && st.Ready && st.Lease > 0 {
+			if st := n.host.Group(0).Status(); st.Role == rsm.Leader && st.Ready && st.Lease > 0 {
 				found = n
 				return true
 			}

@@ -6,7 +6,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/koinon/koinon/internal/kv/kvpb"
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -16,8 +16,8 @@ import (
 type Machine struct{ hub *hub }
 
 var (
-	_ replica.Machine      = (*Machine)(nil)
-	_ replica.SessionEnder = (*Machine)(nil)
+	_ rsm.Machine      = (*Machine)(nil)
+	_ rsm.SessionEnder = (*Machine)(nil)
 )
 
 // NewMachine returns the machine of one host.
@@ -25,24 +25,24 @@ func NewMachine() *Machine { return &Machine{hub: newHub()} }
 
 // store is what a command reads and writes.
 type store interface {
-	replica.Reader
+	rsm.Reader
 	Set(key, value []byte)
 	Delete(key []byte)
 }
 
 // Apply runs one command. What is not a command this version knows is refused,
 // on every replica alike.
-func (m *Machine) Apply(tx *replica.Tx, st replica.Stamp, body []byte) (result []byte, local any) {
+func (m *Machine) Apply(tx rsm.Tx, st rsm.Stamp, body []byte) (result []byte, local any) {
 	return m.apply(tx, st, body), nil
 }
 
 // SessionEnded deletes the session's ephemeral keys, and gives its locks to
 // those who wait.
-func (m *Machine) SessionEnded(tx *replica.Tx, st replica.Stamp, session sys.SessionID) {
+func (m *Machine) SessionEnded(tx rsm.Tx, st rsm.Stamp, session sys.SessionID) {
 	m.ended(tx, st, session)
 }
 
-func (m *Machine) apply(tx store, st replica.Stamp, body []byte) []byte {
+func (m *Machine) apply(tx store, st rsm.Stamp, body []byte) []byte {
 	var cmd kvpb.Command
 	err := proto.Unmarshal(body, &cmd)
 	if err == nil {
@@ -70,7 +70,7 @@ func (m *Machine) apply(tx store, st replica.Stamp, body []byte) []byte {
 	return encode(res)
 }
 
-func (m *Machine) ended(tx store, st replica.Stamp, session sys.SessionID) {
+func (m *Machine) ended(tx store, st rsm.Stamp, session sys.SessionID) {
 	c := begin(tx, st)
 	c.endSession(uint64(session))
 	m.end(c)
@@ -90,7 +90,7 @@ func (m *Machine) end(c *command) {
 // command is one command while it runs.
 type command struct {
 	tx    store
-	st    replica.Stamp
+	st    rsm.Stamp
 	was   state
 	state state
 	steps uint32 // made at the new revision
@@ -106,7 +106,7 @@ type openedSession struct {
 	ttlNs int64
 }
 
-func begin(tx store, st replica.Stamp) *command {
+func begin(tx store, st rsm.Stamp) *command {
 	c := &command{tx: tx, st: st}
 	c.state = decodeState(c.get([]byte{rowState}))
 	c.was = c.state

@@ -12,7 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/koinon/koinon/internal/kv/kvpb"
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -52,9 +52,9 @@ type fataler interface {
 
 func newBench(t fataler) *bench { return &bench{t: t, store: memStore{}, m: NewMachine()} }
 
-func (b *bench) stamp(session uint64) replica.Stamp {
+func (b *bench) stamp(session uint64) rsm.Stamp {
 	b.slot++
-	return replica.Stamp{Slot: b.slot, TimeNs: int64(b.slot) * 1e9, Session: sys.SessionID(session), Seq: b.slot}
+	return rsm.Stamp{Slot: b.slot, TimeNs: int64(b.slot) * 1e9, Session: sys.SessionID(session), Seq: b.slot}
 }
 
 // do runs a command; one that is refused must have left every row as it was.

@@ -6,7 +6,7 @@ import (
 	"slices"
 
 	"github.com/koinon/koinon/internal/kv/kvpb"
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -21,7 +21,7 @@ const (
 
 // Read answers a query from a view. A refusal is in the Answer; an error is
 // trouble of the store.
-func Read(r replica.Reader, q *kvpb.Query) (*kvpb.Answer, error) {
+func Read(r rsm.Reader, q *kvpb.Query) (*kvpb.Answer, error) {
 	raw, err := r.Get([]byte{rowState})
 	if err != nil {
 		return nil, err
@@ -54,7 +54,7 @@ func Read(r replica.Reader, q *kvpb.Query) (*kvpb.Answer, error) {
 
 // view is a consistent view while a query runs on it.
 type view struct {
-	r       replica.Reader
+	r       rsm.Reader
 	state   state
 	trouble error // of the store, the first
 }
@@ -255,7 +255,7 @@ func (v *view) owner(session uint64) string {
 // readHistory collects the changes from a revision on that concern a watch, as
 // many whole revisions as an answer holds. reply.Revision is up to where it
 // looked, more says that there is something behind.
-func readHistory(r replica.Reader, req *kvpb.WatchRequest, from uint64) (reply *kvpb.WatchReply, more bool, err error) {
+func readHistory(r rsm.Reader, req *kvpb.WatchRequest, from uint64) (reply *kvpb.WatchReply, more bool, err error) {
 	raw, err := r.Get([]byte{rowState})
 	if err != nil {
 		return nil, false, err

@@ -11,14 +11,14 @@ import (
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/kv/kvpb"
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
 )
 
 // ServerOptions configure a Server. Group and Machine are required.
 type ServerOptions struct {
-	Group   *replica.Group
+	Group   rsm.Group
 	Machine *Machine  // the one that the group runs
 	Clock   env.Clock // nil is the system's
 	Logger  *slog.Logger
@@ -48,7 +48,7 @@ const (
 // while the node leads the group, but for stale reads.
 type Server struct {
 	opt   ServerOptions
-	group *replica.Group
+	group rsm.Group
 	hub   *hub
 	lives lives
 
@@ -82,8 +82,8 @@ func NewServer(opt ServerOptions) *Server {
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.done.Go(func() { s.deliver(s.ctx) })
 	s.done.Go(func() { s.keep(s.ctx) })
-	s.unwatch = s.group.Watch(func(st replica.Status) {
-		if st.Role != replica.Leader {
+	s.unwatch = s.group.Watch(func(st rsm.Status) {
+		if st.Role != rsm.Leader {
 			s.hub.wakeAll() // they go to the next leader
 		}
 	})
@@ -158,7 +158,7 @@ func (s *Server) keepOnce(ctx context.Context) error {
 // end has sessions ended by the log. What it held is released with each.
 func (s *Server) end(ctx context.Context, ids []sys.SessionID) error {
 	var there []sys.SessionID
-	err := s.group.ReadLocal(replica.NSKV, func(r replica.Reader) error {
+	err := s.group.ReadLocal(rsm.NSKV, func(r rsm.Reader) error {
 		for _, id := range ids {
 			raw, err := r.Get(numbered(rowLease, uint64(id)))
 			if err != nil {
@@ -192,7 +192,7 @@ func (s *Server) compact(ctx context.Context) error {
 	}
 	for st.rev-st.compacted > keep || st.bytes > bytes {
 		body := encode(&kvpb.Command{Op: &kvpb.Command_Compact{Compact: &kvpb.Compact{Revisions: keep, Bytes: bytes, EventsMax: compactEvents}}})
-		if _, _, err := s.group.Propose(ctx, replica.Command{NS: replica.NSKV, Body: body, Reserve: true}); err != nil {
+		if _, _, err := s.group.Propose(ctx, rsm.Command{NS: rsm.NSKV, Body: body, Reserve: true}); err != nil {
 			return err
 		}
 		now := s.hub.last()
@@ -235,7 +235,7 @@ func (s *Server) lead(ctx context.Context, op sys.Op) (term uint64, err error) {
 		return 0, err
 	}
 	body := encode(&kvpb.Command{Op: &kvpb.Command_Begin{Begin: &kvpb.Begin{}}})
-	if _, _, err := s.group.Propose(ctx, replica.Command{NS: replica.NSKV, Body: body, Reserve: true}); err != nil {
+	if _, _, err := s.group.Propose(ctx, rsm.Command{NS: rsm.NSKV, Body: body, Reserve: true}); err != nil {
 		return 0, err
 	}
 	if leases, err = s.leases(); err != nil {
@@ -251,7 +251,7 @@ func (s *Server) lead(ctx context.Context, op sys.Op) (term uint64, err error) {
 // leases lists the sessions in this replica's state that hold something.
 func (s *Server) leases() (map[sys.SessionID]time.Duration, error) {
 	out := map[sys.SessionID]time.Duration{}
-	err := s.group.ReadLocal(replica.NSKV, func(r replica.Reader) error {
+	err := s.group.ReadLocal(rsm.NSKV, func(r rsm.Reader) error {
 		return r.Scan([]byte{rowLease}, []byte{rowLease + 1}, func(key, value []byte) bool {
 			var lease kvpb.Lease
 			decode(value, &lease)
@@ -284,8 +284,8 @@ func (s *Server) serveDo(ctx context.Context, req *wire.Request) (wire.Response,
 			frees = frees && ch.GetPut() == nil
 		}
 	}
-	result, _, err := s.group.Propose(ctx, replica.Command{Session: sys.SessionID(r.Session), Seq: r.Seq, Ack: r.Ack,
-		NS: replica.NSKV, Body: req.Payload, Reserve: frees})
+	result, _, err := s.group.Propose(ctx, rsm.Command{Session: sys.SessionID(r.Session), Seq: r.Seq, Ack: r.Ack,
+		NS: rsm.NSKV, Body: req.Payload, Reserve: frees})
 	if err != nil {
 		return cluster.LeaderHint(err)
 	}
@@ -299,15 +299,15 @@ func (s *Server) serveQuery(ctx context.Context, req *wire.Request) (wire.Respon
 		return wire.Response{}, sys.E(op, sys.Invalid, err)
 	}
 	var a *kvpb.Answer
-	read := func(r replica.Reader) (err error) {
+	read := func(r rsm.Reader) (err error) {
 		a, err = Read(r, &q)
 		return err
 	}
 	var err error
 	if q.Stale {
-		err = s.group.ReadLocal(replica.NSKV, read)
+		err = s.group.ReadLocal(rsm.NSKV, read)
 	} else {
-		err = s.group.Read(ctx, replica.NSKV, read)
+		err = s.group.Read(ctx, rsm.NSKV, read)
 	}
 	if err != nil {
 		return cluster.LeaderHint(err)
@@ -335,7 +335,7 @@ func (s *Server) serveRenew(ctx context.Context, req *wire.Request) (wire.Respon
 			return cluster.LeaderHint(err)
 		}
 	}
-	err = s.group.Read(ctx, replica.NSKV, func(v replica.Reader) error {
+	err = s.group.Read(ctx, rsm.NSKV, func(v rsm.Reader) error {
 		raw, err := v.Get(numbered(rowLease, r.Session))
 		if err == nil && (raw == nil || !alive) {
 			err = sys.E(op, sys.SessionGone, "the session did not renew in time, or was closed")

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/koinon/koinon/internal/kv/kvpb"
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -65,7 +65,7 @@ func TestWatchAcrossLeaders(t *testing.T) {
 		t.FailNow()
 	}
 	var truth []string
-	err := w.leader().host.Group(0).Read(ctx, replica.NSKV, func(r replica.Reader) error {
+	err := w.leader().host.Group(0).Read(ctx, rsm.NSKV, func(r rsm.Reader) error {
 		reply, more, err := readHistory(r, &kvpb.WatchRequest{Prefix: true}, 1)
 		for _, e := range reply.GetEvents() {
 			truth = append(truth, show(e))

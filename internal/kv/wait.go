@@ -8,7 +8,7 @@ import (
 
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/kv/kvpb"
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
 )
@@ -85,7 +85,7 @@ func (s *Server) stopping() error {
 }
 
 func (s *Server) history(ctx context.Context, r *kvpb.WatchRequest, from uint64) (reply *kvpb.WatchReply, more bool, err error) {
-	err = s.group.Read(ctx, replica.NSKV, func(v replica.Reader) (err error) {
+	err = s.group.Read(ctx, rsm.NSKV, func(v rsm.Reader) (err error) {
 		if r.From == 0 {
 			raw, err := v.Get([]byte{rowState})
 			reply = &kvpb.WatchReply{Revision: decodeState(raw).rev}
@@ -131,7 +131,7 @@ func (s *Server) serveAwait(ctx context.Context, req *wire.Request) (wire.Respon
 // holds returns the token under which a session holds a lock, 0 while it waits
 // for it.
 func (s *Server) holds(ctx context.Context, r *kvpb.AwaitRequest) (fence uint64, err error) {
-	err = s.group.Read(ctx, replica.NSKV, func(v replica.Reader) error {
+	err = s.group.Read(ctx, rsm.NSKV, func(v rsm.Reader) error {
 		place, err := v.Get(boundKey(r.Session, rowLock, r.Name))
 		if err != nil {
 			return err

@@ -11,6 +11,7 @@ import (
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/replica"
 	"github.com/koinon/koinon/internal/replica/replicatest"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -26,12 +27,12 @@ func (c *jumpy) Wall() time.Time { return time.Now().Add(time.Duration(c.off.Loa
 // stamps is a machine that answers with the time of each command.
 type stamps struct{}
 
-func (stamps) Apply(tx *replica.Tx, st replica.Stamp, body []byte) ([]byte, any) {
+func (stamps) Apply(tx rsm.Tx, st rsm.Stamp, body []byte) ([]byte, any) {
 	tx.Set(body, []byte{1})
 	return nil, st.TimeNs
 }
 
-const nsStamps replica.Namespace = 9
+const nsStamps rsm.Namespace = 9
 
 // TestWallClockJumps sets the time of day of the leaders back and forth: the
 // stamps of commands never fall, also from one leader to the next, and the
@@ -50,7 +51,7 @@ func TestWallClockJumps(t *testing.T) {
 		h, err := replica.Open(replica.Config{
 			Dir: "data", FS: vfs.NewMem(), Clock: clocks[i], Cluster: "jumpy", Self: v.ID, Voters: voters,
 			Transport: network.Endpoint(v.ID), SegmentBytes: 1 << 20, ReserveBytes: -1, Seed: uint64(i) + 1,
-		}, map[replica.Namespace]replica.Machine{nsStamps: stamps{}})
+		}, map[rsm.Namespace]rsm.Machine{nsStamps: stamps{}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -67,7 +68,7 @@ func TestWallClockJumps(t *testing.T) {
 	propose := func() int64 {
 		t.Helper()
 		for {
-			_, local, err := hosts[leader].Group(0).Propose(ctx, replica.Command{NS: nsStamps, Body: []byte("k")})
+			_, local, err := hosts[leader].Group(0).Propose(ctx, rsm.Command{NS: nsStamps, Body: []byte("k")})
 			if err == nil {
 				now := local.(int64)
 				if now < last {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/koinon/koinon/internal/client"
 	"github.com/koinon/koinon/internal/engine"
 	"github.com/koinon/koinon/internal/meta/mysql"
 )
@@ -22,7 +23,7 @@ func (s *server) openDatabase(ctx context.Context) error {
 		return err
 	}
 	told := func(err error) { s.log.Warn("the database is awaited", "err", err) }
-	return awaitEngine(ctx, databaseWait, told, func() (err error) {
+	return client.AwaitEngine(ctx, databaseWait, told, func() (err error) {
 		s.database, err = mysql.Open(ctx, mysql.Config{URL: url, Cluster: s.cfg.Cluster, Clock: s.clock, Log: s.log})
 		return err
 	})

@@ -13,11 +13,12 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/koinon/koinon/internal/block/spread"
+	"github.com/koinon/koinon/internal/client"
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
 	"github.com/koinon/koinon/internal/collect"
 	"github.com/koinon/koinon/internal/meta/metapb"
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
 )
@@ -49,7 +50,7 @@ func (s *server) found(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, _, err := s.group.Propose(ctx, replica.Command{NS: replica.NSCluster, Body: body}); err != nil {
+	if _, _, err := s.group.Propose(ctx, rsm.Command{NS: rsm.NSCluster, Body: body}); err != nil {
 		return err
 	}
 	s.log.Info("a new cluster", "cluster", s.cfg.Cluster, "nodes", len(members), "replicas", s.cfg.Replicas)
@@ -94,7 +95,7 @@ func (s *server) collect(ctx context.Context, led time.Duration) {
 	if viewed {
 		return // somebody checks that every block is there
 	}
-	keep, _, err := terms(ctx, s.tree)
+	keep, _, err := client.Terms(ctx, s.tree)
 	if err != nil {
 		s.log.Info("collection goes on later", "err", err)
 		return
@@ -113,7 +114,7 @@ func (s *server) collect(ctx context.Context, led time.Duration) {
 func (s *server) status() *clusterpb.StatusReply {
 	st := s.group.Status()
 	role := st.Role.String()
-	if !st.Voter && st.Role == replica.Follower {
+	if !st.Voter && st.Role == rsm.Follower {
 		role = "learner"
 	}
 	r := &clusterpb.StatusReply{
@@ -154,7 +155,7 @@ func (s *server) status() *clusterpb.StatusReply {
 }
 
 // logLoad is what the wire tells of how busy the log is.
-func logLoad(st *replica.Status) *clusterpb.LogLoad {
+func logLoad(st *rsm.Status) *clusterpb.LogLoad {
 	return &clusterpb.LogLoad{
 		LeaseNs: int64(st.Lease), QueueCommands: uint64(st.QueueCommands), QueueBytes: uint64(st.QueueBytes), InFlight: uint64(st.InFlight),
 		Applies: st.Applies, Deduped: st.Deduped, Reads: st.Reads, ReadIndexes: st.ReadIndex, Elections: st.Elections, Dropped: st.Dropped,
@@ -162,7 +163,7 @@ func logLoad(st *replica.Status) *clusterpb.LogLoad {
 	}
 }
 
-func spreadOf(s *replica.Spread) *clusterpb.Spread {
+func spreadOf(s *rsm.Spread) *clusterpb.Spread {
 	return &clusterpb.Spread{Count: s.Count, Mean: s.Mean, P50: s.P50, P99: s.P99, Max: s.Max}
 }
 

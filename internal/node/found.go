@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"net"
 	"path/filepath"
 
@@ -27,7 +28,7 @@ const founder sys.NodeID = 1
 func Found(o FoundOptions) error {
 	n := &config.Node{Cluster: o.Cluster, ID: founder, Dir: "data", Listen: o.Listen, Zone: o.Zone, Replicas: config.DefaultReplicas,
 		TLS:    config.TLS{CA: auth.CACertFile, Cert: nodeFiles + ".crt", Key: nodeFiles + ".key", CAKey: filepath.Join("ca", auth.CAKeyFile)},
-		Voters: []config.Voter{{ID: founder, Addr: or(o.Advertise, o.Listen)}}}
+		Voters: []config.Voter{{ID: founder, Addr: cmp.Or(o.Advertise, o.Listen)}}}
 	c := &config.Client{Cluster: o.Cluster, Nodes: []string{n.Voters[0].Addr},
 		TLS: config.TLS{CA: auth.CACertFile, Cert: "client.crt", Key: "client.key"}}
 	whole := *n

@@ -11,7 +11,7 @@ import (
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
 	"github.com/koinon/koinon/internal/electorate"
 	"github.com/koinon/koinon/internal/placement"
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -46,7 +46,7 @@ func (s *server) govern(ctx context.Context) {
 		case <-tick.C:
 		}
 		st := s.group.Status()
-		if st.Role != replica.Leader || !st.Ready {
+		if st.Role != rsm.Leader || !st.Ready {
 			led = time.Time{}
 			continue
 		}
@@ -63,7 +63,7 @@ func (s *server) govern(ctx context.Context) {
 }
 
 // governOnce does what is due now.
-func (s *server) governOnce(ctx context.Context, st *replica.Status, led time.Duration) error {
+func (s *server) governOnce(ctx context.Context, st *rsm.Status, led time.Duration) error {
 	m, err := cluster.LocalMap(s.group)
 	if err != nil || m == nil {
 		return err
@@ -182,14 +182,14 @@ func (c *census) drained(t *placement.Table, told []*clusterpb.StatusReply) *pla
 type census struct {
 	self sys.NodeID
 	m    *clusterpb.Map
-	st   *replica.Status
+	st   *rsm.Status
 	led  time.Duration
 }
 
-func (c *census) peer(id sys.NodeID) (replica.PeerStatus, bool) {
-	i := slices.IndexFunc(c.st.Peers, func(p replica.PeerStatus) bool { return p.ID == id })
+func (c *census) peer(id sys.NodeID) (rsm.PeerStatus, bool) {
+	i := slices.IndexFunc(c.st.Peers, func(p rsm.PeerStatus) bool { return p.ID == id })
 	if i < 0 {
-		return replica.PeerStatus{}, false
+		return rsm.PeerStatus{}, false
 	}
 	return c.st.Peers[i], true
 }

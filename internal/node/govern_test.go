@@ -7,17 +7,17 @@ import (
 
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
 	"github.com/koinon/koinon/internal/placement"
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
 
 // A node whose disk is full does not become a voter.
 func TestFullNodeDoesNotBeginToVote(t *testing.T) {
 	for _, full := range []bool{false, true} {
-		c := &census{self: 1, st: &replica.Status{Voters: []sys.NodeID{1, 2, 3}, Learners: []sys.NodeID{4}}, led: time.Hour, m: &clusterpb.Map{}}
+		c := &census{self: 1, st: &rsm.Status{Voters: []sys.NodeID{1, 2, 3}, Learners: []sys.NodeID{4}}, led: time.Hour, m: &clusterpb.Map{}}
 		for id := uint64(1); id <= 4; id++ {
 			c.m.Members = append(c.m.Members, &clusterpb.Member{Id: id, State: clusterpb.State_UP})
-			c.st.Peers = append(c.st.Peers, replica.PeerStatus{ID: sys.NodeID(id), Reachable: true, LastSeen: time.Millisecond, Full: full && id == 4})
+			c.st.Peers = append(c.st.Peers, rsm.PeerStatus{ID: sys.NodeID(id), Reachable: true, LastSeen: time.Millisecond, Full: full && id == 4})
 		}
 		c.st.Peers[2].LastSeen = time.Hour // somebody is needed in its place
 		voters, _, _ := c.electorate()
@@ -50,10 +50,10 @@ func TestSourceIsGivenUp(t *testing.T) {
 		{"one who told has died", []*clusterpb.StatusReply{told(7, 1, 4), told(7, 2, 4), told(7, 3, 4)}, []sys.NodeID{3}, []sys.NodeID{5}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			c := &census{self: 1, st: &replica.Status{}, led: time.Hour}
+			c := &census{self: 1, st: &rsm.Status{}, led: time.Hour}
 			for id := sys.NodeID(2); id <= 5; id++ {
 				if !slices.Contains(tc.dead, id) {
-					c.st.Peers = append(c.st.Peers, replica.PeerStatus{ID: id, LastSeen: time.Millisecond})
+					c.st.Peers = append(c.st.Peers, rsm.PeerStatus{ID: id, LastSeen: time.Millisecond})
 				}
 			}
 			if got := c.drained(table, tc.told); !slices.Equal(got.From[0], tc.from) {

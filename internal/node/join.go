@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -16,10 +17,11 @@ import (
 	"time"
 
 	"github.com/koinon/koinon/internal/auth"
+	"github.com/koinon/koinon/internal/client"
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
 	"github.com/koinon/koinon/internal/config"
-	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/env/envfs"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
 )
@@ -112,7 +114,7 @@ func Join(ctx context.Context, o JoinOptions, log *slog.Logger) (path string, er
 
 // syncDir makes the names in a directory durable.
 func syncDir(dir string) error {
-	d, err := env.Disk.OpenDir(dir)
+	d, err := envfs.Disk.OpenDir(dir)
 	if err != nil {
 		return sys.E(opJoin, sys.Subject(dir), err)
 	}
@@ -142,25 +144,18 @@ func (o *JoinOptions) again(ctx context.Context, path string, log *slog.Logger) 
 	}
 	was := n
 	if o.Listen != "" && o.Listen != n.Listen || o.Advertise != "" && o.Advertise != n.Advertise {
-		n.Listen = or(o.Listen, n.Listen)
+		n.Listen = cmp.Or(o.Listen, n.Listen)
 		o.Listen = n.Listen
 		var err error
 		if n.Advertise, err = o.advertise(ctx, n.Seeds); err != nil {
 			return err
 		}
 	}
-	n.Zone = or(o.Zone, n.Zone)
+	n.Zone = cmp.Or(o.Zone, n.Zone)
 	if n.Listen == was.Listen && n.Advertise == was.Advertise && n.Zone == was.Zone {
 		return nil
 	}
 	return n.Save(path)
-}
-
-func or(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
 }
 
 // checkFresh refuses a directory with anything in it but what is expected:
@@ -197,7 +192,7 @@ func splitAddr(flag, addr string) (host, port string, err error) {
 
 // advertise returns the address that others are told.
 func (o *JoinOptions) advertise(ctx context.Context, seeds []string) (string, error) {
-	addr := or(o.Advertise, o.Listen)
+	addr := cmp.Or(o.Advertise, o.Listen)
 	host, port, err := splitAddr("--listen or --advertise", addr)
 	if err != nil {
 		return "", err
@@ -254,7 +249,7 @@ func answer(listenAddr string, key *auth.JoinKey) (stop func() error, err error)
 // capacity is the size of the disk below dir in GiB, at least 1: the weight by
 // which blocks are shared out.
 func capacity(dir string) uint64 {
-	u, err := env.Disk.GetDiskUsage(dir)
+	u, err := envfs.Disk.GetDiskUsage(dir)
 	if err != nil {
 		return 1
 	}
@@ -331,7 +326,7 @@ func (s *server) askOther(ctx context.Context, turn int) error {
 	if len(addrs) == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	ctx, cancel := context.WithTimeout(ctx, client.StatusTimeout)
 	defer cancel()
 	err := s.peers.Learn(ctx, addrs[turn%len(addrs)])
 	if err != nil {

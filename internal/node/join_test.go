@@ -17,6 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/koinon/koinon/internal/auth"
+	"github.com/koinon/koinon/internal/client"
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
 	"github.com/koinon/koinon/internal/config"
@@ -151,12 +152,12 @@ func (w *town) end(r *resident) {
 	check(w.t, r.ended(w.t))
 }
 
-func (w *town) admin() *node.Admin {
+func (w *town) admin() *client.Admin {
 	w.t.Helper()
 	ctx, cancel := context.WithTimeout(w.t.Context(), 30*time.Second)
 	defer cancel()
 	for {
-		a, err := node.ConnectAdmin(ctx, w.client, slog.New(slog.DiscardHandler))
+		a, err := client.ConnectAdmin(ctx, w.client, slog.New(slog.DiscardHandler))
 		if err == nil {
 			w.t.Cleanup(func() { check(w.t, a.Close()) })
 			return a
@@ -167,7 +168,7 @@ func (w *town) admin() *node.Admin {
 	}
 }
 
-func (w *town) token(a *node.Admin, life time.Duration) string {
+func (w *town) token(a *client.Admin, life time.Duration) string {
 	w.t.Helper()
 	t, err := a.NewToken(w.t.Context(), life, "")
 	check(w.t, err)
@@ -249,7 +250,7 @@ func TestJoin(t *testing.T) {
 	// A client that knows this node only finds the leader through it.
 	only := *w.client
 	only.Nodes = []string{n.Listen}
-	cl, err := node.Connect(t.Context(), &only, slog.New(slog.DiscardHandler))
+	cl, err := client.Connect(t.Context(), &only, slog.New(slog.DiscardHandler))
 	check(t, err)
 	check(t, cl.Close(t.Context()))
 
@@ -312,7 +313,7 @@ func memberOf(c *cluster.Client, id uint64) *clusterpb.Member {
 	return c.Map().Members[i]
 }
 
-func (w *town) checkTokens(a *node.Admin) {
+func (w *town) checkTokens(a *client.Admin) {
 	w.t.Helper()
 	tokens, err := a.Tokens(w.t.Context())
 	check(w.t, err)
@@ -439,7 +440,7 @@ func TestExpiredToken(t *testing.T) {
 	await(t, "the token has expired", func() bool {
 		tokens, err := a.Tokens(t.Context())
 		check(t, err)
-		return slices.ContainsFunc(tokens, func(x node.TokenInfo) bool { return x.State == "expired" })
+		return slices.ContainsFunc(tokens, func(x client.TokenInfo) bool { return x.State == "expired" })
 	})
 	_, _, err := w.join("x1", late, nil)
 	w.refused(err, sys.Access, "has expired", "make a new one")
@@ -509,7 +510,7 @@ func TestAllRemovedAtOnce(t *testing.T) {
 			t.Errorf("node %d ended with %v", i+1, err)
 		}
 	}
-	st, err := node.ReadStatus(t.Context(), w.client, slog.New(slog.DiscardHandler))
+	st, err := client.ReadStatus(t.Context(), w.client, slog.New(slog.DiscardHandler))
 	if err != nil || !st.Majority || len(st.Nodes) != 1 || st.Nodes[0].Member != "up" {
 		t.Errorf("one node that serves expected, found %+v, %v", st, err)
 	}

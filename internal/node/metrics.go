@@ -7,11 +7,10 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-
-	"github.com/koinon/koinon/internal/replica"
 )
 
 // metrics is what Prometheus reads of a node. Everything is looked at when it is
@@ -22,16 +21,16 @@ type metrics struct{ s *server }
 type reading struct {
 	name, help string
 	kind       prometheus.ValueType
-	value      func(st *replica.Status) float64
+	value      func(st *rsm.Status) float64
 }
 
-func level(name, help string, value func(st *replica.Status) float64) reading {
+func level(name, help string, value func(st *rsm.Status) float64) reading {
 	return reading{"koinon_log_" + name, help, prometheus.GaugeValue, value}
 }
 
-func count(name, help string, value func(st *replica.Status) uint64) reading {
+func count(name, help string, value func(st *rsm.Status) uint64) reading {
 	return reading{"koinon_log_" + name + "_total", help, prometheus.CounterValue,
-		func(st *replica.Status) float64 { return float64(value(st)) }}
+		func(st *rsm.Status) float64 { return float64(value(st)) }}
 }
 
 func one(b bool) float64 {
@@ -43,9 +42,9 @@ func one(b bool) float64 {
 
 // readings lists the numbers of the log.
 func readings() []reading {
-	type status = *replica.Status
+	type status = *rsm.Status
 	return []reading{
-		level("leader", "1 when this node leads.", func(st status) float64 { return one(st.Role == replica.Leader) }),
+		level("leader", "1 when this node leads.", func(st status) float64 { return one(st.Role == rsm.Leader) }),
 		level("leader_known", "1 when this node knows a leader.", func(st status) float64 { return one(st.Leader != 0) }),
 		level("voter", "1 when this node votes.", func(st status) float64 { return one(st.Voter) }),
 		level("damaged", "1 when this node's log is damaged, so that it does not vote.", func(st status) float64 { return one(st.Damaged != "") }),
@@ -115,7 +114,7 @@ func (m metrics) Collect(ch chan<- prometheus.Metric) {
 
 // histogram has a bucket for each power of two from lo to hi; a number counts in
 // units of so much.
-func histogram(name, help string, s *replica.Spread, lo, hi int, unit float64) prometheus.Metric {
+func histogram(name, help string, s *rsm.Spread, lo, hi int, unit float64) prometheus.Metric {
 	buckets := map[float64]uint64{}
 	for k := lo; k <= hi; k++ {
 		buckets[float64(uint64(1)<<k-1)*unit] = s.Below[k]

@@ -13,10 +13,12 @@ import (
 	"time"
 
 	"github.com/koinon/koinon/internal/auth"
+	"github.com/koinon/koinon/internal/client"
 	"github.com/koinon/koinon/internal/config"
 	"github.com/koinon/koinon/internal/fsck"
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/meta/remote"
 	"github.com/koinon/koinon/internal/ports"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/vfs"
@@ -90,11 +92,11 @@ func (l *lab) stop(k int) {
 	}
 }
 
-func (l *lab) connect() *Client {
+func (l *lab) connect() *client.Client {
 	l.t.Helper()
 	ctx, cancel := context.WithTimeout(l.t.Context(), 30*time.Second)
 	defer cancel()
-	c, err := Connect(ctx, &l.client, slog.New(slog.DiscardHandler))
+	c, err := client.Connect(ctx, &l.client, slog.New(slog.DiscardHandler))
 	must(l.t, err)
 	return c
 }
@@ -179,7 +181,7 @@ func TestView(t *testing.T) {
 		return names
 	}
 	create("a")
-	view, err := c.tree.View(ctx)
+	view, err := c.Tree().(*remote.Client).View(ctx)
 	must(t, err)
 	create("b")
 	must(t, c.FS().Unlink(ctx, vfs.Root(), sys.RootIno, []byte("a")))
@@ -189,7 +191,7 @@ func TestView(t *testing.T) {
 	if got := names(c.Tree()); !slices.Equal(got, []string{"b"}) {
 		t.Errorf("the tree shows %q", got)
 	}
-	second, err := c.tree.View(ctx)
+	second, err := c.Tree().(*remote.Client).View(ctx)
 	must(t, err)
 	must(t, view.Close(ctx))
 	stat := &metapb.Query{Op: &metapb.Query_StatFs{StatFs: &metapb.StatFS{}}}
@@ -268,13 +270,12 @@ func TestNodeMoves(t *testing.T) {
 		f.Release()
 	}
 	write("before")
-	old := l.nodes[1].Listen
 	l.stop(1)
 	n := &l.nodes[1]
 	n.Listen = freeAddr(t)
 	n.Voters[1].Addr, n.Advertise = n.Listen, n.Listen
 	l.start(1)
-	await := func(what string, ok func(s *Status) bool) {
+	await := func(what string, ok func(s *client.Status) bool) {
 		t.Helper()
 		for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
 			s, err := c.Status(ctx)
@@ -288,11 +289,8 @@ func TestNodeMoves(t *testing.T) {
 		}
 	}
 	// The status is asked at the addresses of the client's own map.
-	await("the client finds the node at its new address", func(s *Status) bool {
-		if c.cluster.Addr(2) == old {
-			must(t, c.cluster.Refresh(ctx))
-		}
-		i := slices.IndexFunc(s.Nodes, func(n NodeStatus) bool { return n.Addr == l.nodes[1].Listen })
+	await("the client finds the node at its new address", func(s *client.Status) bool {
+		i := slices.IndexFunc(s.Nodes, func(n client.NodeStatus) bool { return n.Addr == l.nodes[1].Listen })
 		return i >= 0 && s.Nodes[i].ID == 2 && s.Nodes[i].Lag == 0 && s.Nodes[i].Applied > 0
 	})
 	// Only with the node that moved there is a majority.
@@ -305,12 +303,12 @@ func TestNodeMoves(t *testing.T) {
 	}
 	// The first is stopped as well: the one that moved comes to lead.
 	l.start(2)
-	await("all are up", func(s *Status) bool { return s.Majority && len(s.Nodes) >= 3 && upNodes(s) == 3 })
+	await("all are up", func(s *client.Status) bool { return s.Majority && len(s.Nodes) >= 3 && upNodes(s) == 3 })
 	l.stop(0)
 	write("with others")
 }
 
-func upNodes(s *Status) int {
+func upNodes(s *client.Status) int {
 	up := 0
 	for _, n := range s.Nodes {
 		if n.State == "up" {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/koinon/koinon/internal/block"
+	"github.com/koinon/koinon/internal/client"
 	"github.com/koinon/koinon/internal/meta/remote"
 	"github.com/koinon/koinon/internal/proc/agent"
 	"github.com/koinon/koinon/internal/proc/executor"
@@ -105,7 +106,7 @@ func (t *processTree) open(ctx context.Context) (*vfs.FS, error) {
 	if err != nil {
 		return nil, err
 	}
-	keep, inline, err := terms(ctx, tree)
+	keep, inline, err := client.Terms(ctx, tree)
 	if err != nil {
 		return nil, errors.Join(err, tree.Close(ctx))
 	}

@@ -16,15 +16,18 @@ import (
 	"github.com/koinon/koinon/internal/auth"
 	"github.com/koinon/koinon/internal/block/disk"
 	"github.com/koinon/koinon/internal/block/spread"
+	"github.com/koinon/koinon/internal/client"
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/config"
 	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/env/envfs"
 	"github.com/koinon/koinon/internal/kv"
 	"github.com/koinon/koinon/internal/meta/embedded"
 	"github.com/koinon/koinon/internal/meta/mysql"
 	"github.com/koinon/koinon/internal/meta/remote"
 	"github.com/koinon/koinon/internal/proc"
 	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
 )
@@ -163,10 +166,10 @@ func (s *server) openReplica() (err error) {
 	})
 	keys, procs := kv.NewMachine(), proc.NewMachine(s.database != nil)
 	s.host, err = replica.Open(replica.Config{
-		Dir: filepath.Join(s.cfg.Dir, "replica"), FS: env.Disk, Clock: s.clock, Cluster: s.cfg.Cluster, Self: s.cfg.ID, Voters: voters,
+		Dir: filepath.Join(s.cfg.Dir, "replica"), FS: envfs.Disk, Clock: s.clock, Cluster: s.cfg.Cluster, Self: s.cfg.ID, Voters: voters,
 		Transport: s.transport, Logger: s.log, SessionTTL: remote.SessionLife, Rejoin: s.cfg.Rejoin, Mark: s.cfg.TLS.Key + ".served",
 		BlockCacheBytes: int64(s.cfg.Limits.StateCache), ReserveBytes: int64(s.cfg.Limits.MinFree) / 2,
-	}, map[replica.Namespace]replica.Machine{replica.NSMeta: embedded.Machine{}, replica.NSCluster: cluster.Machine{}, replica.NSKV: keys, replica.NSProc: procs})
+	}, map[rsm.Namespace]rsm.Machine{rsm.NSMeta: embedded.Machine{}, rsm.NSCluster: cluster.Machine{}, rsm.NSKV: keys, rsm.NSProc: procs})
 	if err != nil {
 		return err
 	}
@@ -186,7 +189,7 @@ const startSpace = 32 << 20
 
 // checkSpace refuses to start on a full disk.
 func checkSpace(dir string, reserve int64) error {
-	u, err := env.Disk.GetDiskUsage(dir)
+	u, err := envfs.Disk.GetDiskUsage(dir)
 	if err != nil || u.TotalBytes == 0 {
 		return nil // the directory is new, or the file system does not tell
 	}
@@ -312,7 +315,7 @@ func (s *server) duties(ctx context.Context, end context.CancelCauseFunc) {
 			seen = st.Applied
 		}
 		s.followPeers()
-		if st.Role == replica.Leader && st.Ready {
+		if st.Role == rsm.Leader && st.Ready {
 			if err := s.found(ctx); err != nil && ctx.Err() == nil {
 				s.log.Warn("the cluster is not set up yet", "err", err)
 			}
@@ -349,7 +352,7 @@ func (s *server) followMap() error {
 	if err != nil || m == nil || m.Epoch <= s.peers.Map().GetEpoch() {
 		return err
 	}
-	if err := checkBlocks(m, s.cfg.Blocks.URL); err != nil {
+	if err := client.CheckBlocks(m, s.cfg.Blocks.URL); err != nil {
 		return err
 	}
 	return s.peers.Install(m)

@@ -6,7 +6,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/koinon/koinon/internal/proc/procpb"
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 )
 
 // Where the tree is in a database, no command of the log changes both. What is
@@ -54,7 +54,7 @@ func (s *Server) row(r *procpb.Report) (*procpb.Task, *procpb.Spec, error) {
 	t := &procpb.Task{}
 	var spec *procpb.Spec
 	found := false
-	err := s.group.ReadLocal(replica.NSProc, func(v replica.Reader) (err error) {
+	err := s.group.ReadLocal(rsm.NSProc, func(v rsm.Reader) (err error) {
 		if found, err = load(v, key(rowTask, r.Job, uint64(r.Index)), t); err == nil && found {
 			spec, err = loadSpec(v, r.Job)
 		}
@@ -96,7 +96,7 @@ func (s *Server) forgetFiles(ctx context.Context, before int64) error {
 		task *procpb.Task
 	}
 	var all []process
-	err := s.group.ReadLocal(replica.NSProc, func(v replica.Reader) error {
+	err := s.group.ReadLocal(rsm.NSProc, func(v rsm.Reader) error {
 		var ids []uint64
 		err := v.Scan([]byte{rowEnded}, key(rowEnded, uint64(max(before, 0))), func(k, _ []byte) bool {
 			ids = append(ids, numbers(k)[1])

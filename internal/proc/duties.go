@@ -10,7 +10,7 @@ import (
 
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/proc/procpb"
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -209,7 +209,7 @@ func (s *Server) outInUse(name string) (bool, error) {
 	}
 	var t procpb.Task
 	var found bool
-	err = s.group.ReadLocal(replica.NSProc, func(r replica.Reader) (err error) {
+	err = s.group.ReadLocal(rsm.NSProc, func(r rsm.Reader) (err error) {
 		found, err = load(r, key(rowTask, n.Job, uint64(max(n.Index, 0))), &t)
 		return err
 	})

@@ -10,7 +10,7 @@ import (
 
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/proc/procpb"
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/wire"
 )
 
@@ -29,7 +29,7 @@ func (s *Server) serveList(ctx context.Context, req *wire.Request) (wire.Respons
 		return respond(reply)
 	}
 	reply := &procpb.ListReply{}
-	if err := s.group.Read(ctx, replica.NSProc, func(v replica.Reader) (err error) {
+	if err := s.group.Read(ctx, rsm.NSProc, func(v rsm.Reader) (err error) {
 		reply, err = list(v, &r)
 		return err
 	}); err != nil {
@@ -130,7 +130,7 @@ const (
 
 // list reads all jobs, the newest first. A window of them is read in one go: rows side by side take a third of the time of
 // each by itself.
-func list(v replica.Reader, r *procpb.ListRequest) (*procpb.ListReply, error) {
+func list(v rsm.Reader, r *procpb.ListRequest) (*procpb.ListReply, error) {
 	p := newPage(r)
 	raw, err := v.Get([]byte{rowLast})
 	if err != nil {
@@ -175,7 +175,7 @@ func list(v replica.Reader, r *procpb.ListRequest) (*procpb.ListReply, error) {
 }
 
 // infoOf is a job for a listing.
-func infoOf(v replica.Reader, j *procpb.Job, spec *procpb.Spec) (*procpb.JobInfo, error) {
+func infoOf(v rsm.Reader, j *procpb.Job, spec *procpb.Spec) (*procpb.JobInfo, error) {
 	info := &procpb.JobInfo{Job: j, Name: spec.GetName(), Argv: spec.GetArgv(), User: userOf(spec), Size: spec.GetSize()}
 	if j.StartedNs == 0 {
 		return info, nil

@@ -9,7 +9,7 @@ import (
 	"github.com/koinon/koinon/internal/meta/embedded"
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/proc/procpb"
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -24,7 +24,7 @@ type Machine struct {
 	treeApart bool
 }
 
-var _ replica.Machine = (*Machine)(nil)
+var _ rsm.Machine = (*Machine)(nil)
 
 // NewMachine returns the machine of one host. treeApart says that the tree is
 // not in the group's state.
@@ -32,10 +32,10 @@ func NewMachine(treeApart bool) *Machine { return &Machine{hub: newHub(), treeAp
 
 // Apply runs one command. What is not a command this version knows is refused,
 // on every replica alike.
-func (m *Machine) Apply(tx *replica.Tx, st replica.Stamp, body []byte) (result []byte, local any) {
+func (m *Machine) Apply(tx rsm.Tx, st rsm.Stamp, body []byte) (result []byte, local any) {
 	var t tree
 	if !m.treeApart {
-		t = &treeInState{tx: tx.In(replica.NSMeta), st: st}
+		t = &treeInState{tx: tx.In(rsm.NSMeta), st: st}
 	}
 	res, inos := m.apply(tx, t, st, body)
 	return encode(res), inos
@@ -43,8 +43,8 @@ func (m *Machine) Apply(tx *replica.Tx, st replica.Stamp, body []byte) (result [
 
 // treeInState is the tree as a command of this namespace changes it.
 type treeInState struct {
-	tx   *replica.Tx
-	st   replica.Stamp
+	tx   rsm.Tx
+	st   rsm.Stamp
 	inos []sys.Ino // that have changed
 }
 
@@ -74,14 +74,14 @@ func (t *treeInState) Query(q *metapb.Query) (*metapb.Answer, error) {
 
 // store is what a command reads and writes.
 type store interface {
-	replica.Reader
+	rsm.Reader
 	Set(key, value []byte)
 	Delete(key []byte)
 }
 
 // apply runs a command; t is nil where the tree is elsewhere. It returns the
 // inodes that it changed.
-func (m *Machine) apply(tx store, t tree, st replica.Stamp, body []byte) (*procpb.Result, []sys.Ino) {
+func (m *Machine) apply(tx store, t tree, st rsm.Stamp, body []byte) (*procpb.Result, []sys.Ino) {
 	var cmd procpb.Command
 	if err := proto.Unmarshal(body, &cmd); err != nil {
 		return refused(sys.E(sys.Op("proc.Apply"), sys.Invalid, "not a command")), nil

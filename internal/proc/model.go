@@ -9,7 +9,7 @@ import (
 	"github.com/koinon/koinon/commit"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/proc/sched"
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -80,7 +80,7 @@ func newModel() *model {
 }
 
 // loadModel reads the rows of what is not over.
-func loadModel(r replica.Reader, now time.Duration) (*model, error) {
+func loadModel(r rsm.Reader, now time.Duration) (*model, error) {
 	m := newModel()
 	var ids []uint64
 	if err := r.Scan([]byte{rowActive}, []byte{rowActive + 1}, func(k, _ []byte) bool {

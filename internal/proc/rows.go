@@ -8,7 +8,7 @@ import (
 
 	"github.com/koinon/koinon/commit"
 	"github.com/koinon/koinon/internal/proc/procpb"
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 )
 
 // The kinds of rows, the first byte of a key; docs/formats/proc.md. Numbers in
@@ -71,7 +71,7 @@ func decode(raw []byte, row proto.Message) {
 
 // load fills row from a key and says whether it is there. Trouble of the engine
 // is an error.
-func load(r replica.Reader, k []byte, row proto.Message) (bool, error) {
+func load(r rsm.Reader, k []byte, row proto.Message) (bool, error) {
 	raw, err := r.Get(k)
 	if err != nil || raw == nil {
 		return false, err
@@ -81,7 +81,7 @@ func load(r replica.Reader, k []byte, row proto.Message) (bool, error) {
 }
 
 // loadTable reads the coordinator's table.
-func loadTable(r replica.Reader) (*commit.Table, error) {
+func loadTable(r rsm.Reader) (*commit.Table, error) {
 	t := &commit.Table{}
 	raw, err := r.Get([]byte{rowEpoch})
 	if err != nil {
@@ -102,7 +102,7 @@ func loadTable(r replica.Reader) (*commit.Table, error) {
 
 // loadTasks reads a job's tasks, all or those with an index of at least from,
 // until fn returns false.
-func loadTasks(r replica.Reader, job uint64, from uint32, fn func(t *procpb.Task) bool) error {
+func loadTasks(r rsm.Reader, job uint64, from uint32, fn func(t *procpb.Task) bool) error {
 	return r.Scan(key(rowTask, job, uint64(from)), key(rowTask, job+1), func(_, v []byte) bool {
 		t := &procpb.Task{}
 		decode(v, t)
@@ -111,7 +111,7 @@ func loadTasks(r replica.Reader, job uint64, from uint32, fn func(t *procpb.Task
 }
 
 // loadSpec reads a job's specification with its items.
-func loadSpec(r replica.Reader, job uint64) (*procpb.Spec, error) {
+func loadSpec(r rsm.Reader, job uint64) (*procpb.Spec, error) {
 	s := &procpb.Spec{}
 	if ok, err := load(r, key(rowSpec, job), s); err != nil || !ok {
 		return nil, err

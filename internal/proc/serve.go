@@ -15,7 +15,7 @@ import (
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/proc/sched"
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
 )
@@ -187,7 +187,7 @@ func (s *Server) serveWait(ctx context.Context, req *wire.Request) (wire.Respons
 // news is what a Wait answers.
 func (s *Server) news(ctx context.Context, r *procpb.WaitRequest) (*procpb.WaitReply, error) {
 	reply := &procpb.WaitReply{}
-	err := s.group.Read(ctx, replica.NSProc, func(v replica.Reader) error {
+	err := s.group.Read(ctx, rsm.NSProc, func(v rsm.Reader) error {
 		reply = &procpb.WaitReply{Job: &procpb.Job{}}
 		if ok, err := load(v, key(rowJob, r.Job), reply.Job); err != nil || !ok {
 			return cmp.Or(err, noJob("proc.Wait", r.Job))
@@ -223,7 +223,7 @@ func (s *Server) serveInspect(ctx context.Context, req *wire.Request) (wire.Resp
 		return wire.Response{}, err
 	}
 	reply := &procpb.InspectReply{}
-	if err := s.group.Read(ctx, replica.NSProc, func(v replica.Reader) (err error) {
+	if err := s.group.Read(ctx, rsm.NSProc, func(v rsm.Reader) (err error) {
 		reply = &procpb.InspectReply{Job: &procpb.Job{}}
 		if ok, err := load(v, key(rowJob, r.Job), reply.Job); err != nil || !ok {
 			return cmp.Or(err, noJob(op, r.Job))

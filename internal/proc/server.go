@@ -15,7 +15,7 @@ import (
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/proc/procpb"
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
 )
@@ -23,7 +23,7 @@ import (
 // ServerOptions configure a Server. All but Clock, Logger and Retention are
 // required.
 type ServerOptions struct {
-	Group   *replica.Group
+	Group   rsm.Group
 	Machine *Machine        // the one that the group runs
 	Cluster *cluster.Client // to the nodes, on this node's own account
 	// Tree is the tree as the leader changes it. Barrier waits until no mount
@@ -43,7 +43,7 @@ type ServerOptions struct {
 // while the node leads the group.
 type Server struct {
 	opt   ServerOptions
-	group *replica.Group
+	group rsm.Group
 	hub   *hub
 
 	own atomic.Pointer[ownNode] // nil: reached like others
@@ -93,8 +93,8 @@ func NewServer(opt ServerOptions) *Server {
 	s := &Server{opt: opt, group: opt.Group, hub: opt.Machine.hub, wake: make(chan struct{}, 1)}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.done.Go(s.run)
-	s.unwatch = s.group.Watch(func(st replica.Status) {
-		if st.Role != replica.Leader {
+	s.unwatch = s.group.Watch(func(st rsm.Status) {
+		if st.Role != rsm.Leader {
 			s.hub.wakeAll() // they go to the next leader
 		}
 		signal(s.wake)
@@ -203,7 +203,7 @@ func (s *Server) begin(term uint64) (err error) {
 	l := &leadership{term: term, since: s.opt.Clock.Boot(), wall: s.opt.Clock.Wall().UnixNano()}
 	l.looked, l.swept = l.since, l.since
 	var table *commit.Table
-	if err := s.group.ReadLocal(replica.NSProc, func(r replica.Reader) (err error) {
+	if err := s.group.ReadLocal(rsm.NSProc, func(r rsm.Reader) (err error) {
 		if table, err = loadTable(r); err == nil {
 			l.model, err = loadModel(r, l.since)
 		}
@@ -238,7 +238,7 @@ func (s *Server) now() commit.Time { return commit.Time(s.opt.Clock.Boot()) }
 // propose has a command agreed. It returns its result, and which inodes it
 // changed. A refusal is an error.
 func (s *Server) propose(ctx context.Context, cmd *procpb.Command) (*procpb.Result, []sys.Ino, error) {
-	raw, local, err := s.group.Propose(ctx, replica.Command{NS: replica.NSProc, Body: encode(cmd), Reserve: cmd.GetSubmit() == nil})
+	raw, local, err := s.group.Propose(ctx, rsm.Command{NS: rsm.NSProc, Body: encode(cmd), Reserve: cmd.GetSubmit() == nil})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -301,7 +301,7 @@ func (s *Server) follow(l *leadership, now time.Duration) {
 // holds all that was acknowledged before. The caller unlocks s.mu when err is
 // nil.
 func (s *Server) leader(ctx context.Context, op sys.Op) (*leadership, error) {
-	if err := s.group.Read(ctx, replica.NSProc, func(replica.Reader) error { return nil }); err != nil {
+	if err := s.group.Read(ctx, rsm.NSProc, func(rsm.Reader) error { return nil }); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()

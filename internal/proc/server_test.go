@@ -27,6 +27,7 @@ import (
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/replica"
 	"github.com/koinon/koinon/internal/replica/replicatest"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
 )
@@ -88,7 +89,7 @@ type groupTree struct{ g *replica.Group }
 
 // Do implements meta.Client.
 func (t groupTree) Do(ctx context.Context, cmd *metapb.Command) (*metapb.Result, error) {
-	raw, _, err := t.g.Propose(ctx, replica.Command{NS: replica.NSMeta, Body: encode(cmd)})
+	raw, _, err := t.g.Propose(ctx, rsm.Command{NS: rsm.NSMeta, Body: encode(cmd)})
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +105,7 @@ func (t groupTree) Do(ctx context.Context, cmd *metapb.Command) (*metapb.Result,
 
 // Query implements meta.Client.
 func (t groupTree) Query(ctx context.Context, q *metapb.Query) (a *metapb.Answer, err error) {
-	err = t.g.Read(ctx, replica.NSMeta, func(r replica.Reader) (err error) {
+	err = t.g.Read(ctx, rsm.NSMeta, func(r rsm.Reader) (err error) {
 		a, err = embedded.Read(r, q)
 		return err
 	})
@@ -132,7 +133,7 @@ func newWorld(t *testing.T) *world {
 	}
 	t.Cleanup(w.close)
 	g := w.leader().host.Group(0)
-	if _, _, err := g.Propose(t.Context(), replica.Command{NS: replica.NSCluster, Body: encode(&clusterpb.Command{Map: must(cluster.First("test", members, 16, 3))})}); err != nil {
+	if _, _, err := g.Propose(t.Context(), rsm.Command{NS: rsm.NSCluster, Body: encode(&clusterpb.Command{Map: must(cluster.First("test", members, 16, 3))})}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := (groupTree{g}).Do(t.Context(), &metapb.Command{Op: &metapb.Command_Format{Format: &metapb.Format{RetentionNs: 1e9}}}); err != nil {
@@ -189,7 +190,7 @@ func (w *world) start(id sys.NodeID, l net.Listener, seeds []string) *fakeNode {
 		cfg.Voters = append(cfg.Voters, replica.Peer{ID: v})
 	}
 	machine := NewMachine(false)
-	n.host = must(replica.Open(cfg, map[replica.Namespace]replica.Machine{replica.NSCluster: cluster.Machine{}, replica.NSMeta: embedded.Machine{}, replica.NSProc: machine}))
+	n.host = must(replica.Open(cfg, map[rsm.Namespace]rsm.Machine{rsm.NSCluster: cluster.Machine{}, rsm.NSMeta: embedded.Machine{}, rsm.NSProc: machine}))
 	n.peers = cluster.New(cluster.Config{Cluster: "test", Seeds: seeds, TLS: creds.ClientTLS(), Timeout: 10 * time.Second, Logger: quiet})
 	g := n.host.Group(0)
 	n.server = NewServer(ServerOptions{Group: g, Machine: machine, Cluster: n.peers, Tree: groupTree{g}, LostAfter: 1500 * time.Millisecond, Clock: wrongClock{w: w},
@@ -229,7 +230,7 @@ func (w *world) close() {
 func (w *world) leader() *fakeNode {
 	for {
 		for _, n := range w.nodes {
-			if st := n.host.Group(0).Status(); st.Role == replica.Leader && st.Ready {
+			if st := n.host.Group(0).Status(); st.Role == rsm.Leader && st.Ready {
 				return n
 			}
 		}
@@ -244,7 +245,7 @@ func (w *world) depose() {
 	w.net.Isolate(old.id, true)
 	w.await("another leader", func() bool {
 		for _, n := range w.nodes {
-			if st := n.host.Group(0).Status(); n != old && st.Role == replica.Leader && st.Ready {
+			if st := n.host.Group(0).Status(); n != old && st.Role == rsm.Leader && st.Ready {
 				return true
 			}
 		}

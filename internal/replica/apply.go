@@ -9,6 +9,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/paxos"
 )
@@ -26,8 +27,8 @@ type outcome struct {
 type applier struct {
 	g        *Group
 	db       *pebble.DB
-	machines map[Namespace]Machine
-	order    []Namespace // of machines, ascending
+	machines map[rsm.Namespace]rsm.Machine
+	order    []rsm.Namespace // of machines, ascending
 	sessions *sessions
 
 	mu         sync.Mutex
@@ -38,7 +39,7 @@ type applier struct {
 
 	// Only the goroutine uses these.
 	over    *overlay
-	txs     [256]*Tx
+	txs     [256]*namespaceTx
 	batch   entryBatch
 	now     time.Duration // env.Clock.Boot when the current entries began
 	at      appliedRow
@@ -95,7 +96,7 @@ const (
 	applyRows    = 8192
 )
 
-func newApplier(g *Group, db *pebble.DB, machines map[Namespace]Machine) *applier {
+func newApplier(g *Group, db *pebble.DB, machines map[rsm.Namespace]rsm.Machine) *applier {
 	a := &applier{g: g, db: db, machines: machines, sessions: &g.sessions, over: newOverlay(db),
 		wake: make(chan struct{}, 1), localKey: appliedKey(g.id), membersKey: membersKey(g.id)}
 	for ns := range machines {
@@ -308,7 +309,7 @@ func (a *applier) entry(e *paxos.Entry) error {
 		}
 		for i := range a.batch.commands {
 			c := &a.batch.commands[i]
-			st := Stamp{Slot: uint64(e.Slot), Index: uint32(i), TimeNs: a.at.timeNs, Session: c.Session, Seq: c.Seq}
+			st := rsm.Stamp{Slot: uint64(e.Slot), Index: uint32(i), TimeNs: a.at.timeNs, Session: c.Session, Seq: c.Seq}
 			out, err := a.command(c, st)
 			if err != nil {
 				return err
@@ -346,17 +347,17 @@ func mixDigest(digest, slot uint64, sum uint32) uint64 {
 }
 
 // tx returns the namespace's Tx of the current entries.
-func (a *applier) tx(ns Namespace) *Tx {
+func (a *applier) tx(ns rsm.Namespace) *namespaceTx {
 	tx := a.txs[ns]
 	if tx == nil {
-		tx = &Tx{a: a, o: a.over, ns: ns, prefix: namespacePrefix(a.g.id, ns)}
+		tx = &namespaceTx{a: a, o: a.over, ns: ns, prefix: namespacePrefix(a.g.id, ns)}
 		a.txs[ns] = tx
 	}
 	return tx
 }
 
 // command runs one command; an error is trouble of the engine.
-func (a *applier) command(c *Command, st Stamp) (outcome, error) {
+func (a *applier) command(c *rsm.Command, st rsm.Stamp) (outcome, error) {
 	var s *session
 	if c.Session != 0 {
 		var out outcome
@@ -375,11 +376,11 @@ func (a *applier) command(c *Command, st Stamp) (outcome, error) {
 	if out.err == nil {
 		a.finish(s, c, out.result)
 	}
-	return out, a.tx(NSSession).err
+	return out, a.tx(rsm.NSSession).err
 }
 
-func (a *applier) execute(c *Command, st Stamp) (outcome, error) {
-	if c.NS == NSSession {
+func (a *applier) execute(c *rsm.Command, st rsm.Stamp) (outcome, error) {
+	if c.NS == rsm.NSSession {
 		result, err := a.applySession(st, c.Body)
 		if err != nil && sys.KindOf(err) == sys.Other {
 			return outcome{}, err

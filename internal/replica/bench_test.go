@@ -13,7 +13,9 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/env/envfs"
 	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"golang.org/x/sys/unix"
 )
@@ -35,7 +37,7 @@ func benchCluster(b *testing.B, overTLS bool) *cluster {
 			b.Fatal(err)
 		}
 		dirs = append(dirs, dir)
-		*cfg = replica.Config{Dir: dir, FS: env.Disk, Clock: env.System{}, Cluster: "bench",
+		*cfg = replica.Config{Dir: dir, FS: envfs.Disk, Clock: env.System{}, Cluster: "bench",
 			Self: cfg.Self, Voters: cfg.Voters, Peers: cfg.Peers, Transport: cfg.Transport}
 	}
 	var c *cluster
@@ -85,7 +87,7 @@ func BenchmarkPropose(b *testing.B) {
 						if n > uint64(b.N) {
 							return
 						}
-						cmd := replica.Command{Session: session, Seq: n, NS: nsTest, Body: set(fmt.Sprintf("key%09d", n), value)}
+						cmd := rsm.Command{Session: session, Seq: n, NS: nsTest, Body: set(fmt.Sprintf("key%09d", n), value)}
 						if n > 4096 {
 							cmd.Ack = n - 4096
 						}
@@ -123,7 +125,7 @@ func usage(b *testing.B) used {
 	return used{time.Duration(u.Utime.Nano() + u.Stime.Nano()), u.Nvcsw}
 }
 
-func report(b *testing.B, g *replica.Group, before replica.Status, took [][]time.Duration, total time.Duration) {
+func report(b *testing.B, g *replica.Group, before rsm.Status, took [][]time.Duration, total time.Duration) {
 	b.StopTimer()
 	all := slices.Concat(took...)
 	slices.Sort(all)
@@ -146,7 +148,7 @@ func BenchmarkRead(b *testing.B) {
 	b.ResetTimer()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			err := g.Read(b.Context(), nsTest, func(r replica.Reader) error {
+			err := g.Read(b.Context(), nsTest, func(r rsm.Reader) error {
 				_, err := r.Get(key)
 				return err
 			})
@@ -210,7 +212,7 @@ func BenchmarkReopen(b *testing.B) {
 	for range 256 {
 		wg.Go(func() {
 			for n := next.Add(1); n <= rows; n = next.Add(1) {
-				if _, _, err := g.Propose(b.Context(), replica.Command{NS: nsTest, Body: set(fmt.Sprintf("key%09d", n), fmt.Sprintf("%0200d", n))}); err != nil {
+				if _, _, err := g.Propose(b.Context(), rsm.Command{NS: nsTest, Body: set(fmt.Sprintf("key%09d", n), fmt.Sprintf("%0200d", n))}); err != nil {
 					b.Error(err)
 					return
 				}

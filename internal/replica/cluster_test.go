@@ -16,11 +16,12 @@ import (
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/replica"
 	"github.com/koinon/koinon/internal/replica/replicatest"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
 
 // nsTest is the tests' namespace.
-const nsTest replica.Namespace = 7
+const nsTest rsm.Namespace = 7
 
 // register is a machine of named counters and values:
 //
@@ -29,7 +30,7 @@ const nsTest replica.Namespace = 7
 //	"f" key       is refused: writes nothing
 type register struct{}
 
-func (register) Apply(tx *replica.Tx, st replica.Stamp, body []byte) ([]byte, any) {
+func (register) Apply(tx rsm.Tx, st rsm.Stamp, body []byte) ([]byte, any) {
 	switch body[0] {
 	case 'a':
 		v, err := tx.Get(body[1:])
@@ -55,7 +56,7 @@ func (register) Apply(tx *replica.Tx, st replica.Stamp, body []byte) ([]byte, an
 }
 
 // SessionEnded notes the end of a session.
-func (register) SessionEnded(tx *replica.Tx, _ replica.Stamp, id sys.SessionID) {
+func (register) SessionEnded(tx rsm.Tx, _ rsm.Stamp, id sys.SessionID) {
 	tx.Set(fmt.Appendf(nil, "ended%d", id), []byte{1})
 }
 
@@ -160,8 +161,8 @@ func (c *cluster) host(id sys.NodeID) *replica.Host {
 	return c.hosts[id]
 }
 
-func machines() map[replica.Namespace]replica.Machine {
-	return map[replica.Namespace]replica.Machine{nsTest: register{}}
+func machines() map[rsm.Namespace]rsm.Machine {
+	return map[rsm.Namespace]rsm.Machine{nsTest: register{}}
 }
 
 // crash stops a host as a power failure would: what was not synced is lost,
@@ -222,7 +223,7 @@ func (c *cluster) leader() sys.NodeID {
 			if h == nil {
 				continue
 			}
-			if s := h.Group(0).Status(); s.Role == replica.Leader && s.Ready && s.Lease > 0 {
+			if s := h.Group(0).Status(); s.Role == rsm.Leader && s.Ready && s.Lease > 0 {
 				id = n
 				return true
 			}
@@ -238,7 +239,7 @@ func (c *cluster) follower() sys.NodeID {
 }
 
 // do proposes at whoever leads until it is done. With a session that is safe.
-func (c *cluster) do(ctx context.Context, cmd replica.Command) ([]byte, error) {
+func (c *cluster) do(ctx context.Context, cmd rsm.Command) ([]byte, error) {
 	target := sys.NodeID(1)
 	for {
 		h := c.host(target)
@@ -257,7 +258,7 @@ func (c *cluster) do(ctx context.Context, cmd replica.Command) ([]byte, error) {
 				return nil, err
 			}
 		}
-		if to, ok := replica.LeaderOf(err); ok && to != target && c.host(to) != nil {
+		if to, ok := rsm.LeaderOf(err); ok && to != target && c.host(to) != nil {
 			target = to
 			continue
 		}
@@ -286,7 +287,7 @@ func (c *cluster) must(body []byte) []byte {
 		}
 	}
 	c.seq++
-	out, err := c.do(c.ctx(), replica.Command{Session: c.session, Seq: c.seq, Ack: c.seq - 1, NS: nsTest, Body: body})
+	out, err := c.do(c.ctx(), rsm.Command{Session: c.session, Seq: c.seq, Ack: c.seq - 1, NS: nsTest, Body: body})
 	if err != nil {
 		c.t.Fatalf("propose: %v", err)
 	}
@@ -297,7 +298,7 @@ func (c *cluster) must(body []byte) []byte {
 func (c *cluster) local(id sys.NodeID, key string) string {
 	c.t.Helper()
 	var out string
-	err := c.group(id).ReadLocal(nsTest, func(r replica.Reader) error {
+	err := c.group(id).ReadLocal(nsTest, func(r rsm.Reader) error {
 		v, err := r.Get([]byte(key))
 		out = string(v)
 		return err

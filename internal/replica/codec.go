@@ -3,6 +3,7 @@ package replica
 import (
 	"fmt"
 
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/paxos"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -288,17 +289,17 @@ func decodeDigest(b []byte) (d digestAt, err error) {
 }
 
 // sizeCommand is the encoded size of a command within an EntryBatch.
-func sizeCommand(c *Command) int {
+func sizeCommand(c *rsm.Command) int {
 	return sizeBytesAlways(3, commandBody(c))
 }
 
-func commandBody(c *Command) int {
+func commandBody(c *rsm.Command) int {
 	return sizeUint(1, uint64(c.Session)) + sizeUint(2, c.Seq) + sizeUint(3, c.Ack) +
 		sizeUint(4, uint64(c.NS)) + sizeBytes(5, len(c.Body))
 }
 
 // appendCommand appends a command to an EntryBatch.
-func appendCommand(b []byte, c *Command) []byte {
+func appendCommand(b []byte, c *rsm.Command) []byte {
 	b = protowire.AppendTag(b, 3, protowire.BytesType)
 	b = protowire.AppendVarint(b, uint64(commandBody(c)))
 	b = appendUint(b, 1, uint64(c.Session))
@@ -312,7 +313,7 @@ func appendCommand(b []byte, c *Command) []byte {
 type entryBatch struct {
 	origin   uint64
 	timeNs   int64
-	commands []Command
+	commands []rsm.Command
 }
 
 func (e *entryBatch) decode(b []byte) error {
@@ -334,7 +335,7 @@ func (e *entryBatch) decode(b []byte) error {
 	})
 }
 
-func decodeCommand(b []byte) (c Command, err error) {
+func decodeCommand(b []byte) (c rsm.Command, err error) {
 	err = eachField(b, func(f field) error {
 		switch f.num {
 		case 1:
@@ -347,7 +348,7 @@ func decodeCommand(b []byte) (c Command, err error) {
 			if f.value > 255 {
 				return fmt.Errorf("namespace %d", f.value)
 			}
-			c.NS = Namespace(f.value)
+			c.NS = rsm.Namespace(f.value)
 		case 5:
 			c.Body = f.bytes
 		}

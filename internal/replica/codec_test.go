@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/koinon/koinon/internal/replica/replicapb"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/paxos"
 	"google.golang.org/protobuf/proto"
 )
@@ -89,7 +90,7 @@ func TestFrameIsTheProtobuf(t *testing.T) {
 }
 
 func TestEntryBatchIsTheProtobuf(t *testing.T) {
-	cmds := []Command{{NS: NSMeta, Body: []byte("one")}, {Session: 1 << 40, Seq: 3, Ack: 2, NS: NSSession}}
+	cmds := []rsm.Command{{NS: rsm.NSMeta, Body: []byte("one")}, {Session: 1 << 40, Seq: 3, Ack: 2, NS: rsm.NSSession}}
 	p := newProposals(1, 0)
 	size := len(p.buf)
 	for i := range cmds {

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/env/envfs"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -13,7 +14,7 @@ import (
 type Config struct {
 	// Dir is the host's own directory. It is made when it does not exist.
 	Dir   string
-	FS    env.FS
+	FS    envfs.FS
 	Clock env.Clock
 	// Cluster is the cluster's ID. A directory of another cluster is refused.
 	Cluster string

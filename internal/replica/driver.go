@@ -7,6 +7,7 @@ import (
 
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/replica/wal"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/paxos"
 )
@@ -609,14 +610,14 @@ func (g *Group) publish(all bool) {
 	}
 }
 
-func roleOf(r paxos.Role) Role {
+func roleOf(r paxos.Role) rsm.Role {
 	switch r {
 	case paxos.Leader:
-		return Leader
+		return rsm.Leader
 	case paxos.Candidate, paxos.PreCandidate:
-		return Candidate
+		return rsm.Candidate
 	}
-	return Follower
+	return rsm.Follower
 }
 
 // broadcastDigest sends an own digest to the followers.

@@ -17,6 +17,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -36,7 +37,7 @@ func (c *cluster) load(callers int) (stop func() uint64) {
 			for seq := uint64(1); ctx.Err() == nil; seq++ {
 				// The command is finished even when the load is over, so that
 				// its outcome is known.
-				_, err := c.do(c.ctx(), replica.Command{Session: session, Seq: seq, Ack: seq - 1, NS: nsTest, Body: add("x")})
+				_, err := c.do(c.ctx(), rsm.Command{Session: session, Seq: seq, Ack: seq - 1, NS: nsTest, Body: add("x")})
 				if err != nil {
 					c.t.Errorf("session %d seq %d: %v", session, seq, err)
 					return
@@ -192,7 +193,7 @@ func TestDamagedReplicaDoesNotVoteUntilRepaired(t *testing.T) {
 	})
 	ctx, cancel := context.WithTimeout(c.ctx(), 500*time.Millisecond)
 	defer cancel()
-	if _, err := c.do(ctx, replica.Command{NS: nsTest, Body: add("x")}); err == nil {
+	if _, err := c.do(ctx, rsm.Command{NS: nsTest, Body: add("x")}); err == nil {
 		t.Fatal("no majority of sound replicas: an error expected, found none")
 	}
 	c.open(other)
@@ -284,7 +285,7 @@ func TestOnlyVoterWithoutDirectoryRefusesToOpen(t *testing.T) {
 	if err != nil {
 		t.Fatalf("as one that has joined: %v", err)
 	}
-	if st := h.Group(0).Status(); st.Role == replica.Leader || !strings.Contains(st.Damaged, "does not vote") {
+	if st := h.Group(0).Status(); st.Role == rsm.Leader || !strings.Contains(st.Damaged, "does not vote") {
 		t.Errorf("a replica that does not vote expected, found %+v", st)
 	}
 	if err := h.Close(); err != nil {
@@ -412,10 +413,10 @@ func TestFullDiskRefusesAndGoesOn(t *testing.T) {
 	}
 	setFree(1000)
 	c.await("NoSpace", func() bool { return c.group(c.leader()).Status().NoSpace })
-	if _, err := c.do(c.ctx(), replica.Command{NS: nsTest, Body: add("x")}); !sys.Is(err, sys.NoSpace) {
+	if _, err := c.do(c.ctx(), rsm.Command{NS: nsTest, Body: add("x")}); !sys.Is(err, sys.NoSpace) {
 		t.Fatalf("sys.NoSpace expected, found %v", err)
 	}
-	err := c.group(c.leader()).Read(c.ctx(), nsTest, func(replica.Reader) error { return nil })
+	err := c.group(c.leader()).Read(c.ctx(), nsTest, func(rsm.Reader) error { return nil })
 	if err != nil {
 		t.Fatalf("a read on a full disk: %v", err)
 	}

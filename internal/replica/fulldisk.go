@@ -3,6 +3,7 @@ package replica
 import (
 	"time"
 
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/paxos"
 )
@@ -42,8 +43,8 @@ const patience = 3 * time.Second
 
 // admit refuses a command for which there is no space.
 // others says that the group has other voters.
-func (h *Host) admit(op sys.Op, cmd *Command, others bool) error {
-	if !h.noSpace.Load() || (cmd.Reserve || cmd.NS == NSSession) && !h.noReserve.Load() {
+func (h *Host) admit(op sys.Op, cmd *rsm.Command, others bool) error {
+	if !h.noSpace.Load() || (cmd.Reserve || cmd.NS == rsm.NSSession) && !h.noReserve.Load() {
 		return nil
 	}
 	if others && h.cfg.Clock.Boot()-time.Duration(h.fullSince.Load()) < patience {

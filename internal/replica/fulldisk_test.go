@@ -11,6 +11,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -32,7 +33,7 @@ func TestFullLeaderHandsOver(t *testing.T) {
 		c.await("NoSpace", func() bool { return c.group(l).Status().NoSpace })
 		c.await("another leader, with space", func() bool {
 			for id := sys.NodeID(1); id <= 3; id++ {
-				if s := c.group(id).Status(); s.Role == replica.Leader && s.Ready && !full[id] {
+				if s := c.group(id).Status(); s.Role == rsm.Leader && s.Ready && !full[id] {
 					return true
 				}
 			}

@@ -9,6 +9,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/paxos"
 )
 
@@ -44,7 +45,7 @@ func TestRepairedWhenThatIsDurable(t *testing.T) {
 	damaged := func() bool {
 		return inDriver(g, func() bool { g.publishStatus(); return g.Status().Damaged != "" })
 	}
-	if _, _, err := g.Propose(t.Context(), Command{NS: nsNumbers}); err != nil {
+	if _, _, err := g.Propose(t.Context(), rsm.Command{NS: nsNumbers}); err != nil {
 		t.Fatal(err)
 	}
 	release := make(chan struct{})
@@ -52,7 +53,7 @@ func TestRepairedWhenThatIsDurable(t *testing.T) {
 	inDriver(g, func() bool {
 		g.d.damaged = true // the core knows better, and tells so with the next entry
 		held <- release
-		if err := g.enqueue(&Command{NS: nsNumbers}, w); err != nil {
+		if err := g.enqueue(&rsm.Command{NS: nsNumbers}, w); err != nil {
 			t.Error(err)
 		}
 		return true
@@ -79,7 +80,7 @@ func TestCommandsGatherWhileTheLogWrites(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	if _, _, err := g.Propose(t.Context(), Command{NS: nsNumbers}); err != nil {
+	if _, _, err := g.Propose(t.Context(), rsm.Command{NS: nsNumbers}); err != nil {
 		t.Fatal(err)
 	}
 	before := g.Status().Entries
@@ -88,7 +89,7 @@ func TestCommandsGatherWhileTheLogWrites(t *testing.T) {
 	propose := func(i int) {
 		t.Helper()
 		waiters[i] = &waiter{done: make(chan struct{})}
-		if err := g.enqueue(&Command{NS: nsNumbers}, waiters[i]); err != nil {
+		if err := g.enqueue(&rsm.Command{NS: nsNumbers}, waiters[i]); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -145,7 +146,7 @@ func TestCommandsGatherWhileMoreAreUnderWay(t *testing.T) {
 		}
 	}()
 	applying, release := make(chan struct{}), make(chan struct{})
-	g.OnApply(nsNumbers, func(Stamp, any) {
+	g.OnApply(nsNumbers, func(rsm.Stamp, any) {
 		applying <- struct{}{}
 		<-release
 	})
@@ -155,7 +156,7 @@ func TestCommandsGatherWhileMoreAreUnderWay(t *testing.T) {
 		for range n {
 			w := &waiter{done: make(chan struct{})}
 			waiters = append(waiters, w)
-			if err := g.enqueue(&Command{NS: nsNumbers}, w); err != nil {
+			if err := g.enqueue(&rsm.Command{NS: nsNumbers}, w); err != nil {
 				t.Error(err)
 			}
 		}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/replica/replicapb"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/paxos"
 	"google.golang.org/protobuf/proto"
@@ -50,8 +51,8 @@ type Group struct {
 	readers       []*readWaiter // wait for the driver to ask for a read index
 	appliedWait   []*readWaiter // wait for the state to reach their slot
 	installed     installedSnapshot
-	published     Status
-	watchers      map[int]func(Status)
+	published     rsm.Status
+	watchers      map[int]func(rsm.Status)
 	watcherNext   int
 	remoteDigests []digestAt // of slots not applied here yet
 	ownDigests    []digestAt // the latest, ascending
@@ -75,17 +76,17 @@ type installedSnapshot struct {
 
 // leaderView is what callers need to know of the leadership.
 type leaderView struct {
-	role   Role
+	role   rsm.Role
 	leader sys.NodeID
 	ballot paxos.Ballot // the own one, of a leader
 	lease  paxos.Time   // reads that saw leaseSlot are good before it; 0 without a lease
 }
 
 // hookTable holds the OnApply hooks by namespace.
-type hookTable map[Namespace][]func(st Stamp, local any)
+type hookTable map[rsm.Namespace][]func(st rsm.Stamp, local any)
 
 func newGroup(h *Host, id sys.GroupID) *Group {
-	g := &Group{host: h, id: id, inflight: map[uint64]*proposals{}, watchers: map[int]func(Status){},
+	g := &Group{host: h, id: id, inflight: map[uint64]*proposals{}, watchers: map[int]func(rsm.Status){},
 		rand: rand.New(rand.NewPCG(h.rand.Uint64(), uint64(id)))}
 	g.view.Store(&leaderView{})
 	g.hooks.Store(&hookTable{})
@@ -104,12 +105,8 @@ func (g *Group) random() uint64 {
 // ID returns the group's number.
 func (g *Group) ID() sys.GroupID { return g.id }
 
-// OnApply has fn called for every command of the namespace that is applied, on
-// this replica, with what Machine.Apply returned as local: after it ran and
-// before any Read or ReadLocal can see what it wrote and before its result is
-// released. fn runs in the applier: it must be quick, must not block, and must
-// not call the group. Commands applied before OnApply are not shown.
-func (g *Group) OnApply(ns Namespace, fn func(st Stamp, local any)) {
+// OnApply implements rsm.Group.
+func (g *Group) OnApply(ns rsm.Namespace, fn func(st rsm.Stamp, local any)) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	next := hookTable{}
@@ -120,12 +117,10 @@ func (g *Group) OnApply(ns Namespace, fn func(st Stamp, local any)) {
 	g.hooks.Store(&next)
 }
 
-func (g *Group) hooksOf(ns Namespace) []func(Stamp, any) { return (*g.hooks.Load())[ns] }
+func (g *Group) hooksOf(ns rsm.Namespace) []func(rsm.Stamp, any) { return (*g.hooks.Load())[ns] }
 
-// Watch has fn called, from a goroutine of the host, after this replica's role
-// or its leader changed, and once at the start. Changes that follow quickly may
-// be shown as one. stop ends it; a call that runs already may still end later.
-func (g *Group) Watch(fn func(Status)) (stop func()) {
+// Watch implements rsm.Group.
+func (g *Group) Watch(fn func(rsm.Status)) (stop func()) {
 	g.mu.Lock()
 	id := g.watcherNext
 	g.watcherNext++
@@ -147,7 +142,7 @@ func (g *Group) callWatchers() {
 		ids = append(ids, id)
 	}
 	slices.Sort(ids)
-	fns := make([]func(Status), 0, len(ids))
+	fns := make([]func(rsm.Status), 0, len(ids))
 	for _, id := range ids {
 		fns = append(fns, g.watchers[id])
 	}
@@ -161,8 +156,8 @@ func (g *Group) callWatchers() {
 	}
 }
 
-// Status returns what is known of the group now.
-func (g *Group) Status() Status {
+// Status implements rsm.Group.
+func (g *Group) Status() rsm.Status {
 	h := g.host
 	v := g.view.Load()
 	g.mu.Lock()
@@ -175,7 +170,7 @@ func (g *Group) Status() Status {
 	s.Role, s.Leader = v.role, v.leader
 	s.Applied, s.Flushed = g.applied.Load(), g.flushed.Load()
 	s.Chosen = max(s.Chosen, s.Applied)
-	s.Ready = v.role == Leader && v.lease != 0
+	s.Ready = v.role == rsm.Leader && v.lease != 0
 	if left := time.Duration(v.lease) - h.cfg.Clock.Boot(); v.lease != 0 && left > 0 {
 		s.Lease = left
 	}
@@ -231,8 +226,7 @@ func (g *Group) Transfer(ctx context.Context, to sys.NodeID) error {
 	return g.host.stopped(op)
 }
 
-// OpenSession makes a session. When the outcome is not known the session may
-// exist; it then ends by itself for want of signs of life.
+// OpenSession implements rsm.Group.
 func (g *Group) OpenSession(ctx context.Context, name string) (sys.SessionID, error) {
 	result, err := g.proposeSession(ctx, &replicapb.SessionCommand{
 		Op: &replicapb.SessionCommand_Open_{Open: &replicapb.SessionCommand_Open{Name: name}}})
@@ -246,7 +240,7 @@ func (g *Group) OpenSession(ctx context.Context, name string) (sys.SessionID, er
 	return sys.SessionID(res.Session), nil
 }
 
-// EndSession ends sessions; that one is gone already is fine.
+// EndSession implements rsm.Group.
 func (g *Group) EndSession(ctx context.Context, ids ...sys.SessionID) error {
 	_, err := g.proposeSession(ctx, endCommand(false, ids))
 	return err
@@ -265,17 +259,15 @@ func (g *Group) proposeSession(ctx context.Context, cmd *replicapb.SessionComman
 	if err != nil {
 		return nil, sys.E(sys.Op("replica.Session"), err)
 	}
-	result, _, err := g.Propose(ctx, Command{NS: NSSession, Body: body})
+	result, _, err := g.Propose(ctx, rsm.Command{NS: rsm.NSSession, Body: body})
 	return result, err
 }
 
-// KeepAlive is a sign of life of sessions. It is the leader's to count: others
-// answer sys.NotLeader. sys.SessionGone names the first one that does not
-// exist; the others are kept.
+// KeepAlive implements rsm.Group.
 func (g *Group) KeepAlive(ids ...sys.SessionID) error {
 	const op = sys.Op("replica.KeepAlive")
 	v := g.view.Load()
-	if v.role != Leader {
+	if v.role != rsm.Leader {
 		return notLeader(op, v.leader)
 	}
 	now := int64(g.host.cfg.Clock.Boot())
@@ -292,28 +284,19 @@ func (g *Group) KeepAlive(ids ...sys.SessionID) error {
 	return gone
 }
 
-// SessionInfo describes a session.
-type SessionInfo struct {
-	ID       sys.SessionID
-	Name     string
-	OpenedNs int64 // since the epoch
-	// Idle is how long nothing was heard of it; only the leader's is right.
-	Idle time.Duration
-}
-
-// Sessions lists the sessions as this replica knows them, in ID order.
-func (g *Group) Sessions() ([]SessionInfo, error) {
+// Sessions implements rsm.Group.
+func (g *Group) Sessions() ([]rsm.SessionInfo, error) {
 	now := g.host.cfg.Clock.Boot()
-	var out []SessionInfo
+	var out []rsm.SessionInfo
 	var bad error
-	err := g.ReadLocal(NSSession, func(r Reader) error {
+	err := g.ReadLocal(rsm.NSSession, func(r rsm.Reader) error {
 		err := r.Scan([]byte{keySession}, []byte{keySession + 1}, func(key, value []byte) bool {
 			var row replicapb.SessionRow
 			if bad = proto.Unmarshal(value, &row); bad != nil {
 				return false
 			}
 			id := sys.SessionID(beUint64(key[1:]))
-			info := SessionInfo{ID: id, Name: row.Name, OpenedNs: row.OpenedNs}
+			info := rsm.SessionInfo{ID: id, Name: row.Name, OpenedNs: row.OpenedNs}
 			if s := g.sessions.get(id); s != nil {
 				info.Idle = now - time.Duration(s.heard.Load())
 			}
@@ -343,7 +326,7 @@ func (g *Group) ownDigest(d digestAt) {
 		return r.slot <= d.slot
 	})
 	g.mu.Unlock()
-	if g.view.Load().role == Leader {
+	if g.view.Load().role == rsm.Leader {
 		g.call(func(paxos.Time) { g.host.broadcastDigest(g, d) })
 	}
 }

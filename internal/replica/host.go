@@ -14,6 +14,7 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/replica/wal"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -21,7 +22,7 @@ import (
 // concurrently.
 type Host struct {
 	cfg      Config
-	machines map[Namespace]Machine
+	machines map[rsm.Namespace]rsm.Machine
 	lock     io.Closer
 	db       *pebble.DB
 	log      *wal.Log
@@ -72,13 +73,13 @@ type Host struct {
 // in place (sys.Corrupt). A damaged log does not fail Open when the group has
 // other replicas: the replica then does not vote until it is repaired, see
 // Status.Damaged.
-func Open(cfg Config, machines map[Namespace]Machine) (*Host, error) {
+func Open(cfg Config, machines map[rsm.Namespace]rsm.Machine) (*Host, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
 	for ns := range machines {
-		if ns == NSSession || ns == nsLocal {
+		if ns == rsm.NSSession || ns == nsLocal {
 			return nil, sys.E(sys.Op("replica.Open"), sys.Invalid, fmt.Sprintf("namespace %d is taken", ns))
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	"github.com/koinon/koinon/internal/replica"
 	"github.com/koinon/koinon/internal/replica/replicapb"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"google.golang.org/protobuf/proto"
 )
@@ -54,7 +55,7 @@ func TestFailedSyncStopsTheNode(t *testing.T) {
 	if !strings.Contains(h.Err().Error(), "input/output error") {
 		t.Errorf("the disk's error expected, found %v", h.Err())
 	}
-	if _, _, err := h.Group(0).Propose(c.ctx(), replica.Command{NS: nsTest, Body: add("y")}); !sys.Is(err, sys.Unavailable) && !sys.Is(err, sys.NotLeader) {
+	if _, _, err := h.Group(0).Propose(c.ctx(), rsm.Command{NS: nsTest, Body: add("y")}); !sys.Is(err, sys.Unavailable) && !sys.Is(err, sys.NotLeader) {
 		t.Errorf("a node that has failed: sys.Unavailable or sys.NotLeader expected, found %v", err)
 	}
 	syncs := h.Group(0).Status().LogSyncs
@@ -204,7 +205,7 @@ func TestPeerThatSendsNonsense(t *testing.T) {
 	if got := number(c.must(add("x"))); got != 2 {
 		t.Fatalf("counter: 2 expected, found %d", got)
 	}
-	if s := c.group(l).Status(); s.Role != replica.Leader || s.Elections != elections {
+	if s := c.group(l).Status(); s.Role != rsm.Leader || s.Elections != elections {
 		t.Fatalf("the same leader expected, found %+v", s)
 	}
 }
@@ -264,7 +265,7 @@ func TestManyGroupsShareTheSyncs(t *testing.T) {
 	add := func(g sys.GroupID) {
 		c.await("the command", func() bool {
 			for id := sys.NodeID(1); id <= 3; id++ {
-				if _, _, err := c.host(id).Group(g).Propose(c.ctx(), replica.Command{NS: nsTest, Body: add("x")}); err == nil {
+				if _, _, err := c.host(id).Group(g).Propose(c.ctx(), rsm.Command{NS: nsTest, Body: add("x")}); err == nil {
 					return true
 				}
 			}

@@ -10,7 +10,7 @@ import (
 	"strings"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/env/envfs"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -64,7 +64,7 @@ func decodeIdentity(b []byte) (id identity, err error) {
 }
 
 // lockDir makes sure that one process uses the directory.
-func lockDir(fs env.FS, dir string) (io.Closer, error) {
+func lockDir(fs envfs.FS, dir string) (io.Closer, error) {
 	const op = sys.Op("replica.Open")
 	if err := fs.MkdirAll(dir, 0o700); err != nil {
 		return nil, sys.E(op, sys.Subject(dir), err)
@@ -149,7 +149,7 @@ func writeIdentity(cfg *Config) error {
 }
 
 // writeFile puts a small file in the place of a former one, durably.
-func writeFile(fs env.FS, name string, b []byte) error {
+func writeFile(fs envfs.FS, name string, b []byte) error {
 	tmp := name + ".tmp"
 	f, err := fs.Create(tmp, diskCategory)
 	if err != nil {
@@ -168,7 +168,7 @@ func writeFile(fs env.FS, name string, b []byte) error {
 	return syncDir(fs, fs.PathDir(name))
 }
 
-func syncDir(fs env.FS, dir string) error {
+func syncDir(fs envfs.FS, dir string) error {
 	d, err := fs.OpenDir(dir)
 	if err != nil {
 		return err
@@ -177,7 +177,7 @@ func syncDir(fs env.FS, dir string) error {
 }
 
 // readFile returns a small file's bytes, nil when it does not exist.
-func readFile(fs env.FS, name string) ([]byte, error) {
+func readFile(fs envfs.FS, name string) ([]byte, error) {
 	if _, err := fs.Stat(name); err != nil {
 		if isNotExist(err) {
 			return nil, nil

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -20,7 +21,7 @@ type brake struct {
 // newBrake must be called before anything is applied.
 func newBrake(g *replica.Group) *brake {
 	b := &brake{held: make(chan struct{}, 1024)}
-	g.OnApply(nsTest, func(replica.Stamp, any) {
+	g.OnApply(nsTest, func(rsm.Stamp, any) {
 		b.mu.Lock()
 		release := b.release
 		b.mu.Unlock()
@@ -50,7 +51,7 @@ func (b *brake) off() {
 
 // get reads a counter of one replica through Read, within a time.
 func (c *cluster) get(ctx context.Context, id sys.NodeID, key string) (n uint64, err error) {
-	err = c.group(id).Read(ctx, nsTest, func(r replica.Reader) error {
+	err = c.group(id).Read(ctx, nsTest, func(r rsm.Reader) error {
 		v, err := r.Get([]byte(key))
 		n = number(v)
 		return err
@@ -70,7 +71,7 @@ func TestLeaseReadSeesWhatOthersMayHaveApplied(t *testing.T) {
 	defer b.off()
 	proposed := make(chan error, 1)
 	go func() {
-		_, _, err := c.group(l).Propose(c.ctx(), replica.Command{NS: nsTest, Body: add("x")})
+		_, _, err := c.group(l).Propose(c.ctx(), rsm.Command{NS: nsTest, Body: add("x")})
 		proposed <- err
 	}()
 	<-b.held
@@ -101,7 +102,7 @@ func TestDeposedLeaderAnswersNoOldRead(t *testing.T) {
 	defer b.off()
 	proposed := make(chan error, 1)
 	go func() {
-		_, _, err := c.group(old).Propose(c.ctx(), replica.Command{NS: nsTest, Body: add("x")})
+		_, _, err := c.group(old).Propose(c.ctx(), rsm.Command{NS: nsTest, Body: add("x")})
 		proposed <- err
 	}()
 	<-b.held
@@ -120,14 +121,14 @@ func TestDeposedLeaderAnswersNoOldRead(t *testing.T) {
 	var next sys.NodeID
 	c.await("another leader", func() bool {
 		for id := sys.NodeID(1); id <= 3; id++ {
-			if s := c.group(id).Status(); id != old && s.Role == replica.Leader && s.Ready {
+			if s := c.group(id).Status(); id != old && s.Role == rsm.Leader && s.Ready {
 				next = id
 				return true
 			}
 		}
 		return false
 	})
-	if _, _, err := c.group(next).Propose(c.ctx(), replica.Command{NS: nsTest, Body: add("x")}); err != nil {
+	if _, _, err := c.group(next).Propose(c.ctx(), rsm.Command{NS: nsTest, Body: add("x")}); err != nil {
 		t.Fatal(err)
 	}
 	c.net.Isolate(old, false)

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/anishathalye/porcupine"
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -58,7 +58,7 @@ func (c *cluster) read(key string) uint64 {
 			continue
 		}
 		var out uint64
-		err := h.Group(0).Read(c.ctx(), nsTest, func(r replica.Reader) error {
+		err := h.Group(0).Read(c.ctx(), nsTest, func(r rsm.Reader) error {
 			v, err := r.Get([]byte(key))
 			out = number(v)
 			return err
@@ -147,7 +147,7 @@ func (c *cluster) linear(trouble func()) {
 				default:
 				}
 				h.run(client, counterInput{add: true}, func() uint64 {
-					out, err := c.do(c.ctx(), replica.Command{Session: session, Seq: seq, Ack: seq - 1, NS: nsTest, Body: add("x")})
+					out, err := c.do(c.ctx(), rsm.Command{Session: session, Seq: seq, Ack: seq - 1, NS: nsTest, Body: add("x")})
 					if err != nil {
 						t.Errorf("add: %v", err)
 					}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/paxos"
 )
@@ -266,7 +267,7 @@ func (g *Group) takeConfigs(hist paxos.History) {
 // failChanges answers those who wait for a change: leadership is lost.
 func (g *Group) failChanges(leader sys.NodeID) {
 	for _, w := range g.d.changes {
-		w.give(sys.E(sys.Op("replica.Reconfigure"), sys.Unavailable, &LeaderError{Leader: leader, Proposed: true}))
+		w.give(sys.E(sys.Op("replica.Reconfigure"), sys.Unavailable, &rsm.LeaderError{Leader: leader, Proposed: true}))
 	}
 	g.d.changes = nil
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -254,7 +255,7 @@ func TestChangesThatAreRefused(t *testing.T) {
 	refused(l, ids(1, 2, 3, 4), nil, sys.Unavailable, "must have been a learner")
 	c.await("the follower to know", func() bool { return c.group(f).Status().Leader == l })
 	err := c.group(f).Reconfigure(c.ctx(), ids(1, 2), nil)
-	if id, ok := replica.LeaderOf(err); !sys.Is(err, sys.NotLeader) || !ok || id != l {
+	if id, ok := rsm.LeaderOf(err); !sys.Is(err, sys.NotLeader) || !ok || id != l {
 		t.Fatalf("NotLeader that names %v expected, found %v", l, err)
 	}
 	// A learner that is far behind.
@@ -271,7 +272,7 @@ func TestChangesThatAreRefused(t *testing.T) {
 	f = l%3 + 1
 	c.close(f)
 	c.await("the leader to miss it", func() bool {
-		return slices.ContainsFunc(c.group(l).Status().Peers, func(p replica.PeerStatus) bool { return p.ID == f && !p.Reachable })
+		return slices.ContainsFunc(c.group(l).Status().Peers, func(p rsm.PeerStatus) bool { return p.ID == f && !p.Reachable })
 	})
 	refused(l, ids(l, f), nil, sys.Unavailable, "no majority of the new voters answers")
 	c.must(add("x"))
@@ -285,7 +286,7 @@ func TestLeadershipLostDuringAChange(t *testing.T) {
 	l := c.leader()
 	c.net.Isolate(l, true)
 	err := c.group(l).Reconfigure(c.ctx(), ids(1, 2, 3), ids(7))
-	le, ok := errors.AsType[*replica.LeaderError](err)
+	le, ok := errors.AsType[*rsm.LeaderError](err)
 	if !sys.Is(err, sys.Unavailable) && !sys.Is(err, sys.NotLeader) || !ok || sys.Is(err, sys.Unavailable) != le.Proposed {
 		t.Fatalf("an error that says whether it was proposed expected, found %v", err)
 	}
@@ -310,7 +311,7 @@ func TestJoinerWaits(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.setHost(id, h)
-	_, _, err = c.group(id).Propose(c.ctx(), replica.Command{NS: nsTest, Body: add("x")})
+	_, _, err = c.group(id).Propose(c.ctx(), rsm.Command{NS: nsTest, Body: add("x")})
 	if s := c.group(id).Status(); !sys.Is(err, sys.NotLeader) || len(s.Voters) != 0 || s.Voter || s.Removed {
 		t.Fatalf("a node that waits expected, found %+v, %v", s, err)
 	}

@@ -4,6 +4,8 @@ import (
 	"math"
 	"math/bits"
 	"sync/atomic"
+
+	"github.com/koinon/koinon/internal/rsm"
 )
 
 // meter is a histogram of numbers in buckets that grow by a quarter of a power
@@ -11,17 +13,6 @@ import (
 type meter struct {
 	count, sum, max atomic.Uint64
 	buckets         [4 * 64]atomic.Uint64
-}
-
-// Spread sums up what a meter has seen since the process started.
-type Spread struct {
-	Count uint64
-	Mean  float64
-	// P50 and P99 are at most a quarter above the true value.
-	P50, P99 uint64
-	Max      uint64
-	// Below[k] is how many were below 2 to the power of k.
-	Below [65]uint64
 }
 
 // bucketOf returns the bucket of a number: its highest bit and the two below it.
@@ -51,8 +42,8 @@ func (m *meter) add(v uint64) {
 }
 
 // spread sums up. What is added meanwhile may be counted in part.
-func (m *meter) spread() Spread {
-	s := Spread{Count: m.count.Load(), Max: m.max.Load()}
+func (m *meter) spread() rsm.Spread {
+	s := rsm.Spread{Count: m.count.Load(), Max: m.max.Load()}
 	if s.Count == 0 {
 		return s
 	}

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sort"
 	"testing"
+
+	"github.com/koinon/koinon/internal/rsm"
 )
 
 // TestMeter compares with the sorted numbers themselves.
@@ -40,7 +42,7 @@ func TestMeter(t *testing.T) {
 			t.Fatalf("bucket %d of %d to %d expected, found %d and %d", i, low, top, bucketOf(low), bucketOf(top))
 		}
 	}
-	if (&meter{}).spread() != (Spread{}) {
+	if (&meter{}).spread() != (rsm.Spread{}) {
 		t.Fatal("nothing expected of an unused meter")
 	}
 }

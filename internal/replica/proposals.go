@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 
 	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -49,16 +50,8 @@ func (p *proposals) fail(err error) {
 // commandMax is the largest body of a command, in bytes.
 const commandMax = 8 << 20
 
-// Propose has a command agreed and applied, and returns its result. With a
-// session it takes effect at most once however often it is proposed, on
-// whatever replica. local is what the machine made beside the result; nil when
-// the command had been applied before.
-//
-// Errors: sys.NotLeader and sys.Unavailable (LeaderOf may tell where to go on;
-// in the second case the command may yet take effect), sys.SessionGone,
-// sys.NoSpace (nothing was proposed), sys.Busy (too much waits), sys.TooBig,
-// and sys.Interrupted when ctx ended first: the command may yet take effect.
-func (g *Group) Propose(ctx context.Context, cmd Command) (result []byte, local any, err error) {
+// Propose implements rsm.Group.
+func (g *Group) Propose(ctx context.Context, cmd rsm.Command) (result []byte, local any, err error) {
 	const op = sys.Op("replica.Propose")
 	if err := ctx.Err(); err != nil {
 		return nil, nil, sys.E(op, sys.Interrupted, err)
@@ -77,10 +70,10 @@ func (g *Group) Propose(ctx context.Context, cmd Command) (result []byte, local 
 }
 
 // enqueue puts a command at the end of the queue. w may be nil.
-func (g *Group) enqueue(cmd *Command, w *waiter) error {
+func (g *Group) enqueue(cmd *rsm.Command, w *waiter) error {
 	const op = sys.Op("replica.Propose")
 	h := g.host
-	if v := g.view.Load(); v.role != Leader {
+	if v := g.view.Load(); v.role != rsm.Leader {
 		return notLeader(op, v.leader)
 	}
 	if err := h.admit(op, cmd, !h.alone(*g.configs.Load())); err != nil {
@@ -235,7 +228,7 @@ func (g *Group) failProposals(leader sys.NodeID, closed error) {
 		}
 	}
 	for _, p := range inflight {
-		p.fail(sys.E(op, sys.Unavailable, &LeaderError{Leader: leader, Proposed: true}))
+		p.fail(sys.E(op, sys.Unavailable, &rsm.LeaderError{Leader: leader, Proposed: true}))
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/paxos"
 )
@@ -13,7 +14,7 @@ func (g *Group) publishStatus() {
 	h := g.host
 	now := paxos.Time(h.cfg.Clock.Boot())
 	st := g.d.node.Status()
-	s := Status{BallotRound: st.Promised.Round, BallotNode: sys.NodeID(st.Promised.Node),
+	s := rsm.Status{BallotRound: st.Promised.Round, BallotNode: sys.NodeID(st.Promised.Node),
 		Chosen: uint64(st.Chosen), Truncated: uint64(g.d.truncated), Removed: g.removed(now, st.Left)}
 	if g.d.damaged || g.d.repairing {
 		s.Damaged = h.repairAdvice()
@@ -41,8 +42,8 @@ func (g *Group) publishStatus() {
 	g.published = s
 }
 
-func peerStatus(p *paxos.PeerStatus, now paxos.Time, voter bool) PeerStatus {
-	s := PeerStatus{ID: sys.NodeID(p.ID), Voter: voter, Match: uint64(p.Chosen), Lag: uint64(p.Lag), LastSeen: -1,
+func peerStatus(p *paxos.PeerStatus, now paxos.Time, voter bool) rsm.PeerStatus {
+	s := rsm.PeerStatus{ID: sys.NodeID(p.ID), Voter: voter, Match: uint64(p.Chosen), Lag: uint64(p.Lag), LastSeen: -1,
 		Reachable: p.Reachable, Snapshot: p.Snapshot}
 	if p.HeardAt != 0 {
 		s.LastSeen = time.Duration(now - p.HeardAt)

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/paxos"
 )
@@ -20,17 +21,12 @@ type readWaiter struct {
 	done   chan struct{}
 }
 
-// Read runs fn on a consistent view of a namespace that holds everything that
-// was acknowledged before Read was called. Only the leader can: others answer
-// sys.NotLeader (see LeaderOf). Under a lease it costs no message; without one
-// a majority is asked first, which is also what happens when the lease ran out
-// while fn ran: fn may run twice, and must start afresh each time. An error of
-// fn is returned as it is.
-func (g *Group) Read(ctx context.Context, ns Namespace, fn func(r Reader) error) error {
+// Read implements rsm.Group.
+func (g *Group) Read(ctx context.Context, ns rsm.Namespace, fn func(r rsm.Reader) error) error {
 	const op = sys.Op("replica.Read")
 	h := g.host
 	v := g.view.Load()
-	if v.role != Leader {
+	if v.role != rsm.Leader {
 		return notLeader(op, v.leader)
 	}
 	h.reads.Add(1)
@@ -57,7 +53,7 @@ func (g *Group) Read(ctx context.Context, ns Namespace, fn func(r Reader) error)
 }
 
 // readIndex is Read without a lease: a majority says that this node leads.
-func (g *Group) readIndex(ctx context.Context, ns Namespace, fn func(r Reader) error) error {
+func (g *Group) readIndex(ctx context.Context, ns rsm.Namespace, fn func(r rsm.Reader) error) error {
 	const op = sys.Op("replica.Read")
 	h := g.host
 	h.readIndexes.Add(1)
@@ -112,9 +108,8 @@ func (g *Group) awaitSlot(ctx context.Context, slot uint64) error {
 	return sys.E(sys.Op("replica.Read"), sys.Interrupted, ctx.Err())
 }
 
-// ReadLocal runs fn on a consistent view of what this replica has applied,
-// which may be behind. An error of fn is returned as it is.
-func (g *Group) ReadLocal(ns Namespace, fn func(r Reader) error) error {
+// ReadLocal implements rsm.Group.
+func (g *Group) ReadLocal(ns rsm.Namespace, fn func(r rsm.Reader) error) error {
 	h := g.host
 	// Held until fn is done, so that Close does not take the state away.
 	if !h.use() {

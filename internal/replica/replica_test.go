@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"go.uber.org/goleak"
 )
@@ -97,7 +98,7 @@ func TestRetryIsAppliedOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	one := replica.Command{Session: session, Seq: 1, NS: nsTest, Body: add("x")}
+	one := rsm.Command{Session: session, Seq: 1, NS: nsTest, Body: add("x")}
 	retry := func(what string) {
 		t.Helper()
 		out, err := c.do(c.ctx(), one)
@@ -116,7 +117,7 @@ func TestRetryIsAppliedOnce(t *testing.T) {
 		c.open(id)
 	}
 	retry("after restarts")
-	if _, err := c.do(c.ctx(), replica.Command{Session: session, Seq: 2, Ack: 1, NS: nsTest, Body: add("x")}); err != nil {
+	if _, err := c.do(c.ctx(), rsm.Command{Session: session, Seq: 2, Ack: 1, NS: nsTest, Body: add("x")}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := c.do(c.ctx(), one); !sys.Is(err, sys.Invalid) {
@@ -146,11 +147,11 @@ func TestSessionEndsWithoutSignOfLife(t *testing.T) {
 		}
 		return c.local(l, fmt.Sprintf("ended%d", idle)) != ""
 	})
-	_, err = c.do(c.ctx(), replica.Command{Session: idle, Seq: 1, NS: nsTest, Body: add("x")})
+	_, err = c.do(c.ctx(), rsm.Command{Session: idle, Seq: 1, NS: nsTest, Body: add("x")})
 	if !sys.Is(err, sys.SessionGone) {
 		t.Fatalf("sys.SessionGone expected, found %v", err)
 	}
-	if _, err := c.do(c.ctx(), replica.Command{Session: kept, Seq: 1, NS: nsTest, Body: add("x")}); err != nil {
+	if _, err := c.do(c.ctx(), rsm.Command{Session: kept, Seq: 1, NS: nsTest, Body: add("x")}); err != nil {
 		t.Fatalf("the session that was kept: %v", err)
 	}
 	list, err := c.group(c.leader()).Sessions()
@@ -189,7 +190,7 @@ func TestFollowerThatWasAwayLongGetsASnapshot(t *testing.T) {
 		st := c.group(c.leader()).Status()
 		return st.Truncated > 60
 	}
-	one := replica.Command{Session: session, Seq: 1, NS: nsTest, Body: add("x")}
+	one := rsm.Command{Session: session, Seq: 1, NS: nsTest, Body: add("x")}
 	if _, err := c.do(c.ctx(), one); err != nil {
 		t.Fatal(err)
 	}
@@ -224,9 +225,9 @@ func TestHooksRunBeforeWritesAreVisible(t *testing.T) {
 	l := c.leader()
 	g := c.group(l)
 	var early, calls atomic.Int64
-	g.OnApply(nsTest, func(st replica.Stamp, local any) {
+	g.OnApply(nsTest, func(st rsm.Stamp, local any) {
 		calls.Add(1)
-		err := g.ReadLocal(nsTest, func(r replica.Reader) error {
+		err := g.ReadLocal(nsTest, func(r rsm.Reader) error {
 			v, err := r.Get([]byte("x"))
 			if number(v) >= uint64(calls.Load()) {
 				early.Add(1)
@@ -238,14 +239,14 @@ func TestHooksRunBeforeWritesAreVisible(t *testing.T) {
 		}
 	})
 	for i := uint64(1); i <= 30; i++ {
-		out, local, err := g.Propose(c.ctx(), replica.Command{NS: nsTest, Body: add("x")})
+		out, local, err := g.Propose(c.ctx(), rsm.Command{NS: nsTest, Body: add("x")})
 		if err != nil || number(out) != i || local == nil {
 			t.Fatalf("%d expected, found %d, local %v, %v", i, number(out), local, err)
 		}
 		if n := calls.Load(); n < int64(i) {
 			t.Fatalf("the hook before the result expected: %d calls, found %d", i, n)
 		}
-		err = g.Read(c.ctx(), nsTest, func(r replica.Reader) error {
+		err = g.Read(c.ctx(), nsTest, func(r rsm.Reader) error {
 			v, err := r.Get([]byte("x"))
 			if number(v) != i {
 				t.Errorf("read %d expected, found %d", i, number(v))
@@ -266,12 +267,12 @@ func TestFollowerNamesTheLeader(t *testing.T) {
 	l := c.leader()
 	f := l%3 + 1
 	c.await("the follower to know", func() bool { return c.group(f).Status().Leader == l })
-	_, _, err := c.group(f).Propose(c.ctx(), replica.Command{NS: nsTest, Body: add("x")})
-	if id, ok := replica.LeaderOf(err); !sys.Is(err, sys.NotLeader) || !ok || id != l {
+	_, _, err := c.group(f).Propose(c.ctx(), rsm.Command{NS: nsTest, Body: add("x")})
+	if id, ok := rsm.LeaderOf(err); !sys.Is(err, sys.NotLeader) || !ok || id != l {
 		t.Fatalf("NotLeader that names %v expected, found %v", l, err)
 	}
-	err = c.group(f).Read(c.ctx(), nsTest, func(replica.Reader) error { return nil })
-	if id, ok := replica.LeaderOf(err); !sys.Is(err, sys.NotLeader) || !ok || id != l {
+	err = c.group(f).Read(c.ctx(), nsTest, func(rsm.Reader) error { return nil })
+	if id, ok := rsm.LeaderOf(err); !sys.Is(err, sys.NotLeader) || !ok || id != l {
 		t.Fatalf("NotLeader that names %v expected, found %v", l, err)
 	}
 }
@@ -280,8 +281,8 @@ func TestTransferAndWatch(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	old := c.leader()
 	to := old%3 + 1
-	seen := make(chan replica.Status, 100)
-	stop := c.group(to).Watch(func(s replica.Status) {
+	seen := make(chan rsm.Status, 100)
+	stop := c.group(to).Watch(func(s rsm.Status) {
 		select {
 		case seen <- s:
 		default:
@@ -293,7 +294,7 @@ func TestTransferAndWatch(t *testing.T) {
 	for {
 		select {
 		case s := <-seen:
-			if s.Role == replica.Leader {
+			if s.Role == rsm.Leader {
 				return
 			}
 		case <-deadline:
@@ -311,17 +312,17 @@ func TestIsolatedLeaderServesNothing(t *testing.T) {
 	c.net.Isolate(old, true)
 	c.await("another leader", func() bool {
 		for id := sys.NodeID(1); id <= 3; id++ {
-			if s := c.group(id).Status(); id != old && s.Role == replica.Leader && s.Ready {
+			if s := c.group(id).Status(); id != old && s.Role == rsm.Leader && s.Ready {
 				return true
 			}
 		}
 		return false
 	})
-	err := c.group(old).Read(c.ctx(), nsTest, func(r replica.Reader) error { return nil })
+	err := c.group(old).Read(c.ctx(), nsTest, func(r rsm.Reader) error { return nil })
 	if err == nil {
 		t.Fatal("a read at a deposed leader: an error expected, found none")
 	}
-	_, _, err = c.group(old).Propose(c.ctx(), replica.Command{NS: nsTest, Body: set("k", "new")})
+	_, _, err = c.group(old).Propose(c.ctx(), rsm.Command{NS: nsTest, Body: set("k", "new")})
 	if k := sys.KindOf(err); k != sys.NotLeader && k != sys.Unavailable {
 		t.Fatalf("NotLeader or Unavailable expected, found %v", err)
 	}
@@ -335,12 +336,12 @@ func TestTwoGroupsShareOneLog(t *testing.T) {
 		var got uint64
 		c.await("a leader of the group", func() bool {
 			for n := sys.NodeID(1); n <= 3; n++ {
-				out, _, err := c.host(n).Group(id).Propose(c.ctx(), replica.Command{NS: nsTest, Body: add("x")})
+				out, _, err := c.host(n).Group(id).Propose(c.ctx(), rsm.Command{NS: nsTest, Body: add("x")})
 				if err == nil {
 					got = number(out)
 					return true
 				}
-				var le *replica.LeaderError
+				var le *rsm.LeaderError
 				if !errors.As(err, &le) {
 					t.Fatal(err)
 				}
@@ -360,10 +361,10 @@ func TestClosedHostAnswersUnavailable(t *testing.T) {
 	c := newCluster(t, 1, nil)
 	g := c.group(c.leader())
 	c.close(1)
-	if _, _, err := g.Propose(c.ctx(), replica.Command{NS: nsTest, Body: add("x")}); err == nil {
+	if _, _, err := g.Propose(c.ctx(), rsm.Command{NS: nsTest, Body: add("x")}); err == nil {
 		t.Fatal("propose: an error expected, found none")
 	}
-	if err := g.ReadLocal(nsTest, func(replica.Reader) error { return nil }); !sys.Is(err, sys.Unavailable) {
+	if err := g.ReadLocal(nsTest, func(rsm.Reader) error { return nil }); !sys.Is(err, sys.Unavailable) {
 		t.Fatalf("read: sys.Unavailable expected, found %v", err)
 	}
 }
@@ -371,7 +372,7 @@ func TestClosedHostAnswersUnavailable(t *testing.T) {
 func TestTooLargeCommandIsRefused(t *testing.T) {
 	c := newCluster(t, 1, nil)
 	g := c.group(c.leader())
-	_, _, err := g.Propose(c.ctx(), replica.Command{NS: nsTest, Body: make([]byte, 1<<20)})
+	_, _, err := g.Propose(c.ctx(), rsm.Command{NS: nsTest, Body: make([]byte, 1<<20)})
 	if !sys.Is(err, sys.TooBig) {
 		t.Fatalf("sys.TooBig expected, found %v", err)
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/paxos"
 )
@@ -22,12 +23,12 @@ func (alone) Call(context.Context, sys.NodeID, []byte) ([]byte, error) {
 	return nil, sys.E(sys.Unavailable)
 }
 
-const nsNumbers Namespace = 9
+const nsNumbers rsm.Namespace = 9
 
 // numbers answers every command with how many it has run.
 type numbers struct{ n *uint64 }
 
-func (m numbers) Apply(*Tx, Stamp, []byte) ([]byte, any) {
+func (m numbers) Apply(rsm.Tx, rsm.Stamp, []byte) ([]byte, any) {
 	*m.n++
 	return binary.AppendUvarint(nil, *m.n), nil
 }
@@ -36,14 +37,14 @@ func (m numbers) Apply(*Tx, Stamp, []byte) ([]byte, any) {
 func openAlone(t *testing.T, fs vfs.FS, clock env.Clock, ran *uint64) (*Host, *Group) {
 	t.Helper()
 	h, err := Open(Config{Dir: "r", FS: fs, Clock: clock, Self: 1, Voters: []Peer{{ID: 1}}, Transport: alone{},
-		SegmentBytes: 1 << 20}, map[Namespace]Machine{nsNumbers: numbers{ran}})
+		SegmentBytes: 1 << 20}, map[rsm.Namespace]rsm.Machine{nsNumbers: numbers{ran}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	g := h.Group(0)
 	leads := make(chan struct{}, 1)
-	stop := g.Watch(func(st Status) {
-		if st.Role == Leader {
+	stop := g.Watch(func(st rsm.Status) {
+		if st.Role == rsm.Leader {
 			signal(leads)
 		}
 	})
@@ -55,7 +56,7 @@ func openAlone(t *testing.T, fs vfs.FS, clock env.Clock, ran *uint64) (*Host, *G
 // resultRows counts the rows of results.
 func resultRows(t *testing.T, g *Group) (n int) {
 	t.Helper()
-	err := g.ReadLocal(NSSession, func(r Reader) error {
+	err := g.ReadLocal(rsm.NSSession, func(r rsm.Reader) error {
 		return r.Scan([]byte{keyResults}, []byte{keyResults + 1}, func(_, _ []byte) bool { n++; return true })
 	})
 	if err != nil {
@@ -79,7 +80,7 @@ func TestResultsOfOneEntryShareARow(t *testing.T) {
 		defer close(queued)
 		for i := range waiters {
 			waiters[i] = &waiter{done: make(chan struct{})}
-			if err := g.enqueue(&Command{Session: session, Seq: uint64(i + 1), NS: nsNumbers}, waiters[i]); err != nil {
+			if err := g.enqueue(&rsm.Command{Session: session, Seq: uint64(i + 1), NS: nsNumbers}, waiters[i]); err != nil {
 				waiters[i].out.err = err
 				close(waiters[i].done)
 			}
@@ -87,7 +88,7 @@ func TestResultsOfOneEntryShareARow(t *testing.T) {
 	})
 	propose := func(seq, ack uint64) []byte {
 		t.Helper()
-		out, _, err := g.Propose(t.Context(), Command{Session: session, Seq: seq, Ack: ack, NS: nsNumbers})
+		out, _, err := g.Propose(t.Context(), rsm.Command{Session: session, Seq: seq, Ack: ack, NS: nsNumbers})
 		if err != nil {
 			t.Fatalf("seq %d: %v", seq, err)
 		}

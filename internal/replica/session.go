@@ -11,6 +11,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/koinon/koinon/internal/replica/replicapb"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"google.golang.org/protobuf/proto"
 )
@@ -117,7 +118,7 @@ func (s *sessions) load(db *pebble.DB, group sys.GroupID, now time.Duration) err
 	byID := map[sys.SessionID]*session{}
 	var last sys.SessionID
 	var bad error
-	v := &view{reader: db, prefix: namespacePrefix(group, NSSession)}
+	v := &view{reader: db, prefix: namespacePrefix(group, rsm.NSSession)}
 	// Results sort before sessions, so those are met first.
 	err := v.Scan(nil, nil, func(key, value []byte) bool {
 		bad = loadRow(byID, &last, key, value)
@@ -209,7 +210,7 @@ func (s *session) loadResults(row resultRow, value []byte) bool {
 
 // begin looks a command up in its session. done says that the answer is known:
 // the command was applied before, or it must not be.
-func (a *applier) begin(c *Command) (s *session, out outcome, done bool) {
+func (a *applier) begin(c *rsm.Command) (s *session, out outcome, done bool) {
 	const op = sys.Op("replica.Apply")
 	s = a.sessions.get(c.Session)
 	switch {
@@ -237,9 +238,9 @@ func sessionSubject(id sys.SessionID) sys.Subject {
 }
 
 // finish records a command's result in its session.
-func (a *applier) finish(s *session, c *Command, result []byte) {
+func (a *applier) finish(s *session, c *rsm.Command, result []byte) {
 	if c.Ack > s.ack {
-		a.acknowledge(a.tx(NSSession), s, c.Ack)
+		a.acknowledge(a.tx(rsm.NSSession), s, c.Ack)
 	}
 	if len(s.fresh) == 0 {
 		a.fresh = append(a.fresh, s)
@@ -261,7 +262,7 @@ func (a *applier) keepResults(slot uint64) {
 		}
 		row := resultRow{kind: keyResults, n: slot, last: s.freshLast}
 		value := binary.AppendUvarint(make([]byte, 0, len(s.fresh)+binary.MaxVarintLen64), s.ack)
-		a.tx(NSSession).Set(row.key(s.id), append(value, s.fresh...))
+		a.tx(rsm.NSSession).Set(row.key(s.id), append(value, s.fresh...))
 		s.rows = append(s.rows, row)
 		s.fresh, s.freshLast = s.fresh[:0], 0
 	}
@@ -270,7 +271,7 @@ func (a *applier) keepResults(slot uint64) {
 
 // acknowledge forgets results up to ack, and removes the rows at the front that
 // hold nothing else.
-func (a *applier) acknowledge(tx *Tx, s *session, ack uint64) {
+func (a *applier) acknowledge(tx *namespaceTx, s *session, ack uint64) {
 	if ack-s.ack <= uint64(len(s.results)) {
 		for seq := s.ack + 1; seq <= ack; seq++ {
 			delete(s.results, seq)
@@ -288,7 +289,7 @@ func (a *applier) acknowledge(tx *Tx, s *session, ack uint64) {
 }
 
 // applySession runs a command of namespace 0.
-func (a *applier) applySession(st Stamp, body []byte) (result []byte, err error) {
+func (a *applier) applySession(st rsm.Stamp, body []byte) (result []byte, err error) {
 	const op = sys.Op("replica.Session")
 	var cmd replicapb.SessionCommand
 	if err := proto.Unmarshal(body, &cmd); err != nil {
@@ -312,7 +313,7 @@ func (a *applier) applySession(st Stamp, body []byte) (result []byte, err error)
 	return nil, sys.E(op, sys.NotSupported, "an unknown command: this replica runs an older koinon")
 }
 
-func (a *applier) openSession(st Stamp, name string) (sys.SessionID, error) {
+func (a *applier) openSession(st rsm.Stamp, name string) (sys.SessionID, error) {
 	row, err := proto.MarshalOptions{Deterministic: true}.Marshal(
 		&replicapb.SessionRow{Name: name, OpenedNs: st.TimeNs})
 	if err != nil {
@@ -325,7 +326,7 @@ func (a *applier) openSession(st Stamp, name string) (sys.SessionID, error) {
 	s.id = a.sessions.last
 	a.sessions.byID[s.id] = s
 	a.sessions.mu.Unlock()
-	tx := a.tx(NSSession)
+	tx := a.tx(rsm.NSSession)
 	tx.Set([]byte{keyLastSession}, binary.BigEndian.AppendUint64(nil, uint64(s.id)))
 	tx.Set(sessionKey(s.id), row)
 	return s.id, tx.err
@@ -333,12 +334,12 @@ func (a *applier) openSession(st Stamp, name string) (sys.SessionID, error) {
 
 // endSession removes a session with its results and tells the machines. That
 // it is gone already is fine.
-func (a *applier) endSession(st Stamp, id sys.SessionID) error {
+func (a *applier) endSession(st rsm.Stamp, id sys.SessionID) error {
 	s := a.sessions.get(id)
 	if s == nil {
 		return nil
 	}
-	tx := a.tx(NSSession)
+	tx := a.tx(rsm.NSSession)
 	for _, row := range s.rows {
 		tx.Delete(row.key(id))
 	}
@@ -348,7 +349,7 @@ func (a *applier) endSession(st Stamp, id sys.SessionID) error {
 	delete(a.sessions.byID, id)
 	a.sessions.mu.Unlock()
 	for _, ns := range a.order {
-		if e, ok := a.machines[ns].(SessionEnder); ok {
+		if e, ok := a.machines[ns].(rsm.SessionEnder); ok {
 			mtx := a.tx(ns)
 			e.SessionEnded(mtx, st, id)
 			if mtx.err != nil {
@@ -370,7 +371,7 @@ func (g *Group) endIdle(before time.Duration) {
 	if err != nil {
 		panic("replica: a session command that can be encoded expected, found " + err.Error())
 	}
-	if err := g.enqueue(&Command{NS: NSSession, Body: body}, nil); err != nil {
+	if err := g.enqueue(&rsm.Command{NS: rsm.NSSession, Body: body}, nil); err != nil {
 		g.host.cfg.Logger.Debug("idle sessions are not ended yet", "group", g.id, "err", err)
 	}
 }

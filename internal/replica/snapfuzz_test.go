@@ -9,6 +9,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/replica/replicapb"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/paxos"
 	"google.golang.org/protobuf/proto"
@@ -125,10 +126,10 @@ func (r *receiver) whole() {
 	}
 	n := 0
 	for ns := range int(nsLocal) {
-		err := r.h.Group(0).ReadLocal(Namespace(ns), func(rd Reader) error {
+		err := r.h.Group(0).ReadLocal(rsm.Namespace(ns), func(rd rsm.Reader) error {
 			return rd.Scan(nil, nil, func(key, value []byte) bool {
 				want := r.rows[n]
-				if Namespace(want.Key[0]) != Namespace(ns) || !bytes.Equal(want.Key[1:], key) || !bytes.Equal(want.Value, value) {
+				if rsm.Namespace(want.Key[0]) != rsm.Namespace(ns) || !bytes.Equal(want.Key[1:], key) || !bytes.Equal(want.Value, value) {
 					r.t.Fatalf("row %d: %x=%x expected, found %x=%x of namespace %d", n, want.Key, want.Value, key, value, ns)
 				}
 				n++

@@ -13,6 +13,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/sstable"
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/replica/replicapb"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/paxos"
 	"google.golang.org/protobuf/proto"
@@ -237,7 +238,7 @@ func (in *incoming) check(c *replicapb.SnapshotChunk) error {
 		return fmt.Errorf("chunk %d: checksum %08x expected, found %08x", c.Number, c.Crc, crc)
 	}
 	for _, r := range c.Rows {
-		if len(r.Key) == 0 || len(r.Key) > rowMax || Namespace(r.Key[0]) == nsLocal || bytes.Compare(r.Key, last) <= 0 {
+		if len(r.Key) == 0 || len(r.Key) > rowMax || rsm.Namespace(r.Key[0]) == nsLocal || bytes.Compare(r.Key, last) <= 0 {
 			return fmt.Errorf("chunk %d: a key is out of order or out of place", c.Number)
 		}
 		last = r.Key

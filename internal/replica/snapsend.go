@@ -10,6 +10,7 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/replica/replicapb"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/paxos"
 	"google.golang.org/protobuf/proto"
@@ -187,7 +188,7 @@ func (s *sender) run() error {
 	}
 	for more := it.First(); more && err == nil; more = it.Next() {
 		key := it.Key()[prefixBytes-1:]
-		if Namespace(key[0]) == NSSession && s.h.cfg.bugs.has(BugSnapshotNoSessions) {
+		if rsm.Namespace(key[0]) == rsm.NSSession && s.h.cfg.bugs.has(BugSnapshotNoSessions) {
 			continue
 		}
 		s.add(key, it.Value())

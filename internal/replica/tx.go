@@ -5,8 +5,12 @@ import (
 	"slices"
 
 	"github.com/cockroachdb/pebble/v2"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
+
+// nsLocal holds what belongs to this replica and not to the state.
+const nsLocal rsm.Namespace = 0xff
 
 // A key of the state is the group (8 bytes, big endian), the namespace (1
 // byte) and the machine's own key.
@@ -26,7 +30,7 @@ func groupSpan(g sys.GroupID) (lo, hi []byte) {
 }
 
 // namespacePrefix returns the bytes in front of the keys of a namespace.
-func namespacePrefix(g sys.GroupID, ns Namespace) []byte {
+func namespacePrefix(g sys.GroupID, ns rsm.Namespace) []byte {
 	return append(groupPrefix(g), byte(ns))
 }
 
@@ -42,42 +46,33 @@ func bounds(prefix, lo, hi []byte) (from, to []byte) {
 	return from, to
 }
 
-// Tx reads and writes one namespace within one command. It sees the writes of
-// the commands before it in the same entry. It must not be used after Apply
-// returned. Slices from Get are valid until Apply returns, those of Scan
-// during the callback; neither may be changed.
-type Tx struct {
+// namespaceTx is the rsm.Tx of a namespace.
+type namespaceTx struct {
 	a      *applier
 	o      *overlay
-	ns     Namespace
+	ns     rsm.Namespace
 	prefix []byte // of the namespace
 	key    []byte // scratch
 	err    error  // first trouble of the engine
 }
 
-var _ Reader = (*Tx)(nil)
+// In implements rsm.Tx.
+func (tx *namespaceTx) In(ns rsm.Namespace) rsm.Tx { return tx.a.tx(ns) }
 
-// In returns the Tx of another namespace of the group, for a command that
-// changes more than its own: all of it becomes visible in one step. What it did
-// there it has to tell by Applied.
-func (tx *Tx) In(ns Namespace) *Tx { return tx.a.tx(ns) }
-
-// Applied has the OnApply hooks of tx's namespace called for a change that a
-// command of another namespace has made in it.
-func (tx *Tx) Applied(st Stamp, local any) {
+// Applied implements rsm.Tx.
+func (tx *namespaceTx) Applied(st rsm.Stamp, local any) {
 	for _, fn := range tx.a.g.hooksOf(tx.ns) {
 		fn(st, local)
 	}
 }
 
-func (tx *Tx) full(key []byte) []byte {
+func (tx *namespaceTx) full(key []byte) []byte {
 	tx.key = append(append(tx.key[:0], tx.prefix...), key...)
 	return tx.key
 }
 
-// Get returns the key's value, nil when it is absent. A key with an empty
-// value gives an empty slice that is not nil.
-func (tx *Tx) Get(key []byte) ([]byte, error) {
+// Get implements rsm.Tx.
+func (tx *namespaceTx) Get(key []byte) ([]byte, error) {
 	v, err := tx.o.get(tx.full(key))
 	if err != nil && tx.err == nil {
 		tx.err = err
@@ -85,21 +80,19 @@ func (tx *Tx) Get(key []byte) ([]byte, error) {
 	return v, err
 }
 
-// Set writes a row. The value belongs to the Tx from then on.
-func (tx *Tx) Set(key, value []byte) {
+// Set implements rsm.Tx.
+func (tx *namespaceTx) Set(key, value []byte) {
 	if value == nil {
 		value = []byte{}
 	}
 	tx.o.put(tx.full(key), value)
 }
 
-// Delete removes a row; that there is none is fine.
-func (tx *Tx) Delete(key []byte) { tx.o.put(tx.full(key), nil) }
+// Delete implements rsm.Tx.
+func (tx *namespaceTx) Delete(key []byte) { tx.o.put(tx.full(key), nil) }
 
-// Scan calls fn for the keys in [lo, hi) in order until fn returns false. hi
-// nil means the end of the namespace. fn may write; whether Scan then sees it
-// is not said.
-func (tx *Tx) Scan(lo, hi []byte, fn func(key, value []byte) bool) error {
+// Scan implements rsm.Tx.
+func (tx *namespaceTx) Scan(lo, hi []byte, fn func(key, value []byte) bool) error {
 	from, to := bounds(tx.prefix, lo, hi)
 	err := tx.o.scan(from, to, func(k, v []byte) bool { return fn(k[prefixBytes:], v) })
 	if err != nil && tx.err == nil {
@@ -282,7 +275,7 @@ type view struct {
 	key    []byte
 }
 
-var _ Reader = (*view)(nil)
+var _ rsm.Reader = (*view)(nil)
 
 // Get implements Reader.
 func (v *view) Get(key []byte) ([]byte, error) {

@@ -7,7 +7,7 @@ import (
 
 	"github.com/koinon/koinon/internal/block"
 	"github.com/koinon/koinon/internal/block/blocktest"
-	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/env/envfs"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -30,7 +30,7 @@ func cachedPages(t *testing.T, s *Store, key sys.BlockKey) uint64 {
 // TestDirectReadLeavesThePageCacheAlone: a read past the page cache must not
 // make the kernel read the same bytes into it.
 func TestDirectReadLeavesThePageCacheAlone(t *testing.T) {
-	opt := quiet(env.Disk)
+	opt := quiet(envfs.Disk)
 	opt.Dir = t.TempDir()
 	s := mustOpen(t, opt)
 	key := blocktest.Key(1, 0, 0)
@@ -49,7 +49,7 @@ func TestDirectReadLeavesThePageCacheAlone(t *testing.T) {
 
 // TestUncheckedReadIsProven: the reader of unchecked bytes finds the damage.
 func TestUncheckedReadIsProven(t *testing.T) {
-	opt := quiet(env.Disk)
+	opt := quiet(envfs.Disk)
 	opt.Dir = t.TempDir()
 	s := mustOpen(t, opt)
 	key := blocktest.Key(1, 0, 0)

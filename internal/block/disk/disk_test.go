@@ -18,7 +18,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 	"github.com/koinon/koinon/internal/block"
 	"github.com/koinon/koinon/internal/block/blocktest"
-	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/env/envfs"
 	"github.com/koinon/koinon/internal/sys"
 	"go.uber.org/goleak"
 )
@@ -29,7 +29,7 @@ var ctx = context.Background()
 
 // quiet are options of a store on fs that logs nothing and works at full
 // speed.
-func quiet(fs env.FS) Options {
+func quiet(fs envfs.FS) Options {
 	return Options{Dir: "blocks", FS: fs, Logger: slog.New(slog.DiscardHandler), CompactRate: 1 << 40}
 }
 
@@ -82,7 +82,7 @@ func damage(t testing.TB, s *Store, key sys.BlockKey, off int) {
 }
 
 // flip flips a bit of a file.
-func flip(t testing.TB, fs env.FS, path string, off int64) {
+func flip(t testing.TB, fs envfs.FS, path string, off int64) {
 	t.Helper()
 	f, err := fs.OpenReadWrite(path, vfs.WriteCategoryUnspecified)
 	if err != nil {
@@ -199,7 +199,7 @@ func TestTornTailIsCut(t *testing.T) {
 
 // copyDir copies the files of a directory, each as long as keep says; LOCK is
 // left out.
-func copyDir(t testing.TB, from, to env.FS, dir string, keep func(name string, size int64) int64) {
+func copyDir(t testing.TB, from, to envfs.FS, dir string, keep func(name string, size int64) int64) {
 	t.Helper()
 	if err := to.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/koinon/koinon/internal/block"
 	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/env/envfs"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -26,7 +27,7 @@ type Options struct {
 	// this store alone.
 	Dir string
 	// FS is the disk (default env.Disk).
-	FS env.FS
+	FS envfs.FS
 	// Clock (default env.System).
 	Clock  env.Clock
 	Logger *slog.Logger
@@ -50,7 +51,7 @@ type Options struct {
 
 func (o *Options) fill() {
 	if o.FS == nil {
-		o.FS = env.Disk
+		o.FS = envfs.Disk
 	}
 	if o.Clock == nil {
 		o.Clock = env.System{}
@@ -80,7 +81,7 @@ func (o *Options) fill() {
 // Close.
 type Store struct {
 	opt  Options
-	fs   env.FS
+	fs   envfs.FS
 	dir  string
 	log  *slog.Logger
 	lock io.Closer

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/koinon/koinon/internal/block/blocktest"
-	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/env/envfs"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -30,7 +30,7 @@ func cpu(b *testing.B) (stop func()) {
 
 // diskWorld is three nodes on real files over loopback TLS.
 func diskWorld(b *testing.B) *world {
-	return newWorld(b, worldOptions{nodes: 3, pgs: 256, noHeal: true, fs: func(int) (env.FS, string) { return env.Disk, b.TempDir() }})
+	return newWorld(b, worldOptions{nodes: 3, pgs: 256, noHeal: true, fs: func(int) (envfs.FS, string) { return envfs.Disk, b.TempDir() }})
 }
 
 // benchPut puts blocks of n bytes from so many writers per processor.

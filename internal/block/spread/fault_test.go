@@ -15,7 +15,7 @@ import (
 	"github.com/koinon/koinon/internal/block"
 	"github.com/koinon/koinon/internal/block/blocktest"
 	"github.com/koinon/koinon/internal/block/disk"
-	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/env/envfs"
 	"github.com/koinon/koinon/internal/placement"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -280,7 +280,7 @@ func TestHealingDoesNotResurrect(t *testing.T) {
 // them, and is made to fetch them.
 func TestSyncSeesThroughACrash(t *testing.T) {
 	disks := []*vfs.MemFS{vfs.NewCrashableMem(), vfs.NewCrashableMem(), vfs.NewCrashableMem()}
-	w := newWorld(t, worldOptions{nodes: 3, noHeal: true, fs: func(i int) (env.FS, string) { return disks[i], "blocks" }})
+	w := newWorld(t, worldOptions{nodes: 3, noHeal: true, fs: func(i int) (envfs.FS, string) { return disks[i], "blocks" }})
 	s := w.client(nil)
 	key := blocktest.Key(1, 0, 0)
 	if err := s.Sync(ctx, []sys.SliceID{key.Slice}); err != nil {
@@ -614,7 +614,7 @@ func TestLate(t *testing.T) {
 
 func TestFullNodeIsNamed(t *testing.T) {
 	var disks []*vfs.MemFS
-	w := newWorld(t, worldOptions{nodes: 3, noHeal: true, fs: func(i int) (env.FS, string) {
+	w := newWorld(t, worldOptions{nodes: 3, noHeal: true, fs: func(i int) (envfs.FS, string) {
 		fs := vfs.NewMem()
 		fs.TestingSetDiskUsage(vfs.DiskUsage{TotalBytes: 1 << 30, AvailBytes: 1 << 29})
 		disks = append(disks, fs)

@@ -16,7 +16,7 @@ import (
 
 	"github.com/koinon/koinon/internal/auth"
 	"github.com/koinon/koinon/internal/block/disk"
-	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/env/envfs"
 	"github.com/koinon/koinon/internal/placement"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
@@ -41,7 +41,7 @@ type world struct {
 type worldOptions struct {
 	nodes, replicas, pgs int
 	// fs returns the disk of a node; a MemFS when nil.
-	fs      func(i int) (env.FS, string)
+	fs      func(i int) (envfs.FS, string)
 	noHeal  bool
 	segment int64
 	// engine wraps the disk of a node.
@@ -52,7 +52,7 @@ type worldOptions struct {
 type testNode struct {
 	w    *world
 	id   sys.NodeID
-	fs   env.FS
+	fs   envfs.FS
 	dir  string
 	addr string
 	// listener is the node's own until its first start.

@@ -8,7 +8,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/koinon/koinon/internal/meta/metapb"
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -24,7 +24,7 @@ func benchTree(b *testing.B) (f *fake, do func(cmd *metapb.Command) *metapb.Resu
 			b.Fatal(err)
 		}
 		now++
-		out, _ := apply(f, replica.Stamp{TimeNs: now}, body)
+		out, _ := apply(f, rsm.Stamp{TimeNs: now}, body)
 		res := &metapb.Result{}
 		if err := proto.Unmarshal(out, res); err != nil || res.Failure != nil {
 			b.Fatal(err, res)

@@ -12,7 +12,7 @@ import (
 
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -22,8 +22,8 @@ import (
 type Machine struct{}
 
 var (
-	_ replica.Machine      = Machine{}
-	_ replica.SessionEnder = Machine{}
+	_ rsm.Machine      = Machine{}
+	_ rsm.SessionEnder = Machine{}
 )
 
 // Outcome is what a command did.
@@ -31,14 +31,14 @@ type Outcome = meta.Outcome
 
 // Apply runs one command at its stamp's time. What is not a command this
 // version knows is refused, on every replica alike.
-func (Machine) Apply(tx *replica.Tx, st replica.Stamp, body []byte) (result []byte, local any) {
+func (Machine) Apply(tx rsm.Tx, st rsm.Stamp, body []byte) (result []byte, local any) {
 	return apply(tx, st, body)
 }
 
 // Run runs a command as part of one of another namespace: tx is that of the
 // tree. Nothing but the result says what it refused. The Outcome has been
 // passed on to those who hear of changes of the tree.
-func Run(tx *replica.Tx, st replica.Stamp, cmd *metapb.Command) (*metapb.Result, *Outcome) {
+func Run(tx rsm.Tx, st rsm.Stamp, cmd *metapb.Command) (*metapb.Result, *Outcome) {
 	res, out := run(tx, st, cmd)
 	if res == nil { // trouble of the store: its host stops, whatever follows
 		res = &metapb.Result{Failure: &metapb.Failure{Kind: uint32(sys.Other), Op: "meta.Run", Cause: "the state cannot be read"}}
@@ -51,13 +51,13 @@ func Run(tx *replica.Tx, st replica.Stamp, cmd *metapb.Command) (*metapb.Result,
 
 // SessionEnded queues the slices that the session reserved and never
 // committed.
-func (Machine) SessionEnded(tx *replica.Tx, st replica.Stamp, session sys.SessionID) {
+func (Machine) SessionEnded(tx rsm.Tx, st rsm.Stamp, session sys.SessionID) {
 	run(tx, st, &metapb.Command{Op: &metapb.Command_EndSession{
 		EndSession: &metapb.EndSession{Session: uint64(session)},
 	}})
 }
 
-func apply(store Store, st replica.Stamp, body []byte) (result []byte, local any) {
+func apply(store Store, st rsm.Stamp, body []byte) (result []byte, local any) {
 	cmd := &metapb.Command{}
 	if err := proto.Unmarshal(body, cmd); err != nil {
 		failure := &metapb.Failure{Kind: uint32(sys.Invalid), Op: "meta.Apply", Cause: "not a command"}
@@ -72,7 +72,7 @@ func apply(store Store, st replica.Stamp, body []byte) (result []byte, local any
 
 // run runs a command. The result is nil when the store is in trouble, which
 // the store itself keeps; its host stops.
-func run(store Store, st replica.Stamp, cmd *metapb.Command) (*metapb.Result, *Outcome) {
+func run(store Store, st rsm.Stamp, cmd *metapb.Command) (*metapb.Result, *Outcome) {
 	cmd.TimeNs = st.TimeNs
 	tx := NewTx(store)
 	res, out, err := meta.Run(tx, cmd)

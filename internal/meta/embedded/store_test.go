@@ -20,6 +20,7 @@ import (
 	"github.com/koinon/koinon/internal/meta/metatest"
 	"github.com/koinon/koinon/internal/replica"
 	"github.com/koinon/koinon/internal/replica/replicatest"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -95,7 +96,7 @@ func (c *client) Do(ctx context.Context, cmd *metapb.Command) (*metapb.Result, e
 	if err != nil {
 		return nil, err
 	}
-	out, local, err := c.group.Propose(ctx, replica.Command{NS: replica.NSMeta, Body: body})
+	out, local, err := c.group.Propose(ctx, rsm.Command{NS: rsm.NSMeta, Body: body})
 	if err != nil {
 		return nil, err
 	}
@@ -114,7 +115,7 @@ func (c *client) Do(ctx context.Context, cmd *metapb.Command) (*metapb.Result, e
 
 func (c *client) Query(ctx context.Context, q *metapb.Query) (*metapb.Answer, error) {
 	var ans *metapb.Answer
-	err := c.group.Read(ctx, replica.NSMeta, func(r replica.Reader) (err error) {
+	err := c.group.Read(ctx, rsm.NSMeta, func(r rsm.Reader) (err error) {
 		ans, err = Read(r, q)
 		return err
 	})
@@ -137,7 +138,7 @@ func openGroup(tb testing.TB) *replica.Group {
 		Voters: []replica.Peer{{ID: 1}}, Transport: network.Endpoint(1), ReserveBytes: -1,
 		Tick: time.Millisecond, Heartbeat: 5 * time.Millisecond, ElectionTimeout: 20 * time.Millisecond,
 		Lease: 15 * time.Millisecond,
-	}, map[replica.Namespace]replica.Machine{replica.NSMeta: Machine{}})
+	}, map[rsm.Namespace]rsm.Machine{rsm.NSMeta: Machine{}})
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -149,8 +150,8 @@ func openGroup(tb testing.TB) *replica.Group {
 	})
 	group := host.Group(0)
 	leads := make(chan struct{}, 1)
-	stop := group.Watch(func(st replica.Status) {
-		if st.Role == replica.Leader && st.Ready {
+	stop := group.Watch(func(st rsm.Status) {
+		if st.Role == rsm.Leader && st.Ready {
 			select {
 			case leads <- struct{}{}:
 			default:
@@ -210,7 +211,7 @@ func TestSessionEnded(t *testing.T) {
 func TestApplyGarbage(t *testing.T) {
 	f := newFake()
 	for _, body := range [][]byte{nil, {0xff}, []byte("garbage")} {
-		out, _ := apply(f, replica.Stamp{TimeNs: 1}, body)
+		out, _ := apply(f, rsm.Stamp{TimeNs: 1}, body)
 		res := &metapb.Result{}
 		if err := proto.Unmarshal(out, res); err != nil {
 			t.Fatal(err)
@@ -231,7 +232,7 @@ func TestApplyStamps(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, local := apply(f, replica.Stamp{TimeNs: 7}, body)
+	_, local := apply(f, rsm.Stamp{TimeNs: 7}, body)
 	o, ok := local.(*Outcome)
 	if !ok || len(o.Attrs) != 1 || o.Attrs[0].CtimeNs != 7 || o.Inos[0] != sys.RootIno {
 		t.Fatalf("expected the root at time 7, found %+v", local)
@@ -261,5 +262,5 @@ func TestDamage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	apply(f, replica.Stamp{}, body)
+	apply(f, rsm.Stamp{}, body)
 }

@@ -11,7 +11,7 @@ import (
 
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -25,7 +25,7 @@ type Reader interface {
 	Scan(lo, hi []byte, fn func(key, value []byte) bool) error
 }
 
-// Store is the ordered keys and values of one command: a *replica.Tx. It keeps
+// Store is the ordered keys and values of one command: a rsm.Tx. It keeps
 // no key that it is given, but a value belongs to it from Set on.
 type Store interface {
 	Reader
@@ -33,7 +33,7 @@ type Store interface {
 	Delete(key []byte)
 }
 
-var _ Store = (*replica.Tx)(nil)
+var _ Store = (rsm.Tx)(nil)
 
 // Tx is the rows of the tree on a Store. It is used for one command or query.
 type Tx struct {

@@ -16,14 +16,14 @@ import (
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/meta/mysql"
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
 
 // inDatabase are rows in a database. The leader of the group alone writes
 // there, under a fence of its ballot.
 type inDatabase struct {
-	group *replica.Group
+	group rsm.Group
 	db    *mysql.Engine
 	clock env.Clock
 	tell  changed
@@ -45,7 +45,7 @@ const againAfter = 100 * time.Millisecond
 // leadWait bounds one try: the loss of the leadership waits for it.
 const leadWait = 3 * time.Second
 
-func newInDatabase(g *replica.Group, db *mysql.Engine, clock env.Clock, tell changed) *inDatabase {
+func newInDatabase(g rsm.Group, db *mysql.Engine, clock env.Clock, tell changed) *inDatabase {
 	return &inDatabase{group: g, db: db, clock: clock, tell: tell, taking: semaphore.NewWeighted(1)}
 }
 
@@ -153,7 +153,7 @@ func runLoad(ctx context.Context, l *mysql.Leader, step *metapb.Load) ([]byte, e
 	return r.Result, err
 }
 
-func (d *inDatabase) propose(ctx context.Context, cmd replica.Command) ([]byte, any, error) {
+func (d *inDatabase) propose(ctx context.Context, cmd rsm.Command) ([]byte, any, error) {
 	l, err := d.serving(ctx, "meta.Do")
 	if err != nil {
 		return nil, nil, err
@@ -199,7 +199,7 @@ func (d *inDatabase) pin(ctx context.Context) (pinned, error) {
 type databaseView struct {
 	mu    sync.Mutex
 	view  *mysql.View
-	group *replica.Group
+	group rsm.Group
 	round uint64
 	lost  atomic.Bool
 }
@@ -248,7 +248,7 @@ func (d *inDatabase) tidy(ctx context.Context) error {
 		return err
 	}
 	for _, id := range known {
-		if slices.ContainsFunc(infos, func(i replica.SessionInfo) bool { return i.ID == id }) {
+		if slices.ContainsFunc(infos, func(i rsm.SessionInfo) bool { return i.ID == id }) {
 			continue
 		}
 		body, err := proto.Marshal(&metapb.Command{Op: &metapb.Command_EndSession{EndSession: &metapb.EndSession{Session: uint64(id)}}})

@@ -10,7 +10,7 @@ import (
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/meta/embedded"
 	"github.com/koinon/koinon/internal/meta/metapb"
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
 )
@@ -114,8 +114,8 @@ func whole(a *metapb.Answer, founded bool) error {
 }
 
 // logState is the tree's state as the log has it.
-func logState(ctx context.Context, g *replica.Group) (a *metapb.Answer, err error) {
-	err = g.Read(ctx, replica.NSMeta, func(r replica.Reader) (err error) {
+func logState(ctx context.Context, g rsm.Group) (a *metapb.Answer, err error) {
+	err = g.Read(ctx, rsm.NSMeta, func(r rsm.Reader) (err error) {
 		a, err = embedded.Read(r, treeState)
 		return err
 	})
@@ -136,12 +136,12 @@ func (l inLog) load(ctx context.Context, step *metapb.Load) ([]byte, error) {
 }
 
 // proposeLoad runs a step on the rows in the log.
-func proposeLoad(ctx context.Context, g *replica.Group, step *metapb.Load) ([]byte, error) {
+func proposeLoad(ctx context.Context, g rsm.Group, step *metapb.Load) ([]byte, error) {
 	body, err := proto.Marshal(&metapb.Command{Op: &metapb.Command_Load{Load: step}})
 	if err != nil {
 		return nil, sys.E(opLoad, sys.Invalid, err)
 	}
-	raw, _, err := g.Propose(ctx, replica.Command{NS: replica.NSMeta, Body: body})
+	raw, _, err := g.Propose(ctx, rsm.Command{NS: rsm.NSMeta, Body: body})
 	return raw, err
 }
 

@@ -7,7 +7,7 @@ import (
 
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -20,7 +20,7 @@ func (s *Server) Do(ctx context.Context, cmd *metapb.Command) (*metapb.Result, e
 	if err != nil {
 		return nil, sys.E(sys.Op("meta.Do"), sys.Invalid, err)
 	}
-	raw, local, err := s.rows.propose(ctx, replica.Command{NS: replica.NSMeta, Body: body, Reserve: true})
+	raw, local, err := s.rows.propose(ctx, rsm.Command{NS: rsm.NSMeta, Body: body, Reserve: true})
 	if err != nil {
 		return nil, err
 	}

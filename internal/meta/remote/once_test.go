@@ -21,6 +21,7 @@ import (
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/replica"
 	"github.com/koinon/koinon/internal/replica/replicatest"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
 )
@@ -41,7 +42,7 @@ func oneVoter(t *testing.T, addr string) *replica.Group {
 		Dir: "state", FS: vfs.NewMem(), Clock: env.System{}, Cluster: "test", Self: 1,
 		Voters: []replica.Peer{{ID: 1}}, Transport: network.Endpoint(1), ReserveBytes: -1,
 		Tick: time.Millisecond, Heartbeat: 5 * time.Millisecond, ElectionTimeout: 20 * time.Millisecond, Lease: 15 * time.Millisecond,
-	}, map[replica.Namespace]replica.Machine{replica.NSMeta: embedded.Machine{}, replica.NSCluster: cluster.Machine{}}))
+	}, map[rsm.Namespace]rsm.Machine{rsm.NSMeta: embedded.Machine{}, rsm.NSCluster: cluster.Machine{}}))
 	t.Cleanup(func() {
 		if err := host.Close(); err != nil {
 			t.Error(err)
@@ -51,19 +52,19 @@ func oneVoter(t *testing.T, addr string) *replica.Group {
 	group := host.Group(0)
 	leads := make(chan struct{})
 	var once atomic.Bool
-	stop := group.Watch(func(st replica.Status) {
-		if st.Role == replica.Leader && st.Ready && once.CompareAndSwap(false, true) {
+	stop := group.Watch(func(st rsm.Status) {
+		if st.Role == rsm.Leader && st.Ready && once.CompareAndSwap(false, true) {
 			close(leads)
 		}
 	})
 	<-leads
 	stop()
 	first := must(cluster.First("test", []*clusterpb.Member{{Id: 1, Addr: addr, Weight: 1}}, 16, 1))
-	for ns, cmd := range map[replica.Namespace]proto.Message{
-		replica.NSCluster: &clusterpb.Command{Map: first},
-		replica.NSMeta:    &metapb.Command{Op: &metapb.Command_Format{Format: &metapb.Format{}}},
+	for ns, cmd := range map[rsm.Namespace]proto.Message{
+		rsm.NSCluster: &clusterpb.Command{Map: first},
+		rsm.NSMeta:    &metapb.Command{Op: &metapb.Command_Format{Format: &metapb.Format{}}},
 	} {
-		if _, _, err := group.Propose(t.Context(), replica.Command{NS: ns, Body: must(proto.Marshal(cmd))}); err != nil {
+		if _, _, err := group.Propose(t.Context(), rsm.Command{NS: ns, Body: must(proto.Marshal(cmd))}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -105,7 +106,7 @@ func TestACommandIsNotRunAgainInAnotherSession(t *testing.T) {
 	s := NewServer(ServerOptions{Group: group, Clock: env.System{}, Logger: slog.New(slog.DiscardHandler)})
 	t.Cleanup(s.Close)
 	var applied atomic.Int32
-	group.OnApply(replica.NSMeta, func(st replica.Stamp, _ any) {
+	group.OnApply(rsm.NSMeta, func(st rsm.Stamp, _ any) {
 		if st.Session != 0 && applied.Add(1) == 1 {
 			s.leases.follow() // as when leadership is lost
 		}

@@ -8,7 +8,7 @@ import (
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/embedded"
 	"github.com/koinon/koinon/internal/meta/metapb"
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -21,7 +21,7 @@ type rows interface {
 	follow()
 	// propose runs a command. local is a *meta.Outcome, or nil when it had
 	// been run before.
-	propose(ctx context.Context, cmd replica.Command) (result []byte, local any, err error)
+	propose(ctx context.Context, cmd rsm.Command) (result []byte, local any, err error)
 	// read answers a query. What changed the tree after seen may not be in the
 	// answer.
 	read(ctx context.Context, q *metapb.Query) (a *metapb.Answer, seen uint64, err error)
@@ -49,10 +49,10 @@ type pinned interface {
 type changed func(at uint64, session sys.SessionID, seq uint64, o *meta.Outcome)
 
 // inLog are rows in the group's own state.
-type inLog struct{ group *replica.Group }
+type inLog struct{ group rsm.Group }
 
-func newInLog(g *replica.Group, tell changed) inLog {
-	g.OnApply(replica.NSMeta, func(st replica.Stamp, local any) {
+func newInLog(g rsm.Group, tell changed) inLog {
+	g.OnApply(rsm.NSMeta, func(st rsm.Stamp, local any) {
 		if o, ok := local.(*embedded.Outcome); ok && o != nil {
 			tell(st.Slot, st.Session, st.Seq, o)
 		}
@@ -66,13 +66,13 @@ func (inLog) lead(context.Context, uint64) error { return nil }
 func (inLog) follow()                            {}
 func (inLog) tidy(context.Context) error         { return nil }
 
-func (l inLog) propose(ctx context.Context, cmd replica.Command) ([]byte, any, error) {
+func (l inLog) propose(ctx context.Context, cmd rsm.Command) ([]byte, any, error) {
 	return l.group.Propose(ctx, cmd)
 }
 
 func (l inLog) read(ctx context.Context, q *metapb.Query) (a *metapb.Answer, seen uint64, err error) {
 	seen = l.group.Applied() // before the view is taken, so never newer than it
-	err = l.group.Read(ctx, replica.NSMeta, func(v replica.Reader) (err error) {
+	err = l.group.Read(ctx, rsm.NSMeta, func(v rsm.Reader) (err error) {
 		a, err = embedded.Read(v, q)
 		return err
 	})
@@ -80,18 +80,18 @@ func (l inLog) read(ctx context.Context, q *metapb.Query) (a *metapb.Answer, see
 }
 
 func (l inLog) pin(ctx context.Context) (pinned, error) {
-	p, err := l.group.Pin(ctx, replica.NSMeta)
+	p, err := l.group.Pin(ctx, rsm.NSMeta)
 	if err != nil {
 		return nil, err
 	}
 	return logView{p}, nil
 }
 
-type logView struct{ *replica.Pinned }
+type logView struct{ rsm.Pinned }
 
 // Query implements pinned.
 func (v logView) Query(_ context.Context, q *metapb.Query) (a *metapb.Answer, err error) {
-	err = v.Read(func(r replica.Reader) (err error) {
+	err = v.Read(func(r rsm.Reader) (err error) {
 		a, err = embedded.Read(r, q)
 		return err
 	})
@@ -100,8 +100,8 @@ func (v logView) Query(_ context.Context, q *metapb.Query) (a *metapb.Answer, er
 
 // readNothing fails unless this node leads, under a lease or with the word of a
 // majority, and has applied all that earlier leaders agreed on.
-func readNothing(ctx context.Context, g *replica.Group) error {
-	return g.Read(ctx, replica.NSMeta, func(replica.Reader) error { return nil })
+func readNothing(ctx context.Context, g rsm.Group) error {
+	return g.Read(ctx, rsm.NSMeta, func(rsm.Reader) error { return nil })
 }
 
 // decodeResult returns the result of a command, or its refusal.

@@ -15,7 +15,7 @@ import (
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/meta/mysql"
 	"github.com/koinon/koinon/internal/meta/remote/remotepb"
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
 )
@@ -26,7 +26,7 @@ const touchedMax = 16
 // Server answers for the tree on one node; it does so only while the node
 // leads the group.
 type Server struct {
-	group  *replica.Group
+	group  rsm.Group
 	rows   rows
 	leases *leases
 	views  views
@@ -37,7 +37,7 @@ type Server struct {
 
 // ServerOptions say what a Server is made of.
 type ServerOptions struct {
-	Group *replica.Group // whose leader answers
+	Group rsm.Group // whose leader answers
 	// Database holds the tree's rows in place of the group's state; nil: it
 	// does not. It stays the caller's, who closes it after the Server.
 	Database *mysql.Engine
@@ -85,8 +85,8 @@ func (s *Server) Register(srv *wire.Server) {
 
 // watch follows the leadership, so that the wait for earlier leases begins
 // before the first request comes.
-func (s *Server) watch(st replica.Status) {
-	if st.Role != replica.Leader {
+func (s *Server) watch(st rsm.Status) {
+	if st.Role != rsm.Leader {
 		s.follow()
 		return
 	}
@@ -179,7 +179,7 @@ func (s *Server) serveDo(ctx context.Context, req *wire.Request) (wire.Response,
 	defer leave()
 	forget := s.leases.expect(session, r.Seq, inosFrom(r.Dropped))
 	defer forget()
-	result, local, err := s.rows.propose(ctx, replica.Command{Session: session, Seq: r.Seq, Ack: r.Ack, NS: replica.NSMeta, Body: req.Payload, Reserve: frees})
+	result, local, err := s.rows.propose(ctx, rsm.Command{Session: session, Seq: r.Seq, Ack: r.Ack, NS: rsm.NSMeta, Body: req.Payload, Reserve: frees})
 	if err != nil {
 		return cluster.LeaderHint(err)
 	}

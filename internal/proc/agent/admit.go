@@ -11,7 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/koinon/koinon/commit"
-	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/env/envfs"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -88,7 +88,7 @@ func (a *Agent) obstacle(res *procpb.Reservation) string {
 	if (spec.Dir != "" || res.Out != "") && a.mount() == "" {
 		return "the tree is not mounted on this node: koinon mount DIR"
 	}
-	if u, err := env.Disk.GetDiskUsage(a.opts.Dir); err == nil && u.TotalBytes > 0 && u.AvailBytes < diskReserve {
+	if u, err := envfs.Disk.GetDiskUsage(a.opts.Dir); err == nil && u.TotalBytes > 0 && u.AvailBytes < diskReserve {
 		return fmt.Sprintf("the node's disk is full: %d MiB are left", u.AvailBytes>>20)
 	}
 	return ""

@@ -12,7 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/koinon/koinon/commit"
-	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/env/envfs"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -69,7 +69,7 @@ const storeMemory = 1 << 20
 
 func openStore(dir string, log *slog.Logger) (*store, *saved, error) {
 	const op = sys.Op("agent.openStore")
-	db, err := pebble.Open(dir, &pebble.Options{FS: env.Disk, FormatMajorVersion: pebble.FormatNewest, Logger: storeLogger{log},
+	db, err := pebble.Open(dir, &pebble.Options{FS: envfs.Disk, FormatMajorVersion: pebble.FormatNewest, Logger: storeLogger{log},
 		CacheSize: storeMemory, MemTableSize: storeMemory})
 	if err != nil {
 		return nil, nil, sys.E(op, sys.Subject(dir), err)

@@ -5,13 +5,13 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/env/envfs"
 	"github.com/koinon/koinon/internal/sys"
 )
 
 // CheckFormat refuses a log of a format that this program does not know, with
 // sys.NotSupported, and changes nothing. A directory that is missing is fine.
-func CheckFormat(fs env.FS, dir string) error {
+func CheckFormat(fs envfs.FS, dir string) error {
 	if _, err := fs.Stat(dir); err != nil {
 		return nil // Open makes it, or says why not
 	}

@@ -6,7 +6,7 @@ import (
 	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/env/envfs"
 )
 
 // segment is one file of the log.
@@ -166,14 +166,14 @@ func (l *Log) locate(group, slot uint64) (*segment, location, bool) {
 	return l.segs[i], loc, true
 }
 
-func makeDir(fs env.FS, dir string) error {
+func makeDir(fs envfs.FS, dir string) error {
 	if err := fs.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
 	return errors.Join(syncDir(fs, dir), syncDir(fs, fs.PathDir(dir)))
 }
 
-func syncDir(fs env.FS, dir string) error {
+func syncDir(fs envfs.FS, dir string) error {
 	d, err := fs.OpenDir(dir)
 	if err != nil {
 		return err

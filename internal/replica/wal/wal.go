@@ -26,6 +26,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/env/envfs"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -56,7 +57,7 @@ type Record struct {
 
 // Options say where the log is and how it is cut into files.
 type Options struct {
-	FS  env.FS
+	FS  envfs.FS
 	Dir string
 	// Sched runs the writer and the preparer. Default env.Goroutines.
 	Sched env.Sched

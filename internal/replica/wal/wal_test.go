@@ -13,7 +13,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
-	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/env/envfs"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -27,7 +27,7 @@ type content struct {
 	order   []string
 }
 
-func open(t testing.TB, fs env.FS, exists bool) (*Log, content, Report) {
+func open(t testing.TB, fs envfs.FS, exists bool) (*Log, content, Report) {
 	t.Helper()
 	l, c, r, err := tryOpen(fs, exists)
 	if err != nil {
@@ -36,7 +36,7 @@ func open(t testing.TB, fs env.FS, exists bool) (*Log, content, Report) {
 	return l, c, r
 }
 
-func tryOpen(fs env.FS, exists bool) (*Log, content, Report, error) {
+func tryOpen(fs envfs.FS, exists bool) (*Log, content, Report, error) {
 	c := content{entries: map[uint64]map[uint64]string{}, states: map[uint64]string{}}
 	l, r, err := Open(Options{FS: fs, Dir: "/log", SegmentBytes: testSegment, Exists: exists}, func(r Record) error {
 		switch r.Type {
@@ -220,7 +220,7 @@ func TestTornTailIsCut(t *testing.T) {
 }
 
 // poke changes one byte of a segment.
-func poke(t testing.TB, fs env.FS, segment uint64, at int64) {
+func poke(t testing.TB, fs envfs.FS, segment uint64, at int64) {
 	t.Helper()
 	f, err := fs.OpenReadWrite(fs.PathJoin("/log", segmentName(segment)), category)
 	if err != nil {
@@ -487,7 +487,7 @@ func TestTooLargeRecordIsRefused(t *testing.T) {
 }
 
 func BenchmarkAppend(b *testing.B) {
-	l, _, err := Open(Options{FS: env.Disk, Dir: b.TempDir()}, func(Record) error { return nil })
+	l, _, err := Open(Options{FS: envfs.Disk, Dir: b.TempDir()}, func(Record) error { return nil })
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sim/world"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -116,7 +117,7 @@ func (cl *client) do(ctx context.Context, l *life, g *replica.Group, o *op) ([]b
 	switch o.kind {
 	case opLocal:
 		var out []byte
-		err := g.ReadLocal(nsLedger, func(r replica.Reader) error {
+		err := g.ReadLocal(nsLedger, func(r rsm.Reader) error {
 			v, err := r.Get(lastKey)
 			out = bytes.Clone(v)
 			return err
@@ -124,7 +125,7 @@ func (cl *client) do(ctx context.Context, l *life, g *replica.Group, o *op) ([]b
 		return out, err
 	case opRead:
 		var out []byte
-		err := g.Read(ctx, nsLedger, func(r replica.Reader) error {
+		err := g.Read(ctx, nsLedger, func(r rsm.Reader) error {
 			v, err := r.Get(lastKey)
 			out = bytes.Clone(v)
 			if c.Chance(0.1) { // it takes a while, and more comes meanwhile
@@ -137,7 +138,7 @@ func (cl *client) do(ctx context.Context, l *life, g *replica.Group, o *op) ([]b
 		id, err := g.OpenSession(ctx, fmt.Sprintf("client %d", cl.id))
 		return binary.BigEndian.AppendUint64(nil, uint64(id)), err
 	}
-	cmd := replica.Command{NS: nsLedger, Body: o.body}
+	cmd := rsm.Command{NS: nsLedger, Body: o.body}
 	if o.kind == opWrite {
 		cmd.Session, cmd.Seq, cmd.Ack = cl.session, o.seq, o.seq-1
 	}
@@ -211,7 +212,7 @@ func (cl *client) done(o *op, result []byte) {
 // look chooses where to go on, and goes on soon.
 func (cl *client) look(err error) {
 	c := cl.c
-	if to, ok := replica.LeaderOf(err); ok && c.Chance(0.8) {
+	if to, ok := rsm.LeaderOf(err); ok && c.Chance(0.8) {
 		cl.at = int(to) - 1
 	} else if n := c.leader(); n != nil && c.Chance(0.8) {
 		cl.at = int(n.id) - 1

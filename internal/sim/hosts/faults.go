@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sim/world"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -328,7 +329,7 @@ func (c *cluster) checkEnd() {
 
 // lastOf reads the last position from a replica's own state.
 func (c *cluster) lastOf(g *replica.Group) (last []byte) {
-	c.must(g.ReadLocal(nsLedger, func(r replica.Reader) error {
+	c.must(g.ReadLocal(nsLedger, func(r rsm.Reader) error {
 		v, err := r.Get(lastKey)
 		last = slices.Clone(v)
 		return err
@@ -338,8 +339,8 @@ func (c *cluster) lastOf(g *replica.Group) (last []byte) {
 
 // rows reads all of a node's state.
 func (n *node) rows() (rows []string) {
-	for _, ns := range []replica.Namespace{replica.NSSession, nsLedger} {
-		n.c.must(n.group().ReadLocal(ns, func(r replica.Reader) error {
+	for _, ns := range []rsm.Namespace{rsm.NSSession, nsLedger} {
+		n.c.must(n.group().ReadLocal(ns, func(r rsm.Reader) error {
 			return r.Scan(nil, nil, func(key, value []byte) bool {
 				rows = append(rows, string(key)+"="+string(value))
 				return true

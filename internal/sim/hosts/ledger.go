@@ -6,12 +6,12 @@ import (
 	"fmt"
 	"hash/fnv"
 
-	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
 
 // nsLedger is the namespace of the machine that the clients use.
-const nsLedger replica.Namespace = 7
+const nsLedger rsm.Namespace = 7
 
 // position is where a command is in the order of all commands.
 type position struct {
@@ -38,7 +38,7 @@ type ledger struct{ l *life }
 var lastKey = []byte("last")
 
 // Apply implements replica.Machine.
-func (m *ledger) Apply(tx *replica.Tx, st replica.Stamp, body []byte) ([]byte, any) {
+func (m *ledger) Apply(tx rsm.Tx, st rsm.Stamp, body []byte) ([]byte, any) {
 	last, err := tx.Get(lastKey)
 	if err != nil {
 		return nil, nil
@@ -53,7 +53,7 @@ func (m *ledger) Apply(tx *replica.Tx, st replica.Stamp, body []byte) ([]byte, a
 }
 
 // SessionEnded implements replica.SessionEnder.
-func (m *ledger) SessionEnded(tx *replica.Tx, st replica.Stamp, id sys.SessionID) {
+func (m *ledger) SessionEnded(tx rsm.Tx, st rsm.Stamp, id sys.SessionID) {
 	tx.Set(fmt.Appendf(nil, "ended%d", uint64(id)), binary.BigEndian.AppendUint64(nil, st.Slot))
 }
 
@@ -71,7 +71,7 @@ func decodeLast(b []byte) (at position, digest uint64) {
 }
 
 // digestOf folds a command into the digest of all before it.
-func digestOf(before uint64, at position, st *replica.Stamp, body []byte) uint64 {
+func digestOf(before uint64, at position, st *rsm.Stamp, body []byte) uint64 {
 	h := fnv.New64a()
 	var head [44]byte
 	for i, v := range []uint64{before, at.slot, uint64(st.TimeNs), uint64(st.Session), st.Seq} {

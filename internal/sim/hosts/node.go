@@ -11,6 +11,7 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sim/world"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -112,7 +113,7 @@ func (n *node) start() {
 	cfg := n.config()
 	cfg.Sched, cfg.Transport = l.proc, l
 	l.proc.Go(func() {
-		l.host, l.err = replica.Open(cfg, map[replica.Namespace]replica.Machine{nsLedger: &ledger{l}})
+		l.host, l.err = replica.Open(cfg, map[rsm.Namespace]rsm.Machine{nsLedger: &ledger{l}})
 		l.over = true
 		n.disk.open = true
 		if l.err != nil {

@@ -10,12 +10,13 @@
 package remotepb
 
 import (
-	metapb "github.com/koinon/koinon/internal/meta/metapb"
-	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
-	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
+
+	metapb "github.com/koinon/koinon/internal/meta/metapb"
+	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
+	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 )
 
 const (

@@ -1,4 +1,4 @@
-package node
+package client
 
 import (
 	"context"
@@ -104,7 +104,7 @@ func openEnd(ctx context.Context, cfg *config.Client, name string, log *slog.Log
 	if err != nil {
 		return nil, err
 	}
-	s, err := newRedis(engine.Ref(name), creds)
+	s, err := OpenRedis(engine.Ref(name), creds)
 	if err != nil {
 		return nil, err
 	}

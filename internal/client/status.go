@@ -1,4 +1,4 @@
-package node
+package client
 
 import (
 	"cmp"
@@ -118,8 +118,8 @@ type FollowerStatus struct {
 	LastSeen  float64    `json:"last_seen_seconds"` // ago; negative when never
 }
 
-// statusTimeout is how long a node may take to tell of itself.
-const statusTimeout = 1500 * time.Millisecond
+// StatusTimeout is how long a node may take to tell of itself.
+const StatusTimeout = 1500 * time.Millisecond
 
 // ReadStatus asks all configured nodes at once. It needs no majority; a node
 // that does not answer is down.
@@ -176,7 +176,7 @@ type asked struct {
 
 // ask asks all at once, and also for the map where that is not known.
 func (a *asked) ask(ctx context.Context, addrs []string) {
-	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	ctx, cancel := context.WithTimeout(ctx, StatusTimeout)
 	defer cancel()
 	var wg sync.WaitGroup
 	for _, addr := range addrs {
@@ -203,7 +203,7 @@ func reason(err error) string {
 		return "it does not answer: " + errno.Error()
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Sprintf("it does not answer within %v", statusTimeout)
+		return fmt.Sprintf("it does not answer within %v", StatusTimeout)
 	}
 	return err.Error()
 }
@@ -268,7 +268,7 @@ func summarize(s *Status) {
 			continue
 		}
 		up[uint64(n.ID)] = true
-		s.Meta, s.Blocks = or(s.Meta, n.MetaStore), or(s.Blocks, n.BlockStore)
+		s.Meta, s.Blocks = cmp.Or(s.Meta, n.MetaStore), cmp.Or(s.Blocks, n.BlockStore)
 		if len(n.voters) > 0 && n.Chosen >= chosen {
 			voters = n.voters
 		}

@@ -1,11 +1,6 @@
-package replica
+package rsm
 
-import (
-	"errors"
-	"fmt"
-
-	"github.com/koinon/koinon/internal/sys"
-)
+import "github.com/koinon/koinon/internal/sys"
 
 // Namespace is one machine's part of a group's state.
 type Namespace byte
@@ -17,8 +12,6 @@ const (
 	NSCluster Namespace = 2
 	NSKV      Namespace = 3
 	NSProc    Namespace = 4
-	// nsLocal holds what belongs to this replica and not to the state.
-	nsLocal Namespace = 0xff
 )
 
 // Stamp says where and when a command was agreed. It is the same on every
@@ -66,14 +59,14 @@ type Command struct {
 // return anything then, as the host stops.
 // body is valid only during the call.
 type Machine interface {
-	Apply(tx *Tx, st Stamp, body []byte) (result []byte, local any)
+	Apply(tx Tx, st Stamp, body []byte) (result []byte, local any)
 }
 
 // SessionEnder is a Machine that wants to know when a session ended, so that
 // it releases what the session held. SessionEnded runs as part of the command
 // that ends the session, under the rules of Apply.
 type SessionEnder interface {
-	SessionEnded(tx *Tx, st Stamp, session sys.SessionID)
+	SessionEnded(tx Tx, st Stamp, session sys.SessionID)
 }
 
 // Reader reads a consistent view of one namespace. Slices it hands out must
@@ -87,37 +80,23 @@ type Reader interface {
 	Scan(lo, hi []byte, fn func(key, value []byte) bool) error
 }
 
-// LeaderError is the cause of a sys.NotLeader error, and of a sys.Unavailable
-// one that was caused by a change of leader.
-type LeaderError struct {
-	// Leader is who leads as far as this replica knows, 0 when nobody.
-	Leader sys.NodeID
-	// Proposed says that the command had been proposed: it may take effect.
-	// Retrying it under its (Session, Seq) is safe.
-	Proposed bool
-}
-
-// Error names the leader.
-func (e *LeaderError) Error() string {
-	switch {
-	case e.Proposed:
-		return fmt.Sprintf("leadership was lost before the outcome was known; the leader may be %v", e.Leader)
-	case e.Leader == 0:
-		return "no leader is known"
-	}
-	return fmt.Sprintf("the leader is %v", e.Leader)
-}
-
-// LeaderOf returns the leader that err points to. It is false when err has
-// none or the leader is not known.
-func LeaderOf(err error) (sys.NodeID, bool) {
-	le, ok := errors.AsType[*LeaderError](err)
-	if !ok || le.Leader == 0 {
-		return 0, false
-	}
-	return le.Leader, true
-}
-
-func notLeader(op sys.Op, leader sys.NodeID) error {
-	return sys.E(op, sys.NotLeader, &LeaderError{Leader: leader})
+// Tx reads and writes one namespace within one command. It sees the writes of
+// the commands before it in the same entry. It must not be used after Apply
+// returned. Slices from Get are valid until Apply returns, those of Scan
+// during the callback; neither may be changed. A key with an empty value gives
+// an empty slice that is not nil. The function that is given to Scan may write;
+// whether Scan then sees it is not said.
+type Tx interface {
+	Reader
+	// Set writes a row. The value belongs to the Tx from then on, the key does not.
+	Set(key, value []byte)
+	// Delete removes a row; that there is none is fine.
+	Delete(key []byte)
+	// In returns the Tx of another namespace of the group, for a command that
+	// changes more than its own: all of it becomes visible in one step. What it did
+	// there it has to tell by Applied.
+	In(ns Namespace) Tx
+	// Applied has the OnApply hooks of the Tx's namespace called for a change that a
+	// command of another namespace has made in it.
+	Applied(st Stamp, local any)
 }

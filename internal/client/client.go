@@ -1,4 +1,4 @@
-package node
+package client
 
 import (
 	"context"
@@ -49,7 +49,7 @@ func Connect(ctx context.Context, cfg *config.Client, log *slog.Logger) (*Client
 	if err != nil {
 		return nil, errors.Join(err, c.closeBlocks(), cc.Close())
 	}
-	keep, inline, err := terms(ctx, c.tree)
+	keep, inline, err := Terms(ctx, c.tree)
 	if err != nil {
 		return nil, errors.Join(err, c.tree.Close(context.WithoutCancel(ctx)), c.closeBlocks(), cc.Close())
 	}
@@ -86,10 +86,10 @@ const (
 	keepLeast = time.Second
 )
 
-// terms are what a tree asks of its clients: for how long they ask for their open
+// Terms are what a tree asks of its clients: for how long they ask for their open
 // files to be kept, and up to which size they send a file's bytes inside a
 // Commit; 0 is their own default.
-func terms(ctx context.Context, tree meta.Client) (keep time.Duration, inlineMax int64, err error) {
+func Terms(ctx context.Context, tree meta.Client) (keep time.Duration, inlineMax int64, err error) {
 	a, err := tree.Query(ctx, &metapb.Query{Op: &metapb.Query_StatFs{StatFs: &metapb.StatFS{}}})
 	if err != nil {
 		return 0, 0, err

@@ -1,4 +1,4 @@
-package replica
+package rsm
 
 import (
 	"time"
@@ -113,4 +113,15 @@ type PeerStatus struct {
 	Lag uint64
 	// LastSeen is how long ago it answered; negative when never.
 	LastSeen time.Duration
+}
+
+// Spread sums up what a meter has seen since the process started.
+type Spread struct {
+	Count uint64
+	Mean  float64
+	// P50 and P99 are at most a quarter above the true value.
+	P50, P99 uint64
+	Max      uint64
+	// Below[k] is how many were below 2 to the power of k.
+	Below [65]uint64
 }
