@@ -24,6 +24,8 @@ var layers = map[string][]string{
 	"commit":                         {},
 	"internal/sys":                   {},
 	"internal/env":                   {},
+	"internal/env/envfs":             {},
+	"internal/rsm":                   {},
 	"internal/placement":             {},
 	"internal/electorate":            {},
 	"internal/auth":                  {},
@@ -33,22 +35,22 @@ var layers = map[string][]string{
 	"internal/bench":                 {},
 	"internal/block":                 {},
 	"internal/block/blocktest":       {"internal/block"},
-	"internal/block/disk":            {"internal/block"},
+	"internal/block/disk":            {"internal/block", "internal/env/envfs"},
 	"internal/block/redis":           {"internal/block", "internal/engine"},
 	"internal/block/redis/redistest": {"internal/ports"},
 	"internal/blockcopy":             {"internal/block"},
 	"internal/block/spread":          {"internal/block/...", "internal/placement", "internal/wire"},
-	"internal/replica":               {"paxos", "internal/wire", "internal/replica/..."},
-	"internal/replica/wal":           {},
-	"internal/cluster":               {"internal/auth", "internal/wire", "internal/replica", "internal/placement"},
+	"internal/replica":               {"paxos", "internal/env/envfs", "internal/rsm", "internal/wire", "internal/replica/..."},
+	"internal/replica/wal":           {"internal/env/envfs"},
+	"internal/cluster":               {"internal/auth", "internal/wire", "internal/rsm", "internal/placement"},
 	"internal/meta":                  {},
 	"internal/meta/metatest":         {"internal/meta", "internal/meta/dump"},
 	"internal/meta/dump":             {"internal/meta"},
-	"internal/meta/embedded":         {"internal/meta", "internal/replica"},
+	"internal/meta/embedded":         {"internal/meta", "internal/rsm"},
 	"internal/meta/mysql":            {"internal/meta", "internal/engine"},
 	"internal/meta/mysql/mysqltest":  {"internal/ports"},
-	"internal/meta/remote":           {"internal/meta", "internal/meta/embedded", "internal/meta/mysql", "internal/replica", "internal/wire", "internal/cluster"},
-	"internal/kv":                    {"internal/replica", "internal/wire", "internal/cluster"},
+	"internal/meta/remote":           {"internal/meta", "internal/meta/embedded", "internal/meta/mysql", "internal/rsm", "internal/wire", "internal/cluster"},
+	"internal/kv":                    {"internal/rsm", "internal/wire", "internal/cluster"},
 	"internal/vfs":                   {"internal/meta", "internal/block"},
 	"internal/fusefs":                {"internal/vfs", "internal/meta"},
 	"internal/collect":               {"internal/meta", "internal/block"},
@@ -59,21 +61,30 @@ var layers = map[string][]string{
 	"internal/accounts":              {},
 	"internal/mountinfo":             {},
 	"internal/ports":                 {},
-	"internal/proc":                  {"commit", "internal/cluster", "internal/meta", "internal/meta/embedded", "internal/proc/sched", "internal/replica", "internal/wire"},
-	"internal/proc/agent":            {"commit", "internal/accounts", "internal/cluster", "internal/meta", "internal/mountinfo", "internal/proc", "internal/proc/executor", "internal/vfs", "internal/wire"},
+	"internal/proc":                  {"commit", "internal/cluster", "internal/meta", "internal/meta/embedded", "internal/proc/sched", "internal/rsm", "internal/wire"},
+	"internal/proc/agent":            {"commit", "internal/accounts", "internal/cluster", "internal/env/envfs", "internal/meta", "internal/mountinfo", "internal/proc", "internal/proc/executor", "internal/vfs", "internal/wire"},
 	"internal/proc/executor":         {"internal/daemon"},
 	"internal/proc/proctest":         {"internal/proc"},
 	"internal/proc/sched":            {},
 	"internal/sim":                   {"*"},
 	"internal/node":                  {"*"},
-	"":                               {"internal/accounts", "internal/vfs", "internal/node", "internal/config", "internal/meta", "internal/block", "internal/kv", "internal/proc"},
-	"cmd/koinon":                     {"*"},
-	"bench/consensus":                {"*"},
-	"test":                           {"*"},
+	"internal/client": {"internal/auth", "internal/block", "internal/block/redis", "internal/block/spread", "internal/blockcopy", "internal/cluster",
+		"internal/config", "internal/engine", "internal/fsck", "internal/kv", "internal/meta", "internal/meta/dump", "internal/meta/remote",
+		"internal/placement", "internal/proc", "internal/vfs"},
+	"internal/program":      {},
+	"internal/program/join": {"internal/program"},
+	"":                      {"internal/accounts", "internal/vfs", "internal/client", "internal/config", "internal/meta", "internal/block", "internal/kv", "internal/proc"},
+	"cmd/koinon":            {"*"},
+	"bench/consensus":       {"*"},
+	"test":                  {"*"},
 }
 
 // pure packages have no goroutine, clock, I/O or global randomness.
 var pure = []string{"paxos", "commit", "internal/placement", "internal/electorate", "internal/proc/sched"}
+
+// nodeOnly are beginnings of imports that neither the client's program nor a program that uses the root package has: what is
+// linked is started each time that a program is (docs/decisions/0022-two-programs.md).
+var nodeOnly = []string{"github.com/cockroachdb/", "github.com/prometheus/", "github.com/hanwen/", "github.com/containerd/", "net/http"}
 
 // impure are the imports that a pure package may not have.
 var impure = []string{"time", "os", "net", "io", "sync", "context", "log", "log/slog"}
@@ -119,6 +130,7 @@ func TestTidy(t *testing.T) {
 			t.Errorf("%s: package %s has no package comment", f.path, f.file.Name.Name)
 		}
 	}
+	checkClients(t, files)
 	for name := range longFunctions {
 		t.Errorf("%s keeps to the limit now (or is gone): take it from longFunctions", name)
 	}
@@ -205,6 +217,37 @@ func checkLayers(t *testing.T, f source) {
 		if !free && !own && !slices.ContainsFunc(rules, func(r string) bool { return matches(r, pkg) }) {
 			t.Errorf("%s: %s may not import %s", f.path, f.pkg, pkg)
 		}
+	}
+}
+
+// checkClients follows the imports of the client's program and of the root package.
+func checkClients(t *testing.T, files []source) {
+	seen := map[string]bool{}
+	var follow func(pkg, whence string)
+	follow = func(pkg, whence string) {
+		if seen[pkg] {
+			return
+		}
+		seen[pkg] = true
+		for _, f := range files {
+			if f.pkg != pkg || f.test || strings.HasPrefix(f.text, "//go:build linux && !client\n") {
+				continue
+			}
+			for _, imp := range f.file.Imports {
+				path := strings.Trim(imp.Path.Value, `"`)
+				if ours, ok := strings.CutPrefix(path, module); ok {
+					follow(strings.TrimPrefix(ours, "/"), whence+" > "+f.path)
+				} else if slices.ContainsFunc(nodeOnly, func(p string) bool { return strings.HasPrefix(path, p) }) {
+					t.Errorf("%s > %s links %s, which is for nodes", whence, f.path, path)
+				}
+			}
+		}
+	}
+	for _, pkg := range []string{"", "cmd/koinon"} {
+		follow(pkg, "clients")
+	}
+	if !seen["internal/proc"] || seen["internal/node"] {
+		t.Errorf("clients link package proc: %v, and node: %v", seen["internal/proc"], seen["internal/node"])
 	}
 }
 

@@ -3,6 +3,9 @@
 //
 // There is a file per subcommand. The commands hold no logic of their own:
 // they read flags, call a package under internal, and print what it returns.
+//
+// Built with the tag client it is a program with the commands of a client alone,
+// which starts sooner; command join puts both into one file (package program).
 package main
 
 import (
@@ -10,7 +13,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -21,11 +23,7 @@ import (
 )
 
 func main() {
-	runtime.LockOSThread() // to the process's main thread, which easeTimers needs
-	if name := firstWord(newRoot(&app{}).PersistentFlags(), os.Args[1:]); name == "serve" || name == "mount" {
-		easeTimers() // before there is anything that an execve(2) would lose, such as a signal that was caught
-	}
-	runtime.UnlockOSThread()
+	begin(os.Args[1:])
 	os.Args = engine.HideArgs(os.Args, "meta", "blocks", "from", "to")
 	os.Exit(run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }

@@ -91,9 +91,6 @@ func newRoot(a *app) *cobra.Command {
 	return root
 }
 
-// superviseName is the subcommand that serve starts a node's processes with.
-const superviseName = "supervise"
-
 // subcommand is a command of the root, which is made when it is needed.
 type subcommand struct {
 	name string
@@ -107,16 +104,19 @@ func named[T any](name string, with T, make func(T) *cobra.Command) subcommand {
 
 // subcommands are those of the root, by their group in the help.
 func subcommands(a *app) map[string][]subcommand {
-	return map[string][]subcommand{
-		groupStart: {named("dev", a, newDevCommand), named("status", a, newStatusCommand)},
-		groupCluster: {named("init", a, newInitCommand), named("serve", a, newServeCommand), named("mount", a, newMountCommand),
-			named("node", a, newNodeCommand), named("fsck", a, newFsckCommand), named("meta", a, newMetaCommand),
-			named("blocks", a, newBlocksCommand), {superviseName, newSuperviseCommand}},
+	all := map[string][]subcommand{
+		groupStart: {named("status", a, newStatusCommand)},
+		groupCluster: {named("node", a, newNodeCommand), named("fsck", a, newFsckCommand), named("meta", a, newMetaCommand),
+			named("blocks", a, newBlocksCommand)},
 		groupTree:  treeCommands(a, a.openTree),
 		groupProcs: processCommands(newProcsApp(a)),
 		groupKeys:  {named("kv", a, newKVCommand), named("lock", a, newLockCommand)},
 		groupTools: {named("bench", a, newBenchCommand)},
 	}
+	for group, cmds := range nodeCommands(a) {
+		all[group] = append(all[group], cmds...)
+	}
+	return all
 }
 
 // newRootCommand makes the whole command tree.
@@ -128,13 +128,8 @@ func newRootCommand(a *app) *cobra.Command { return newRootCommandFor(a, nil) }
 func newRootCommandFor(a *app, args []string) *cobra.Command {
 	root := newRoot(a)
 	all := subcommands(a)
-	name := firstWord(root.PersistentFlags(), args)
-	for group, cmds := range all {
-		for _, c := range cmds {
-			if c.name == name {
-				all = map[string][]subcommand{group: {c}}
-			}
-		}
+	if group, c, ok := find(all, firstWord(root.PersistentFlags(), args)); ok {
+		all = map[string][]subcommand{group: {c}}
 	}
 	for group, cmds := range all {
 		addTo(root, group, cmds)
@@ -143,6 +138,18 @@ func newRootCommandFor(a *app, args []string) *cobra.Command {
 	root.SetCompletionCommandGroupID(groupTools)
 	checkArguments(root)
 	return root
+}
+
+// find looks for a subcommand by its name.
+func find(all map[string][]subcommand, name string) (group string, c subcommand, ok bool) {
+	for group, cmds := range all {
+		for _, c := range cmds {
+			if c.name == name {
+				return group, c, true
+			}
+		}
+	}
+	return "", subcommand{}, false
 }
 
 // firstWord is the first of some arguments that is no flag and no flag's value;

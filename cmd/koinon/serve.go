@@ -1,4 +1,4 @@
-//go:build linux
+//go:build linux && !client
 
 package main
 
@@ -16,7 +16,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/koinon/koinon/internal/config"
-	"github.com/koinon/koinon/internal/daemon"
 	"github.com/koinon/koinon/internal/engine"
 	"github.com/koinon/koinon/internal/node"
 	"github.com/koinon/koinon/internal/sys"
@@ -87,9 +86,6 @@ func (f *blocksFlags) add(flags *pflag.FlagSet, who string) {
 func (f *blocksFlags) in(dir string) config.Blocks {
 	return config.Blocks{URL: engine.Ref(f.url).In(dir), AcceptVolatile: f.acceptVolatile}
 }
-
-// easeTimers lets the timers of a process that runs for long take less CPU; it may execute the program anew.
-func easeTimers() { daemon.EaseTimers() }
 
 // serve runs a node until ctx ends.
 func (a *app) serve(ctx context.Context, f serveFlags) error {

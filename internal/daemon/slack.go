@@ -26,7 +26,8 @@ const (
 // with the same PID, arguments and open files. Where that cannot be done, and where somebody else has chosen a slack
 // (TimerSlackNSec= of systemd), everything stays as it is. Call it first of all, before signals are caught, on the process's main
 // thread, where a program's main function begins: execve(2) keeps what belongs to the thread that calls it, such as PR_SET_PDEATHSIG.
-func EaseTimers() {
+// The program that is executed gets first in front of the rest of the environment.
+func EaseTimers(first ...string) {
 	if os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) < processorsMin {
 		runtime.GOMAXPROCS(processorsMin)
 	}
@@ -45,7 +46,7 @@ func EaseTimers() {
 	}
 	var files unix.Rlimit // which Go has raised, and takes back when it executes something
 	limited := unix.Getrlimit(unix.RLIMIT_NOFILE, &files) == nil
-	if unix.Exec(path, os.Args, append(os.Environ(), slackAsked+"=1")) != nil {
+	if unix.Exec(path, os.Args, append(append(first, os.Environ()...), slackAsked+"=1")) != nil {
 		DefaultTimers()
 		if limited {
 			_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &files) // it was so before

@@ -1,5 +1,5 @@
-// Package replica keeps state machines replicated: it drives the pure paxos
-// core with a disk, a clock and a network.
+// Package replica keeps state machines (package rsm) replicated: it drives the
+// pure paxos core with a disk, a clock and a network.
 //
 // A [Host] is one node's share. It owns a directory with one write-ahead log
 // for all groups (package wal) and one Pebble instance that holds the state.
@@ -20,9 +20,4 @@
 //
 // Who is in a group is part of its state and changes by its log: see
 // [Group.Reconfigure]. Where the nodes are comes from outside: [Host.SetPeers].
-//
-// A [Machine] is one namespace of a group's state. It is deterministic: what
-// it does may depend on the command, its [Stamp] and the state, on nothing
-// else. Namespace 0 is built in and holds sessions, which make commands
-// exactly-once.
 package replica

@@ -1,0 +1,23 @@
+//go:build linux && client
+
+package main
+
+import (
+	"os"
+	"slices"
+
+	"github.com/koinon/koinon/internal/program"
+)
+
+// nodeCommands are those of the node's program, which also tells about all commands.
+func nodeCommands(*app) map[string][]subcommand { return nil }
+
+// begin leaves what is not the client's to the node's program.
+func begin(args []string) {
+	a := &app{err: os.Stderr}
+	_, _, known := find(subcommands(a), firstWord(newRoot(a).PersistentFlags(), args))
+	if known || slices.Equal(args, []string{"--version"}) {
+		return
+	}
+	os.Exit(a.exitCode(program.Become()))
+}
