@@ -172,6 +172,7 @@ func (k *kvApp) guard(ctx context.Context, lock *koinon.Lock, command []string, 
 		// so the thread must live as long.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
+		defaultTimers()
 		err := cmd.Start()
 		began <- err
 		if err == nil {

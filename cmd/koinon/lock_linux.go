@@ -5,6 +5,8 @@ import (
 	"os"
 	"os/exec"
 	"syscall"
+
+	"github.com/koinon/koinon/internal/program"
 )
 
 // prepareGuarded has the command die with koinon, and gives it a process group
@@ -12,6 +14,9 @@ import (
 func prepareGuarded(cmd *exec.Cmd, group bool) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: group}
 }
+
+// defaultTimers are for the command, which this thread starts.
+func defaultTimers() { program.DefaultTimers() }
 
 // signalGuarded signals the command, and with group all that it started.
 func signalGuarded(cmd *exec.Cmd, sig syscall.Signal, group bool) error {

@@ -3,9 +3,9 @@
 package main
 
 import (
+	"os"
 	"runtime"
 
-	"github.com/koinon/koinon/internal/daemon"
 	"github.com/koinon/koinon/internal/program"
 )
 
@@ -21,15 +21,17 @@ func nodeCommands(a *app) map[string][]subcommand {
 	}
 }
 
+// processorsMin is how many of Go's processors a node or a mount has at least. Go's monitor takes the processor from a thread that waits
+// in a system call, such as fdatasync(2), and does so late where timers are late: there should be others.
+const processorsMin = 4
+
 // begin prepares the process for what it is to do.
 func begin(args []string) {
-	var env []string
-	if program.Take() {
-		env = []string{program.Node}
+	program.Take()
+	if name := firstWord(newRoot(&app{}).PersistentFlags(), args); name != "serve" && name != "mount" {
+		return
 	}
-	runtime.LockOSThread() // to the process's main thread, which EaseTimers needs
-	defer runtime.UnlockOSThread()
-	if name := firstWord(newRoot(&app{}).PersistentFlags(), args); name == "serve" || name == "mount" {
-		daemon.EaseTimers(env...) // before there is anything that an execve(2) would lose, such as a signal that was caught
+	if os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) < processorsMin {
+		runtime.GOMAXPROCS(processorsMin)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"bufio"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"net"
@@ -73,17 +72,6 @@ func TestMain(m *testing.M) {
 		block()
 	case "mute":
 		block()
-	case "eased":
-		runtime.LockOSThread()
-		if unix.Gettid() != os.Getpid() { // it seldom is, and EaseTimers wants the main thread
-			panic(unix.Exec(os.Args[0], os.Args, os.Environ()))
-		}
-		EaseTimers()
-		word := fmt.Sprintf("%d %q %d %q", os.Getpid(), os.Args[1:], runtime.GOMAXPROCS(0), os.Getenv(slackAsked))
-		if err := TellReady(ReadyFD, word); err != nil {
-			panic(err)
-		}
-		block()
 	case "listen":
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err == nil {
@@ -125,31 +113,6 @@ func TestReady(t *testing.T) {
 	}
 	if sid, err := unix.Getsid(d.PID); err != nil || sid != d.PID {
 		t.Errorf("its session is %d, %v, want its own, %d", sid, err, d.PID)
-	}
-}
-
-// A daemon whose timers are eased is the same process, with all of its threads at ease.
-func TestEaseTimers(t *testing.T) {
-	t.Setenv("GOMAXPROCS", "")
-	d := child(t, "eased", true)
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	line, err := d.AwaitReady(ctx)
-	if want := fmt.Sprintf("%d [%q] %d %q", d.PID, "an argument", max(processorsMin, runtime.GOMAXPROCS(0)), ""); err != nil || line != want {
-		t.Fatalf("expected %s, found %s, %v", want, line, err)
-	}
-	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", d.PID))
-	if err != nil || len(threads) < 2 {
-		t.Fatalf("%d threads, %v", len(threads), err)
-	}
-	for _, thread := range threads {
-		slack, err := os.ReadFile(filepath.Join("/proc", thread.Name(), "timerslack_ns"))
-		if errors.Is(err, fs.ErrPermission) {
-			continue // of others it is told to the privileged alone
-		}
-		if string(slack) != fmt.Sprintln(timerSlack) || err != nil {
-			t.Errorf("expected a slack of %d ns, found %s, %v", timerSlack, slack, err)
-		}
 	}
 }
 

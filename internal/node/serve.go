@@ -22,6 +22,7 @@ import (
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/env/envfs"
 	"github.com/koinon/koinon/internal/kv"
+	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/embedded"
 	"github.com/koinon/koinon/internal/meta/mysql"
 	"github.com/koinon/koinon/internal/meta/remote"
@@ -174,7 +175,11 @@ func (s *server) openReplica() (err error) {
 		return err
 	}
 	s.group = s.host.Group(0)
-	s.tree = remote.NewServer(remote.ServerOptions{Group: s.group, Database: s.database, Clock: s.clock, Logger: s.log})
+	var database meta.Database
+	if s.database != nil {
+		database = s.database.Database()
+	}
+	s.tree = remote.NewServer(remote.ServerOptions{Group: s.group, Database: database, Clock: s.clock, Logger: s.log})
 	s.tree.Register(s.wire)
 	s.kv = kv.NewServer(kv.ServerOptions{Group: s.group, Machine: keys, Clock: s.clock, Logger: s.log})
 	s.kv.Register(s.wire)

@@ -8,7 +8,8 @@
 // cmd/koinon that was not joined is the node's program alone, and complete.
 //
 // The kernel begins a joined file with the client's program, unless the first
-// variable of its environment is Node.
+// variable of its environment is Node. What a joined file runs has timers that may be
+// late, see TimerSlack.
 package program
 
 import (

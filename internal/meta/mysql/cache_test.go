@@ -69,7 +69,7 @@ func testKnown(t *testing.T, s *mysqltest.Server) {
 	l := lead(t, e, 1)
 	do := func(cmd *metapb.Command) *metapb.Result {
 		t.Helper()
-		r, err := l.Do(ctx, &Request{Body: body(cmd)})
+		r, err := l.Do(ctx, &meta.Request{Body: body(cmd)})
 		if err != nil || result(r).Failure != nil {
 			t.Fatal(result(r).GetFailure(), err)
 		}
@@ -124,7 +124,7 @@ func testKnown(t *testing.T, s *mysqltest.Server) {
 		t.Fatal(err)
 	}
 	l.cache.keepEntry(sys.RootIno, "new", nil)
-	r, err := l.Do(ctx, &Request{Body: body(mknod("new"))})
+	r, err := l.Do(ctx, &meta.Request{Body: body(mknod("new"))})
 	if f := result(r).GetFailure(); err != nil || sys.Kind(f.GetKind()) != sys.Exist {
 		t.Errorf("an entry that exists expected, found %v, %v", f, err)
 	}

@@ -39,7 +39,7 @@ type carried struct {
 // run before.
 func (b *carried) run(w *waiting) error {
 	r := w.req
-	w.reply, w.err = Reply{}, nil
+	w.reply, w.err = meta.Reply{}, nil
 	if r.Session != 0 {
 		if r.Seq == 0 || r.Ack >= r.Seq {
 			w.err = sys.E(sys.Op("mysql.Do"), sys.Invalid, fmt.Sprintf("session %d: seq %d with ack %d", r.Session, r.Seq, r.Ack))
@@ -73,7 +73,7 @@ func (b *carried) run(w *waiting) error {
 	if err != nil {
 		return err
 	}
-	w.reply = Reply{Result: raw, Outcome: outcome}
+	w.reply = meta.Reply{Result: raw, Outcome: outcome}
 	if r.Session != 0 {
 		keepResult(b.results, r.Session, r.Seq, raw)
 		b.acks[r.Session] = max(b.acks[r.Session], r.Ack)

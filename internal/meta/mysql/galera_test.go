@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/mysql/mysqltest"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -92,10 +93,10 @@ func testTwoLeaders(t *testing.T, g *mysqltest.Galera) {
 	g.Create(t, "leaders")
 	old, next := open(t, g.Servers[0].URL("leaders")), open(t, g.Servers[1].URL("leaders"))
 	l := lead(t, old, 5)
-	if _, err := l.Do(ctx, &Request{Body: body(format())}); err != nil {
+	if _, err := l.Do(ctx, &meta.Request{Body: body(format())}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := l.Do(ctx, &Request{Body: body(mknod("before"))}); err != nil {
+	if _, err := l.Do(ctx, &meta.Request{Body: body(mknod("before"))}); err != nil {
 		t.Fatal(err)
 	}
 	// The next one sees at its own server what was acknowledged at the other.
@@ -103,10 +104,10 @@ func testTwoLeaders(t *testing.T, g *mysqltest.Galera) {
 	if got := names(t, next); len(got) != 1 || got[0] != "before" {
 		t.Fatalf("expected what was acknowledged, found %q", got)
 	}
-	if _, err := l.Do(ctx, &Request{Body: body(mknod("late"))}); sys.KindOf(err) != sys.NotLeader {
+	if _, err := l.Do(ctx, &meta.Request{Body: body(mknod("late"))}); sys.KindOf(err) != sys.NotLeader {
 		t.Fatalf("expected the old leader to be refused, found %v", err)
 	}
-	if _, err := n.Do(ctx, &Request{Body: body(mknod("after"))}); err != nil {
+	if _, err := n.Do(ctx, &meta.Request{Body: body(mknod("after"))}); err != nil {
 		t.Fatal(err)
 	}
 	if got := names(t, old); len(got) != 2 {

@@ -17,38 +17,12 @@ import (
 // batchMax is how many commands one transaction carries at most.
 const batchMax = 256
 
-// Request is a command of a session, or of nobody when Session is 0.
-type Request struct {
-	Session sys.SessionID
-	// Seq numbers the session's commands from 1; a command that comes again
-	// has the result it had. Ack is the highest number up to which the
-	// session has all results.
-	Seq, Ack uint64
-	// Body is a metapb.Command. It stays as it is.
-	Body []byte
-	// Ends is a session that has ended: no command of it comes any more, and
-	// with this one, which is nobody's, its results go.
-	Ends sys.SessionID
-}
-
-// Reply is what became of a command.
-type Reply struct {
-	// Result is a metapb.Result, which also says that a command was refused.
-	Result []byte
-	// Outcome is nil when the command had been run before.
-	Outcome *meta.Outcome
-}
-
-// Applied hears of an outcome before anybody can see it. seq is the
-// transaction that carries it, as Leader.Seq counts.
-type Applied func(seq uint64, req *Request, o *meta.Outcome)
-
 // Leader runs commands in the database for one leadership. Its methods may be
 // called concurrently.
 type Leader struct {
 	e       *Engine
 	epoch   uint64
-	applied Applied
+	applied meta.Applied
 	queue   chan *waiting
 	stop    context.CancelFunc
 	ended   chan struct{} // closed when nobody runs commands any more
@@ -67,8 +41,8 @@ type Leader struct {
 }
 
 type waiting struct {
-	req   *Request
-	reply Reply
+	req   *meta.Request
+	reply meta.Reply
 	err   error
 	done  chan struct{}
 }
@@ -76,9 +50,9 @@ type waiting struct {
 // Lead takes office: it raises the fence to epoch, after which no transaction
 // of a lower one commits, and returns a leader, which the caller closes. It
 // fails with NotLeader when the fence is higher. applied may be nil.
-func (e *Engine) Lead(ctx context.Context, epoch uint64, applied Applied) (*Leader, error) {
+func (e *Engine) Lead(ctx context.Context, epoch uint64, applied meta.Applied) (*Leader, error) {
 	if applied == nil {
-		applied = func(uint64, *Request, *meta.Outcome) {}
+		applied = func(uint64, *meta.Request, *meta.Outcome) {}
 	}
 	l := &Leader{e: e, epoch: epoch, applied: applied, cache: newCache(), queue: make(chan *waiting, batchMax), ended: make(chan struct{})}
 	turn := e.hosts.now()
@@ -104,28 +78,28 @@ func (l *Leader) Seq() uint64 { return l.seq.Load() }
 
 // Do runs a command. When it fails with Unavailable, the command may have been
 // run; the same request again tells.
-func (l *Leader) Do(ctx context.Context, req *Request) (Reply, error) {
+func (l *Leader) Do(ctx context.Context, req *meta.Request) (meta.Reply, error) {
 	const op = sys.Op("mysql.Do")
 	w := &waiting{req: req, done: make(chan struct{})}
 	select {
 	case l.queue <- w:
 	case <-l.ended:
-		return Reply{}, l.deposed()
+		return meta.Reply{}, l.deposed()
 	case <-ctx.Done():
-		return Reply{}, l.e.explain(op, ctx.Err())
+		return meta.Reply{}, l.e.explain(op, ctx.Err())
 	}
 	select {
 	case <-w.done:
 		return w.reply, w.err
 	case <-l.ended:
 	case <-ctx.Done():
-		return Reply{}, l.e.explain(op, ctx.Err()) // it may still be run
+		return meta.Reply{}, l.e.explain(op, ctx.Err()) // it may still be run
 	}
 	select { // who was answered before the end has the answer
 	case <-w.done:
 		return w.reply, w.err
 	default:
-		return Reply{}, sys.E(op, sys.Unavailable, l.deposed())
+		return meta.Reply{}, sys.E(op, sys.Unavailable, l.deposed())
 	}
 }
 
@@ -251,7 +225,7 @@ func (l *Leader) runBatch(ctx context.Context, batch []*waiting) {
 		if l.fenced != nil || ctx.Err() != nil {
 			l.loaded = false // nobody knows whether the last transaction came through
 			for _, w := range batch {
-				w.reply, w.err = Reply{}, l.e.explain("mysql.Do", err)
+				w.reply, w.err = meta.Reply{}, l.e.explain("mysql.Do", err)
 			}
 			return
 		}

@@ -55,7 +55,7 @@ type client struct {
 }
 
 func (c *client) Do(ctx context.Context, cmd *metapb.Command) (*metapb.Result, error) {
-	r, err := c.l.Do(ctx, &Request{Body: body(cmd)})
+	r, err := c.l.Do(ctx, &meta.Request{Body: body(cmd)})
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +74,7 @@ func body(cmd *metapb.Command) []byte {
 	return raw
 }
 
-func result(r Reply) *metapb.Result {
+func result(r meta.Reply) *metapb.Result {
 	res := &metapb.Result{}
 	if err := proto.Unmarshal(r.Result, res); err != nil {
 		panic(err)
@@ -247,7 +247,7 @@ func testFence(t *testing.T, s *mysqltest.Server) {
 	url := s.Create(t, "fence")
 	old, ctx := lead(t, open(t, url), 5), context.Background()
 	e := open(t, url)
-	if _, err := old.Do(ctx, &Request{Body: body(format())}); err != nil {
+	if _, err := old.Do(ctx, &meta.Request{Body: body(format())}); err != nil {
 		t.Fatal(err)
 	}
 	// A transaction that stands still with the fence's row in its hand, as
@@ -275,10 +275,10 @@ func testFence(t *testing.T, s *mysqltest.Server) {
 	if err := conn.Close(); err != nil {
 		t.Log(err)
 	}
-	if _, err := next.Do(ctx, &Request{Body: body(mknod("new"))}); err != nil {
+	if _, err := next.Do(ctx, &meta.Request{Body: body(mknod("new"))}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := old.Do(ctx, &Request{Body: body(mknod("old"))}); sys.KindOf(err) != sys.NotLeader {
+	if _, err := old.Do(ctx, &meta.Request{Body: body(mknod("old"))}); sys.KindOf(err) != sys.NotLeader {
 		t.Fatalf("expected the old leader to be refused, found %v", err)
 	}
 	if _, err := old.e.Lead(ctx, 5, nil); sys.KindOf(err) != sys.NotLeader {
@@ -294,10 +294,10 @@ func testFence(t *testing.T, s *mysqltest.Server) {
 func testOnce(t *testing.T, s *mysqltest.Server) {
 	e, ctx := open(t, s.Create(t, "once")), context.Background()
 	l := lead(t, e, 1)
-	if _, err := l.Do(ctx, &Request{Body: body(format())}); err != nil {
+	if _, err := l.Do(ctx, &meta.Request{Body: body(format())}); err != nil {
 		t.Fatal(err)
 	}
-	req := &Request{Session: 7, Seq: 1, Body: body(mknod("f"))}
+	req := &meta.Request{Session: 7, Seq: 1, Body: body(mknod("f"))}
 	first, err := l.Do(ctx, req)
 	if err != nil {
 		t.Fatal(err)
@@ -324,7 +324,7 @@ func testOnce(t *testing.T, s *mysqltest.Server) {
 	}
 	// What is acknowledged is forgotten, much at once.
 	for seq := uint64(2); seq <= acksMin+1; seq++ {
-		if _, err := l.Do(ctx, &Request{Session: 7, Seq: seq, Ack: seq - 1, Body: body(mknod(fmt.Sprint("g", seq)))}); err != nil {
+		if _, err := l.Do(ctx, &meta.Request{Session: 7, Seq: seq, Ack: seq - 1, Body: body(mknod(fmt.Sprint("g", seq)))}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -427,7 +427,7 @@ func makeFiles(t *testing.T, l *Leader, turn, each int, trouble func()) int {
 	t.Helper()
 	ctx := context.Background()
 	if turn == 0 {
-		if _, err := l.Do(ctx, &Request{Body: body(format())}); err != nil {
+		if _, err := l.Do(ctx, &meta.Request{Body: body(format())}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -439,7 +439,7 @@ func makeFiles(t *testing.T, l *Leader, turn, each int, trouble func()) int {
 				if i == each/2 {
 					halfway <- struct{}{}
 				}
-				r, err := l.Do(ctx, &Request{Session: session, Seq: uint64(i + 1), Ack: uint64(i), Body: body(mknod(fmt.Sprintf("f%d-%d", session, i)))})
+				r, err := l.Do(ctx, &meta.Request{Session: session, Seq: uint64(i + 1), Ack: uint64(i), Body: body(mknod(fmt.Sprintf("f%d-%d", session, i)))})
 				if err == nil && result(r).Failure != nil {
 					err = result(r).Failure.Err()
 				}

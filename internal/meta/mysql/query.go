@@ -69,6 +69,29 @@ func (e *Engine) View(ctx context.Context) (*View, error) {
 	return nil, e.explain("mysql.Query", err)
 }
 
+// Database is the engine as others use it that know no engine.
+func (e *Engine) Database() meta.Database { return database{e} }
+
+type database struct{ *Engine }
+
+// Lead implements meta.Database.
+func (d database) Lead(ctx context.Context, epoch uint64, applied meta.Applied) (meta.DatabaseLeader, error) {
+	l, err := d.Engine.Lead(ctx, epoch, applied)
+	if err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// View implements meta.Database.
+func (d database) View(ctx context.Context) (meta.DatabaseView, error) {
+	v, err := d.Engine.View(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return v, nil
+}
+
 // begin begins a transaction that reads what has been acknowledged.
 func (e *Engine) begin(ctx context.Context) (*sql.Tx, error) {
 	// It outlives ctx, which is that of its opening.

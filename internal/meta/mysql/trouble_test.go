@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/koinon/koinon/internal/engine/enginetest"
+	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/mysql/mysqltest"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -27,7 +28,7 @@ func testTLS(t *testing.T, s *mysqltest.Server, ca string) {
 				t.Errorf("expected TLS, found %q, %v", version, err)
 			}
 		}
-		if _, err := lead(t, e, 1).Do(context.Background(), &Request{Body: body(format())}); err != nil {
+		if _, err := lead(t, e, 1).Do(context.Background(), &meta.Request{Body: body(format())}); err != nil {
 			t.Error(err)
 		}
 	}
@@ -68,7 +69,7 @@ func refusedFor(t *testing.T, url, want string) {
 func awaits(t *testing.T, l *Leader, wait time.Duration, want string) {
 	t.Helper()
 	began := time.Now()
-	_, err := l.Do(context.Background(), &Request{Body: body(mknod("refused"))})
+	_, err := l.Do(context.Background(), &meta.Request{Body: body(mknod("refused"))})
 	if !sys.Is(err, sys.Unavailable) || !strings.Contains(err.Error(), want) {
 		t.Errorf("expected %q, found %v", want, err)
 	}

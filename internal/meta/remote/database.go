@@ -15,7 +15,6 @@ import (
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
-	"github.com/koinon/koinon/internal/meta/mysql"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -24,7 +23,7 @@ import (
 // there, under a fence of its ballot.
 type inDatabase struct {
 	group rsm.Group
-	db    *mysql.Engine
+	db    meta.Database
 	clock env.Clock
 	tell  changed
 
@@ -32,7 +31,7 @@ type inDatabase struct {
 
 	mu     sync.Mutex
 	round  uint64 // that leader is of
-	leader *mysql.Leader
+	leader meta.DatabaseLeader
 	astray error         // why the database does not have the cluster's tree
 	failed error         // why the last try to take office failed
 	tried  time.Duration // Boot time at which it did
@@ -45,7 +44,7 @@ const againAfter = 100 * time.Millisecond
 // leadWait bounds one try: the loss of the leadership waits for it.
 const leadWait = 3 * time.Second
 
-func newInDatabase(g rsm.Group, db *mysql.Engine, clock env.Clock, tell changed) *inDatabase {
+func newInDatabase(g rsm.Group, db meta.Database, clock env.Clock, tell changed) *inDatabase {
 	return &inDatabase{group: g, db: db, clock: clock, tell: tell, taking: semaphore.NewWeighted(1)}
 }
 
@@ -68,7 +67,7 @@ func (d *inDatabase) lead(ctx context.Context, round uint64) error {
 	d.drop()
 	ctx, cancel := context.WithTimeout(ctx, leadWait)
 	defer cancel()
-	l, err := d.db.Lead(ctx, epoch(round, d.group.Status().Self), func(at uint64, r *mysql.Request, o *meta.Outcome) {
+	l, err := d.db.Lead(ctx, epoch(round, d.group.Status().Self), func(at uint64, r *meta.Request, o *meta.Outcome) {
 		d.tell(at, r.Session, r.Seq, o)
 	})
 	var astray error
@@ -118,7 +117,7 @@ func (d *inDatabase) drop() {
 }
 
 // office returns the leader of the present leadership.
-func (d *inDatabase) office(ctx context.Context, op sys.Op) (*mysql.Leader, error) {
+func (d *inDatabase) office(ctx context.Context, op sys.Op) (meta.DatabaseLeader, error) {
 	round := d.group.Leading()
 	if round == 0 {
 		return nil, d.group.NotLeader(op)
@@ -135,7 +134,7 @@ func (d *inDatabase) office(ctx context.Context, op sys.Op) (*mysql.Leader, erro
 }
 
 // serving is office where the database has the cluster's tree.
-func (d *inDatabase) serving(ctx context.Context, op sys.Op) (*mysql.Leader, error) {
+func (d *inDatabase) serving(ctx context.Context, op sys.Op) (meta.DatabaseLeader, error) {
 	l, err := d.office(ctx, op)
 	if err == nil {
 		err = d.elsewhere()
@@ -144,12 +143,12 @@ func (d *inDatabase) serving(ctx context.Context, op sys.Op) (*mysql.Leader, err
 }
 
 // runLoad runs a step of a load on the rows in the database.
-func runLoad(ctx context.Context, l *mysql.Leader, step *metapb.Load) ([]byte, error) {
+func runLoad(ctx context.Context, l meta.DatabaseLeader, step *metapb.Load) ([]byte, error) {
 	body, err := proto.Marshal(&metapb.Command{Op: &metapb.Command_Load{Load: step}})
 	if err != nil {
 		return nil, sys.E(opLoad, sys.Invalid, err)
 	}
-	r, err := l.Do(ctx, &mysql.Request{Body: body})
+	r, err := l.Do(ctx, &meta.Request{Body: body})
 	return r.Result, err
 }
 
@@ -163,7 +162,7 @@ func (d *inDatabase) propose(ctx context.Context, cmd rsm.Command) ([]byte, any,
 			return nil, nil, err
 		}
 	}
-	r, err := l.Do(ctx, &mysql.Request{Session: cmd.Session, Seq: cmd.Seq, Ack: cmd.Ack, Body: cmd.Body})
+	r, err := l.Do(ctx, &meta.Request{Session: cmd.Session, Seq: cmd.Seq, Ack: cmd.Ack, Body: cmd.Body})
 	if err != nil || r.Outcome == nil {
 		return r.Result, nil, err
 	}
@@ -198,7 +197,7 @@ func (d *inDatabase) pin(ctx context.Context) (pinned, error) {
 // databaseView is a view that takes turns. It is lost with its connection.
 type databaseView struct {
 	mu    sync.Mutex
-	view  *mysql.View
+	view  meta.DatabaseView
 	group rsm.Group
 	round uint64
 	lost  atomic.Bool
@@ -255,7 +254,7 @@ func (d *inDatabase) tidy(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		r, err := l.Do(ctx, &mysql.Request{Ends: id, Body: body})
+		r, err := l.Do(ctx, &meta.Request{Ends: id, Body: body})
 		if err != nil {
 			return err
 		}

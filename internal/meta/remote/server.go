@@ -13,7 +13,6 @@ import (
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
-	"github.com/koinon/koinon/internal/meta/mysql"
 	"github.com/koinon/koinon/internal/meta/remote/remotepb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
@@ -40,7 +39,7 @@ type ServerOptions struct {
 	Group rsm.Group // whose leader answers
 	// Database holds the tree's rows in place of the group's state; nil: it
 	// does not. It stays the caller's, who closes it after the Server.
-	Database *mysql.Engine
+	Database meta.Database
 	Clock    env.Clock
 	Logger   *slog.Logger
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/containerd/cgroups/v3/cgroup1"
 	"golang.org/x/sys/unix"
 
-	"github.com/koinon/koinon/internal/daemon"
+	"github.com/koinon/koinon/internal/program"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -176,7 +176,7 @@ func (l *launcher) refuse(reason error) (more bool) {
 // serve forks what comes: one when it is for a place in v1, and then reports whether there is more to come; else all.
 func (l *launcher) serve(c chan *launch, at *place) (more bool) {
 	runtime.LockOSThread()
-	daemon.DefaultTimers() // not the node's, which this program may have inherited
+	program.DefaultTimers() // not this program's
 	// Children inherit the mask of the thread.
 	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &unix.Sigset_t{}, nil); err != nil {
 		panic("executor: pthread_sigmask: " + err.Error())

@@ -7,8 +7,10 @@ import (
 	"github.com/koinon/koinon/internal/program"
 )
 
-// choose is the code that a joined file begins with. It looks at the first variable of
-// the environment, of which it compares as many bytes as two registers hold, and goes on at the
+// choose is the code that a joined file begins with. It asks the kernel for
+// program.TimerSlack, which a thread has from the one that made it, so that this is the
+// one moment at which all threads of a Go program can be given it (prctl(2)). Then it
+// looks at the first variable of the environment, of which it compares as many bytes as two registers hold, and goes on at the
 // entry of one of the programs with the registers and the stack as the kernel gave
 // them: argc, argv, a null, the environment (System V ABI, initial process stack).
 // Behind the last string of the environment there are more than eight bytes of the
@@ -28,9 +30,22 @@ func chooseAMD64(first, second, client, node uint64) []byte {
 	var code []byte
 	var jumps []int // places of the distances to the end, from behind them
 	emit := func(b ...byte) { code = append(code, b...) }
+	number := func(v uint32) { code = le.AppendUint32(code, v) }
 	jump := func(op byte) { emit(op, 0); jumps = append(jumps, len(code)) }
 	load := func(v uint64) { emit(0x48, 0xb9); code = le.AppendUint64(code, v) } // mov rcx, v
 	enter := func(v uint64) { load(v); emit(0xff, 0xe1) }                        // jmp rcx
+
+	emit(0xb8, 0x9d, 0, 0, 0) // mov eax, 157 (prctl)
+	emit(0xbf, 0x1e, 0, 0, 0) // mov edi, 30 (PR_GET_TIMERSLACK)
+	emit(0x0f, 0x05)          // syscall
+	emit(0x3d)                // cmp eax, DefaultSlack
+	number(program.DefaultSlack)
+	emit(0x75, 17)            // jne, over what follows
+	emit(0xb8, 0x9d, 0, 0, 0) // mov eax, 157
+	emit(0xbf, 0x1d, 0, 0, 0) // mov edi, 29 (PR_SET_TIMERSLACK)
+	emit(0xbe)                // mov esi, TimerSlack
+	number(program.TimerSlack)
+	emit(0x0f, 0x05) // syscall
 
 	emit(0x48, 0x8b, 0x04, 0x24)       // mov rax, [rsp]
 	emit(0x48, 0x8b, 0x44, 0xc4, 0x10) // mov rax, [rsp+rax*8+16]
@@ -52,8 +67,8 @@ func chooseAMD64(first, second, client, node uint64) []byte {
 
 func chooseARM64(first, second, client, node uint64) []byte {
 	const (
-		words    = 16 // of the code; the literals follow
-		toClient = 14 // the word where the client's entry is loaded
+		words    = 26 // of the code; the literals follow
+		toClient = 24 // the word where the client's entry is loaded
 	)
 	var code []byte
 	at := func() uint32 { return uint32(len(code) / 4) }
@@ -61,6 +76,17 @@ func chooseARM64(first, second, client, node uint64) []byte {
 	jump := func(op uint32) { emit(op | (toClient-at())<<5) }
 	load := func(literal uint32) { emit(0x58000003 | (words+2*literal-at())<<5) } // ldr x3, literal
 	enter := func(literal uint32) { load(literal); emit(0xd61f0060) }             // br x3
+
+	emit(0xd28014e8)                                // mov x8, 167 (prctl)
+	emit(0xd28003c0)                                // mov x0, 30 (PR_GET_TIMERSLACK)
+	emit(0xd4000001)                                // svc 0
+	emit(0x52800003 | program.DefaultSlack<<5)      // mov w3, DefaultSlack
+	emit(0xeb03001f)                                // cmp x0, x3
+	emit(0x54000001 | 5<<5)                         // b.ne, over what follows
+	emit(0xd28003a0)                                // mov x0, 29 (PR_SET_TIMERSLACK)
+	emit(0xd2800001 | program.TimerSlack&0xffff<<5) // mov x1, the lower half of TimerSlack
+	emit(0xf2a00001 | program.TimerSlack>>16<<5)    // movk x1, the upper half, lsl 16
+	emit(0xd4000001)                                // svc 0
 
 	emit(0xf94003e0) // ldr x0, [sp]
 	emit(0x8b206fe0) // add x0, sp, x0, lsl 3

@@ -5,6 +5,7 @@ package main
 import (
 	"debug/elf"
 	"encoding/hex"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,16 +14,24 @@ import (
 	"testing"
 
 	"github.com/koinon/koinon/internal/program"
+	"golang.org/x/sys/unix"
 )
 
-// build makes a program that prints its name, its arguments and its environment.
+// build makes a program that prints its name, its arguments, its environment and the timer slack of its threads.
 func build(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	dir := t.TempDir()
 	source, path := filepath.Join(dir, "main.go"), filepath.Join(dir, name)
 	text := `package main
-import ("fmt"; "os"; "slices")
-func main() { fmt.Printf("` + name + ` %q %q %v\n", os.Args[1:], os.Environ(), slices.Max(make([]int, 1<<20))) }`
+import ("fmt"; "os"; "path/filepath"; "slices")
+func main() {
+	fmt.Printf("` + name + ` %q %q %d", os.Args[1:], os.Environ(), slices.Max(make([]int, 1<<20)))
+	threads, _ := filepath.Glob("/proc/self/task/*")
+	for _, t := range threads {
+		slack, err := os.ReadFile("/proc/" + filepath.Base(t) + "/timerslack_ns")
+		fmt.Printf(" %v%s", err, slack)
+	}
+}`
 	if err := os.WriteFile(source, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -56,10 +65,23 @@ func TestJoin(t *testing.T) {
 			cmd := exec.Command(both, args...)
 			cmd.Env = c.env
 			out, err := cmd.CombinedOutput()
-			if got, _, _ := strings.Cut(string(out), " "); err != nil || got != c.want || strings.Count(string(out), "=") != strings.Count(strings.Join(append(c.env, args...), ""), "=") {
-				t.Errorf("%.60q with %.60q: %v, %.200s", args, c.env, err, out)
+			said := fmt.Sprintf("%s %q %q 0 <nil>%d\n", c.want, args, c.env, program.TimerSlack)
+			if err != nil || !strings.HasPrefix(string(out), said) || strings.Count(string(out), fmt.Sprintln(program.TimerSlack)) != strings.Count(string(out), "<nil>") {
+				t.Errorf("%.60q with %.60q: %v, %.300s", args, c.env, err, out)
 			}
 		}
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, 70_000, 0, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command(both).CombinedOutput()
+	if !strings.Contains(string(out), "<nil>70000\n") || strings.Contains(string(out), fmt.Sprint(program.TimerSlack)) || err != nil {
+		t.Errorf("the slack that somebody has chosen: %v, %s", err, out)
+	}
+	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, program.DefaultSlack, 0, 0, 0); err != nil {
+		t.Fatal(err)
 	}
 	f, err := elf.Open(both)
 	if err != nil {
@@ -122,9 +144,11 @@ func TestChoice(t *testing.T) {
 		machine elf.Machine
 		want    string
 	}{
-		{elf.EM_X86_64, "488b0424488b44c4104885c0742b48b94b4f494e4f4e5f50483908751c48b9524f4752414d3d6e48394808750c48b900ffeeddccbbaa99ffe148b98877665544332211ffe1"},
-		{elf.EM_AARCH64, "e00340f9e06f208b000840f9600100b4010040f9630100583f0003ebe1000054010440f9230100583f0003eb610000540301005860001fd60301005860001fd6" +
-			"4b4f494e4f4e5f50524f4752414d3d6e00ffeeddccbbaa998877665544332211"},
+		{elf.EM_X86_64, "b89d000000bf1e0000000f053d50c300007511b89d000000bf1d000000be20a107000f05488b0424488b44c4104885c0742b48b94b4f494e4f4e5f50" +
+			"483908751c48b9524f4752414d3d6e48394808750c48b900ffeeddccbbaa99ffe148b98877665544332211ffe1"},
+		{elf.EM_AARCH64, "e81480d2c00380d2010000d4036a98521f0003eba1000054a00380d2012494d2e100a0f2010000d4e00340f9e06f208b000840f9600100b4010040f9" +
+			"630100583f0003ebe1000054010440f9230100583f0003eb610000540301005860001fd60301005860001fd64b4f494e4f4e5f50524f4752414d3d6e" +
+			"00ffeeddccbbaa998877665544332211"},
 	} {
 		code, err := choose(c.machine, 0x1122334455667788, 0x99aabbccddeeff00)
 		if got := hex.EncodeToString(code); err != nil || got != c.want {
