@@ -44,8 +44,37 @@ func TestProcessOutlivesDaemon(t *testing.T) {
 	if status := read(filepath.Join(filepath.Dir(stdout), "status")); !strings.Contains(status, `"exit_code":7`) || !strings.Contains(status, `"epoch":1,`) {
 		t.Errorf("found %s", status)
 	}
+	drain(t, d, node)
 	d.koinon("dev", "stop", "--dir", d.dir)
 	await(t, "the end of all processes of the cluster", func() bool { return len(withArgument(t, d.dir)) == 0 })
+}
+
+// drain: that a node is being drained is told wherever people would look: in the lists of nodes, to who waits for that node, and
+// to who waits for any when all are.
+func drain(t *testing.T, d *dev, node int) {
+	t.Helper()
+	waits := func(why string, args ...string) {
+		t.Helper()
+		job := strings.TrimSpace(d.koinon(append(append([]string{"run", "-d", "-q"}, args...), "--", "true")...))
+		await(t, "a job that waits because "+why, func() bool { return strings.Contains(d.koinon("ps"), "("+why+")") })
+		d.koinon("kill", job)
+	}
+	name := fmt.Sprintf("n%d", node)
+	d.koinon("node", "drain", name)
+	await(t, "a drained node in the list", func() bool { return strings.Count(d.koinon("node", "ls"), "up, no processes") == 1 })
+	if out := d.koinon("-o", "json", "status"); strings.Count(out, `"drained": true`) != 1 {
+		t.Errorf("found %s", out)
+	}
+	waits(name+" is being drained", "--on", name)
+	for k := range 3 {
+		d.koinon("node", "drain", fmt.Sprint(k+1))
+	}
+	waits("all nodes are being drained")
+	for k := range 3 {
+		d.koinon("node", "undrain", fmt.Sprint(k+1))
+	}
+	await(t, "no drained node in the list", func() bool { return !strings.Contains(d.koinon("status"), "no processes") })
+	d.koinon("run", "--on", name, "--", "true")
 }
 
 // TestStopAtAnyTime: a node that is asked to stop while it starts does so, whatever it is at.

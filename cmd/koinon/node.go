@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/koinon/koinon/internal/client"
 	"github.com/spf13/cobra"
@@ -83,13 +84,18 @@ func writeNotes(w io.Writer, nodes []client.NodeStatus) {
 // nodeState is whether a node answers, and what it is to the cluster where that
 // is not the usual.
 func nodeState(n client.NodeStatus) string {
-	if n.Member == "" || n.Member == "up" {
-		return n.State
+	words := []string{n.State}
+	switch {
+	case n.Member == "" || n.Member == "up":
+	case n.State == "up":
+		words = []string{n.Member}
+	default:
+		words = append(words, n.Member)
 	}
-	if n.State == "up" {
-		return n.Member
+	if n.Drained {
+		words = append(words, "no processes")
 	}
-	return n.State + ", " + n.Member
+	return strings.Join(words, ", ")
 }
 
 // nodeName is empty for a node that has never told who it is.

@@ -42,6 +42,7 @@ type NodeStatus struct {
 	Role       string     `json:"role"`
 	State      string     `json:"state"`            // up, down
 	Member     string     `json:"member,omitempty"` // up, joining, draining; empty while the map is not known
+	Drained    bool       `json:"drained,omitempty"` // it starts no more processes, see koinon node drain
 	Joined     *time.Time `json:"joined,omitempty"` // since when it is a member, where that is known
 	Version    string     `json:"version,omitempty"`
 	Round      uint64     `json:"round"`
@@ -214,7 +215,7 @@ func nodeStatus(addr string, r *clusterpb.StatusReply) NodeStatus {
 		Chosen: r.Chosen, Applied: r.Applied, Truncated: r.Truncated, Blocks: r.Blocks, BytesUsed: r.BytesUsed,
 		BytesFree: r.BytesFree, Resident: r.ResidentBytes, Healing: r.Healing, Trouble: r.Trouble,
 		UptimeSecs: time.Since(time.Unix(0, r.StartedNs)).Round(time.Second).Seconds(),
-		Signs:      r.CaKey,
+		Signs:      r.CaKey, Drained: r.NoProcesses,
 		Log:        logStatus(r),
 		voters:     r.Voters, BlockStore: r.BlockStore, MetaStore: r.MetaStore,
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
 	"github.com/koinon/koinon/internal/collect"
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/proc"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
@@ -149,6 +150,10 @@ func (s *server) status() *clusterpb.StatusReply {
 	}
 	if t := s.blocksStatus(r); t != "" {
 		trouble = append(trouble, t)
+	}
+	var err error
+	if r.NoProcesses, err = proc.Drained(s.group, s.cfg.ID); err != nil {
+		trouble = append(trouble, err.Error())
 	}
 	r.Trouble = strings.Join(trouble, "; ")
 	return r

@@ -9,6 +9,7 @@ import (
 	"github.com/koinon/koinon/commit"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/rsm"
+	"github.com/koinon/koinon/internal/sys"
 )
 
 // The kinds of rows, the first byte of a key; docs/formats/proc.md. Numbers in
@@ -78,6 +79,17 @@ func load(r rsm.Reader, k []byte, row proto.Message) (bool, error) {
 	}
 	decode(raw, row)
 	return true, nil
+}
+
+// Drained says whether a node takes no new processes, as far as this replica knows.
+func Drained(g rsm.Group, node sys.NodeID) (drained bool, err error) {
+	err = g.ReadLocal(rsm.NSProc, func(r rsm.Reader) error {
+		n := &procpb.Node{}
+		_, err := load(r, key(rowNode, uint64(node)), n)
+		drained = n.Draining
+		return err
+	})
+	return drained, err
 }
 
 // loadTable reads the coordinator's table.

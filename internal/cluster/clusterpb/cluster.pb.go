@@ -10,12 +10,11 @@
 package clusterpb
 
 import (
+	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
+	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
-
-	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
-	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 )
 
 const (
@@ -1513,8 +1512,9 @@ type StatusReply struct {
 	Voters        []uint64   `protobuf:"varint,25,rep,packed,name=voters,proto3" json:"voters,omitempty"`     // of the log, as this node knows them
 	CaKey         bool       `protobuf:"varint,27,opt,name=ca_key,json=caKey,proto3" json:"ca_key,omitempty"` // it signs the certificates of new nodes
 	Load          *LogLoad   `protobuf:"bytes,28,opt,name=load,proto3" json:"load,omitempty"`
-	BlockStore    string     `protobuf:"bytes,29,opt,name=block_store,json=blockStore,proto3" json:"block_store,omitempty"` // where the blocks are and what that promises, empty: on the nodes
-	MetaStore     string     `protobuf:"bytes,30,opt,name=meta_store,json=metaStore,proto3" json:"meta_store,omitempty"`    // where the metadata is, empty: in the log
+	BlockStore    string     `protobuf:"bytes,29,opt,name=block_store,json=blockStore,proto3" json:"block_store,omitempty"`     // where the blocks are and what that promises, empty: on the nodes
+	MetaStore     string     `protobuf:"bytes,30,opt,name=meta_store,json=metaStore,proto3" json:"meta_store,omitempty"`        // where the metadata is, empty: in the log
+	NoProcesses   bool       `protobuf:"varint,31,opt,name=no_processes,json=noProcesses,proto3" json:"no_processes,omitempty"` // it is to start no more of them
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1750,6 +1750,13 @@ func (x *StatusReply) GetMetaStore() string {
 		return x.MetaStore
 	}
 	return ""
+}
+
+func (x *StatusReply) GetNoProcesses() bool {
+	if x != nil {
+		return x.NoProcesses
+	}
+	return false
 }
 
 type PeerLag struct {
@@ -2253,7 +2260,7 @@ const file_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\rStatusRequest\"9\n" +
 	"\aDrained\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\x04R\x06source\x12\x16\n" +
-	"\x06groups\x18\x02 \x03(\rR\x06groups\"\xf1\x06\n" +
+	"\x06groups\x18\x02 \x03(\rR\x06groups\"\x94\a\n" +
 	"\vStatusReply\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x18\n" +
 	"\acluster\x18\x02 \x01(\tR\acluster\x12\x18\n" +
@@ -2290,7 +2297,8 @@ const file_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\vblock_store\x18\x1d \x01(\tR\n" +
 	"blockStore\x12\x1d\n" +
 	"\n" +
-	"meta_store\x18\x1e \x01(\tR\tmetaStoreJ\x04\b\x18\x10\x19\"\x8f\x01\n" +
+	"meta_store\x18\x1e \x01(\tR\tmetaStore\x12!\n" +
+	"\fno_processes\x18\x1f \x01(\bR\vnoProcessesJ\x04\b\x18\x10\x19\"\x8f\x01\n" +
 	"\aPeerLag\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x14\n" +
 	"\x05slots\x18\x02 \x01(\x04R\x05slots\x12\x1c\n" +

@@ -261,7 +261,7 @@ func (st *state) place(g *Gang) ([]sys.NodeID, string) {
 		if why := st.unusable(g); why != "" {
 			return nil, why
 		}
-		return nil, fmt.Sprintf("room for %d of %d processes of %v now", room, g.Size, g.Each)
+		return nil, st.tooLittle(g, room)
 	}
 	for range g.Size {
 		best := -1
@@ -311,6 +311,31 @@ func (st *state) unusable(g *Gang) string {
 		why = append(why, fmt.Sprintf("%v %s", id, reason))
 	}
 	return strings.Join(why, "; ")
+}
+
+// drainedShown is how many drained nodes are named to who waits.
+const drainedShown = 3
+
+// tooLittle says that there is room for too few processes, and which nodes take nothing new.
+func (st *state) tooLittle(g *Gang, room int64) string {
+	var drained []string
+	for i := range st.nodes {
+		if n := &st.nodes[i]; n.Draining {
+			drained = append(drained, n.Name)
+		}
+	}
+	why := fmt.Sprintf("room for %d of %d processes of %v now", room, g.Size, g.Each)
+	switch k := len(drained); {
+	case k == 0:
+		return why
+	case k == len(st.nodes):
+		return "all nodes are being drained"
+	case k == 1:
+		return why + "; " + drained[0] + " is being drained"
+	case k > drainedShown:
+		drained = append(drained[:drainedShown], fmt.Sprintf("and %d more", k-drainedShown))
+	}
+	return why + "; " + strings.Join(drained, ", ") + " are being drained"
 }
 
 // score of the next process on a candidate. Locality counts most; then how full the node would be, which Spread avoids

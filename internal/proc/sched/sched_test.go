@@ -258,12 +258,35 @@ func TestWaitsForNamedNodes(t *testing.T) {
 		{[]sys.NodeID{2}, 1000, "n2 is being drained"},
 		{[]sys.NodeID{3}, 1000, "n3 is down"},
 		{[]sys.NodeID{2, 3}, 1000, "n2 is being drained; n3 is down"},
-		{[]sys.NodeID{1, 3}, 9000, "room for 0 of 1 processes of 9 CPUs now"},
-		{nil, 9000, "room for 0 of 1 processes of 9 CPUs now"},
+		{[]sys.NodeID{1, 3}, 9000, "room for 0 of 1 processes of 9 CPUs now; n2 is being drained"},
+		{nil, 9000, "room for 0 of 1 processes of 9 CPUs now; n2 is being drained"},
 	} {
 		p := MakePlan(&Snapshot{Nodes: nodes, Queue: []Gang{{ID: 1, Size: 1, Each: Resources{CPU: tc.cpu}, On: tc.on}}})
 		if len(p.Wait) != 1 || p.Wait[0].Why != tc.want {
 			t.Errorf("on %v: %+v, want %q", tc.on, p, tc.want)
+		}
+	}
+}
+
+// Who waits where nodes are being drained is told which, or that all are.
+func TestWaitsForDrainedNodes(t *testing.T) {
+	for _, tc := range []struct {
+		draining int // of six nodes
+		want     string
+	}{
+		{0, "room for 0 of 1 processes of 9 CPUs now"},
+		{1, "room for 0 of 1 processes of 9 CPUs now; n1 is being drained"},
+		{3, "room for 0 of 1 processes of 9 CPUs now; n1, n2, n3 are being drained"},
+		{5, "room for 0 of 1 processes of 9 CPUs now; n1, n2, n3, and 2 more are being drained"},
+		{6, "all nodes are being drained"},
+	} {
+		s := &Snapshot{Queue: []Gang{{ID: 1, Size: 1, Each: Resources{CPU: 9000}}}}
+		for i := range 6 {
+			id := sys.NodeID(i + 1)
+			s.Nodes = append(s.Nodes, Node{ID: id, Name: id.String(), Capacity: Resources{CPU: 4000}, Draining: i < tc.draining})
+		}
+		if p := MakePlan(s); len(p.Wait) != 1 || p.Wait[0].Why != tc.want {
+			t.Errorf("%d draining: %+v, want %q", tc.draining, p, tc.want)
 		}
 	}
 }
