@@ -40,10 +40,10 @@ type NodeStatus struct {
 	ID         sys.NodeID `json:"id"`
 	Addr       string     `json:"addr"`
 	Role       string     `json:"role"`
-	State      string     `json:"state"`            // up, down
-	Member     string     `json:"member,omitempty"` // up, joining, draining; empty while the map is not known
+	State      string     `json:"state"`             // up, down
+	Member     string     `json:"member,omitempty"`  // up, joining, draining; empty while the map is not known
 	Drained    bool       `json:"drained,omitempty"` // it starts no more processes, see koinon node drain
-	Joined     *time.Time `json:"joined,omitempty"` // since when it is a member, where that is known
+	Joined     *time.Time `json:"joined,omitempty"`  // since when it is a member, where that is known
 	Version    string     `json:"version,omitempty"`
 	Round      uint64     `json:"round"`
 	Chosen     uint64     `json:"chosen"`
@@ -216,8 +216,8 @@ func nodeStatus(addr string, r *clusterpb.StatusReply) NodeStatus {
 		BytesFree: r.BytesFree, Resident: r.ResidentBytes, Healing: r.Healing, Trouble: r.Trouble,
 		UptimeSecs: time.Since(time.Unix(0, r.StartedNs)).Round(time.Second).Seconds(),
 		Signs:      r.CaKey, Drained: r.NoProcesses,
-		Log:        logStatus(r),
-		voters:     r.Voters, BlockStore: r.BlockStore, MetaStore: r.MetaStore,
+		Log:    logStatus(r),
+		voters: r.Voters, BlockStore: r.BlockStore, MetaStore: r.MetaStore,
 	}
 }
 

@@ -255,7 +255,14 @@ func (g *groups) make(name string, l Limits) (*group, error) {
 		}
 	}
 	var err error
-	if one.v2, err = cgroup2.NewManager(g.unified, "/"+g.name+"/"+name, res); err != nil {
+	if res.CPU == nil && res.Memory == nil { // nothing to set: the library looks at a dozen files then, too
+		if err = os.Mkdir(one.path, 0o755); err == nil {
+			one.v2, err = cgroup2.Load("/"+g.name+"/"+name, cgroup2.WithMountpoint(g.unified))
+		}
+	} else {
+		one.v2, err = cgroup2.NewManager(g.unified, "/"+g.name+"/"+name, res)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if one.dir, err = os.Open(one.path); err != nil {
