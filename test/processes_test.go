@@ -139,3 +139,30 @@ func withArgument(t *testing.T, dir string) []string {
 	}
 	return found
 }
+
+// TestRemovedDirectory: nodes whose directories were removed or replaced end by themselves and say why, so that they cannot meddle with
+// a new cluster at the same place, whose processes run and are heard.
+func TestRemovedDirectory(t *testing.T) {
+	d := up(t, 1)
+	old := d.status().Nodes[0].PID
+	logged := filepath.Join(filepath.Dir(d.dir), "log") // which the removal would take along
+	if err := os.Link(filepath.Join(d.dir, "n1", "log"), logged); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(d.dir); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the end of the node without a directory", func() bool { return syscall.Kill(old, 0) != nil })
+	if text := read(logged); !strings.Contains(text, "was removed or replaced") {
+		t.Errorf("the node's log: %s", text)
+	}
+	if err := syscall.Unmount(d.mount, syscall.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	d.start()
+	for i := range 20 {
+		if out := d.koinon("run", "--", "echo", fmt.Sprint(i)); out != fmt.Sprintln(i) {
+			t.Errorf("process %d wrote %q", i, out)
+		}
+	}
+}

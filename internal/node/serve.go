@@ -5,8 +5,10 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -47,6 +49,7 @@ type server struct {
 	transport *replica.WireTransport
 	wire      *wire.Server
 	metrics   net.Listener // nil: not asked for
+	home      fs.FileInfo  // of the log's directory when it was opened
 	host      *replica.Host
 	group     *replica.Group
 	database  *mysql.Engine // nil: the tree is in the replica's state
@@ -92,7 +95,22 @@ func Serve(ctx context.Context, cfg *config.Node, version string, log *slog.Logg
 	if err := s.open(ctx); err != nil {
 		return err
 	}
+	if s.home, err = os.Stat(s.replicaDir()); err != nil {
+		return sys.E(sys.Op("node.Serve"), err)
+	}
 	return s.run(ctx, listener)
+}
+
+func (s *server) replicaDir() string { return filepath.Join(s.cfg.Dir, "replica") }
+
+// checkHome fails when the node's directory was removed, or another one is there: what the node goes on to write is lost, and
+// what it finds by a path may be another node's. That it cannot be told is not a reason.
+func (s *server) checkHome() error {
+	now, err := os.Stat(s.replicaDir())
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(s.home, now) {
+		return sys.E(sys.Op("node.Serve"), sys.NotExist, sys.Subject(s.cfg.Dir), "the node's directory was removed or replaced while it ran")
+	}
+	return nil
 }
 
 // listen opens an address that the configuration gives under a key.
@@ -167,7 +185,7 @@ func (s *server) openReplica() (err error) {
 	})
 	keys, procs := kv.NewMachine(), proc.NewMachine(s.database != nil)
 	s.host, err = replica.Open(replica.Config{
-		Dir: filepath.Join(s.cfg.Dir, "replica"), FS: envfs.Disk, Clock: s.clock, Cluster: s.cfg.Cluster, Self: s.cfg.ID, Voters: voters,
+		Dir: s.replicaDir(), FS: envfs.Disk, Clock: s.clock, Cluster: s.cfg.Cluster, Self: s.cfg.ID, Voters: voters,
 		Transport: s.transport, Logger: s.log, SessionTTL: remote.SessionLife, Rejoin: s.cfg.Rejoin, Mark: s.cfg.TLS.Key + ".served",
 		BlockCacheBytes: int64(s.cfg.Limits.StateCache), ReserveBytes: int64(s.cfg.Limits.MinFree) / 2,
 	}, map[rsm.Namespace]rsm.Machine{rsm.NSMeta: embedded.Machine{}, rsm.NSCluster: cluster.Machine{}, rsm.NSKV: keys, rsm.NSProc: procs})
@@ -311,6 +329,10 @@ func (s *server) duties(ctx context.Context, end context.CancelCauseFunc) {
 	defer tick.Stop()
 	seen := uint64(0) // what the map was last looked for in
 	for {
+		if err := s.checkHome(); err != nil {
+			end(err)
+			return
+		}
 		st := s.group.Status()
 		if st.Applied != seen {
 			if err := s.followMap(); err != nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -37,6 +38,7 @@ const DefaultSpoolMax = 16 << 20
 // supervisor when there is none.
 type Executor struct {
 	dir     string
+	home    *os.File // the directory, which may have been removed or replaced by now
 	opts    Options
 	http    *http.Client
 	mu      sync.Mutex     // held while a supervisor is being started
@@ -66,7 +68,11 @@ func Open(ctx context.Context, dir string, opts Options) (*Executor, error) {
 	if err != nil {
 		return nil, sys.E(op, err)
 	}
-	x := &Executor{dir: dir, opts: opts}
+	home, err := os.Open(dir)
+	if err != nil {
+		return nil, sys.E(op, err)
+	}
+	x := &Executor{dir: dir, home: home, opts: opts}
 	x.closed, x.close = context.WithCancel(context.Background())
 	x.http = &http.Client{Transport: &http.Transport{DialContext: x.dial, MaxIdleConnsPerHost: 16, DisableCompression: true}}
 	reply, err := call[enforcedReply](ctx, x, callEnforced, struct{}{})
@@ -82,7 +88,7 @@ func (x *Executor) Close() error {
 	x.close()
 	x.waiting.Wait()
 	x.http.CloseIdleConnections()
-	return nil
+	return x.home.Close()
 }
 
 // Shutdown kills all processes, records them as Fenced, and ends the supervisor. What was not forgotten is there again
@@ -282,6 +288,8 @@ func call[Reply, Request any](ctx context.Context, x *Executor, name string, req
 			return reply, nil
 		case errors.As(err, &remote) && !errors.Is(err, errEnding):
 			return reply, err
+		case errors.Is(err, errHomeless):
+			return reply, sys.E(op, sys.NotExist, sys.Subject(x.dir), errHomeless)
 		case ctx.Err() != nil:
 			return reply, sys.E(op, sys.Interrupted, context.Cause(ctx))
 		case time.Since(begun) > retryWithin:
@@ -316,14 +324,17 @@ func (x *Executor) post(ctx context.Context, name string, body []byte, reply any
 
 // dial connects to the supervisor, after starting one if nobody listens.
 func (x *Executor) dial(ctx context.Context, _, _ string) (net.Conn, error) {
-	conn, err := dialSocket(ctx, x.dir)
+	conn, err := dialSocket(ctx, x.home)
 	if err == nil || !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.ENOENT) {
 		return conn, err
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if conn, err = dialSocket(ctx, x.dir); err == nil {
+	if conn, err = dialSocket(ctx, x.home); err == nil {
 		return conn, nil // somebody was faster
+	}
+	if err := x.checkHome(); err != nil {
+		return nil, err
 	}
 	if _, err := x.started.Alive(); err != nil { // takes it off the list of children that have ended
 		return nil, err
@@ -340,15 +351,25 @@ func (x *Executor) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	if err = errors.Join(err, d.Close()); err != nil {
 		return nil, fmt.Errorf("the supervisor does not start: %w: %s", err, daemon.Ending(log, logLines))
 	}
-	return dialSocket(ctx, x.dir)
+	return dialSocket(ctx, x.home)
 }
 
-// dialSocket connects by way of a descriptor of the directory, since the path of a socket is at most 107 bytes.
-func dialSocket(ctx context.Context, dir string) (net.Conn, error) {
-	d, err := os.Open(dir)
+var errHomeless = errors.New("the directory was removed or replaced while it was in use")
+
+// checkHome fails when another directory, or none, is where the executor's was: there must be no supervisor of this one.
+func (x *Executor) checkHome() error {
+	was, err := x.home.Stat()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), socketName))
-	return conn, errors.Join(err, d.Close())
+	if now, err := os.Stat(x.dir); errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(was, now) {
+		return errHomeless
+	}
+	return nil
+}
+
+// dialSocket connects by way of the descriptor of the directory: the path of a socket is at most 107 bytes, and another
+// directory may have taken this one's path.
+func dialSocket(ctx context.Context, home *os.File) (net.Conn, error) {
+	return (&net.Dialer{}).DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d/%s", home.Fd(), socketName))
 }

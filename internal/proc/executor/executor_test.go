@@ -531,3 +531,37 @@ func TestStdin(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestOtherDirectory: an executor whose directory was removed has nothing to do with what is at its path by now, and says so at once.
+func TestOtherDirectory(t *testing.T) {
+	second := newNode(t)
+	first := &node{t: t, dir: second.dir}
+	if err := second.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	first.open(options(first.dir))
+	if err := first.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(second.Close(), os.RemoveAll(second.dir)); err != nil {
+		t.Fatal(err)
+	}
+	second.open(options(second.dir))
+	second.renew(time.Hour)
+	if done := second.run(spec(1, "exit 3")); done.Code != 3 {
+		t.Fatalf("found %+v", done)
+	}
+	list, err := first.List(t.Context())
+	if !sys.Is(err, sys.NotExist) || !strings.Contains(err.Error(), "removed or replaced") {
+		t.Errorf("a list without the directory: %v, %v", list, err)
+	}
+	if err := first.Start(t.Context(), spec(2, "true")); !sys.Is(err, sys.NotExist) {
+		t.Errorf("a start without the directory: %v", err)
+	}
+	if err := first.Forget(t.Context(), second.list()[ID{Job: 1, Epoch: 1}].ID); !sys.Is(err, sys.NotExist) || len(second.list()) != 1 {
+		t.Errorf("after %v the other one has %v", err, second.list())
+	}
+	if err := first.Close(); err != nil {
+		t.Error(err)
+	}
+}

@@ -160,7 +160,7 @@ func TestTheDaemonIsKilled(t *testing.T) {
 // supervisorPID asks the kernel who listens.
 func (n *node) supervisorPID() int {
 	n.t.Helper()
-	conn, err := dialSocket(n.t.Context(), n.dir)
+	conn, err := dialSocket(n.t.Context(), n.home)
 	if err != nil {
 		n.t.Fatal(err)
 	}
