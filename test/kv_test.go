@@ -151,7 +151,7 @@ func TestKeysWhileLeadersDie(t *testing.T) {
 	}
 	watch.await(10*time.Second, fmt.Sprintf(`"value":"%d"`, counted.Load()))
 	watch.signal(syscall.SIGTERM)
-	if err := watch.end(10 * time.Second); code(err) != 130 {
+	if err := watch.end(10 * time.Second); code(err) != 143 {
 		t.Errorf("an interrupted watch ended with %v", err)
 	}
 	seen := -1

@@ -10,6 +10,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 	"os/signal"
@@ -47,15 +48,44 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	root.SetIn(in)
 	root.SetOut(a.out)
 	root.SetErr(errOut)
-	return a.exitCode(root.ExecuteContext(ctx))
+	return a.exitCodeOf(ctx, root.ExecuteContext(ctx))
 }
 
+// exitCodeOf is exitCode of a command that had ctx, which a signal may have ended.
+func (a *app) exitCodeOf(ctx context.Context, err error) int {
+	if s, ok := errors.AsType[*signalError](context.Cause(ctx)); ok {
+		a.stopped = s.Signal
+	}
+	return a.exitCode(err)
+}
+
+// signalError is the cause of a context that ended with a signal.
+type signalError struct{ syscall.Signal }
+
+func (e *signalError) Error() string { return "stopped by signal: " + e.Signal.String() }
+
+// Is says that whoever asks whether a context was canceled is told so.
+func (e *signalError) Is(target error) bool { return target == context.Canceled }
+
 // untilSignal returns a context that ends at the first signal that asks to
-// stop. One that comes later than same after it has its usual effect.
+// stop, with a signalError as its cause. One that comes later than same after it
+// has its usual effect.
 func untilSignal(ctx context.Context, same time.Duration) (context.Context, context.CancelFunc) {
-	ctx, release := signal.NotifyContext(ctx, stopSignals()...)
-	context.AfterFunc(ctx, func() { time.AfterFunc(same, release) })
-	return ctx, release
+	ctx, cancel := context.WithCancelCause(ctx)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, stopSignals()...)
+	go func() {
+		select {
+		case s := <-signals:
+			cancel(&signalError{s.(syscall.Signal)})
+			time.AfterFunc(same, func() { signal.Stop(signals) })
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(signals)
+		cancel(nil)
+	}
 }
 
 // stopSignals are the signals that ask to stop. A process that was started to

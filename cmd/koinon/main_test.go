@@ -261,6 +261,27 @@ func TestSignalTwice(t *testing.T) {
 	}
 }
 
+// The exit code of a command that was stopped names the signal, as a shell's does.
+func TestStoppedBySignal(t *testing.T) {
+	for sig, want := range map[syscall.Signal]int{syscall.SIGINT: 130, syscall.SIGTERM: 143} {
+		ctx, release := untilSignal(t.Context(), time.Hour)
+		if err := syscall.Kill(os.Getpid(), sig); err != nil {
+			t.Fatal(err)
+		}
+		<-ctx.Done()
+		var errOut bytes.Buffer
+		a := &app{out: &result{Writer: io.Discard}, err: &errOut}
+		if code := a.exitCodeOf(ctx, fmt.Errorf("looking: %w", context.Cause(ctx))); code != want || errOut.Len() > 0 {
+			t.Errorf("%v: exit code %d, %q", sig, code, errOut.String())
+		}
+		release()
+	}
+	a := &app{out: &result{Writer: io.Discard}}
+	if code := a.exitCodeOf(t.Context(), context.Canceled); code != 130 {
+		t.Errorf("without a signal: exit code %d", code)
+	}
+}
+
 func TestVersion(t *testing.T) {
 	out, errOut, code := command(t, "--version")
 	if !strings.HasPrefix(out, "koinon ") || strings.Count(out, "\n") != 1 || errOut != "" || code != 0 {

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -21,7 +23,8 @@ type app struct {
 	out, err io.Writer
 
 	configPath string
-	devDir     string // of dev's --dir
+	devDir     string         // of dev's --dir
+	stopped    syscall.Signal // asked to stop; 0: none
 	output     outputFormat
 	quiet      bool
 }
@@ -208,8 +211,9 @@ func (e *exitError) Error() string {
 func (e *exitError) Unwrap() error { return e.err }
 
 // exitCode prints err once, as "koinon: ...", and returns the exit code: 0
-// for none, 2 for a usage error, 130 when the user interrupted, else 1. A
-// result that could not be written is an error, and the cause of others.
+// for none, 2 for a usage error, 128 and the signal's number (130 for Ctrl-C) when
+// one asked to stop, else 1. A result that could not be written is an error, and the
+// cause of others.
 func (a *app) exitCode(err error) int {
 	if lost := a.lost(); lost != nil {
 		if _, ok := errors.AsType[*exitError](err); err == nil || !ok && errors.Is(err, errors.Unwrap(lost)) {
@@ -229,7 +233,7 @@ func (a *app) exitCode(err error) int {
 	} else if _, ok := errors.AsType[*usageError](err); ok {
 		code = 2
 	} else if errors.Is(err, context.Canceled) {
-		return 130
+		return 128 + int(cmp.Or(a.stopped, syscall.SIGINT))
 	}
 	a.complain(err)
 	return code

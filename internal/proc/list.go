@@ -64,11 +64,11 @@ func newPage(r *procpb.ListRequest) *page {
 	return p
 }
 
-// add adds a job, unless it is not wanted. It returns false when the page is full.
+// wants says whether a user's jobs are listed.
+func (p *page) wants(user string) bool { return p.user == "" || p.user == user }
+
+// add adds a job. It returns false when the page is full.
 func (p *page) add(info *procpb.JobInfo) bool {
-	if p.user != "" && p.user != info.User {
-		return true
-	}
 	p.size += proto.Size(info)
 	if len(p.reply.Jobs) == p.limit || p.size > listBytes && len(p.reply.Jobs) > 0 {
 		p.reply.More = true
@@ -86,11 +86,7 @@ func (m *model) list(r *procpb.ListRequest) *procpb.ListReply {
 		end, _ = slices.BinarySearch(m.order, r.Below)
 	}
 	for _, id := range slices.Backward(m.order[:end]) {
-		j := m.jobs[id]
-		if p.user != "" && p.user != userOf(j.spec) {
-			continue
-		}
-		if !p.add(j.info()) {
+		if j := m.jobs[id]; p.wants(userOf(j.spec)) && !p.add(j.info()) {
 			break
 		}
 	}
@@ -161,7 +157,11 @@ func list(v rsm.Reader, r *procpb.ListRequest) (*procpb.ListReply, error) {
 			return nil, err
 		}
 		for _, j := range slices.Backward(jobs) {
-			info, err := infoOf(v, j, cmp.Or(specs[j.Id], &procpb.Spec{}))
+			spec := cmp.Or(specs[j.Id], &procpb.Spec{})
+			if !p.wants(userOf(spec)) {
+				continue
+			}
+			info, err := infoOf(v, j, spec)
 			if err != nil {
 				return nil, err
 			}
