@@ -17,6 +17,7 @@ import (
 
 	"github.com/koinon/koinon/internal/auth"
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
+	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/placement"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
@@ -111,7 +112,7 @@ const followEvery = time.Second
 // follow keeps the map of a client new. That nobody answers is told to whoever
 // asks for something.
 func (c *Client) follow(ctx context.Context) {
-	tick := time.NewTicker(followEvery)
+	tick := env.NewTicker(env.System{}, followEvery)
 	defer tick.Stop()
 	for n := 0; ; n++ {
 		select {

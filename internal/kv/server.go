@@ -122,7 +122,7 @@ func (s *Server) deliver(ctx context.Context) {
 
 // keep ends sessions that are silent for too long, and compacts history.
 func (s *Server) keep(ctx context.Context) {
-	tick := time.NewTicker(keeperTick)
+	tick := env.NewTicker(env.System{}, keeperTick)
 	defer tick.Stop()
 	for {
 		select {

@@ -10,6 +10,7 @@ import (
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
 	"github.com/koinon/koinon/internal/electorate"
+	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/placement"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
@@ -36,7 +37,7 @@ const (
 // learners and voters of the log and get their share of the blocks, and those
 // that are to go are relieved of both and leave the map.
 func (s *server) govern(ctx context.Context) {
-	tick := time.NewTicker(governEvery)
+	tick := env.NewTicker(env.System{}, governEvery)
 	defer tick.Stop()
 	var led time.Time // since when this node leads; zero when it does not
 	for {

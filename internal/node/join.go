@@ -21,6 +21,7 @@ import (
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
 	"github.com/koinon/koinon/internal/config"
+	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/env/envfs"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
@@ -282,7 +283,7 @@ const announceTimeout = 5 * time.Second
 // its own state does not, announces a changed address, and ends the node, by
 // end, when that was removed.
 func (s *server) member(ctx context.Context, end context.CancelCauseFunc) {
-	tick := time.NewTicker(memberEvery)
+	tick := env.NewTicker(env.System{}, memberEvery)
 	defer tick.Stop()
 	told := ""
 	for n := 0; ; n++ {

@@ -325,7 +325,7 @@ func (s *server) close(listener net.Listener) error {
 func (s *server) duties(ctx context.Context, end context.CancelCauseFunc) {
 	collected := s.clock.Boot()
 	led, since := uint64(0), collected // the leadership, and since when it is this node's
-	tick := time.NewTicker(dutyEvery)
+	tick := env.NewTicker(env.System{}, dutyEvery)
 	defer tick.Stop()
 	seen := uint64(0) // what the map was last looked for in
 	for {

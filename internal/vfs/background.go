@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -22,7 +23,7 @@ func (fs *FS) wakeWriteback() {
 // writeback flushes what has been dirty for long, makes room in the budget when
 // writers wait and nothing else will, and tells the tree what was given up.
 func (fs *FS) writeback() {
-	tick := time.NewTicker(max(fs.opts.FlushAfter/4, 10*time.Millisecond))
+	tick := env.NewTicker(env.System{}, max(fs.opts.FlushAfter/4, 10*time.Millisecond))
 	defer tick.Stop()
 	told := fs.opts.Clock.Boot()
 	for {
@@ -123,7 +124,7 @@ func (fs *FS) flushHeld(i *inode) error {
 // keepOpen tells the tree which inodes are open, three times in a retention,
 // so that those without a name are kept.
 func (fs *FS) keepOpen() {
-	tick := time.NewTicker(max(fs.opts.Retention/3, time.Millisecond))
+	tick := env.NewTicker(env.System{}, max(fs.opts.Retention/3, time.Millisecond))
 	defer tick.Stop()
 	for {
 		select {

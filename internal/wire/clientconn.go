@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -456,7 +457,7 @@ func (c *clientConn) leave() bool {
 // something is expected of it, and probes it when it is idle.
 func (c *clientConn) watch() {
 	step := max(c.c.cfg.KeepAlive/keepAliveTicks, time.Millisecond)
-	tick := time.NewTicker(step)
+	tick := env.NewTicker(env.System{}, step)
 	defer tick.Stop()
 	var lastReads, pings uint64
 	var silent, expecting int

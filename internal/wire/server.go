@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -246,7 +247,7 @@ func (s *Server) serveConn(c net.Conn) {
 func (s *Server) watch() {
 	defer s.wg.Done()
 	// A fifth of the shorter time makes both exact enough.
-	tick := time.NewTicker(max(min(s.cfg.IdleTimeout, s.cfg.StallTimeout)/5, time.Millisecond))
+	tick := env.NewTicker(env.System{}, max(min(s.cfg.IdleTimeout, s.cfg.StallTimeout)/5, time.Millisecond))
 	defer tick.Stop()
 	for {
 		select {

@@ -4,9 +4,9 @@ import (
 	"context"
 	"fmt"
 	"sync"
-	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -151,7 +151,7 @@ func wake(c chan struct{}) {
 // syncing syncs when enough has come together and writes hints of segments
 // that are full.
 func (s *Store) syncing(ctx context.Context) {
-	tick := time.NewTicker(s.opt.SyncEvery)
+	tick := env.NewTicker(env.System{}, s.opt.SyncEvery)
 	defer tick.Stop()
 	for {
 		select {

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/placement"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -171,7 +172,7 @@ func (h *Healer) update(fn func(st *HealStatus)) {
 }
 
 func (h *Healer) run(ctx context.Context) {
-	look := time.NewTicker(h.cfg.TableEvery)
+	look := env.NewTicker(env.System{}, h.cfg.TableEvery)
 	defer look.Stop()
 	retry := h.cfg.RetryEvery
 	due := time.Now()

@@ -4,8 +4,8 @@ import (
 	"context"
 	"slices"
 	"sync"
-	"time"
 
+	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -81,7 +81,7 @@ const repairBatch = 32
 
 // repairing asks nodes to fetch what they lack.
 func (s *Store) repairing() {
-	tick := time.NewTicker(s.opt.RepairEvery)
+	tick := env.NewTicker(env.System{}, s.opt.RepairEvery)
 	defer tick.Stop()
 	for {
 		select {

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/proc"
 	"github.com/koinon/koinon/internal/proc/executor"
 	"github.com/koinon/koinon/internal/proc/procpb"
@@ -25,7 +26,7 @@ const (
 
 // beats sends heartbeats until ctx is done.
 func (a *Agent) beats(ctx context.Context) {
-	tick := time.NewTicker(proc.Beat)
+	tick := env.NewTicker(env.System{}, proc.Beat)
 	defer tick.Stop()
 	told := ""
 	for {

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -49,7 +50,7 @@ const (
 // done: where it does not, every process would fail for want of its working
 // directory. A start that failed for that has it look at once.
 func (a *Agent) watchMount(ctx context.Context) {
-	tick := time.NewTicker(mountLook)
+	tick := env.NewTicker(env.System{}, mountLook)
 	defer tick.Stop()
 	var answer chan error // to what was asked and not answered yet
 	for {
