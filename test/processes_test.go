@@ -4,6 +4,7 @@ package test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -164,5 +165,60 @@ func TestRemovedDirectory(t *testing.T) {
 		if out := d.koinon("run", "--", "echo", fmt.Sprint(i)); out != fmt.Sprintln(i) {
 			t.Errorf("process %d wrote %q", i, out)
 		}
+	}
+}
+
+// TestReplacedDirectory: a backup that is put in the place of a running node's directory stays as it is, and so does the directory that was
+// moved away: the node ends without another write by a path, as by a crash.
+func TestReplacedDirectory(t *testing.T) {
+	d := up(t, 1)
+	data, backup, moved := filepath.Join(d.dir, "n1", "data"), filepath.Join(d.dir, "backup"), filepath.Join(d.dir, "moved")
+	copied := func(from, to string) {
+		t.Helper()
+		if out, err := exec.Command("cp", "-a", from, to).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	write := func(from, to int) {
+		t.Helper()
+		for i := from; i < to; i++ {
+			if err := os.WriteFile(filepath.Join(d.mount, fmt.Sprint(i)), bytes.Repeat([]byte{byte(i)}, 100_000), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	holds := func(files int) {
+		t.Helper()
+		for i := range files {
+			if b, err := os.ReadFile(filepath.Join(d.mount, fmt.Sprint(i))); err != nil || !bytes.Equal(b, bytes.Repeat([]byte{byte(i)}, 100_000)) {
+				t.Fatalf("file %d: %d bytes, %v", i, len(b), err)
+			}
+		}
+		if names, err := os.ReadDir(d.mount); err != nil || len(names) != files {
+			t.Fatalf("%d files are expected, found %d, %v", files, len(names), err)
+		}
+	}
+	write(0, 20)
+	d.koinon("dev", "stop", "--dir", d.dir)
+	copied(data, backup)
+	d.start()
+	write(20, 40)
+	node := d.status().Nodes[0].PID
+	if err := os.Rename(data, moved); err != nil {
+		t.Fatal(err)
+	}
+	copied(backup, data)
+	await(t, "the end of the node", func() bool { return syscall.Kill(node, 0) != nil })
+	d.koinon("dev", "stop", "--dir", d.dir)
+	d.start()
+	holds(20)
+	d.koinon("dev", "stop", "--dir", d.dir)
+	if err := errors.Join(os.RemoveAll(data), os.Rename(moved, data)); err != nil {
+		t.Fatal(err)
+	}
+	d.start()
+	holds(40)
+	if out := d.koinon("fsck"); !strings.Contains(out, "sound") {
+		t.Error(out)
 	}
 }

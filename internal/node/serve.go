@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -48,8 +47,8 @@ type server struct {
 	peers     *cluster.Client // to the other nodes, on this node's own account
 	transport *replica.WireTransport
 	wire      *wire.Server
-	metrics   net.Listener // nil: not asked for
-	home      fs.FileInfo  // of the log's directory when it was opened
+	metrics   net.Listener           // nil: not asked for
+	homes     map[string]fs.FileInfo // the node's directories when it was opened
 	host      *replica.Host
 	group     *replica.Group
 	database  *mysql.Engine // nil: the tree is in the replica's state
@@ -67,7 +66,9 @@ type server struct {
 
 // Serve runs a node until ctx is done or the node cannot go on, and stops it
 // in order. It returns nil after an orderly stop, also that of a node that was
-// removed from its cluster.
+// removed from its cluster. When the node's directory was removed or replaced it
+// returns at once and leaves everything as it is, as a crash would: the caller
+// then ends the process.
 func Serve(ctx context.Context, cfg *config.Node, version string, log *slog.Logger) (err error) {
 	s := &server{cfg: cfg, log: log, clock: env.System{}, started: time.Now(), version: version}
 	if s.creds, err = auth.LoadCredentials(cfg.TLS.CA, cfg.TLS.Cert, cfg.TLS.Key); err != nil {
@@ -86,7 +87,11 @@ func Serve(ctx context.Context, cfg *config.Node, version string, log *slog.Logg
 	if err != nil {
 		return cannotListen("listen", cfg.Listen, err)
 	}
-	defer func() { err = errors.Join(err, s.close(listener)) }()
+	defer func() {
+		if !errors.Is(err, errHomeless) {
+			err = errors.Join(err, s.close(listener))
+		}
+	}()
 	if cfg.Metrics != "" {
 		if s.metrics, err = listen("metrics", cfg.Metrics); err != nil {
 			return err
@@ -95,22 +100,10 @@ func Serve(ctx context.Context, cfg *config.Node, version string, log *slog.Logg
 	if err := s.open(ctx); err != nil {
 		return err
 	}
-	if s.home, err = os.Stat(s.replicaDir()); err != nil {
-		return sys.E(sys.Op("node.Serve"), err)
+	if err := s.noteHomes(); err != nil {
+		return err
 	}
 	return s.run(ctx, listener)
-}
-
-func (s *server) replicaDir() string { return filepath.Join(s.cfg.Dir, "replica") }
-
-// checkHome fails when the node's directory was removed, or another one is there: what the node goes on to write is lost, and
-// what it finds by a path may be another node's. That it cannot be told is not a reason.
-func (s *server) checkHome() error {
-	now, err := os.Stat(s.replicaDir())
-	if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(s.home, now) {
-		return sys.E(sys.Op("node.Serve"), sys.NotExist, sys.Subject(s.cfg.Dir), "the node's directory was removed or replaced while it ran")
-	}
-	return nil
 }
 
 // listen opens an address that the configuration gives under a key.
@@ -185,7 +178,7 @@ func (s *server) openReplica() (err error) {
 	})
 	keys, procs := kv.NewMachine(), proc.NewMachine(s.database != nil)
 	s.host, err = replica.Open(replica.Config{
-		Dir: s.replicaDir(), FS: envfs.Disk, Clock: s.clock, Cluster: s.cfg.Cluster, Self: s.cfg.ID, Voters: voters,
+		Dir: filepath.Join(s.cfg.Dir, "replica"), FS: envfs.Disk, Clock: s.clock, Cluster: s.cfg.Cluster, Self: s.cfg.ID, Voters: voters,
 		Transport: s.transport, Logger: s.log, SessionTTL: remote.SessionLife, Rejoin: s.cfg.Rejoin, Mark: s.cfg.TLS.Key + ".served",
 		BlockCacheBytes: int64(s.cfg.Limits.StateCache), ReserveBytes: int64(s.cfg.Limits.MinFree) / 2,
 	}, map[rsm.Namespace]rsm.Machine{rsm.NSMeta: embedded.Machine{}, rsm.NSCluster: cluster.Machine{}, rsm.NSKV: keys, rsm.NSProc: procs})
@@ -259,6 +252,9 @@ func (s *server) run(ctx context.Context, listener net.Listener) error {
 		cancel(s.host.Err())
 	}
 	err := context.Cause(ctx)
+	if errors.Is(err, errHomeless) {
+		return err
+	}
 	switch {
 	case cluster.IsRemoved(err):
 		s.log.Warn("this node was removed from the cluster: its directory is not needed any more", "err", err)
@@ -329,7 +325,7 @@ func (s *server) duties(ctx context.Context, end context.CancelCauseFunc) {
 	defer tick.Stop()
 	seen := uint64(0) // what the map was last looked for in
 	for {
-		if err := s.checkHome(); err != nil {
+		if err := s.checkHomes(); err != nil {
 			end(err)
 			return
 		}
