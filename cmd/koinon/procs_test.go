@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,6 +32,7 @@ type jobs struct {
 	tree    *memTree
 	dir     string // where the user stands
 	signals chan os.Signal
+	ctx     context.Context // of the commands; nil: the test's
 }
 
 func newJobs(t *testing.T) *jobs {
@@ -133,7 +135,8 @@ func (j *jobs) startTo(in io.Reader, out io.Writer, args ...string) *started {
 	root.SetArgs(args)
 	root.SetOut(out)
 	root.SetErr(&s.err)
-	go func() { s.code <- a.exitCode(root.ExecuteContext(j.t.Context())) }()
+	ctx := cmp.Or(j.ctx, j.t.Context())
+	go func() { s.code <- a.exitCode(root.ExecuteContext(ctx)) }()
 	return s
 }
 
@@ -147,6 +150,17 @@ func (s *started) ends(code int, out, err string) {
 		}
 	case <-time.After(10 * time.Second):
 		s.jobs.t.Fatalf("it does not end; it has written %q and %q", s.out.String(), s.err.String())
+	}
+}
+
+// A command that was asked to stop before it made a job makes none.
+func TestRunStoppedEarly(t *testing.T) {
+	j := newJobs(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	j.ctx = ctx
+	if out, errOut, code := j.runs("run", "--", "true"); code != 130 || out != "" || errOut != "" || j.table.Job(1) != nil {
+		t.Errorf("exit code %d, %q, %q, job %v", code, out, errOut, j.table.Job(1))
 	}
 }
 

@@ -22,9 +22,12 @@ func (p *procsApp) foreground(ctx context.Context, procs *koinon.Procs, spec koi
 	defer cancel()
 	signals, release := p.signals()
 	defer release()
+	if ctx.Err() != nil { // a signal came before signals did: nothing was asked for yet
+		return context.Cause(ctx)
+	}
 	r := &attended{procsApp: p, procs: procs, spec: spec, line: p.newStatusLine()}
 	defer r.line.clear()
-	stops := r.stops(life, signals)
+	stops := r.stops(life, signals, ctx.Done())
 	made := make(chan error, 1)
 	go func() {
 		var err error
@@ -60,14 +63,16 @@ type attended struct {
 	told string     // why it waits
 }
 
-// stops passes on signals, without those that come twice (see sameSignal).
-func (r *attended) stops(ctx context.Context, signals <-chan os.Signal) <-chan struct{} {
+// stops passes on signals, without those that come twice (see sameSignal). One that came before signals did is told by early.
+func (r *attended) stops(ctx context.Context, signals <-chan os.Signal, early <-chan struct{}) <-chan struct{} {
 	stops := make(chan struct{})
 	go func() {
 		var last time.Time
 		for {
 			select {
 			case <-signals:
+			case <-early:
+				early = nil
 			case <-ctx.Done():
 				return
 			}

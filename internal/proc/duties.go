@@ -101,6 +101,9 @@ func graceOf(spec *procpb.Spec) int64 {
 	return int64(GraceDefault)
 }
 
+// signalSoon is how long after a node did not have a task it is told a signal again, at first.
+const signalSoon = 10 * time.Millisecond
+
 // signal has the nodes of a task signal its processes.
 func (s *Server) signal(t *procpb.Task, sig uint32, grace int64) {
 	header := encode(&procpb.SignalRequest{Job: t.Job, Index: t.Index, Epoch: t.Epoch, Signal: sig, GraceNs: grace})
@@ -117,12 +120,18 @@ func (s *Server) signal(t *procpb.Task, sig uint32, grace int64) {
 		s.done.Go(func() {
 			ctx, cancel := context.WithTimeout(s.ctx, againEvery)
 			defer cancel()
-			reply, err := conn.Call(ctx, MethodSignal, header, nil)
-			if err != nil {
-				s.opt.Logger.Debug("a node was not reached with a signal", "err", err)
-				return
+			for wait := signalSoon; ; wait *= 2 {
+				reply, err := conn.Call(ctx, MethodSignal, header, nil)
+				if err == nil {
+					reply.Release()
+					return
+				}
+				if !sys.Is(err, sys.NotExist) || ctx.Err() != nil {
+					s.opt.Logger.Debug("a node was not reached with a signal", "err", err)
+					return
+				}
+				s.pause(wait) // the node may be about to take the task in
 			}
-			reply.Release()
 		})
 	}
 }

@@ -82,6 +82,7 @@ type fakeNode struct {
 	answer   procpb.HeartbeatReply // the last one's leadership and mark
 	started  map[string]int        // how often, by process and epoch
 	signals  []uint32
+	early    int // signals that it refuses, as of a task that it has not got yet
 }
 
 // groupTree is the tree in a group's state, without leases.
@@ -375,6 +376,10 @@ func (n *fakeNode) serveSignal(_ context.Context, req *wire.Request) (wire.Respo
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.early > 0 {
+		n.early--
+		return wire.Response{}, sys.E(sys.Op("agent.Signal"), sys.NotExist, "not yet")
+	}
 	n.signals = append(n.signals, r.Signal)
 	return wire.Response{}, nil
 }
@@ -680,6 +685,30 @@ func TestKillWhileItIsReservedAndWhileItRuns(t *testing.T) {
 			t.Errorf("%v still runs something", n.id)
 		}
 	}
+}
+
+// TestSignalToWhatJustStarts: a node that has not got the task yet is told again soon, also what it is told once only.
+func TestSignalToWhatJustStarts(t *testing.T) {
+	w := newWorld(t)
+	id := w.submit(gang(1))
+	w.waitFor(id, procpb.State_RUNNING)
+	for _, n := range w.nodes {
+		n.set(func() { n.early = 3 })
+	}
+	if k, err := w.c.Kill(t.Context(), &procpb.KillRequest{Job: id, Signal: 10, By: "ana"}); err != nil || k != 1 {
+		t.Fatalf("kill: %d, %v", k, err)
+	}
+	w.await("its node is told", func() bool {
+		told := false
+		for _, n := range w.nodes {
+			n.set(func() { told = told || slices.Equal(n.signals, []uint32{10}) })
+		}
+		return told
+	})
+	for _, n := range w.nodes {
+		n.set(func() { n.early = 0 })
+	}
+	w.finish(id)
 }
 
 func TestALostNodesWorkIsDoneElsewhere(t *testing.T) {
