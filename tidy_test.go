@@ -56,7 +56,7 @@ var layers = map[string][]string{
 	"internal/collect":               {"internal/meta", "internal/block"},
 	"internal/fsck":                  {"internal/meta", "internal/block"},
 	"internal/devcluster":            {"internal/auth", "internal/config", "internal/daemon", "internal/engine", "internal/mountinfo", "internal/ports"},
-	"internal/daemon":                {},
+	"internal/daemon":                {"internal/program"},
 	"internal/logfile":               {},
 	"internal/accounts":              {},
 	"internal/mountinfo":             {},

@@ -222,3 +222,47 @@ func TestReplacedDirectory(t *testing.T) {
 		t.Error(out)
 	}
 }
+
+// TestRemovedProgram: a node whose program's file was removed, or is something else by now, starts its supervisor again when that dies.
+func TestRemovedProgram(t *testing.T) {
+	d := up(t, 1)
+	d.koinon("dev", "stop", "--dir", d.dir)
+	program := filepath.Join(filepath.Dir(d.dir), "program")
+	raw, err := os.ReadFile(koinonBinary(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(program, raw, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(program, "dev", "up", "--detach", "--nodes", "1", "--dir", d.dir, "--mount", d.mount)
+	cmd.Env = append(os.Environ(), "XDG_CONFIG_HOME="+filepath.Dir(d.dir))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	supervisor := func() string {
+		for _, line := range withArgument(t, filepath.Join(d.dir, "n1", "data", "proc", "executor")) {
+			return line
+		}
+		return ""
+	}
+	if line := supervisor(); !strings.HasPrefix(line, program+" supervise ") {
+		t.Fatalf("the supervisor is %q", line)
+	}
+	if err := os.Remove(program); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(program, []byte("#!/bin/sh\necho something else\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("sh", "-c", `for p in /proc/[0-9]*; do tr '\0' ' ' < $p/cmdline 2>/dev/null | grep -q "^`+program+` supervise " && kill -9 ${p#/proc/}; done; true`).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	await(t, "the end of the supervisor", func() bool { return supervisor() == "" })
+	if out := d.koinon("run", "--", "echo", "here"); out != "here\n" {
+		t.Errorf("found %q", out)
+	}
+	if log := read(filepath.Join(d.dir, "n1", "data", "proc", "executor", "log")); strings.Contains(log, "something else") {
+		t.Errorf("another program was run: %s", log)
+	}
+}

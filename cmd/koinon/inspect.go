@@ -117,7 +117,15 @@ func writeExplanation(w io.Writer, e koinon.Explanation, now time.Time) {
 		fmt.Fprintf(w, "  %s\troom for %d\t%s\n", name, n.Room, n.Why)
 	}
 	for _, r := range e.Refusals {
-		fmt.Fprintf(w, "  %s refused %d times, last %s ago: %s\n", nodeID(r.Node), r.Count, ago(now.Sub(r.Last)), r.Reason)
+		said := nodeID(r.Node) + " refused"
+		if r.Node == 0 { // the leader gave up
+			said = "given up"
+		}
+		often := fmt.Sprintf("%d times, last", r.Count)
+		if r.Count == 1 {
+			often = "once,"
+		}
+		fmt.Fprintf(w, "  %s %s %s ago: %s\n", said, often, ago(now.Sub(r.Last)), r.Reason)
 	}
 }
 

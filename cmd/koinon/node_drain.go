@@ -45,6 +45,11 @@ func (p *procsApp) drainCommand(cmd *cobra.Command, on bool) *cobra.Command {
 			if err := procs.Drain(ctx, id, on); err != nil {
 				return err
 			}
+			if on {
+				p.note("%s starts no more processes; koinon top shows when it has none", nodeID(id))
+			} else {
+				p.note("%s takes processes again", nodeID(id))
+			}
 			return p.print(drained{id, on}, func(io.Writer) {})
 		})
 	}

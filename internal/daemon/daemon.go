@@ -19,6 +19,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/koinon/koinon/internal/program"
 	"golang.org/x/sys/unix"
 )
 
@@ -204,7 +205,7 @@ func ReadPID(path string) (Process, error) {
 
 // Spec tells what to start.
 type Spec struct {
-	Path string   // the program
+	Path string   // the program; os.Executable is the one that this process runs, whatever has become of its file
 	Args []string // without the program's name
 	Log  string   // file that gets standard output and error, appended
 	// Ready asks for a pipe on descriptor ReadyFD, on which the program tells
@@ -231,6 +232,11 @@ func Start(s Spec) (*Daemon, error) {
 		return nil, err
 	}
 	cmd := exec.Command(s.Path, s.Args...)
+	if self, err := os.Executable(); err == nil && self == s.Path {
+		if cmd.Path, err = program.Self(); err != nil {
+			return nil, errors.Join(err, log.Close())
+		}
+	}
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

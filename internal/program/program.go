@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 
@@ -46,12 +47,31 @@ func Become() error {
 		return errors.New("this file holds the client's program alone: `make build` makes the one with both, and go build without -tags client the node's, which has all commands")
 	}
 	env = append([]string{Node}, slices.DeleteFunc(env, func(v string) bool { return strings.HasPrefix(v, variable+"=") })...)
-	path, err := os.Executable()
+	path, err := Self()
 	if err == nil {
 		err = unix.Exec(path, os.Args, env)
 	}
-	if err != nil { // such as a file that an upgrade has replaced
-		err = unix.Exec("/proc/self/exe", os.Args, env)
-	}
 	return fmt.Errorf("run the node's program in this file: %w", err)
+}
+
+// running is what this process runs, also when its file was removed, or another one is there by now (proc(5)).
+const running = "/proc/self/exe"
+
+// Self is the path by which what this process runs is run again now: that of its file, where that is still the same.
+func Self() (string, error) {
+	path, err := os.Executable()
+	if err != nil { // without /proc
+		if path, err = exec.LookPath(os.Args[0]); err != nil {
+			return "", fmt.Errorf("/proc is not mounted, and it is not found as %q: %w", os.Args[0], err)
+		}
+		return path, nil
+	}
+	is, err := os.Stat(running)
+	if err != nil {
+		return "", err
+	}
+	if at, err := os.Stat(path); err != nil || !os.SameFile(is, at) {
+		return running, nil
+	}
+	return path, nil
 }

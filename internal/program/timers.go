@@ -8,7 +8,8 @@ const (
 	// TimerSlack is by how much the kernel may be late with the timers of a joined program, in ns. Go's runtime has a thread
 	// that sleeps 20 µs at a time while anything goes on, and with DefaultSlack it wakes 14,000 times a second, which takes
 	// a fifth of the CPU of a node at work (docs/decisions/0021-slack-timers.md).
-	TimerSlack = 500_000
+	// The last digit tells it from one that people have chosen.
+	TimerSlack = 500_001
 	// DefaultSlack is the kernel's, in ns (prctl(2)). Any other was chosen by somebody, such as TimerSlackNSec= of systemd, and stays.
 	DefaultSlack = 50_000
 )

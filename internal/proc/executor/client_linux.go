@@ -43,6 +43,9 @@ type Executor struct {
 	http    *http.Client
 	mu      sync.Mutex     // held while a supervisor is being started
 	started daemon.Process // the last one that was started here
+	failure error          // of the last try to start one; nil: it did start
+	tried   time.Time      // when that was
+	rest    time.Duration  // for how long none is made after it
 	closed  context.Context
 	close   context.CancelFunc
 	limits  Enforced
@@ -280,8 +283,12 @@ func call[Reply, Request any](ctx context.Context, x *Executor, name string, req
 	}
 	ctx, cancel := x.within(ctx)
 	defer cancel()
+	var cause error // of what took too long
 	for begun := time.Now(); ; {
 		err = x.post(ctx, name, body, &reply)
+		if ctx.Err() == nil {
+			cause = err
+		}
 		var remote *remoteError
 		switch {
 		case err == nil:
@@ -291,7 +298,7 @@ func call[Reply, Request any](ctx context.Context, x *Executor, name string, req
 		case errors.Is(err, errHomeless):
 			return reply, sys.E(op, sys.NotExist, sys.Subject(x.dir), errHomeless)
 		case ctx.Err() != nil:
-			return reply, sys.E(op, sys.Interrupted, context.Cause(ctx))
+			return reply, sys.E(op, sys.Interrupted, errors.Join(cause, context.Cause(ctx)))
 		case time.Since(begun) > retryWithin:
 			return reply, sys.E(op, sys.Unavailable, err)
 		}
@@ -339,19 +346,38 @@ func (x *Executor) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	if _, err := x.started.Alive(); err != nil { // takes it off the list of children that have ended
 		return nil, err
 	}
+	if x.failure != nil && time.Since(x.tried) < x.rest {
+		return nil, x.failure
+	}
+	if x.failure = x.launch(ctx); x.failure != nil {
+		x.tried, x.rest = time.Now(), min(max(2*x.rest, restMin), restMax)
+		return nil, x.failure
+	}
+	x.rest = 0
+	return dialSocket(ctx, x.home)
+}
+
+// How long nobody tries to start a supervisor after one has not started.
+const (
+	restMin = 100 * time.Millisecond
+	restMax = 10 * time.Second
+)
+
+// launch starts a supervisor. The caller holds mu.
+func (x *Executor) launch(ctx context.Context) error {
 	log := filepath.Join(x.dir, logName)
 	d, err := daemon.Start(daemon.Spec{Path: x.opts.Command[0], Args: x.opts.Command[1:], Log: log, Ready: true})
 	if err != nil {
-		return nil, fmt.Errorf("start the supervisor: %w", err)
+		return fmt.Errorf("start the supervisor: %w", err)
 	}
 	x.started = d.Process
 	ctx, cancel := context.WithTimeout(ctx, readyWithin)
 	defer cancel()
 	_, err = d.AwaitReady(ctx)
 	if err = errors.Join(err, d.Close()); err != nil {
-		return nil, fmt.Errorf("the supervisor does not start: %w: %s", err, daemon.Ending(log, logLines))
+		return fmt.Errorf("the supervisor does not start: %w: %s", err, daemon.Ending(log, logLines))
 	}
-	return dialSocket(ctx, x.home)
+	return nil
 }
 
 var errHomeless = errors.New("the directory was removed or replaced while it was in use")
