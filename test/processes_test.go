@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -74,6 +75,14 @@ func drain(t *testing.T, d *dev, node int) {
 	for k := range 3 {
 		d.koinon("node", "undrain", fmt.Sprint(k+1))
 	}
+	other := node%3 + 1
+	d.kill(other)
+	job := strings.TrimSpace(d.koinon("run", "-d", "-q", "-n", "3", "-c", fmt.Sprint(runtime.NumCPU()), "--", "true"))
+	await(t, "a gang that waits for a node that is down", func() bool {
+		return strings.Contains(d.koinon("inspect", job), "is down") && strings.Contains(d.koinon("ps"), fmt.Sprintf("n%d is down", other))
+	})
+	d.koinon("kill", job)
+	d.restart(other)
 	await(t, "no drained node in the list", func() bool { return !strings.Contains(d.koinon("status"), "no processes") })
 	d.koinon("run", "--on", name, "--", "true")
 }

@@ -238,9 +238,12 @@ func (m *model) setNode(n *procpb.Node) {
 	nm.row = n
 }
 
+// deadAfter is for how long a node may be silent until nothing more is asked of it.
+const deadAfter = 3 * Beat
+
 // alive says that a node may be asked to start something.
 func (n *nodeModel) alive(now time.Duration) bool {
-	return n.heard > 0 && now-n.heard < 3*Beat && !n.silent && !n.row.Lost && !n.losing
+	return n.heard > 0 && now-n.heard < deadAfter && !n.silent && !n.row.Lost && !n.losing
 }
 
 func resources(r *procpb.Resources) sched.Resources {

@@ -42,7 +42,7 @@ func (s *Server) plan(l *leadership, now time.Duration) {
 		return
 	}
 	l.model.dirty, l.planned = false, now
-	snap, who := l.model.snapshot(now, l.dayTime(now))
+	snap, who := s.snapshot(l, now)
 	if len(who) == 0 {
 		l.took = 0
 		return
@@ -251,6 +251,20 @@ func (s *Server) pause(d time.Duration) {
 	case <-s.ctx.Done():
 	case <-t.C:
 	}
+}
+
+// snapshot is the model's, with the members of the cluster that do not answer, once they had the time to. The caller holds mu.
+func (s *Server) snapshot(l *leadership, now time.Duration) (*sched.Snapshot, []*attempt) {
+	snap, who := l.model.snapshot(now, l.dayTime(now))
+	if now-l.since < deadAfter {
+		return snap, who
+	}
+	for _, m := range s.opt.Cluster.Map().GetMembers() {
+		if n := l.model.nodes[m.Id]; n != nil && !n.alive(now) {
+			snap.Down = append(snap.Down, sys.NodeID(m.Id))
+		}
+	}
+	return snap, who
 }
 
 // send brings messages to a node, and takes in its answers.

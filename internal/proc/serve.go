@@ -260,7 +260,7 @@ func (s *Server) explain(l *leadership, reply *procpb.InspectReply) {
 		return
 	}
 	now := s.opt.Clock.Boot()
-	snap, who := l.model.snapshot(now, l.dayTime(now))
+	snap, who := s.snapshot(l, now)
 	for _, t := range reply.Tasks {
 		tm := j.tasks[t.Index]
 		if tm == nil || Over(t.State) || t.State == procpb.State_RUNNING || len(reply.Explanations) >= explainMax {

@@ -18,6 +18,7 @@ const (
 type state struct {
 	now     Time
 	nodes   []nodeState // by ID
+	down    []sys.NodeID
 	total   Resources
 	running []Running // by Until
 }
@@ -33,7 +34,7 @@ type nodeState struct {
 const never = Time(1<<63 - 1)
 
 func newState(s *Snapshot) *state {
-	st := &state{now: s.Now, nodes: make([]nodeState, len(s.Nodes)), running: slices.Clone(s.Running)}
+	st := &state{now: s.Now, nodes: make([]nodeState, len(s.Nodes)), down: slices.Sorted(slices.Values(s.Down)), running: slices.Clone(s.Running)}
 	for i, n := range s.Nodes {
 		st.nodes[i] = nodeState{Node: n, free: n.Capacity.Minus(n.Used)}
 		st.total = st.total.Plus(n.Capacity)
@@ -313,29 +314,43 @@ func (st *state) unusable(g *Gang) string {
 	return strings.Join(why, "; ")
 }
 
-// drainedShown is how many drained nodes are named to who waits.
-const drainedShown = 3
-
 // tooLittle says that there is room for too few processes, and which nodes take nothing new.
 func (st *state) tooLittle(g *Gang, room int64) string {
-	var drained []string
+	var drained []sys.NodeID
 	for i := range st.nodes {
 		if n := &st.nodes[i]; n.Draining {
-			drained = append(drained, n.Name)
+			drained = append(drained, n.ID)
 		}
 	}
-	why := fmt.Sprintf("room for %d of %d processes of %v now", room, g.Size, g.Each)
-	switch k := len(drained); {
-	case k == 0:
-		return why
-	case k == len(st.nodes):
+	switch {
+	case len(drained) > 0 && len(drained) == len(st.nodes) && len(st.down) == 0:
 		return "all nodes are being drained"
-	case k == 1:
-		return why + "; " + drained[0] + " is being drained"
-	case k > drainedShown:
-		drained = append(drained[:drainedShown], fmt.Sprintf("and %d more", k-drainedShown))
+	case len(st.nodes) == 0 && len(st.down) > 0:
+		return "all nodes are down"
 	}
-	return why + "; " + strings.Join(drained, ", ") + " are being drained"
+	return fmt.Sprintf("room for %d of %d processes of %v now", room, g.Size, g.Each) + are(st.down, "down") + are(drained, "being drained")
+}
+
+// namesMax is how many nodes are named to who waits.
+const namesMax = 3
+
+// are says what some nodes are, as a further part of a sentence; nothing of no nodes.
+func are(nodes []sys.NodeID, what string) string {
+	switch k := len(nodes); k {
+	case 0:
+		return ""
+	case 1:
+		return fmt.Sprintf("; %v is %s", nodes[0], what)
+	default:
+		var names []string
+		for _, id := range nodes[:min(k, namesMax)] {
+			names = append(names, id.String())
+		}
+		if k > namesMax {
+			names = append(names, fmt.Sprintf("and %d more", k-namesMax))
+		}
+		return fmt.Sprintf("; %s are %s", strings.Join(names, ", "), what)
+	}
 }
 
 // score of the next process on a candidate. Locality counts most; then how full the node would be, which Spread avoids
@@ -401,6 +416,10 @@ func Explain(s *Snapshot, id GangID) []Reason {
 		}
 		reasons = append(reasons, r)
 	}
+	for _, id := range st.down {
+		reasons = append(reasons, Reason{Node: id, Name: id.String(), Why: "is down"})
+	}
+	slices.SortFunc(reasons, func(a, b Reason) int { return cmp.Compare(a.Node, b.Node) })
 	return reasons
 }
 

@@ -272,15 +272,19 @@ func TestWaitsForNamedNodes(t *testing.T) {
 func TestWaitsForDrainedNodes(t *testing.T) {
 	for _, tc := range []struct {
 		draining int // of six nodes
+		down     []sys.NodeID
 		want     string
 	}{
-		{0, "room for 0 of 1 processes of 9 CPUs now"},
-		{1, "room for 0 of 1 processes of 9 CPUs now; n1 is being drained"},
-		{3, "room for 0 of 1 processes of 9 CPUs now; n1, n2, n3 are being drained"},
-		{5, "room for 0 of 1 processes of 9 CPUs now; n1, n2, n3, and 2 more are being drained"},
-		{6, "all nodes are being drained"},
+		{0, nil, "room for 0 of 1 processes of 9 CPUs now"},
+		{1, nil, "room for 0 of 1 processes of 9 CPUs now; n1 is being drained"},
+		{3, nil, "room for 0 of 1 processes of 9 CPUs now; n1, n2, n3 are being drained"},
+		{5, nil, "room for 0 of 1 processes of 9 CPUs now; n1, n2, n3, and 2 more are being drained"},
+		{6, nil, "all nodes are being drained"},
+		{0, []sys.NodeID{8, 7}, "room for 0 of 1 processes of 9 CPUs now; n7, n8 are down"},
+		{1, []sys.NodeID{7}, "room for 0 of 1 processes of 9 CPUs now; n7 is down; n1 is being drained"},
+		{6, []sys.NodeID{7}, "room for 0 of 1 processes of 9 CPUs now; n7 is down; n1, n2, n3, and 3 more are being drained"},
 	} {
-		s := &Snapshot{Queue: []Gang{{ID: 1, Size: 1, Each: Resources{CPU: 9000}}}}
+		s := &Snapshot{Queue: []Gang{{ID: 1, Size: 1, Each: Resources{CPU: 9000}}}, Down: tc.down}
 		for i := range 6 {
 			id := sys.NodeID(i + 1)
 			s.Nodes = append(s.Nodes, Node{ID: id, Name: id.String(), Capacity: Resources{CPU: 4000}, Draining: i < tc.draining})
@@ -288,6 +292,13 @@ func TestWaitsForDrainedNodes(t *testing.T) {
 		if p := MakePlan(s); len(p.Wait) != 1 || p.Wait[0].Why != tc.want {
 			t.Errorf("%d draining: %+v, want %q", tc.draining, p, tc.want)
 		}
+		if rs := Explain(s, 1); len(rs) != 6+len(tc.down) || len(tc.down) > 0 && (rs[6].Node != 7 || rs[6].Why != "is down") {
+			t.Errorf("explained: %+v", rs)
+		}
+	}
+	down := &Snapshot{Queue: []Gang{{ID: 1, Size: 1, Each: Resources{CPU: 9000}}}, Down: []sys.NodeID{1, 2}}
+	if p := MakePlan(down); len(p.Wait) != 1 || p.Wait[0].Why != "all nodes are down" {
+		t.Errorf("%+v", p)
 	}
 }
 

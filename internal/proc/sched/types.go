@@ -174,6 +174,7 @@ type Running struct {
 type Snapshot struct {
 	Now     Time
 	Nodes   []Node
+	Down    []sys.NodeID // that are not among Nodes because they do not answer
 	Queue   []Gang
 	Running []Running // may be incomplete; what is not here may run for ever
 	Ledger  *Ledger   // nil: nobody has used anything
