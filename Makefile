@@ -56,6 +56,7 @@ lint:
 	@out=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "gofmt would change:"; echo "$$out"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) vet -tags client ./cmd/koinon
+	cd bench/consensus && $(GO) vet .
 	$(TOOL) staticcheck ./...
 
 # The command line is for macOS and Windows too, without init, serve, mount and dev.

@@ -178,8 +178,14 @@ func TestRemovedDirectory(t *testing.T) {
 }
 
 // TestReplacedDirectory: a backup that is put in the place of a running node's directory stays as it is, and so does the directory that was
-// moved away: the node ends without another write by a path, as by a crash.
+// moved away: the node ends without another write by a path, as by a crash, also when it is asked to stop at that moment.
 func TestReplacedDirectory(t *testing.T) {
+	for _, ask := range []bool{false, true} {
+		t.Run(fmt.Sprintf("asked to stop %v", ask), func(t *testing.T) { replaceDirectory(t, ask) })
+	}
+}
+
+func replaceDirectory(t *testing.T, ask bool) {
 	d := up(t, 1)
 	data, backup, moved := filepath.Join(d.dir, "n1", "data"), filepath.Join(d.dir, "backup"), filepath.Join(d.dir, "moved")
 	copied := func(from, to string) {
@@ -217,6 +223,11 @@ func TestReplacedDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	copied(backup, data)
+	if ask {
+		if err := syscall.Kill(node, syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+	}
 	await(t, "the end of the node", func() bool { return syscall.Kill(node, 0) != nil })
 	d.koinon("dev", "stop", "--dir", d.dir)
 	d.start()

@@ -30,9 +30,9 @@ const clusterName = "bench"
 // nsBench is the namespace of the benchmark's commands, nsMemory that of those
 // that change nothing but memory, methodDo the client's request.
 const (
-	nsBench  replica.Namespace = 9
-	nsMemory replica.Namespace = 10
-	methodDo wire.Method       = 900
+	nsBench  rsm.Namespace = 9
+	nsMemory rsm.Namespace = 10
+	methodDo wire.Method   = 900
 )
 
 // koinonArm is a node as internal/node makes it, with its defaults and with
@@ -49,7 +49,7 @@ type koinonArm struct {
 // rowsMachine keeps every command as a row of the replicated state.
 type rowsMachine struct{ led *ledger }
 
-func (m rowsMachine) Apply(tx rsm.Tx, _ replica.Stamp, body []byte) ([]byte, any) {
+func (m rowsMachine) Apply(tx rsm.Tx, _ rsm.Stamp, body []byte) ([]byte, any) {
 	tx.Set(binary.BigEndian.AppendUint64(nil, keyOf(body)), append([]byte(nil), body...))
 	return binary.LittleEndian.AppendUint64(nil, m.led.note(body)), nil
 }
@@ -57,7 +57,7 @@ func (m rowsMachine) Apply(tx rsm.Tx, _ replica.Stamp, body []byte) ([]byte, any
 // memoryMachine keeps every command as the peers' states do.
 type memoryMachine struct{ led *ledger }
 
-func (m memoryMachine) Apply(_ rsm.Tx, _ replica.Stamp, body []byte) ([]byte, any) {
+func (m memoryMachine) Apply(_ rsm.Tx, _ rsm.Stamp, body []byte) ([]byte, any) {
 	return binary.LittleEndian.AppendUint64(nil, m.led.apply(append([]byte(nil), body...))), nil
 }
 
@@ -84,7 +84,7 @@ func openKoinon(s setup, l net.Listener, creds *auth.Credentials, led *ledger) (
 	var err error
 	a.host, err = replica.Open(replica.Config{Dir: s.Dir, FS: envfs.Disk, Clock: env.System{}, Cluster: clusterName,
 		Self: nodeID(s.ID), Voters: voters, Transport: a.transport, Logger: log},
-		map[replica.Namespace]replica.Machine{nsBench: rowsMachine{led}, nsMemory: memoryMachine{led}})
+		map[rsm.Namespace]rsm.Machine{nsBench: rowsMachine{led}, nsMemory: memoryMachine{led}})
 	if err != nil {
 		return nil, errors.Join(err, a.transport.Close())
 	}
@@ -100,7 +100,7 @@ func (a *koinonArm) serveDo(ctx context.Context, req *wire.Request) (wire.Respon
 	if len(req.Header) != headerBytes {
 		return wire.Response{}, sys.E(sys.Op("bench.Do"), sys.Invalid, "a header of three numbers is expected")
 	}
-	result, _, err := a.group.Propose(ctx, replica.Command{NS: nsBench, Body: req.Payload,
+	result, _, err := a.group.Propose(ctx, rsm.Command{NS: nsBench, Body: req.Payload,
 		Session: sys.SessionID(binary.LittleEndian.Uint64(req.Header)),
 		Seq:     binary.LittleEndian.Uint64(req.Header[8:]), Ack: binary.LittleEndian.Uint64(req.Header[16:])})
 	if err != nil {
@@ -138,7 +138,7 @@ func (a *koinonArm) Syncs() uint64 { return a.group.Status().LogSyncs }
 func (a *koinonArm) Client(ctx context.Context, name string) (func(cmd []byte) error, func() error, error) {
 	if name == inMemory {
 		return func(cmd []byte) error {
-			_, _, err := a.group.Propose(ctx, replica.Command{NS: nsMemory, Body: cmd})
+			_, _, err := a.group.Propose(ctx, rsm.Command{NS: nsMemory, Body: cmd})
 			return err
 		}, func() error { return nil }, nil
 	}
@@ -150,7 +150,7 @@ func (a *koinonArm) Client(ctx context.Context, name string) (func(cmd []byte) e
 	propose := func(cmd []byte) error {
 		seq, ack := n.begin()
 		defer n.end(seq)
-		_, _, err := a.group.Propose(ctx, replica.Command{Session: session, Seq: seq, Ack: ack, NS: nsBench, Body: cmd})
+		_, _, err := a.group.Propose(ctx, rsm.Command{Session: session, Seq: seq, Ack: ack, NS: nsBench, Body: cmd})
 		return err
 	}
 	return propose, func() error { return a.group.EndSession(ctx, session) }, nil

@@ -72,14 +72,14 @@ func (r *attended) stops(ctx context.Context, signals <-chan os.Signal, early <-
 			select {
 			case <-signals:
 			case <-early:
-				early = nil
 			case <-ctx.Done():
 				return
 			}
-			if now := time.Now(); last.IsZero() || now.Sub(last) >= r.same {
-				last = now
+			early = nil // the first signal comes by both ways
+			if last.IsZero() || time.Since(last) >= r.same {
 				select {
 				case stops <- struct{}{}:
+					last = time.Now()
 				case <-ctx.Done():
 					return
 				}

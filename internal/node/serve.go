@@ -251,10 +251,10 @@ func (s *server) run(ctx context.Context, listener net.Listener) error {
 	case <-s.host.Failed():
 		cancel(s.host.Err())
 	}
-	err := context.Cause(ctx)
-	if errors.Is(err, errHomeless) {
+	if err := s.checkHomes(); err != nil { // also when something else has asked to stop, before anybody has looked
 		return err
 	}
+	err := context.Cause(ctx)
 	switch {
 	case cluster.IsRemoved(err):
 		s.log.Warn("this node was removed from the cluster: its directory is not needed any more", "err", err)

@@ -101,8 +101,8 @@ func graceOf(spec *procpb.Spec) int64 {
 	return int64(GraceDefault)
 }
 
-// signalSoon is how long after a node did not have a task it is told a signal again, at first.
-const signalSoon = 10 * time.Millisecond
+// signalSoon is how long after a node did not have a task it is told a signal again.
+const signalSoon = 20 * time.Millisecond
 
 // signal has the nodes of a task signal its processes.
 func (s *Server) signal(t *procpb.Task, sig uint32, grace int64) {
@@ -120,7 +120,7 @@ func (s *Server) signal(t *procpb.Task, sig uint32, grace int64) {
 		s.done.Go(func() {
 			ctx, cancel := context.WithTimeout(s.ctx, againEvery)
 			defer cancel()
-			for wait := signalSoon; ; wait *= 2 {
+			for {
 				reply, err := conn.Call(ctx, MethodSignal, header, nil)
 				if err == nil {
 					reply.Release()
@@ -130,7 +130,7 @@ func (s *Server) signal(t *procpb.Task, sig uint32, grace int64) {
 					s.opt.Logger.Debug("a node was not reached with a signal", "err", err)
 					return
 				}
-				s.pause(wait) // the node may be about to take the task in
+				s.pause(signalSoon) // the node may be about to take the task in
 			}
 		})
 	}

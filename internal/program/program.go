@@ -46,7 +46,8 @@ func Become() error {
 	if len(env) > 0 && env[0] == Node {
 		return errors.New("this file holds the client's program alone: `make build` makes the one with both, and go build without -tags client the node's, which has all commands")
 	}
-	env = append([]string{Node}, slices.DeleteFunc(env, func(v string) bool { return strings.HasPrefix(v, variable+"=") })...)
+	env = slices.DeleteFunc(env, func(v string) bool { return strings.HasPrefix(v, variable+"=") })
+	env = append(append([]string{Node}, env...), Node) // the last one is the first where an emulator turns the order round
 	path, err := Self()
 	if err == nil {
 		err = unix.Exec(path, os.Args, env)

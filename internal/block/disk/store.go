@@ -26,7 +26,7 @@ type Options struct {
 	// Dir is where the segments are; it is made when missing and belongs to
 	// this store alone.
 	Dir string
-	// FS is the disk (default env.Disk).
+	// FS is the disk (default envfs.Disk).
 	FS envfs.FS
 	// Clock (default env.System).
 	Clock  env.Clock

@@ -496,6 +496,23 @@ func (w *world) hasEnded(job uint64) bool {
 	return false
 }
 
+// TestSignalWhileItStarts: a signal that comes while a process is being started reaches it.
+func TestSignalWhileItStarts(t *testing.T) {
+	w := newWorld(t)
+	w.up()
+	for job := uint64(1); job <= 30; job++ {
+		w.start(w.reservation(job, "exec sleep 60"))
+		err := w.signal(job, 10, 0)
+		for sys.Is(err, sys.NotExist) {
+			err = w.signal(job, 10, 0)
+		}
+		must(0, err)
+		if r := w.end(job); r.Process.Signal != 10 {
+			t.Errorf("job %d: found %v", job, r)
+		}
+	}
+}
+
 func (w *world) signal(job uint64, sig uint32, grace time.Duration) error {
 	r, err := w.conn.Call(w.t.Context(), proc.MethodSignal,
 		must(proto.Marshal(&procpb.SignalRequest{Job: job, Epoch: 1, Signal: sig, GraceNs: int64(grace)})), nil)

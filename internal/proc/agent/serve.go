@@ -57,7 +57,15 @@ func (a *Agent) serveSignal(ctx context.Context, req *wire.Request) (wire.Respon
 		}
 		if sig == syscall.SIGTERM || sig == syscall.SIGKILL {
 			a.stop(ctx, p, order)
-		} else if err := a.exec.Signal(ctx, p.id, sig); err != nil && !sys.Is(err, sys.NotExist) {
+			continue
+		}
+		select { // what is being started hears of it, too
+		case <-p.began:
+		case <-p.over:
+		case <-ctx.Done():
+			return wire.Response{}, sys.E(op, sys.Interrupted, ctx.Err())
+		}
+		if err := a.exec.Signal(ctx, p.id, sig); err != nil && !sys.Is(err, sys.NotExist) {
 			errs = append(errs, err)
 		}
 	}

@@ -316,14 +316,21 @@ func (st *state) unusable(g *Gang) string {
 
 // tooLittle says that there is room for too few processes, and which nodes take nothing new.
 func (st *state) tooLittle(g *Gang, room int64) string {
-	var drained []sys.NodeID
-	for i := range st.nodes {
-		if n := &st.nodes[i]; n.Draining {
+	var drained []sys.NodeID // of those that would do
+	usable := 0
+	for _, n := range st.nodes { // copies
+		draining := n.Draining
+		n.Draining = false
+		if n.refuses(g, st.now) != "" {
+			continue
+		}
+		usable++
+		if draining {
 			drained = append(drained, n.ID)
 		}
 	}
 	switch {
-	case len(drained) > 0 && len(drained) == len(st.nodes) && len(st.down) == 0:
+	case len(drained) > 0 && len(drained) == usable && len(g.On)+len(g.Want)+len(st.down) == 0:
 		return "all nodes are being drained"
 	case len(st.nodes) == 0 && len(st.down) > 0:
 		return "all nodes are down"

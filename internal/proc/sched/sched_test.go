@@ -258,7 +258,8 @@ func TestWaitsForNamedNodes(t *testing.T) {
 		{[]sys.NodeID{2}, 1000, "n2 is being drained"},
 		{[]sys.NodeID{3}, 1000, "n3 is down"},
 		{[]sys.NodeID{2, 3}, 1000, "n2 is being drained; n3 is down"},
-		{[]sys.NodeID{1, 3}, 9000, "room for 0 of 1 processes of 9 CPUs now; n2 is being drained"},
+		{[]sys.NodeID{1, 3}, 9000, "room for 0 of 1 processes of 9 CPUs now"},
+		{[]sys.NodeID{1, 2}, 9000, "room for 0 of 1 processes of 9 CPUs now; n2 is being drained"},
 		{nil, 9000, "room for 0 of 1 processes of 9 CPUs now; n2 is being drained"},
 	} {
 		p := MakePlan(&Snapshot{Nodes: nodes, Queue: []Gang{{ID: 1, Size: 1, Each: Resources{CPU: tc.cpu}, On: tc.on}}})

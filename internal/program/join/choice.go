@@ -11,8 +11,7 @@ import (
 // program.TimerSlack, which a thread has from the one that made it, so that this is the
 // one moment at which all threads of a Go program can be given it (prctl(2)). Then it
 // looks at the first variable of the environment, of which it compares as many bytes as two registers hold, and goes on at the
-// entry of one of the programs with the registers and the stack as the kernel gave
-// them: argc, argv, a null, the environment (System V ABI, initial process stack).
+// entry of one of the programs with the stack as the kernel gave it: argc, argv, a null, the environment (System V ABI, initial process stack).
 // Behind the last string of the environment there are more than eight bytes of the
 // name of the file and of the end of the stack, so that eight may be read at once.
 func choose(machine elf.Machine, client, node uint64) ([]byte, error) {

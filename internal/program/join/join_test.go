@@ -23,14 +23,20 @@ func build(t *testing.T, name string, args ...string) string {
 	dir := t.TempDir()
 	source, path := filepath.Join(dir, "main.go"), filepath.Join(dir, name)
 	text := `package main
-import ("fmt"; "os"; "path/filepath"; "slices")
+import ("errors"; "fmt"; "io/fs"; "os"; "path/filepath"; "slices")
 func main() {
 	fmt.Printf("` + name + ` %q %q %d", os.Args[1:], os.Environ(), slices.Max(make([]int, 1<<20)))
 	threads, _ := filepath.Glob("/proc/self/task/*")
+	read := 0
 	for _, t := range threads {
 		slack, err := os.ReadFile("/proc/" + filepath.Base(t) + "/timerslack_ns")
+		if errors.Is(err, fs.ErrPermission) {
+			continue // of others it is told to the privileged alone
+		}
 		fmt.Printf(" %v%s", err, slack)
+		read++
 	}
+	fmt.Printf(" %d", read)
 }`
 	if err := os.WriteFile(source, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -65,8 +71,11 @@ func TestJoin(t *testing.T) {
 			cmd := exec.Command(both, args...)
 			cmd.Env = c.env
 			out, err := cmd.CombinedOutput()
-			said := fmt.Sprintf("%s %q %q 0 <nil>%d\n", c.want, args, c.env, program.TimerSlack)
-			if err != nil || !strings.HasPrefix(string(out), said) || strings.Count(string(out), fmt.Sprintln(program.TimerSlack)) != strings.Count(string(out), "<nil>") {
+			slacks, said := strings.CutPrefix(string(out), fmt.Sprintf("%s %q %q 0", c.want, args, c.env))
+			fields := strings.Fields(slacks)
+			read := len(fields) - 1
+			if err != nil || !said || read < 0 || fields[read] != fmt.Sprint(read) || strings.Count(slacks, fmt.Sprintf(" <nil>%d\n", program.TimerSlack)) != read ||
+				os.Geteuid() == 0 && read < 2 {
 				t.Errorf("%.60q with %.60q: %v, %.300s", args, c.env, err, out)
 			}
 		}
