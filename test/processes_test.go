@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -260,14 +261,25 @@ func TestRemovedProgram(t *testing.T) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	supervisor := func() string {
-		for _, line := range withArgument(t, filepath.Join(d.dir, "n1", "data", "proc", "executor")) {
-			return line
+	supervisor := func() int {
+		paths, err := filepath.Glob("/proc/[0-9]*/cmdline")
+		if err != nil {
+			t.Fatal(err)
 		}
-		return ""
+		for _, p := range paths {
+			if strings.HasPrefix(read(p), program+"\x00supervise\x00") {
+				pid, err := strconv.Atoi(filepath.Base(filepath.Dir(p)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				return pid
+			}
+		}
+		return 0
 	}
-	if line := supervisor(); !strings.HasPrefix(line, program+" supervise ") {
-		t.Fatalf("the supervisor is %q", line)
+	first := supervisor()
+	if first == 0 {
+		t.Fatal("there is no supervisor")
 	}
 	if err := os.Remove(program); err != nil {
 		t.Fatal(err)
@@ -275,12 +287,14 @@ func TestRemovedProgram(t *testing.T) {
 	if err := os.WriteFile(program, []byte("#!/bin/sh\necho something else\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("sh", "-c", `for p in /proc/[0-9]*; do tr '\0' ' ' < $p/cmdline 2>/dev/null | grep -q "^`+program+` supervise " && kill -9 ${p#/proc/}; done; true`).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
+	if err := syscall.Kill(first, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
 	}
-	await(t, "the end of the supervisor", func() bool { return supervisor() == "" })
 	if out := d.koinon("run", "--", "echo", "here"); out != "here\n" {
 		t.Errorf("found %q", out)
+	}
+	if is, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", supervisor())); err != nil || is != program+" (deleted)" {
+		t.Errorf("the supervisor runs %q, %v", is, err)
 	}
 	if log := read(filepath.Join(d.dir, "n1", "data", "proc", "executor", "log")); strings.Contains(log, "something else") {
 		t.Errorf("another program was run: %s", log)
