@@ -261,23 +261,7 @@ func TestRemovedProgram(t *testing.T) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	supervisor := func() int {
-		paths, err := filepath.Glob("/proc/[0-9]*/cmdline")
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, p := range paths {
-			if strings.HasPrefix(read(p), program+"\x00supervise\x00") {
-				pid, err := strconv.Atoi(filepath.Base(filepath.Dir(p)))
-				if err != nil {
-					t.Fatal(err)
-				}
-				return pid
-			}
-		}
-		return 0
-	}
-	first := supervisor()
+	first := supervisor(t, program)
 	if first == 0 {
 		t.Fatal("there is no supervisor")
 	}
@@ -293,10 +277,49 @@ func TestRemovedProgram(t *testing.T) {
 	if out := d.koinon("run", "--", "echo", "here"); out != "here\n" {
 		t.Errorf("found %q", out)
 	}
-	if is, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", supervisor())); err != nil || is != program+" (deleted)" {
+	if is, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", supervisor(t, program))); err != nil || is != program+" (deleted)" {
 		t.Errorf("the supervisor runs %q, %v", is, err)
 	}
 	if log := read(filepath.Join(d.dir, "n1", "data", "proc", "executor", "log")); strings.Contains(log, "something else") {
 		t.Errorf("another program was run: %s", log)
 	}
+}
+
+// TestSupervisorDoesNotStart: why a node's processes cannot be looked after is in the status, and they can be again when that has passed.
+func TestSupervisorDoesNotStart(t *testing.T) {
+	d := up(t, 1)
+	records := filepath.Join(d.dir, "n1", "data", "proc", "executor", "records")
+	if err := errors.Join(os.Rename(records, records+".away"), os.Mkdir(records, 0o755), syscall.Kill(supervisor(t, d.dir), syscall.SIGKILL)); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the reason", func() bool {
+		out := d.koinon("status")
+		return strings.Contains(out, "its processes cannot be reached") && strings.Contains(out, "is a directory")
+	})
+	if err := errors.Join(os.Remove(records), os.Rename(records+".away", records)); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the end of the trouble", func() bool { return !strings.Contains(d.koinon("status"), "cannot be reached") })
+	if out := d.koinon("run", "--", "echo", "here"); out != "here\n" {
+		t.Errorf("found %q", out)
+	}
+}
+
+// supervisor is the PID of the supervisor whose command line has some word in it; 0 when there is none.
+func supervisor(t *testing.T, word string) int {
+	t.Helper()
+	paths, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range paths {
+		if line := read(p); strings.Contains(line, "\x00supervise\x00") && strings.Contains(line, word) {
+			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(p)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return pid
+		}
+	}
+	return 0
 }

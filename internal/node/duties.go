@@ -151,6 +151,9 @@ func (s *server) status() *clusterpb.StatusReply {
 	if t := s.blocksStatus(r); t != "" {
 		trouble = append(trouble, t)
 	}
+	if t := s.processes.trouble(); t != "" {
+		trouble = append(trouble, t)
+	}
 	var err error
 	if r.NoProcesses, err = proc.Drained(s.group, s.cfg.ID); err != nil {
 		trouble = append(trouble, err.Error())

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/koinon/koinon/internal/block"
@@ -26,6 +27,28 @@ type processes struct {
 	agent *agent.Agent
 	tree  *processTree
 	log   *slog.Logger
+	why   atomic.Pointer[string] // that none run; nil: they do
+}
+
+// trouble says in words why the node runs no processes; empty when it does, or is not to.
+func (p *processes) trouble() string {
+	if p == nil {
+		return ""
+	}
+	if why := p.why.Load(); why != nil {
+		return "it runs no processes: " + *why
+	}
+	if why := p.agent.Trouble(); why != "" {
+		return "its processes cannot be reached: " + why
+	}
+	return ""
+}
+
+// fails notes why the node runs no processes.
+func (p *processes) fails(when string, err error) {
+	p.log.Error("this node runs no "+when, "err", err)
+	why := err.Error()
+	p.why.Store(&why)
 }
 
 // openProcesses makes the agent of the processes and registers what it answers.
@@ -46,8 +69,8 @@ func (s *server) openProcesses(ctx context.Context) *processes {
 		Executor: executor.Options{Command: s.cfg.Proc.Supervisor},
 	})
 	if err != nil {
-		s.log.Error("this node runs no processes", "err", err)
-		return nil
+		p.fails("processes", err)
+		return p
 	}
 	p.agent.Register(s.wire)
 	s.procs.Own(s.cfg.ID, p.agent.Party)
@@ -56,16 +79,16 @@ func (s *server) openProcesses(ctx context.Context) *processes {
 
 // run works until ctx is done.
 func (p *processes) run(ctx context.Context) {
-	if p == nil {
+	if p == nil || p.agent == nil {
 		return
 	}
 	if err := p.agent.Run(ctx); err != nil {
-		p.log.Error("this node runs no more processes until it is started again", "err", err)
+		p.fails("more processes until it is started again", err)
 	}
 }
 
 func (p *processes) close() error {
-	if p == nil {
+	if p == nil || p.agent == nil {
 		return nil
 	}
 	return errors.Join(p.agent.Close(), p.tree.close())

@@ -12,3 +12,5 @@ func (s *server) openProcesses(context.Context) *processes { return nil }
 func (*processes) run(context.Context) {}
 
 func (*processes) close() error { return nil }
+
+func (*processes) trouble() string { return "" }

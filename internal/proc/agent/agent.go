@@ -59,6 +59,7 @@ type Agent struct {
 	mounts   mountinfo.Table
 
 	mountTrouble atomic.Pointer[string] // why the mount cannot be used; nil: it can
+	trouble      atomic.Pointer[string] // why the processes cannot be looked after; nil: they can
 	mountDoubt   wake                   // to look at the mount early
 
 	turns  chan *turn     // for the owner of the participant

@@ -24,6 +24,14 @@ const (
 	beatTimeout = proc.LostAfter / 6
 )
 
+// Trouble says in words why the node's processes cannot be looked after; empty when they can.
+func (a *Agent) Trouble() string {
+	if why := a.trouble.Load(); why != nil {
+		return *why
+	}
+	return ""
+}
+
 // beats sends heartbeats until ctx is done.
 func (a *Agent) beats(ctx context.Context) {
 	tick := env.NewTicker(env.System{}, proc.Beat)
@@ -57,8 +65,11 @@ func (a *Agent) heartbeat(ctx context.Context) error {
 	defer cancel()
 	beat, err := a.report(asking)
 	if err != nil {
+		why := err.Error()
+		a.trouble.Store(&why)
 		return err
 	}
+	a.trouble.Store(nil)
 	sent := a.clock.Boot()
 	reply := &procpb.HeartbeatReply{}
 	if err := a.callLeader(asking, proc.MethodHeartbeat, beat, reply); err != nil {

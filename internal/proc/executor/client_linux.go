@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"sync"
@@ -298,7 +299,10 @@ func call[Reply, Request any](ctx context.Context, x *Executor, name string, req
 		case errors.Is(err, errHomeless):
 			return reply, sys.E(op, sys.NotExist, sys.Subject(x.dir), errHomeless)
 		case ctx.Err() != nil:
-			return reply, sys.E(op, sys.Interrupted, errors.Join(cause, context.Cause(ctx)))
+			if cause == nil {
+				return reply, sys.E(op, sys.Interrupted, context.Cause(ctx))
+			}
+			return reply, sys.E(op, sys.Interrupted, fmt.Errorf("%w (%w)", cause, context.Cause(ctx)))
 		case time.Since(begun) > retryWithin:
 			return reply, sys.E(op, sys.Unavailable, err)
 		}
@@ -312,7 +316,9 @@ func (x *Executor) post(ctx context.Context, name string, body []byte, reply any
 		return err
 	}
 	res, err := x.http.Do(req)
-	if err != nil {
+	if u, ok := errors.AsType[*url.Error](err); ok {
+		return u.Err // without the address, which says nothing
+	} else if err != nil {
 		return err
 	}
 	text, err := io.ReadAll(res.Body)
