@@ -4,11 +4,19 @@ package test
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+
+	"github.com/koinon/koinon/internal/program"
 )
 
 // said is what a program prints, both streams, and its exit code.
@@ -62,6 +70,48 @@ func TestWhichProgram(t *testing.T) {
 		calls, err := os.ReadFile(trace)
 		if got := strings.Count(string(calls), "execve("); err != nil || got != want {
 			t.Errorf("koinon %s: %d programs, not %d: %v, %s\n%s", command, got, want, err, calls, out)
+		}
+	}
+}
+
+// TestTimersOfANode: a node and its supervisor have the timers that the joined file asks for, and the node at least four of Go's processors.
+func TestTimersOfANode(t *testing.T) {
+	t.Setenv("GOMAXPROCS", "")
+	d := up(t, 1)
+	d.koinon("dev", "stop", "--dir", d.dir)
+	addr := freeAddress(t)
+	cmd := exec.Command(koinonBinary(t), "serve", "--config", filepath.Join(d.dir, "n1", "node.toml"), "--metrics", addr)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := errors.Join(cmd.Process.Signal(syscall.SIGTERM), cmd.Wait()); err != nil {
+			t.Error(err)
+		}
+	}()
+	metrics := ""
+	await(t, "the node's metrics", func() bool {
+		res, err := http.Get("http://" + addr + "/metrics")
+		if err != nil {
+			return false
+		}
+		raw, err := io.ReadAll(res.Body)
+		metrics = string(raw)
+		return errors.Join(err, res.Body.Close()) == nil
+	})
+	var processors int
+	for line := range strings.Lines(metrics) {
+		if n, ok := strings.CutPrefix(line, "go_sched_gomaxprocs_threads "); ok {
+			processors, _ = strconv.Atoi(strings.TrimSpace(n)) // 0, which is too few
+		}
+	}
+	if processors < 4 {
+		t.Errorf("the node has %d of Go's processors", processors)
+	}
+	await(t, "the supervisor", func() bool { return supervisor(t, d.dir) != 0 })
+	for what, pid := range map[string]int{"the node": cmd.Process.Pid, "its supervisor": supervisor(t, d.dir)} {
+		if got := read(fmt.Sprintf("/proc/%d/timerslack_ns", pid)); got != fmt.Sprintln(program.TimerSlack) {
+			t.Errorf("%s has a slack of %q", what, got)
 		}
 	}
 }
