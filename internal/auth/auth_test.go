@@ -372,3 +372,52 @@ func TestLoadSaysWhatIsWrong(t *testing.T) {
 		})
 	}
 }
+
+// Files are looked into when a server asks for what is in them, and are told apart by it.
+func TestFilesAreLookedIntoLate(t *testing.T) {
+	ca := newTestCA(t, "alpha")
+	server := issueNode(t, ca, 1).ServerTLS()
+	digests := map[[32]byte]string{}
+	read := func(name string, c *Credentials, harm func(dir string)) *Files {
+		dir := t.TempDir()
+		if err := c.Save(dir, "ann"); err != nil {
+			t.Fatal(err)
+		}
+		harm(dir)
+		f, err := ReadFiles(filepath.Join(dir, "ca.crt"), filepath.Join(dir, "ann.crt"), filepath.Join(dir, "ann.key"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if was, ok := digests[f.Digest()]; ok {
+			t.Errorf("%s and %s have one digest", was, name)
+		}
+		digests[f.Digest()] = name
+		return f
+	}
+	ann := issueClient(t, ca, "ann")
+	for _, tc := range []struct {
+		name string
+		of   *Credentials
+		harm func(dir string)
+		want string
+	}{
+		{"whole", ann, func(string) {}, ""},
+		{"issued again", issueClient(t, ca, "ann"), func(string) {}, ""},
+		{"no certificate", ann, func(d string) { _ = os.WriteFile(filepath.Join(d, "ann.crt"), []byte("x"), 0o644) }, "expected the certificate as PEM"},
+		{"no key", ann, func(d string) { _ = os.WriteFile(filepath.Join(d, "ann.key"), []byte("x"), 0o600) }, "as PEM block"},
+		{"another CA", issueClient(t, newTestCA(t, "alpha"), "ann"), func(string) {}, "not issued by the CA that is trusted here"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			peer, _, sErr, cErr := shake(t, server, read(tc.name, tc.of, tc.harm).ClientTLS())
+			if tc.want == "" {
+				if sErr != nil || cErr != nil || peer != (Identity{"alpha", 0, "ann"}) {
+					t.Errorf("the server sees %+v, %v; the client %v", peer, sErr, cErr)
+				}
+				return
+			}
+			if !sys.Is(cErr, sys.Access) || !strings.Contains(cErr.Error(), tc.want) {
+				t.Errorf("error %v (kind %v), expected %q", cErr, sys.KindOf(cErr), tc.want)
+			}
+		})
+	}
+}

@@ -5,9 +5,11 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/koinon/koinon/internal/sys"
@@ -76,38 +78,107 @@ func (c *Credentials) Save(dir, prefix string) error {
 	return nil
 }
 
-// LoadCredentials reads what Save wrote. Errors: sys.NotExist for a missing
-// file, sys.Access for a key that others may read, sys.Invalid for files that
-// do not belong together or a certificate that has expired.
-func LoadCredentials(caFile, certFile, keyFile string) (*Credentials, error) {
-	const op = sys.Op("auth.LoadCredentials")
-	ca, err := readCert(caFile, "the cluster's CA certificate")
+// Files are the files that Save wrote, read and not looked into yet: whoever comes to
+// a server with a pass (package wire) needs no more. They are immutable and may be used
+// concurrently.
+type Files struct {
+	ca, cert, key file
+	credentials   func() (*Credentials, error)
+}
+
+// ReadFiles reads what Save wrote. Errors: sys.NotExist for a missing file,
+// sys.Access for a key that others may read, sys.Invalid for what is no file.
+func ReadFiles(caFile, certFile, keyFile string) (*Files, error) {
+	const op = sys.Op("auth.ReadFiles")
+	f := &Files{}
+	var err error
+	if f.ca, err = readFile(caFile, "the cluster's CA certificate"); err != nil {
+		return nil, sys.E(op, err)
+	}
+	if f.cert, err = readFile(certFile, "the certificate"); err != nil {
+		return nil, sys.E(op, err)
+	}
+	if f.key, err = readSecret(keyFile, "the key of the certificate"); err != nil {
+		return nil, sys.E(op, err)
+	}
+	f.credentials = sync.OnceValues(f.parse)
+	return f, nil
+}
+
+// Digest tells these files, the key among them, from all others.
+func (f *Files) Digest() [sha256.Size]byte {
+	h := sha256.New()
+	for _, part := range []file{f.ca, f.cert, f.key} {
+		_ = binary.Write(h, binary.LittleEndian, uint64(len(part.data))) // a hash takes all that it is given
+		h.Write(part.data)
+	}
+	return [sha256.Size]byte(h.Sum(nil))
+}
+
+// Credentials looks into the files, the first time. Errors: sys.Invalid for files
+// that do not belong together or a certificate that has expired.
+func (f *Files) Credentials() (*Credentials, error) { return f.credentials() }
+
+// ClientTLS is that of the credentials, which are looked into when a server asks for
+// them; what is wrong with them is an error of the handshake, sys.Access, then.
+func (f *Files) ClientTLS() *tls.Config {
+	cfg := plainTLS()
+	cfg.InsecureSkipVerify = true // as for ClientTLSFor
+	cfg.VerifyConnection = func(cs tls.ConnectionState) error {
+		c, err := f.Credentials()
+		if err != nil {
+			return sys.E(sys.Op("auth.verify"), sys.Access, err)
+		}
+		return c.verifyServer(cs, 0)
+	}
+	cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		c, err := f.Credentials() // which VerifyConnection was content with: RFC 8446, 4.4
+		if err != nil {
+			return nil, err
+		}
+		return c.certificate(), nil
+	}
+	return cfg
+}
+
+func (f *Files) parse() (*Credentials, error) {
+	const op = sys.Op("auth.Files.Credentials")
+	ca, err := f.ca.cert()
 	if err != nil {
 		return nil, sys.E(op, err)
 	}
-	leaf, err := readCert(certFile, "the certificate")
+	leaf, err := f.cert.cert()
 	if err != nil {
 		return nil, sys.E(op, err)
 	}
-	key, err := readKey(keyFile, "the key of the certificate")
+	key, err := f.key.privateKey()
 	if err != nil {
 		return nil, sys.E(op, err)
 	}
 	if err := checkCA(ca); err != nil {
-		return nil, sys.E(op, sys.Invalid, sys.Subject(caFile), err)
+		return nil, sys.E(op, sys.Invalid, sys.Subject(f.ca.name), err)
 	}
 	if !key.PublicKey.Equal(leaf.PublicKey) {
-		return nil, sys.E(op, sys.Invalid, sys.Subject(keyFile),
-			"the key does not belong to "+certFile+": give the two files that were issued together")
+		return nil, sys.E(op, sys.Invalid, sys.Subject(f.key.name),
+			"the key does not belong to "+f.cert.name+": give the two files that were issued together")
 	}
 	c, err := newCredentials(ca, leaf, key)
 	if err != nil {
-		return nil, sys.E(op, sys.Invalid, sys.Subject(certFile), err)
+		return nil, sys.E(op, sys.Invalid, sys.Subject(f.cert.name), err)
 	}
 	if _, err := c.verify(leaf, x509.ExtKeyUsageClientAuth); err != nil {
-		return nil, sys.E(op, sys.Invalid, sys.Subject(certFile), err)
+		return nil, sys.E(op, sys.Invalid, sys.Subject(f.cert.name), err)
 	}
 	return c, nil
+}
+
+// LoadCredentials is ReadFiles and Credentials.
+func LoadCredentials(caFile, certFile, keyFile string) (*Credentials, error) {
+	f, err := ReadFiles(caFile, certFile, keyFile)
+	if err != nil {
+		return nil, err
+	}
+	return f.Credentials()
 }
 
 // ServerTLS returns the configuration of a server that accepts only nodes and
@@ -138,31 +209,39 @@ func (c *Credentials) ClientTLSFor(want sys.NodeID) *tls.Config {
 	// Go's own check would compare host names, which nodes may change;
 	// VerifyConnection checks everything else and the node's identity.
 	cfg.InsecureSkipVerify = true
-	cfg.VerifyConnection = func(cs tls.ConnectionState) error {
-		id, err := c.verifyPeer(cs, x509.ExtKeyUsageServerAuth)
-		if err != nil {
-			return err
-		}
-		if want != 0 && id.Node != want {
-			return sys.E(sys.Op("auth.verify"), sys.Access, fmt.Sprintf(
-				"expected node %v at this address, found node %v: the address is out of date", want, id.Node))
-		}
-		return nil
-	}
+	cfg.VerifyConnection = func(cs tls.ConnectionState) error { return c.verifyServer(cs, want) }
 	return cfg
+}
+
+func (c *Credentials) verifyServer(cs tls.ConnectionState, want sys.NodeID) error {
+	id, err := c.verifyPeer(cs, x509.ExtKeyUsageServerAuth)
+	if err != nil {
+		return err
+	}
+	if want != 0 && id.Node != want {
+		return sys.E(sys.Op("auth.verify"), sys.Access, fmt.Sprintf(
+			"expected node %v at this address, found node %v: the address is out of date", want, id.Node))
+	}
+	return nil
 }
 
 // protocol is the name for ALPN.
 const protocol = "koinon"
 
 func (c *Credentials) baseTLS() *tls.Config {
+	cfg := plainTLS()
+	cfg.Certificates = []tls.Certificate{*c.certificate()}
+	return cfg
+}
+
+func (c *Credentials) certificate() *tls.Certificate {
+	return &tls.Certificate{Certificate: [][]byte{c.leaf.Raw}, PrivateKey: c.key, Leaf: c.leaf}
+}
+
+// plainTLS is the configuration of everybody, without certificates.
+func plainTLS() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
-		Certificates: []tls.Certificate{{
-			Certificate: [][]byte{c.leaf.Raw},
-			PrivateKey:  c.key,
-			Leaf:        c.leaf,
-		}},
 		NextProtos: []string{protocol},
 		// Connections live long, so resumption saves nothing, and every
 		// connection verifies its peer afresh.

@@ -123,39 +123,83 @@ func syncDir(dir string) error {
 	return classify(err)
 }
 
-// readPEM reads the first PEM block of a file, which must be of the type.
-func readPEM(name, what, typ string) ([]byte, error) {
+// file is a file of credentials that was read.
+type file struct {
+	name, what string
+	data       []byte
+}
+
+// readFile reads a file of credentials; what it is, is for errors.
+func readFile(name, what string) (file, error) {
 	st, err := os.Stat(name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, sys.E(sys.NotExist, sys.Subject(name), what+" is missing: copy it from where it was issued, or name its file")
+		return file{}, sys.E(sys.NotExist, sys.Subject(name), what+" is missing: copy it from where it was issued, or name its file")
 	}
 	if err != nil {
-		return nil, sys.E(sys.Subject(name), classify(err))
+		return file{}, sys.E(sys.Subject(name), classify(err))
 	}
 	if !st.Mode().IsRegular() || st.Size() > maxFile {
-		return nil, sys.E(sys.Invalid, sys.Subject(name), what+" is expected in a small regular file")
+		return file{}, sys.E(sys.Invalid, sys.Subject(name), what+" is expected in a small regular file")
 	}
 	data, err := os.ReadFile(name)
 	if err != nil {
-		return nil, sys.E(sys.Subject(name), classify(err))
+		return file{}, sys.E(sys.Subject(name), classify(err))
 	}
-	block, _ := pem.Decode(data)
+	return file{name, what, data}, nil
+}
+
+// readSecret is readFile for what nobody but its owner may read.
+func readSecret(name, what string) (file, error) {
+	f, err := readFile(name, what)
+	if err == nil {
+		err = checkSecret(name)
+	}
+	return f, err
+}
+
+// decode returns the first PEM block, which must be of the type.
+func (f file) decode(typ string) ([]byte, error) {
+	block, _ := pem.Decode(f.data)
 	if block == nil || block.Type != typ {
-		return nil, sys.E(sys.Invalid, sys.Subject(name), fmt.Sprintf("expected %s as PEM block %q, found something else", what, typ))
+		return nil, sys.E(sys.Invalid, sys.Subject(f.name), fmt.Sprintf("expected %s as PEM block %q, found something else", f.what, typ))
 	}
 	return block.Bytes, nil
 }
 
-func readCert(name, what string) (*x509.Certificate, error) {
-	der, err := readPEM(name, what, pemCert)
+func (f file) cert() (*x509.Certificate, error) {
+	der, err := f.decode(pemCert)
 	if err != nil {
 		return nil, err
 	}
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {
-		return nil, sys.E(sys.Invalid, sys.Subject(name), err)
+		return nil, sys.E(sys.Invalid, sys.Subject(f.name), err)
 	}
 	return cert, nil
+}
+
+func (f file) privateKey() (*ecdsa.PrivateKey, error) {
+	der, err := f.decode(pemKey)
+	if err != nil {
+		return nil, err
+	}
+	k, err := x509.ParsePKCS8PrivateKey(der)
+	if err != nil {
+		return nil, sys.E(sys.Invalid, sys.Subject(f.name), err)
+	}
+	key, ok := k.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, sys.E(sys.Invalid, sys.Subject(f.name), fmt.Sprintf("expected an ECDSA key, found %T", k))
+	}
+	return key, nil
+}
+
+func readCert(name, what string) (*x509.Certificate, error) {
+	f, err := readFile(name, what)
+	if err != nil {
+		return nil, err
+	}
+	return f.cert()
 }
 
 func parseCert(data []byte) (*x509.Certificate, error) {
@@ -168,22 +212,11 @@ func parseCert(data []byte) (*x509.Certificate, error) {
 
 // readKey reads a private key and insists that nobody but its owner can.
 func readKey(name, what string) (*ecdsa.PrivateKey, error) {
-	der, err := readPEM(name, what, pemKey)
+	f, err := readSecret(name, what)
 	if err != nil {
 		return nil, err
 	}
-	if err := checkSecret(name); err != nil {
-		return nil, err
-	}
-	k, err := x509.ParsePKCS8PrivateKey(der)
-	if err != nil {
-		return nil, sys.E(sys.Invalid, sys.Subject(name), err)
-	}
-	key, ok := k.(*ecdsa.PrivateKey)
-	if !ok {
-		return nil, sys.E(sys.Invalid, sys.Subject(name), fmt.Sprintf("expected an ECDSA key, found %T", k))
-	}
-	return key, nil
+	return f.privateKey()
 }
 
 // checkSecret returns sys.Access when others than the owner may touch a file.

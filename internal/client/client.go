@@ -108,13 +108,22 @@ func dial(ctx context.Context, cfg *config.Client, log *slog.Logger) (*cluster.C
 
 // clusterConfig loads the credentials and says how to reach the cluster.
 func clusterConfig(cfg *config.Client, log *slog.Logger) (cluster.Config, error) {
-	creds, err := auth.LoadCredentials(cfg.TLS.CA, cfg.TLS.Cert, cfg.TLS.Key)
+	files, err := auth.ReadFiles(cfg.TLS.CA, cfg.TLS.Cert, cfg.TLS.Key)
 	if err != nil {
 		return cluster.Config{}, err
 	}
 	last := lastLeader(cfg.Cluster)
-	return cluster.Config{Cluster: cfg.Cluster, Seeds: leaderFirst(last, cfg.Nodes), TLS: creds.ClientTLS(),
-		Timeout: time.Duration(cfg.Timeout), Logger: log, Led: noteLeader(cfg.Cluster, last)}, nil
+	c := cluster.Config{Cluster: cfg.Cluster, Seeds: leaderFirst(last, cfg.Nodes), TLS: files.ClientTLS(),
+		Timeout: time.Duration(cfg.Timeout), Logger: log, Led: noteLeader(cfg.Cluster, last)}
+	passes, err := newPasses(files)
+	if err == nil { // else there is no place to keep them
+		c.Passes = passes
+	}
+	if err != nil || !passes.any(c.Seeds) {
+		_, err = files.Credentials() // they will be asked for: what is wrong with them is told here
+		return c, err
+	}
+	return c, nil
 }
 
 // Keys is a connection to a cluster for its coordination service alone.

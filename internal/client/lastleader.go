@@ -43,14 +43,19 @@ func keepLeader(clusterID, addr string) error {
 	if err != nil {
 		return err
 	}
+	return keepFile(path, []byte(addr+"\n"))
+}
+
+// keepFile replaces a file of this user's cache, which nobody else may read.
+func keepFile(path string, content []byte) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".leader-")
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-")
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteString(addr + "\n")
+	_, err = f.Write(content)
 	if err = errors.Join(err, f.Close()); err == nil {
 		err = os.Rename(f.Name(), path)
 	}

@@ -12,7 +12,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/koinon/koinon/internal/auth"
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
 	"github.com/koinon/koinon/internal/config"
@@ -125,11 +124,12 @@ const StatusTimeout = 1500 * time.Millisecond
 // ReadStatus asks all configured nodes at once. It needs no majority; a node
 // that does not answer is down.
 func ReadStatus(ctx context.Context, cfg *config.Client, log *slog.Logger) (*Status, error) {
-	creds, err := auth.LoadCredentials(cfg.TLS.CA, cfg.TLS.Cert, cfg.TLS.Key)
+	c, err := clusterConfig(cfg, log)
 	if err != nil {
 		return nil, err
 	}
-	cc := cluster.New(cluster.Config{Cluster: cfg.Cluster, Seeds: cfg.Nodes, TLS: creds.ClientTLS(), Logger: log})
+	c.Seeds = cfg.Nodes // in the user's order
+	cc := cluster.New(c)
 	defer func() {
 		if err := cc.Close(); err != nil {
 			log.Debug("closing connections", "err", err)

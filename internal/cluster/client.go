@@ -33,6 +33,9 @@ type Config struct {
 	TLS     *tls.Config   // of auth.Credentials.ClientTLS
 	Timeout time.Duration // 0 is DefaultTimeout
 	Logger  *slog.Logger
+	// Passes keeps what spares later clients the handshake with nodes of this
+	// machine. nil: nobody is spared.
+	Passes wire.Passes
 	// Led is called, before the answer is returned, when another node than before
 	// has answered as the leader, with its address: once at a time. nil: nobody is
 	// told.
@@ -175,7 +178,7 @@ func (c *Client) conn(addr string, bulk bool) *wire.Client {
 		if bulk {
 			class = wire.ClassBulk
 		}
-		w = wire.NewClient(addr, wire.ClientConfig{TLS: c.cfg.TLS, Logger: c.cfg.Logger, Class: class})
+		w = wire.NewClient(addr, wire.ClientConfig{TLS: c.cfg.TLS, Identify: identify, Passes: c.cfg.Passes, Logger: c.cfg.Logger, Class: class})
 		c.conns[k] = w
 	}
 	return w
@@ -206,15 +209,17 @@ func (c *Client) connectedTo(id sys.NodeID) *wire.Client {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for k, w := range c.conns {
-		state, ok := w.Peer()
-		if k.bulk || !ok {
-			continue
-		}
-		if peer, err := auth.PeerIdentity(state); err == nil && peer.Node == id {
+		if peer, ok := w.Peer(); ok && !k.bulk && peer.Node == id {
 			return w
 		}
 	}
 	return nil
+}
+
+// identify names the node of a connection.
+func identify(state tls.ConnectionState) (wire.Identity, error) {
+	id, err := auth.PeerIdentity(state)
+	return wire.Identity(id), err
 }
 
 // answered notes who has answered as the leader.

@@ -2,7 +2,6 @@ package wire
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"maps"
@@ -62,12 +61,12 @@ func (c *Client) Connected() bool {
 	return c.cur != nil && c.cur.usable()
 }
 
-// Peer returns what the handshake told of the other end, if Connected.
-func (c *Client) Peer() (state tls.ConnectionState, ok bool) {
+// Peer returns who is at the other end, by its certificate, if Connected.
+func (c *Client) Peer() (peer Identity, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.cur == nil || !c.cur.usable() {
-		return state, false
+		return Identity{}, false
 	}
 	return c.cur.peer, true
 }

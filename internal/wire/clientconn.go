@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"net"
 	"sync"
@@ -39,7 +40,7 @@ type clientConn struct {
 	w        *writer
 	dec      *decoder
 	closed   chan struct{}
-	peer     tls.ConnectionState
+	peer     Identity
 	born     time.Time
 	oneWayID atomic.Uint64
 	sent     atomic.Bool // something was sent since the watchdog last looked
@@ -112,33 +113,63 @@ func (c *Client) handshake(ctx context.Context, raw net.Conn) (*clientConn, erro
 	// Close must end what follows, and so must the deadline.
 	stop := context.AfterFunc(ctx, func() { _ = raw.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	l := newLink(raw, tls.Client, c.cfg.TLS)
-	if err := l.handshake(ctx); err != nil {
-		return nil, explainTLS(err)
-	}
-	// The server speaks first: its preface says that it accepted us, and as
-	// we have sent nothing yet, its refusal cannot get lost.
-	theirs, err := readPreface(l.tls)
+	own := preface{newest: versionNewest, oldest: versionOldest, class: c.cfg.Class, wantsPass: isLocal(raw) && c.cfg.Passes != nil}
+	g, err := c.introduce(ctx, raw, own)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("handshake: %w", ctx.Err())
 		}
 		return nil, explainTLS(err)
 	}
-	own := preface{newest: versionNewest, oldest: versionOldest, class: c.cfg.Class}
-	if _, err := l.tls.Write(own.encode()); err != nil {
-		return nil, err
-	}
 	if !stop() {
 		return nil, fmt.Errorf("handshake: %w", ctx.Err())
 	}
-	conn := &clientConn{c: c, raw: raw, peer: l.tls.ConnectionState(), born: time.Now(), closed: make(chan struct{}), waiting: make(map[uint64]*call),
-		maxCount: max(1, min(c.cfg.MaxInFlight, int(theirs.maxRequests))),
-		maxBytes: max(MaxFrame+frameSize, min(c.cfg.MaxInFlightBytes, int(theirs.maxBytes)))}
-	conn.w = newWriter(l.frames(), l.cork, conn.kill)
-	conn.dec = newDecoder(l.frames(), &c.pool)
+	conn := &clientConn{c: c, raw: raw, peer: g.peer, born: time.Now(), closed: make(chan struct{}), waiting: make(map[uint64]*call),
+		maxCount: max(1, min(c.cfg.MaxInFlight, int(g.theirs.maxRequests))),
+		maxBytes: max(MaxFrame+frameSize, min(c.cfg.MaxInFlightBytes, int(g.theirs.maxBytes)))}
+	conn.w = newWriter(g.frames, g.cork, conn.kill)
+	conn.dec = newDecoder(g.frames, &c.pool)
 	conn.dec.first = MaxFrame // it answers what we asked
 	return conn, nil
+}
+
+// greeting is what both sides know of each other, and how they go on.
+type greeting struct {
+	peer   Identity
+	theirs preface
+	frames io.ReadWriter
+	cork   *corkConn // nil over a local socket
+}
+
+// introduce makes the greeting, by a pass or by TLS.
+func (c *Client) introduce(ctx context.Context, raw net.Conn, own preface) (greeting, error) {
+	if own.wantsPass {
+		if p, ok := decodePass(c.cfg.Passes.Pass(c.addr)); ok && time.Now().Before(p.notAfter) {
+			theirs, refused, err := p.present(raw, own)
+			if err == errPass {
+				c.cfg.Passes.Keep(c.addr, nil)
+			}
+			if err != nil || !refused {
+				return greeting{peer: p.server, theirs: theirs, frames: raw}, err
+			}
+		}
+	}
+	l := newLink(raw, tls.Client, c.cfg.TLS)
+	if err := l.handshake(ctx); err != nil {
+		return greeting{}, err
+	}
+	// The server speaks first: its preface says that it accepted us, and as
+	// we have sent nothing yet, its refusal cannot get lost.
+	theirs, err := readPreface(l.tls)
+	if err != nil {
+		return greeting{}, err
+	}
+	peer, err := c.cfg.Identify(l.tls.ConnectionState())
+	if err != nil {
+		return greeting{}, err
+	}
+	_, err = l.tls.Write(own.encode())
+	return greeting{peer: peer, theirs: theirs, frames: l.frames(), cork: l.cork}, err
 }
 
 // run serves the connection until it ends.
@@ -404,6 +435,10 @@ func (c *clientConn) readLoop() error {
 				return err
 			}
 		case kindPong:
+		case kindPass:
+			if err := c.keep(m); err != nil {
+				return err
+			}
 		case kindGoAway:
 			if c.leave() {
 				return errServerClosed
@@ -413,6 +448,18 @@ func (c *clientConn) readLoop() error {
 			return malformed("a server sent kind %d", m.kind)
 		}
 	}
+}
+
+// keep keeps a pass for the next client. That is a file's write, for which nobody waits.
+func (c *clientConn) keep(m message) error {
+	pass := encodePass(c.peer, m.payload())
+	m.buf.release()
+	passes := c.c.cfg.Passes
+	if passes == nil || !isLocal(c.raw) {
+		return malformed("a pass that was not asked for")
+	}
+	c.c.wg.Go(func() { passes.Keep(c.c.addr, pass) })
+	return nil
 }
 
 // deliver hands a reply to its call.

@@ -78,6 +78,12 @@ type ClientConfig struct {
 	// SendQueueBytes bounds the one-way bytes that wait to be written
 	// (default 32 MiB); Send drops what exceeds it.
 	SendQueueBytes int
+	// Identify names the server of a connection, which TLS has verified, for
+	// Peer (default: the zero Identity).
+	Identify func(tls.ConnectionState) (Identity, error)
+	// Passes keeps what lets later clients connect without a handshake of TLS
+	// to servers of this machine (default: they do not).
+	Passes Passes
 	// Dial replaces the function Dial.
 	Dial func(ctx context.Context, addr string) (net.Conn, error)
 }
@@ -128,6 +134,9 @@ func (c *ClientConfig) fill() {
 	or(&c.MaxInFlightBytes, 64<<20)
 	c.MaxInFlightBytes = max(c.MaxInFlightBytes, MaxFrame+frameSize)
 	or(&c.SendQueueBytes, 32<<20)
+	if c.Identify == nil {
+		c.Identify = func(tls.ConnectionState) (Identity, error) { return Identity{}, nil }
+	}
 	if c.Dial == nil {
 		c.Dial = Dial
 	}

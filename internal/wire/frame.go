@@ -17,7 +17,8 @@ const (
 	kindCancel  frameKind = 6
 	kindPing    frameKind = 7
 	kindPong    frameKind = 8
-	kindGoAway  frameKind = 9 // the server is closing: send no more requests
+	kindGoAway  frameKind = 9  // the server is closing: send no more requests
+	kindPass    frameKind = 10 // for the next connection
 )
 
 // The flags of a frame.
@@ -93,6 +94,12 @@ func (f *frame) check() error {
 		}
 		if (f.id == 0) != (f.kind == kindGoAway) {
 			return malformed("a control frame of kind %d has ID %d", f.kind, f.id)
+		}
+		return nil
+	}
+	if f.kind == kindPass {
+		if f.flags != 0 || f.method != 0 || f.headerLen != 0 || f.payloadLen != f.total || f.total > passMax || f.timeoutUs != 0 || f.id != 0 {
+			return malformed("a pass in a frame with flags %#x, method %d, a header of %d and a payload of %d of %d bytes", f.flags, f.method, f.headerLen, f.payloadLen, f.total)
 		}
 		return nil
 	}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"testing"
 	"testing/iotest"
+	"time"
 )
 
 // FuzzDecoder feeds arbitrary bytes to the decoder: it must not panic, must
@@ -112,6 +113,34 @@ func FuzzError(f *testing.F) {
 		}
 		if n := len(encodeError(err)); n > MaxHeader {
 			t.Fatalf("the error takes %d bytes", n)
+		}
+	})
+}
+
+// FuzzPass gives arbitrary bytes to who reads passes and tickets. A ticket that the issuer did not make is not told from its own
+// before a proof is shown, but for its form, its issuer and its time.
+func FuzzPass(f *testing.F) {
+	i, now := newIssuer(), time.Unix(1_800_000_000, 0)
+	given := i.issue(Identity{Cluster: "alpha", Name: "ann"}, now, now.Add(time.Hour))
+	kept := encodePass(Identity{Cluster: "alpha", Node: 3}, given)
+	f.Add(kept)
+	f.Add(given)
+	p, ok := decodePass(kept)
+	if !ok || p.server != (Identity{Cluster: "alpha", Node: 3}) || !p.notAfter.Equal(now.Add(time.Hour)) || !bytes.Equal(p.secret, i.secret(p.ticket)) {
+		f.Fatalf("the pass reads %+v, %v", p, ok)
+	}
+	f.Add(p.ticket)
+	for at, want := range map[time.Time]bool{now: true, now.Add(time.Hour - 1): true, now.Add(time.Hour): false} {
+		if peer, ok := i.read(p.ticket, at); ok != want || ok && peer != (Identity{Cluster: "alpha", Name: "ann"}) {
+			f.Fatalf("at %v the ticket reads %v, %v", at, peer, ok)
+		}
+	}
+	f.Fuzz(func(t *testing.T, in []byte) {
+		if p, ok := decodePass(in); ok && !bytes.Equal(encodePass(p.server, in[len(in)-len(p.ticket)-len(p.secret)-8:]), in) {
+			t.Fatalf("%x reads %+v", in, p)
+		}
+		if peer, ok := i.read(in, now); ok && (peer.Node != 0 || !bytes.Equal(in[1:1+issuerSize], i.id[:])) {
+			t.Fatalf("%x reads %v", in, peer)
 		}
 	})
 }

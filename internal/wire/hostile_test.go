@@ -102,6 +102,8 @@ func TestMalformedFramesCloseTheConnection(t *testing.T) {
 		{"goaway with an ID", rawFrame(9, 0, 0, 0, 0, 0, 1, 0), "has ID 1"},
 		{"reply to a server", rawFrame(2, 0, 0, 0, 0, 0, 1, 0), "a client sent kind 2"},
 		{"goaway to a server", rawFrame(9, 0, 0, 0, 0, 0, 0, 0), "a client sent kind 9"},
+		{"pass to a server", rawFrame(10, 0, 0, 0, 0, 0, 0, 0), "a client sent kind 10"},
+		{"pass over the limit", rawFrame(10, 0, 0, 0, 1025, 1025, 0, 0), "a payload of 1025 of 1025 bytes"},
 		{"one-way with a deadline", rawFrame(4, 0, 6, 0, 0, 0, 1, 9), "has a deadline"},
 		{"ID in use", join(rawFrame(1, 0, 4, 0, 0, 0, 1, 0), rawFrame(1, 0, 4, 0, 0, 0, 1, 0)), "request ID 1 is in use"},
 	} {

@@ -11,16 +11,17 @@ import (
 // link is a connection from its handshake on. Over TCP everything passes through TLS; over a local socket the handshake and the
 // prefaces do, and what follows does not.
 type link struct {
-	raw  net.Conn
-	tls  *tls.Conn
-	cork *corkConn // nil over a local socket
+	raw     net.Conn
+	tls     *tls.Conn
+	cork    *corkConn     // nil over a local socket
+	records *recordReader // what TLS reads over a local socket
 }
 
 // newLink prepares a connection; side is tls.Client or tls.Server.
 func newLink(raw net.Conn, side func(net.Conn, *tls.Config) *tls.Conn, cfg *tls.Config) link {
-	if c, ok := raw.(*net.UnixConn); ok {
-		widen(c)
-		return link{raw: raw, tls: side(&recordReader{Conn: raw}, localTLS(cfg))}
+	if isLocal(raw) {
+		records := &recordReader{Conn: raw}
+		return link{raw: raw, tls: side(records, localTLS(cfg)), records: records}
 	}
 	cork := &corkConn{Conn: raw}
 	return link{raw: raw, tls: side(cork, cfg), cork: cork}

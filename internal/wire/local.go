@@ -110,6 +110,7 @@ func dialName(ctx context.Context, name string) net.Conn {
 		return nil
 	}
 	if uid, err := peerUser(c.(*net.UnixConn)); err == nil && (uid == 0 || uid == os.Geteuid()) {
+		widen(c.(*net.UnixConn))
 		return c
 	}
 	_ = c.Close() // nothing was sent
@@ -170,17 +171,34 @@ type recordReader struct {
 
 const recordHead = 5 // type, version, length: RFC 8446, 5.1
 
+// peek returns the first bytes of what has arrived, as many as a record's head has. Read hands them on, unless drop was called.
+func (r *recordReader) peek() ([]byte, error) {
+	err := r.readHead()
+	return r.head[:], err
+}
+
+// drop forgets what peek has returned.
+func (r *recordReader) drop() { r.got, r.left = 0, 0 }
+
+// readHead reads the rest of a record's head.
+func (r *recordReader) readHead() error {
+	n, err := io.ReadFull(r.Conn, r.head[r.got:])
+	if r.got += n; err != nil {
+		return err
+	}
+	r.left = int(r.head[3])<<8 | int(r.head[4])
+	return nil
+}
+
 // Read implements io.Reader.
 func (r *recordReader) Read(b []byte) (int, error) {
 	if r.left == 0 && r.out == recordHead {
 		r.got, r.out = 0, 0
 	}
 	if r.got < recordHead {
-		n, err := io.ReadFull(r.Conn, r.head[r.got:])
-		if r.got += n; err != nil {
+		if err := r.readHead(); err != nil {
 			return 0, err
 		}
-		r.left = int(r.head[3])<<8 | int(r.head[4])
 	}
 	if r.out < recordHead {
 		n := copy(b, r.head[r.out:])

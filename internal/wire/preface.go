@@ -20,11 +20,15 @@ const prefaceSize = 24
 
 const prefaceMagic = "KOIN"
 
+// prefaceWantsPass is a flag of a client's preface.
+const prefaceWantsPass = 1 << 0
+
 // preface is what each side says once after the TLS handshake, the server
 // first.
 type preface struct {
 	newest, oldest uint16
 	class          Class  // from the client
+	wantsPass      bool   // from the client
 	maxRequests    uint32 // from the server
 	maxBytes       uint32 // from the server
 }
@@ -34,7 +38,11 @@ func (p *preface) encode() []byte {
 	b = append(b, prefaceMagic...)
 	b = binary.LittleEndian.AppendUint16(b, p.newest)
 	b = binary.LittleEndian.AppendUint16(b, p.oldest)
-	b = append(b, byte(p.class), 0, 0, 0)
+	var flags byte
+	if p.wantsPass {
+		flags |= prefaceWantsPass
+	}
+	b = append(b, byte(p.class), flags, 0, 0)
 	b = binary.LittleEndian.AppendUint32(b, p.maxRequests)
 	b = binary.LittleEndian.AppendUint32(b, p.maxBytes)
 	return append(b, 0, 0, 0, 0)
@@ -54,6 +62,7 @@ func readPreface(r io.Reader) (preface, error) {
 		newest:      binary.LittleEndian.Uint16(b[4:]),
 		oldest:      binary.LittleEndian.Uint16(b[6:]),
 		class:       Class(b[8]),
+		wantsPass:   b[9]&prefaceWantsPass != 0,
 		maxRequests: binary.LittleEndian.Uint32(b[12:]),
 		maxBytes:    binary.LittleEndian.Uint32(b[16:]),
 	}

@@ -26,6 +26,7 @@ type Server struct {
 	cfg     ServerConfig
 	pool    bufferPool
 	methods map[Method]entry
+	passes  *issuer
 
 	ctx    context.Context // ends when handlers must stop
 	cancel context.CancelFunc
@@ -49,6 +50,7 @@ func NewServer(cfg ServerConfig) *Server {
 	s := &Server{
 		cfg:       cfg,
 		methods:   make(map[Method]entry),
+		passes:    newIssuer(),
 		listeners: make(map[net.Listener]struct{}),
 		conns:     make(map[*serverConn]struct{}),
 		handshake: make(map[net.Conn]struct{}),

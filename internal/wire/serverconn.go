@@ -64,40 +64,67 @@ func (s *Server) greet(c net.Conn) (*serverConn, error) {
 	if err := c.SetDeadline(time.Now().Add(s.cfg.HandshakeTimeout)); err != nil {
 		return nil, err
 	}
-	l := newLink(c, tls.Server, s.cfg.TLS)
-	if err := l.handshake(ctx); err != nil {
-		return nil, explainTLS(err)
-	}
-	peer, err := s.cfg.Identify(l.tls.ConnectionState())
-	if err != nil {
-		return nil, err
-	}
-	if peer == (Identity{}) && s.cfg.Allow == nil {
-		return nil, sys.E(sys.Op("wire.Serve"), sys.Access, "the peer presented no certificate")
-	}
-	own := preface{newest: versionNewest, oldest: versionOldest,
-		maxRequests: uint32(s.cfg.MaxInFlight), maxBytes: uint32(s.cfg.MaxInFlightBytes)}
-	if _, err := l.tls.Write(own.encode()); err != nil {
-		return nil, err
-	}
-	theirs, err := readPreface(l.tls)
+	g, notAfter, err := s.introduce(ctx, c)
 	if err != nil {
 		return nil, explainTLS(err)
 	}
 	if err := c.SetDeadline(time.Time{}); err != nil {
 		return nil, err
 	}
-	sc := &serverConn{s: s, raw: c, peer: peer, addr: peerAddr(c), class: theirs.class,
+	sc := &serverConn{s: s, raw: c, peer: g.peer, addr: peerAddr(c), class: g.theirs.class,
 		gone: make(chan struct{}), calls: make(map[uint64]*serverCall)}
 	sc.ctx, sc.cancel = context.WithCancel(s.ctx)
-	sc.w = newWriter(l.frames(), l.cork, sc.kill)
-	sc.dec = newDecoder(l.frames(), &s.pool)
+	sc.w = newWriter(g.frames, g.cork, sc.kill)
+	sc.dec = newDecoder(g.frames, &s.pool)
 	sc.dec.idle = sc.w.flush
 	sc.dec.admit = sc.admit
 	if sc.stranger() {
 		sc.dec.max = StrangerFrame
 	}
+	if !notAfter.IsZero() && g.theirs.wantsPass {
+		_ = sc.w.small(&frame{kind: kindPass}, nil, s.passes.issue(g.peer, time.Now(), notAfter), writeIdle) // it fails only when the connection ends
+	}
 	return sc, nil
+}
+
+// introduce makes the greeting, by a pass that this server gave or by TLS. A peer who may be given a pass has a certificate
+// that is valid until notAfter.
+func (s *Server) introduce(ctx context.Context, c net.Conn) (g greeting, notAfter time.Time, err error) {
+	own := preface{newest: versionNewest, oldest: versionOldest,
+		maxRequests: uint32(s.cfg.MaxInFlight), maxBytes: uint32(s.cfg.MaxInFlightBytes)}
+	l := newLink(c, tls.Server, s.cfg.TLS)
+	if local, ok := c.(*net.UnixConn); ok {
+		widen(local)
+		head, err := l.records.peek()
+		if err != nil {
+			return g, notAfter, err
+		}
+		if string(head[:len(passMagic)]) == passMagic {
+			l.records.drop()
+			if g, admitted, err := s.passes.admit(c, head, own, time.Now()); err != nil || admitted {
+				return g, notAfter, err
+			}
+		}
+	}
+	if err := l.handshake(ctx); err != nil {
+		return g, notAfter, err
+	}
+	state := l.tls.ConnectionState()
+	peer, err := s.cfg.Identify(state)
+	if err != nil {
+		return g, notAfter, err
+	}
+	if peer == (Identity{}) && s.cfg.Allow == nil {
+		return g, notAfter, sys.E(sys.Op("wire.Serve"), sys.Access, "the peer presented no certificate")
+	}
+	if _, err := l.tls.Write(own.encode()); err != nil {
+		return g, notAfter, err
+	}
+	theirs, err := readPreface(l.tls)
+	if isLocal(c) && peer.Name != "" {
+		notAfter = state.PeerCertificates[0].NotAfter
+	}
+	return greeting{peer: peer, theirs: theirs, frames: l.frames(), cork: l.cork}, notAfter, err
 }
 
 // run serves the connection until it ends and all its handlers have returned.

@@ -1,0 +1,90 @@
+package client
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/koinon/koinon/internal/auth"
+)
+
+// passes keeps passes (wire.Passes) for this user's next commands, in a file for each address. The file's name depends on the
+// credentials, so that who has other ones, or none any more, does not find it. Trouble with a file is as if there were none.
+type passes struct {
+	dir         string
+	credentials [sha256.Size]byte
+}
+
+const (
+	// passFileMax is the most that a file is read of, in bytes.
+	passFileMax = 4 << 10
+	// passFileLife is for how long a file is left alone after it was written: longer than a pass is of use.
+	passFileLife = 24 * time.Hour
+)
+
+// newPasses keeps passes of who shows these files.
+func newPasses(files *auth.Files) (*passes, error) {
+	dir, err := os.UserCacheDir()
+	return &passes{filepath.Join(dir, "koinon", "passes"), files.Digest()}, err
+}
+
+func (p *passes) path(addr string) string {
+	name := sha256.Sum256(append(p.credentials[:], addr...))
+	return filepath.Join(p.dir, hex.EncodeToString(name[:16]))
+}
+
+// any reports whether there may be a pass for one of the addresses.
+func (p *passes) any(addrs []string) bool {
+	for _, a := range addrs {
+		if _, err := os.Stat(p.path(a)); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// Pass implements wire.Passes.
+func (p *passes) Pass(addr string) []byte {
+	f, err := os.Open(p.path(addr))
+	if err != nil {
+		return nil
+	}
+	defer func() { _ = f.Close() }() // it was read
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() || st.Mode().Perm()&0o077 != 0 {
+		return nil
+	}
+	b, err := io.ReadAll(io.LimitReader(f, passFileMax))
+	if err != nil {
+		return nil
+	}
+	return b
+}
+
+// Keep implements wire.Passes.
+func (p *passes) Keep(addr string, pass []byte) {
+	if pass == nil {
+		_ = os.Remove(p.path(addr)) // else it is tried in vain again
+		return
+	}
+	if keepFile(p.path(addr), pass) != nil {
+		return
+	}
+	// Addresses of clusters that are gone are not asked for any more.
+	entries, err := os.ReadDir(p.dir)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		if info, err := e.Info(); err == nil && old(info) {
+			_ = os.Remove(filepath.Join(p.dir, e.Name())) // or somebody else has
+		}
+	}
+}
+
+func old(info fs.FileInfo) bool {
+	return info.Mode().IsRegular() && time.Since(info.ModTime()) > passFileLife
+}

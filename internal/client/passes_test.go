@@ -1,0 +1,76 @@
+package client
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/koinon/koinon/internal/auth"
+)
+
+// A pass is found again by the credentials that it was given to and the address, and by nothing else; it is a file that
+// nobody else may read.
+func TestPasses(t *testing.T) {
+	cache, dir := t.TempDir(), t.TempDir()
+	t.Setenv("XDG_CACHE_HOME", cache)
+	ca, err := auth.NewCA("lab")
+	if err != nil {
+		t.Fatal(err)
+	}
+	of := func(name string) *passes {
+		creds, err := ca.IssueClient(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := creds.Save(filepath.Join(dir, name), name); err != nil {
+			t.Fatal(err)
+		}
+		at := func(file string) string { return filepath.Join(dir, name, file) }
+		files, err := auth.ReadFiles(at(auth.CACertFile), at(name+".crt"), at(name+".key"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := newPasses(files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	ann, bob := of("ann"), of("bob")
+	gone := filepath.Join(cache, "koinon", "passes", "gone")
+	if ann.any([]string{"a:1"}) || ann.Pass("a:1") != nil {
+		t.Error("there is a pass before one was kept")
+	}
+	ann.Keep("a:1", []byte("one"))
+	if err := os.WriteFile(gone, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if day := time.Now().Add(-25 * time.Hour); os.Chtimes(gone, day, day) != nil {
+		t.Fatal("cannot make a file old")
+	}
+	ann.Keep("a:1", []byte("two"))
+	if _, err := os.Stat(gone); err == nil {
+		t.Error("a file of another day is still there")
+	}
+	if got := ann.Pass("a:1"); !bytes.Equal(got, []byte("two")) || !ann.any([]string{"b:1", "a:1"}) {
+		t.Errorf("the pass is %q", got)
+	}
+	if ann.Pass("b:1") != nil || ann.any([]string{"b:1"}) || bob.Pass("a:1") != nil {
+		t.Error("a pass is found by another address, or by another's credentials")
+	}
+	if st, err := os.Stat(ann.path("a:1")); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("the file's mode is %v, %v", st.Mode(), err)
+	}
+	if err := os.Chmod(ann.path("a:1"), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if got := ann.Pass("a:1"); got != nil {
+		t.Errorf("a pass that others may read is used: %q", got)
+	}
+	ann.Keep("a:1", nil)
+	if _, err := os.Stat(ann.path("a:1")); !os.IsNotExist(err) {
+		t.Errorf("a pass of no use is still there: %v", err)
+	}
+}
