@@ -99,6 +99,10 @@ const (
 	outputWait = 5 * time.Second
 )
 
+// settle is for how long news may be gathered: many processes end before. Then their output comes with the news, and no node
+// is asked for it.
+const settle = 20 * time.Millisecond
+
 // run learns the news until what is followed has ended. The output may still
 // be under way.
 func (f *follow) run(ctx context.Context) (*Job, error) {
@@ -110,7 +114,11 @@ func (f *follow) run(ctx context.Context) (*Job, error) {
 		}
 	}
 	for {
-		r, err := f.p.c.Wait(ctx, &procpb.WaitRequest{Job: f.name.Job, Version: version, WaitNs: int64(newsWait), Tasks: true})
+		req := &procpb.WaitRequest{Job: f.name.Job, Version: version, WaitNs: int64(newsWait), Tasks: true}
+		if version != 0 && (f.opt.Stdin == nil || !f.spec.Stdin) { // else a process may be waiting for input
+			req.SettleNs = int64(settle)
+		}
+		r, err := f.p.c.Wait(ctx, req)
 		if err != nil {
 			return nil, err
 		}
@@ -122,6 +130,9 @@ func (f *follow) run(ctx context.Context) (*Job, error) {
 		}
 		if f.spec == nil {
 			return nil, sys.E(sys.Op("koinon.Follow"), sys.Corrupt, "the leader tells nothing of the job")
+		}
+		if err := f.hear(r.Ended); err != nil {
+			return nil, err
 		}
 		f.learn(ctx, r.Tasks)
 		job := specified(r.Job, f.spec)
@@ -188,6 +199,28 @@ func (f *follow) learn(ctx context.Context, tasks []*procpb.Task) {
 	}
 	close(f.news)
 	f.news = make(chan struct{})
+}
+
+// hear passes on what processes have written that ended before they were followed.
+func (f *follow) hear(ended []*procpb.Report) error {
+	for _, r := range ended {
+		y := try{index: r.Index, rank: r.Rank, epoch: r.Epoch, node: sys.NodeID(r.Node)}
+		if f.name.Index >= 0 && y.index != uint32(f.name.Index) || f.name.Rank >= 0 && y.rank != uint32(f.name.Rank) {
+			continue
+		}
+		f.mu.Lock()
+		followed := f.seen[y]
+		f.seen[y] = true
+		f.mu.Unlock()
+		if followed || f.opt.Output == nil {
+			continue
+		}
+		whole := &procpb.OutputReply{Stdout: r.Stdout, Stderr: r.Stderr, Final: true}
+		if err := f.tell(y, &procpb.OutputRequest{}, whole); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // start follows a process.

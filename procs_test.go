@@ -182,6 +182,53 @@ func TestFollowEnds(t *testing.T) {
 	}
 }
 
+// What short processes wrote comes with the news of their ends: nobody asks their nodes. That of others is asked for, and told once.
+func TestFollowHearsOfShortProcesses(t *testing.T) {
+	table := proctest.New(2)
+	p := NewProcs(table, nil)
+	id, err := p.Submit(t.Context(), JobSpec{Command: []string{"true"}, Size: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	follow := func(name string) string {
+		var got strings.Builder
+		job, err := p.Follow(t.Context(), name, FollowOptions{Output: func(c Chunk) error {
+			fmt.Fprintf(&got, "%s %v %q %v; ", c.Process, c.Stderr, c.Data, c.End)
+			return nil
+		}})
+		if err != nil || job.State != StateFailed {
+			t.Errorf("the job is %+v, %v", job, err)
+		}
+		return got.String()
+	}
+	table.Start(id, 0, 1, 2)
+	table.Write(id, 0, 0, "out", "err")
+	table.End(id, 0, 0, 3)
+	table.End(id, 0, 1, 0)
+	const zero, one = `1:0 false "out" false; 1:0 true "err" false; 1:0 false "" true; `, `1:1 false "" true; `
+	if got := follow("1"); got != zero+one || table.Calls("Output") != 0 {
+		t.Errorf("%d requests for output, told: %s", table.Calls("Output"), got)
+	}
+	if got := follow("1:1"); got != one {
+		t.Errorf("of one rank: %s", got)
+	}
+
+	id, err = p.Submit(t.Context(), JobSpec{Command: []string{"true"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	table.Start(id, 0, 1)
+	table.Write(id, 0, 0, "early ", "")
+	go func() {
+		_ = table.Await(t.Context(), func() bool { return table.Calls("Output") > 1 }) // one has brought the beginning
+		table.Write(id, 0, 0, "late", "")
+		table.End(id, 0, 0, 1)
+	}()
+	if got := follow("2"); got != `2 false "early " false; 2 false "late" false; 2 false "" true; ` {
+		t.Errorf("of a process that is followed: %s", got)
+	}
+}
+
 // held puts the bytes of a file on nodes by its name.
 func held(c *Client, where map[string]map[sys.NodeID]int64) {
 	byIno := map[sys.Ino]map[sys.NodeID]int64{}

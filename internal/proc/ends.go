@@ -85,6 +85,9 @@ func (c *command) began(b *procpb.Began) *procpb.Result {
 	return &procpb.Result{}
 }
 
+// toldMax is how much a process may have printed to be told with its end, in bytes, so that its node need not be asked.
+const toldMax = 4 << 10
+
 func (c *command) ended(e *procpb.Ended) *procpb.Result {
 	for _, r := range e.Reports {
 		t, p := c.reported(r)
@@ -113,6 +116,10 @@ func (c *command) ended(e *procpb.Ended) *procpb.Result {
 		}
 		if !r.Recorded {
 			c.recordOutput(t, r)
+			if len(r.Stdout)+len(r.Stderr) <= toldMax {
+				c.delta.ended = append(c.delta.ended, &procpb.Report{
+					Job: r.Job, Index: r.Index, Rank: r.Rank, Epoch: r.Epoch, Node: r.Node, Stdout: r.Stdout, Stderr: r.Stderr})
+			}
 		}
 		c.processEnded(t, r.Rank)
 	}

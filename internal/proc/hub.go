@@ -25,13 +25,20 @@ type change struct {
 	job      uint64
 	from, to uint64         // the version before and after; from is 0 when it was submitted
 	tasks    []*procpb.Task // as the command left them
+	ended    []*procpb.Report
 }
+
+// rowBytes is how much output counts as a row.
+const rowBytes = 256
 
 // rows is how many changes, tasks and processes a change is.
 func (c *change) rows() int {
 	n := 1 + len(c.tasks)
 	for _, t := range c.tasks {
 		n += len(t.Procs)
+	}
+	for _, r := range c.ended {
+		n += (len(r.Stdout) + len(r.Stderr)) / rowBytes
 	}
 	return n
 }
@@ -70,13 +77,20 @@ func (h *hub) remember(d *delta) {
 	for _, t := range d.tasks {
 		tasks[t.Job] = append(tasks[t.Job], t)
 	}
+	var ended map[uint64][]*procpb.Report
+	if len(d.ended) > 0 {
+		ended = map[uint64][]*procpb.Report{}
+	}
+	for _, r := range d.ended {
+		ended[r.Job] = append(ended[r.Job], r)
+	}
 	done := make(map[uint64]bool, len(d.jobs))
 	for _, j := range slices.Backward(d.jobs) { // the last row of a job is how it was left
 		if done[j.Id] {
 			continue
 		}
 		done[j.Id] = true
-		c := change{job: j.Id, from: d.from[j.Id], to: j.Version, tasks: tasks[j.Id]}
+		c := change{job: j.Id, from: d.from[j.Id], to: j.Version, tasks: tasks[j.Id], ended: ended[j.Id]}
 		if c.from == c.to {
 			continue // nothing that is told to those who wait
 		}
@@ -90,9 +104,10 @@ func (h *hub) remember(d *delta) {
 	}
 }
 
-// since returns the tasks of a job that changes have made newer than one version, up to and with those of another one: each
-// as the last of those changes left it. ok is false when not all of the changes are remembered. The tasks are shared.
-func (h *hub) since(job, version, upTo uint64) (tasks []*procpb.Task, ok bool) {
+// since tells what changes have made of a job after one version, up to and with another one: the tasks that are newer, each as the
+// last of those changes left it, and the processes that have ended, in their order. ok is false when not all of the changes are
+// remembered. What it returns is shared.
+func (h *hub) since(job, version, upTo uint64) (tasks []*procpb.Task, ended []*procpb.Report, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	seen := map[uint32]bool{}
@@ -101,7 +116,7 @@ func (h *hub) since(job, version, upTo uint64) (tasks []*procpb.Task, ok bool) {
 			continue
 		}
 		if c.to != upTo {
-			return nil, false // a change is missing: the state came by a snapshot
+			return nil, nil, false // a change is missing: the state came by a snapshot
 		}
 		for _, t := range slices.Backward(c.tasks) {
 			if t.Version > version && !seen[t.Index] {
@@ -109,11 +124,17 @@ func (h *hub) since(job, version, upTo uint64) (tasks []*procpb.Task, ok bool) {
 				tasks = append(tasks, t)
 			}
 		}
+		if c.to > version {
+			for _, r := range slices.Backward(c.ended) {
+				ended = append(ended, r)
+			}
+		}
 		if upTo = c.from; upTo <= version {
-			return tasks, true
+			slices.Reverse(ended)
+			return tasks, ended, true
 		}
 	}
-	return nil, false
+	return nil, nil, false
 }
 
 func (h *hub) wake(job uint64) {

@@ -19,17 +19,17 @@ func TestWhatIsRememberedIsBounded(t *testing.T) {
 	if h.rows > recentMax || h.rows != 2*len(h.recent) {
 		t.Errorf("expected at most %d rows, found %d in %d changes", recentMax, h.rows, len(h.recent))
 	}
-	if tasks, ok := h.since(1, last-10, last-3); !ok || len(tasks) != 7 {
+	if tasks, _, ok := h.since(1, last-10, last-3); !ok || len(tasks) != 7 {
 		t.Errorf("expected the 7 tasks between two versions, found %d (%v)", len(tasks), ok)
 	}
-	if _, ok := h.since(1, 1, last); ok {
+	if _, _, ok := h.since(1, 1, last); ok {
 		t.Error("expected that so old a change is not remembered")
 	}
-	if _, ok := h.since(2, 0, 1); ok {
+	if _, _, ok := h.since(2, 0, 1); ok {
 		t.Error("expected nothing about a job that was never heard of")
 	}
 	h.publish(change(last + 2))
-	if _, ok := h.since(1, last-1, last+2); ok {
+	if _, _, ok := h.since(1, last-1, last+2); ok {
 		t.Error("expected the gap to be noticed")
 	}
 	big := delta{jobs: []*procpb.Job{{Id: 1, Version: last + 3}}, from: map[uint64]uint64{1: last + 2}}

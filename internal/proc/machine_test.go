@@ -51,6 +51,7 @@ type table struct {
 	tree *meta.Memory
 	now  int64
 	seq  uint64
+	ends []end // that were told
 }
 
 // require is what testing.T and rapid.T have.
@@ -125,6 +126,13 @@ func (x *table) end(job uint64, index, rank uint32, p *procpb.Process) {
 	p.StartedNs, p.EndedNs = max(p.StartedNs, 1), x.now
 	x.must(&procpb.Command{Op: &procpb.Command_Ended{Ended: &procpb.Ended{Reports: []*procpb.Report{{
 		Job: job, Index: index, Rank: rank, Epoch: t.Epoch, Node: t.Procs[rank].Node, Process: p, Stdout: []byte("out\n"), Stderr: []byte("err\n")}}}}})
+	x.ends = append(x.ends, end{job: job, version: x.job(job).Version, index: index, rank: rank, epoch: t.Epoch})
+}
+
+// end is that of a process, as it was told, with its job's version then.
+type end struct {
+	job, version       uint64
+	index, rank, epoch uint32
 }
 
 func (x *table) file(p string) (string, *metapb.Attr) {
@@ -571,7 +579,18 @@ func (x *table) checkSince(t *rapid.T, versions map[uint64][]uint64) {
 			}); err != nil {
 				t.Fatalf("%v", err)
 			}
-			have, ok := x.m.hub.since(id, v, now)
+			have, ended, ok := x.m.hub.since(id, v, now)
+			var ends []end
+			for _, e := range x.ends {
+				if e.job == id && e.version > v {
+					ends = append(ends, e)
+				}
+			}
+			if !slices.EqualFunc(ended, ends, func(r *procpb.Report, e end) bool {
+				return r.Index == e.index && r.Rank == e.rank && r.Epoch == e.epoch && r.Process == nil && string(r.Stdout) == "out\n" && string(r.Stderr) == "err\n"
+			}) {
+				t.Fatalf("job %d since version %d of %d: expected the ends %v, found %v", id, v, now, ends, ended)
+			}
 			if !ok || len(have) != len(want) {
 				t.Fatalf("job %d since version %d of %d: expected %v, found %v (%v)", id, v, now, want, have, ok)
 			}

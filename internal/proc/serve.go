@@ -156,6 +156,7 @@ func (s *Server) serveWait(ctx context.Context, req *wire.Request) (wire.Respons
 	defer cancel()
 	until := time.NewTimer(min(time.Duration(r.WaitNs), waitMax))
 	defer until.Stop()
+	var settled <-chan time.Time
 	for {
 		changed := s.hub.changed(r.Job)
 		reply, err := s.news(ctx, &r)
@@ -169,11 +170,18 @@ func (s *Server) serveWait(ctx context.Context, req *wire.Request) (wire.Respons
 			}
 			return respond(reply)
 		}
-		if reply.Job.Version > r.Version {
-			return respond(reply)
+		if reply.Job.Version > r.Version && settled == nil {
+			if r.SettleNs <= 0 {
+				return respond(reply)
+			}
+			settling := time.NewTimer(min(time.Duration(r.SettleNs), waitMax))
+			defer settling.Stop()
+			settled = settling.C
 		}
 		select {
 		case <-changed:
+		case <-settled:
+			return respond(reply)
 		case <-until.C:
 			return respond(reply)
 		case <-s.ctx.Done():
@@ -203,7 +211,7 @@ func (s *Server) news(ctx context.Context, r *procpb.WaitRequest) (*procpb.WaitR
 			return nil
 		}
 		var known bool
-		if reply.Tasks, known = s.hub.since(r.Job, r.Version, reply.Job.Version); known {
+		if reply.Tasks, reply.Ended, known = s.hub.since(r.Job, r.Version, reply.Job.Version); known {
 			return nil
 		}
 		return loadTasks(v, r.Job, 0, func(t *procpb.Task) bool {

@@ -2524,7 +2524,8 @@ type WaitRequest struct {
 	Job           uint64                 `protobuf:"varint,1,opt,name=job,proto3" json:"job,omitempty"`
 	Version       uint64                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
 	WaitNs        int64                  `protobuf:"varint,3,opt,name=wait_ns,json=waitNs,proto3" json:"wait_ns,omitempty"`
-	Tasks         bool                   `protobuf:"varint,4,opt,name=tasks,proto3" json:"tasks,omitempty"` // with the tasks that have changed since version
+	Tasks         bool                   `protobuf:"varint,4,opt,name=tasks,proto3" json:"tasks,omitempty"`                       // with the tasks that have changed since version
+	SettleNs      int64                  `protobuf:"varint,5,opt,name=settle_ns,json=settleNs,proto3" json:"settle_ns,omitempty"` // news that the job has not ended may be gathered for so long
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2587,11 +2588,19 @@ func (x *WaitRequest) GetTasks() bool {
 	return false
 }
 
+func (x *WaitRequest) GetSettleNs() int64 {
+	if x != nil {
+		return x.SettleNs
+	}
+	return 0
+}
+
 type WaitReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Job           *Job                   `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
 	Tasks         []*Task                `protobuf:"bytes,2,rep,name=tasks,proto3" json:"tasks,omitempty"`
-	Spec          *Spec                  `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"` // when version was 0
+	Spec          *Spec                  `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`   // when version was 0
+	Ended         []*Report              `protobuf:"bytes,4,rep,name=ended,proto3" json:"ended,omitempty"` // processes that have ended since version, by their reports, without process: those with little output, as far as remembered
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2643,6 +2652,13 @@ func (x *WaitReply) GetTasks() []*Task {
 func (x *WaitReply) GetSpec() *Spec {
 	if x != nil {
 		return x.Spec
+	}
+	return nil
+}
+
+func (x *WaitReply) GetEnded() []*Report {
+	if x != nil {
+		return x.Ended
 	}
 	return nil
 }
@@ -4331,16 +4347,18 @@ const file_proc_procpb_proc_proto_rawDesc = "" +
 	"\x04user\x18\x04 \x01(\tR\x04user\x12\x12\n" +
 	"\x04size\x18\x05 \x01(\rR\x04size\x12\x14\n" +
 	"\x05nodes\x18\x06 \x03(\x04R\x05nodes\x12\x10\n" +
-	"\x03why\x18\a \x01(\tR\x03why\"h\n" +
+	"\x03why\x18\a \x01(\tR\x03why\"\x85\x01\n" +
 	"\vWaitRequest\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\x04R\x03job\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x17\n" +
 	"\await_ns\x18\x03 \x01(\x03R\x06waitNs\x12\x14\n" +
-	"\x05tasks\x18\x04 \x01(\bR\x05tasks\"\x88\x01\n" +
+	"\x05tasks\x18\x04 \x01(\bR\x05tasks\x12\x1b\n" +
+	"\tsettle_ns\x18\x05 \x01(\x03R\bsettleNs\"\xb6\x01\n" +
 	"\tWaitReply\x12%\n" +
 	"\x03job\x18\x01 \x01(\v2\x13.koinon.proc.v1.JobR\x03job\x12*\n" +
 	"\x05tasks\x18\x02 \x03(\v2\x14.koinon.proc.v1.TaskR\x05tasks\x12(\n" +
-	"\x04spec\x18\x03 \x01(\v2\x14.koinon.proc.v1.SpecR\x04spec\"<\n" +
+	"\x04spec\x18\x03 \x01(\v2\x14.koinon.proc.v1.SpecR\x04spec\x12,\n" +
+	"\x05ended\x18\x04 \x03(\v2\x16.koinon.proc.v1.ReportR\x05ended\"<\n" +
 	"\x0eInspectRequest\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\x04R\x03job\x12\x18\n" +
 	"\aindices\x18\x02 \x03(\rR\aindices\"\xcc\x01\n" +
@@ -4581,27 +4599,28 @@ var file_proc_procpb_proc_proto_depIdxs = []int32{
 	9,  // 31: koinon.proc.v1.WaitReply.job:type_name -> koinon.proc.v1.Job
 	8,  // 32: koinon.proc.v1.WaitReply.tasks:type_name -> koinon.proc.v1.Task
 	5,  // 33: koinon.proc.v1.WaitReply.spec:type_name -> koinon.proc.v1.Spec
-	9,  // 34: koinon.proc.v1.InspectReply.job:type_name -> koinon.proc.v1.Job
-	5,  // 35: koinon.proc.v1.InspectReply.spec:type_name -> koinon.proc.v1.Spec
-	8,  // 36: koinon.proc.v1.InspectReply.tasks:type_name -> koinon.proc.v1.Task
-	33, // 37: koinon.proc.v1.InspectReply.explanations:type_name -> koinon.proc.v1.Explanation
-	34, // 38: koinon.proc.v1.Explanation.nodes:type_name -> koinon.proc.v1.NodeReason
-	35, // 39: koinon.proc.v1.Explanation.refusals:type_name -> koinon.proc.v1.Refusal
-	38, // 40: koinon.proc.v1.NodesReply.nodes:type_name -> koinon.proc.v1.NodeInfo
-	10, // 41: koinon.proc.v1.NodeInfo.node:type_name -> koinon.proc.v1.Node
-	1,  // 42: koinon.proc.v1.NodeInfo.used:type_name -> koinon.proc.v1.Resources
-	40, // 43: koinon.proc.v1.Messages.messages:type_name -> koinon.proc.v1.Message
-	5,  // 44: koinon.proc.v1.Reservation.spec:type_name -> koinon.proc.v1.Spec
-	10, // 45: koinon.proc.v1.Heartbeat.node:type_name -> koinon.proc.v1.Node
-	44, // 46: koinon.proc.v1.Heartbeat.running:type_name -> koinon.proc.v1.Running
-	1,  // 47: koinon.proc.v1.Heartbeat.used:type_name -> koinon.proc.v1.Resources
-	44, // 48: koinon.proc.v1.HeartbeatReply.stop:type_name -> koinon.proc.v1.Running
-	7,  // 49: koinon.proc.v1.OutputReply.process:type_name -> koinon.proc.v1.Process
-	50, // [50:50] is the sub-list for method output_type
-	50, // [50:50] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	16, // 34: koinon.proc.v1.WaitReply.ended:type_name -> koinon.proc.v1.Report
+	9,  // 35: koinon.proc.v1.InspectReply.job:type_name -> koinon.proc.v1.Job
+	5,  // 36: koinon.proc.v1.InspectReply.spec:type_name -> koinon.proc.v1.Spec
+	8,  // 37: koinon.proc.v1.InspectReply.tasks:type_name -> koinon.proc.v1.Task
+	33, // 38: koinon.proc.v1.InspectReply.explanations:type_name -> koinon.proc.v1.Explanation
+	34, // 39: koinon.proc.v1.Explanation.nodes:type_name -> koinon.proc.v1.NodeReason
+	35, // 40: koinon.proc.v1.Explanation.refusals:type_name -> koinon.proc.v1.Refusal
+	38, // 41: koinon.proc.v1.NodesReply.nodes:type_name -> koinon.proc.v1.NodeInfo
+	10, // 42: koinon.proc.v1.NodeInfo.node:type_name -> koinon.proc.v1.Node
+	1,  // 43: koinon.proc.v1.NodeInfo.used:type_name -> koinon.proc.v1.Resources
+	40, // 44: koinon.proc.v1.Messages.messages:type_name -> koinon.proc.v1.Message
+	5,  // 45: koinon.proc.v1.Reservation.spec:type_name -> koinon.proc.v1.Spec
+	10, // 46: koinon.proc.v1.Heartbeat.node:type_name -> koinon.proc.v1.Node
+	44, // 47: koinon.proc.v1.Heartbeat.running:type_name -> koinon.proc.v1.Running
+	1,  // 48: koinon.proc.v1.Heartbeat.used:type_name -> koinon.proc.v1.Resources
+	44, // 49: koinon.proc.v1.HeartbeatReply.stop:type_name -> koinon.proc.v1.Running
+	7,  // 50: koinon.proc.v1.OutputReply.process:type_name -> koinon.proc.v1.Process
+	51, // [51:51] is the sub-list for method output_type
+	51, // [51:51] is the sub-list for method input_type
+	51, // [51:51] is the sub-list for extension type_name
+	51, // [51:51] is the sub-list for extension extendee
+	0,  // [0:51] is the sub-list for field type_name
 }
 
 func init() { file_proc_procpb_proc_proto_init() }

@@ -112,6 +112,7 @@ func (t *Table) Wait(ctx context.Context, req *procpb.WaitRequest) (*procpb.Wait
 					r.Tasks = append(r.Tasks, proto.CloneOf(k))
 				}
 			}
+			r.Ended = j.ended(r.Tasks)
 			t.mu.Unlock()
 			return r, nil
 		}
@@ -125,6 +126,20 @@ func (t *Table) Wait(ctx context.Context, req *procpb.WaitRequest) (*procpb.Wait
 			return nil, err
 		}
 	}
+}
+
+// ended are the processes of these tasks that have, as far as their nodes have what they wrote.
+func (j *job) ended(tasks []*procpb.Task) (ended []*procpb.Report) {
+	for _, k := range tasks {
+		for rank, p := range k.Procs {
+			s := j.spool(k.Index, uint32(rank))
+			if proc.Over(p.State) && s != nil && s.ended && !s.gone {
+				ended = append(ended, &procpb.Report{Job: j.row.Id, Index: k.Index, Rank: uint32(rank), Epoch: k.Epoch, Node: p.Node,
+					Stdout: slices.Clone(s.out), Stderr: slices.Clone(s.err)})
+			}
+		}
+	}
+	return ended
 }
 
 // Inspect is proc.Client's.
