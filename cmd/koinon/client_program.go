@@ -18,7 +18,7 @@ func begin(args []string) {
 	runtime.LockOSThread() // execve(2) keeps what belongs to the thread that calls it, such as PR_SET_PDEATHSIG: the main one, here
 	defer runtime.UnlockOSThread()
 	a := &app{err: os.Stderr}
-	_, _, known := find(subcommands(a), firstWord(newRoot(a).PersistentFlags(), args))
+	_, _, known := find(subcommands(a), commandName(args))
 	if known || slices.Equal(args, []string{"--version"}) {
 		return
 	}

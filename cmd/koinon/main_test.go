@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"syscall"
@@ -204,18 +205,21 @@ func TestVersionOf(t *testing.T) {
 	built := &debug.BuildInfo{GoVersion: "go1.26", Main: debug.Module{Version: "(devel)"},
 		Settings: []debug.BuildSetting{{Key: "vcs.revision", Value: "0123456789abcdef"}}}
 	for _, tc := range []struct {
-		stamped string
-		info    *debug.BuildInfo
-		want    string
+		info *debug.BuildInfo
+		want string
 	}{
-		{"v1.2.3-4-gabcdef-dirty", built, "v1.2.3-4-gabcdef-dirty go1.26"},
-		{"", installed, "v1.2.3 go1.26"},
-		{"", built, "devel-0123456789ab go1.26"},
-		{"", &debug.BuildInfo{GoVersion: "go1.26"}, "devel go1.26"},
+		{installed, "v1.2.3 go1.26"},
+		{built, "devel-0123456789ab go1.26"},
+		{&debug.BuildInfo{GoVersion: "go1.26"}, "devel go1.26"},
 	} {
-		if got := versionOf(tc.stamped, tc.info); got != tc.want {
-			t.Errorf("%q: got %q, want %q", tc.stamped, got, tc.want)
+		if got := versionOf(tc.info); got != tc.want {
+			t.Errorf("got %q, want %q", got, tc.want)
 		}
+	}
+	defer func(was string) { stamped = was }(stamped)
+	stamped = "v1.2.3-4-gabcdef-dirty"
+	if got, want := version(), stamped+" "+runtime.Version(); got != want {
+		t.Errorf("got %q, want %q", got, want)
 	}
 	// What the Makefile tells the linker must be the name of a variable here: a
 	// name that is not there is ignored without a word.

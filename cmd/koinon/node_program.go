@@ -28,7 +28,7 @@ const processorsMin = 4
 // begin prepares the process for what it is to do.
 func begin(args []string) {
 	program.Take()
-	if name := firstWord(newRoot(&app{}).PersistentFlags(), args); name != "serve" && name != "mount" {
+	if name := commandName(args); name != "serve" && name != "mount" {
 		return
 	}
 	if os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) < processorsMin {

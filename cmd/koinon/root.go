@@ -73,10 +73,7 @@ func newRoot(a *app) *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &usageError{cmd: cmd.CommandPath(), err: flagError(err)}
 	})
-	flags := root.PersistentFlags()
-	flags.StringVar(&a.configPath, "config", "", "client configuration `FILE` of the cluster to speak to; for serve, the node's")
-	flags.VarP(&a.output, "output", "o", "what lists are printed as: table or json")
-	flags.BoolVarP(&a.quiet, "quiet", "q", false, "print results and errors only")
+	a.addFlags(root.PersistentFlags())
 	// Whether a flag completes to words must not depend on the file system.
 	if err := root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(
 		[]string{formatTable, formatJSON}, cobra.ShellCompDirectiveNoFileComp)); err != nil {
@@ -92,6 +89,13 @@ func newRoot(a *app) *cobra.Command {
 		&cobra.Group{ID: groupTools, Title: "Tools:"},
 	)
 	return root
+}
+
+// addFlags adds the flags that all commands have.
+func (a *app) addFlags(flags *pflag.FlagSet) {
+	flags.StringVar(&a.configPath, "config", "", "client configuration `FILE` of the cluster to speak to; for serve, the node's")
+	flags.VarP(&a.output, "output", "o", "what lists are printed as: table or json")
+	flags.BoolVarP(&a.quiet, "quiet", "q", false, "print results and errors only")
 }
 
 // subcommand is a command of the root, which is made when it is needed.
@@ -153,6 +157,13 @@ func find(all map[string][]subcommand, name string) (group string, c subcommand,
 		}
 	}
 	return "", subcommand{}, false
+}
+
+// commandName is the name of the subcommand that a command line names, whether there is one or not; empty when it names none.
+func commandName(args []string) string {
+	flags := pflag.NewFlagSet("", pflag.ContinueOnError)
+	(&app{}).addFlags(flags)
+	return firstWord(flags, args)
 }
 
 // firstWord is the first of some arguments that is no flag and no flag's value;

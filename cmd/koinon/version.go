@@ -1,6 +1,7 @@
 package main
 
 import (
+	"runtime"
 	"runtime/debug"
 	"strings"
 )
@@ -11,26 +12,26 @@ var stamped string
 
 // version tells what was built, in one word and the version of Go.
 func version() string {
+	if stamped != "" {
+		return stamped + " " + runtime.Version() // what the toolchain has recorded takes a while to read
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		info = &debug.BuildInfo{GoVersion: "(unknown toolchain)"}
 	}
-	return versionOf(stamped, info)
+	return versionOf(info)
 }
 
-// versionOf prefers what the linker was told. Without, as `go install` builds,
-// it is the module's version and revision as the toolchain recorded them.
-func versionOf(stamped string, info *debug.BuildInfo) string {
-	v := stamped
-	if v == "" {
-		v = info.Main.Version
-		if v == "" || v == "(devel)" {
-			v = "devel"
-		}
-		for _, s := range info.Settings {
-			if revision := s.Value[:min(12, len(s.Value))]; s.Key == "vcs.revision" && !strings.Contains(v, revision) {
-				v += "-" + revision
-			}
+// versionOf is the module's version and revision as the toolchain recorded them,
+// as for what `go install` builds.
+func versionOf(info *debug.BuildInfo) string {
+	v := info.Main.Version
+	if v == "" || v == "(devel)" {
+		v = "devel"
+	}
+	for _, s := range info.Settings {
+		if revision := s.Value[:min(12, len(s.Value))]; s.Key == "vcs.revision" && !strings.Contains(v, revision) {
+			v += "-" + revision
 		}
 	}
 	return v + " " + info.GoVersion

@@ -3,6 +3,7 @@ package proc
 import (
 	"context"
 	"crypto/rand"
+	"sync"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -46,8 +47,19 @@ func (c *Client) List(ctx context.Context, req *procpb.ListRequest) (*procpb.Lis
 func (c *Client) Wait(ctx context.Context, req *procpb.WaitRequest) (*procpb.WaitReply, error) {
 	reply := &procpb.WaitReply{}
 	req.WaitNs = min(req.WaitNs, int64(c.cluster.Timeout()/2)) // after all of it, the leader is taken for dead
+	var meanwhile sync.WaitGroup
+	defer meanwhile.Wait()
+	meanwhile.Go(expectNews)
 	return reply, c.leader(ctx, MethodWait, req, nil, reply)
 }
+
+// expectNews makes what reads news. The first use of a message makes it otherwise, when somebody waits for what is in it.
+var expectNews = sync.OnceFunc(func() {
+	all := &procpb.WaitReply{Job: &procpb.Job{}, Spec: &procpb.Spec{}, Tasks: []*procpb.Task{{Procs: []*procpb.Process{{}}}}, Ended: []*procpb.Report{{}}}
+	if b, err := proto.Marshal(all); err == nil {
+		_ = proto.Unmarshal(b, &procpb.WaitReply{}) // it is for what it does on the way
+	}
+})
 
 // Inspect tells everything about a job.
 func (c *Client) Inspect(ctx context.Context, req *procpb.InspectRequest) (*procpb.InspectReply, error) {
