@@ -19,6 +19,7 @@ import (
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/vfs"
+	"github.com/koinon/koinon/internal/wire"
 )
 
 // processes is what runs this node's share of the cluster's processes. A nil
@@ -67,6 +68,9 @@ func (s *server) openProcesses(ctx context.Context) *processes {
 		Capacity: &procpb.Resources{CpuMilli: int64(math.Round(s.cfg.Proc.CPUs * 1000)), Memory: int64(s.cfg.Proc.Memory)},
 		Labels:   s.cfg.Proc.Labels, FS: p.tree.open, Clock: s.clock, Logger: s.log,
 		Executor: executor.Options{Command: s.cfg.Proc.Supervisor},
+		Leader: func(ctx context.Context, m wire.Method, payload []byte) ([]byte, bool) {
+			return s.procs.Answer(ctx, s.cfg.ID, m, payload)
+		},
 	})
 	if err != nil {
 		p.fails("processes", err)

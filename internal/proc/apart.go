@@ -77,11 +77,15 @@ func (s *Server) recordApart(ctx context.Context, reports []*procpb.Report) erro
 		if t == nil || int(r.Rank) >= len(t.Procs) || t.Epoch != r.Epoch {
 			continue
 		}
-		if err := f.status(spec, t, r.Rank); err != nil {
+		home, err := f.home(spec, r.Job, r.Index, r.Rank)
+		if err != nil {
+			return err
+		}
+		if err := f.status(home, spec, t, r.Rank); err != nil {
 			return err
 		}
 		if !r.Recorded && r.Process.EndedNs != 0 {
-			if err := f.output(spec, r); err != nil {
+			if err := f.output(home, spec, r); err != nil {
 				return err
 			}
 		}

@@ -143,16 +143,21 @@ func (f files) under(dir, name string, u *procpb.User) (uint64, error) {
 	return f.directory(ino, name, u)
 }
 
+// home makes the directory of a process's files.
+func (f files) home(spec *procpb.Spec, job uint64, index, rank uint32) (uint64, error) {
+	return f.under(Dir, ProcessName(spec, job, index, rank).String(), spec.User)
+}
+
 // put writes a small file as a whole.
 func (f files) put(dir uint64, name string, body []byte, u *procpb.User) error {
-	cred, all := credOf(u), &metapb.Commit{Inline: body}
-	old, err := f.lookup(rootCred, dir, name)
-	if err != nil {
-		return err
+	all := &metapb.Commit{Inline: body}
+	_, err := f.tree.Do(&metapb.Command{Cred: credOf(u), Op: &metapb.Command_Mknod{Mknod: &metapb.Mknod{
+		Parent: dir, Name: []byte(name), Type: uint32(sys.TypeRegular), Mode: 0o644, Body: all}}})
+	if err == nil {
+		return nil
 	}
-	if old == nil {
-		_, err := f.tree.Do(&metapb.Command{Cred: cred, Op: &metapb.Command_Mknod{Mknod: &metapb.Mknod{
-			Parent: dir, Name: []byte(name), Type: uint32(sys.TypeRegular), Mode: 0o644, Body: all}}})
+	old, lookErr := f.lookup(rootCred, dir, name)
+	if lookErr != nil || old == nil {
 		return err
 	}
 	all.Ino = old.Ino
@@ -163,26 +168,18 @@ func (f files) put(dir uint64, name string, body []byte, u *procpb.User) error {
 	return err
 }
 
-// status writes the file status of a process.
-func (f files) status(spec *procpb.Spec, t *procpb.Task, rank uint32) error {
-	dir, err := f.under(Dir, ProcessName(spec, t.Job, t.Index, rank).String(), spec.User)
-	if err != nil {
-		return err
-	}
+// status writes the file status of a process into its home.
+func (f files) status(home uint64, spec *procpb.Spec, t *procpb.Task, rank uint32) error {
 	body, err := json.Marshal(StatusOf(spec, t, rank))
 	if err != nil {
 		return err
 	}
-	return f.put(dir, "status", append(body, '\n'), spec.User)
+	return f.put(home, "status", append(body, '\n'), spec.User)
 }
 
 // output writes the outputs that a report has brought.
-func (f files) output(spec *procpb.Spec, r *procpb.Report) error {
-	dir, err := f.under(Dir, ProcessName(spec, r.Job, r.Index, r.Rank).String(), spec.User)
-	if err != nil {
-		return err
-	}
-	return firstError(f.put(dir, "stdout", r.Stdout, spec.User), f.put(dir, "stderr", r.Stderr, spec.User))
+func (f files) output(home uint64, spec *procpb.Spec, r *procpb.Report) error {
+	return firstError(f.put(home, "stdout", r.Stdout, spec.User), f.put(home, "stderr", r.Stderr, spec.User))
 }
 
 // publish lets the outputs of a task appear: its private directory, and nothing
@@ -243,7 +240,11 @@ func (c *command) recordOutput(t *procpb.Task, r *procpb.Report) {
 	if c.tree == nil {
 		return
 	}
-	if err := (files{c.tree}).output(c.spec(t.Job), r); err != nil {
+	home, err := c.homeOf(t, r.Rank)
+	if err == nil {
+		err = files{c.tree}.output(home, c.spec(t.Job), r)
+	}
+	if err != nil {
 		note(t.Procs[r.Rank], fmt.Sprintf("its output could not be written to the tree: %v", err))
 	}
 }
@@ -252,9 +253,22 @@ func (c *command) recordStatus(t *procpb.Task, rank uint32) {
 	if c.tree == nil {
 		return
 	}
-	if err := (files{c.tree}).status(c.spec(t.Job), t, rank); err != nil {
+	home, err := c.homeOf(t, rank)
+	if err == nil {
+		err = files{c.tree}.status(home, c.spec(t.Job), t, rank)
+	}
+	if err != nil {
 		note(t.Procs[rank], fmt.Sprintf("its status could not be written to the tree: %v", err))
 	}
+}
+
+// homeOf is files.home, which is asked for several times in a row about one process.
+func (c *command) homeOf(t *procpb.Task, rank uint32) (uint64, error) {
+	if k := (processKey{t.Job, t.Index, rank}); c.at != k {
+		c.at = k
+		c.home, c.homeErr = files{c.tree}.home(c.spec(t.Job), t.Job, t.Index, rank)
+	}
+	return c.home, c.homeErr
 }
 
 func note(p *procpb.Process, what string) {

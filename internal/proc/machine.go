@@ -127,6 +127,16 @@ type command struct {
 	tree  tree // nil: elsewhere
 	now   int64
 	delta delta
+
+	at      processKey // whose files were written last
+	home    uint64
+	homeErr error
+}
+
+// processKey is which process something is about.
+type processKey struct {
+	job         uint64
+	index, rank uint32
 }
 
 // delta is what a command has changed: whole rows, as it left them. They are

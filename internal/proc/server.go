@@ -114,6 +114,27 @@ func (s *Server) Own(node sys.NodeID, party func(context.Context, *procpb.Messag
 	s.own.Store(&ownNode{node, party})
 }
 
+// Answer spares the node that the server is on the way through a connection: it answers a report, a vote or a heartbeat as its
+// method does. ok is false when it cannot, as where another node leads; it may have been taken nevertheless.
+func (s *Server) Answer(ctx context.Context, node sys.NodeID, m wire.Method, payload []byte) (answer []byte, ok bool) {
+	var serve wire.HandlerFunc
+	switch m {
+	case MethodHeartbeat:
+		serve = s.serveHeartbeat
+	case MethodVotes:
+		serve = s.serveVotes
+	case MethodBegan:
+		serve = s.serveBegan
+	case MethodEnded:
+		serve = s.serveEnded
+	}
+	if serve == nil || s.group.Leading() == 0 {
+		return nil, false
+	}
+	r, err := serve(ctx, &wire.Request{Method: m, Payload: payload, Peer: wire.Identity{Node: node}})
+	return r.Payload, err == nil
+}
+
 // Close ends what NewServer started, and sends those who wait to other nodes.
 func (s *Server) Close() {
 	s.unwatch()

@@ -506,7 +506,6 @@ func TestAGangStartsAndEnds(t *testing.T) {
 	}
 }
 
-// TestWhoLearnsOfAnEndSeesTheFiles: while a mount may still see the tree as it was, nobody who waits is told of the end.
 func TestTheLeadersOwnNodeIsAskedDirectly(t *testing.T) {
 	w := newWorld(t)
 	n := w.leader()
@@ -527,6 +526,7 @@ func TestTheLeadersOwnNodeIsAskedDirectly(t *testing.T) {
 	w.finish(id)
 }
 
+// While a mount may still see the tree as it was, nobody who waits is told of the end.
 func TestWhoLearnsOfAnEndSeesTheFiles(t *testing.T) {
 	w := newWorld(t)
 	id := w.submit(gang(1))
@@ -550,34 +550,6 @@ func TestWhoLearnsOfAnEndSeesTheFiles(t *testing.T) {
 	close(stale)
 	w.waitFor(id, procpb.State_EXITED)
 	<-ended
-}
-
-// News may be gathered: who asks for that hears of a short process once, with its end and what it wrote; of a long one when that time is over.
-func TestNewsAreGathered(t *testing.T) {
-	w := newWorld(t)
-	id := w.submit(gang(2))
-	asked := make(chan *procpb.WaitReply, 1)
-	go func() {
-		r, err := w.c.Wait(t.Context(), &procpb.WaitRequest{Job: id, Version: FirstVersion, WaitNs: int64(20 * time.Second), SettleNs: int64(20 * time.Second), Tasks: true})
-		if err != nil {
-			t.Error(err)
-		}
-		asked <- r
-	}()
-	w.waitFor(id, procpb.State_RUNNING)
-	r, err := w.c.Wait(t.Context(), &procpb.WaitRequest{Job: id, Version: FirstVersion, WaitNs: int64(20 * time.Second), SettleNs: 1, Tasks: true})
-	if err != nil || r.Job.State != procpb.State_RUNNING || len(r.Tasks) != 1 || len(r.Ended) != 0 {
-		t.Errorf("of a long process Wait told %v, %v", r, err)
-	}
-	w.finish(id)
-	if r := <-asked; r == nil || r.Job.State != procpb.State_EXITED || len(r.Tasks) != 1 || len(r.Ended) != 2 ||
-		r.Ended[0].Rank == r.Ended[1].Rank || string(r.Ended[0].Stdout) != "hello\n" || r.Ended[0].Epoch != r.Tasks[0].Epoch || r.Ended[0].Node == 0 {
-		t.Errorf("of a short process Wait told %v", r)
-	}
-	// Somebody who comes later is told by the rows, and asks the nodes or reads the files.
-	if r, err := w.c.Wait(t.Context(), &procpb.WaitRequest{Job: id, Tasks: true}); err != nil || len(r.Tasks) != 1 || r.Spec == nil {
-		t.Errorf("afterwards Wait told %v, %v", r, err)
-	}
 }
 
 func TestARefusalStartsNothingAnywhere(t *testing.T) {

@@ -29,9 +29,11 @@ import (
 type Options struct {
 	Node    sys.NodeID
 	Cluster *cluster.Client // on the node's own account; not owned
-	ID      string          // of the cluster
-	Dir     string          // of the agent alone; made if need be
-	Name    string          // of the node, for people
+	// Leader answers a request where this node leads, see proc.Server.Answer; nil has all of them sent.
+	Leader func(ctx context.Context, m wire.Method, payload []byte) (answer []byte, ok bool)
+	ID     string // of the cluster
+	Dir    string // of the agent alone; made if need be
+	Name   string // of the node, for people
 	// Capacity is what the node gives to processes; what is 0 in it is all CPUs,
 	// and three quarters of the machine's memory.
 	Capacity *procpb.Resources

@@ -286,6 +286,13 @@ func (a *Agent) callLeader(ctx context.Context, m wire.Method, req, reply proto.
 	if err != nil {
 		return err
 	}
+	if a.opts.Leader != nil {
+		if answer, ok := a.opts.Leader(ctx, m, raw); ok && reply == nil {
+			return nil
+		} else if ok {
+			return proto.Unmarshal(answer, reply)
+		}
+	}
 	r, err := a.opts.Cluster.CallLeader(ctx, m, nil, raw)
 	if err != nil {
 		return err

@@ -1,0 +1,81 @@
+package proc
+
+import (
+	"testing"
+	"time"
+
+	"github.com/koinon/koinon/internal/proc/procpb"
+	"github.com/koinon/koinon/internal/sys"
+)
+
+// A node tells the server in its process of an end, which that takes if it leads, and only of the node's own.
+func TestTheLeadersOwnNodeTellsDirectly(t *testing.T) {
+	w := newWorld(t)
+	id := w.submit(gang(1))
+	w.waitFor(id, procpb.State_RUNNING)
+	var runs *procpb.Reservation
+	var on *fakeNode
+	w.await("a node runs it", func() bool {
+		for _, n := range w.nodes {
+			for _, r := range n.runs() {
+				runs, on = r, n
+			}
+		}
+		return runs != nil
+	})
+	report := func(of sys.NodeID) []byte {
+		return encode(&procpb.Ended{Reports: []*procpb.Report{{Job: id, Rank: runs.Ranks[0], Epoch: runs.Epoch, Node: uint64(of),
+			Process: &procpb.Process{StartedNs: 1, EndedNs: 2}}}})
+	}
+	other := w.nodes[0]
+	if other == on {
+		other = w.nodes[1]
+	}
+	leader := w.leader()
+	for _, n := range w.nodes {
+		if _, ok := n.server.Answer(t.Context(), other.id, MethodEnded, report(on.id)); ok {
+			t.Errorf("node %v has taken a report of another node", n.id)
+		}
+		if _, ok := n.server.Answer(t.Context(), on.id, MethodSubmit, nil); ok {
+			t.Errorf("node %v answers what no node asks", n.id)
+		}
+		if _, ok := n.server.Answer(t.Context(), on.id, MethodEnded, report(on.id)); ok && n != leader && w.leader() == leader {
+			t.Errorf("node %v, which does not lead, has taken a report", n.id)
+		}
+	}
+	answer, ok := w.leader().server.Answer(t.Context(), on.id, MethodEnded, report(on.id))
+	res := &procpb.Result{}
+	if decode(answer, res); !ok || res.Failure != nil {
+		t.Errorf("the leader has answered %v, %v", res, ok)
+	}
+	w.waitFor(id, procpb.State_EXITED)
+	on.set(func() { clear(on.running) })
+}
+
+// News may be gathered: who asks for that hears of a short process once, with its end and what it wrote; of a long one when that time is over.
+func TestNewsAreGathered(t *testing.T) {
+	w := newWorld(t)
+	id := w.submit(gang(2))
+	asked := make(chan *procpb.WaitReply, 1)
+	go func() {
+		r, err := w.c.Wait(t.Context(), &procpb.WaitRequest{Job: id, Version: FirstVersion, WaitNs: int64(20 * time.Second), SettleNs: int64(20 * time.Second), Tasks: true})
+		if err != nil {
+			t.Error(err)
+		}
+		asked <- r
+	}()
+	w.waitFor(id, procpb.State_RUNNING)
+	r, err := w.c.Wait(t.Context(), &procpb.WaitRequest{Job: id, Version: FirstVersion, WaitNs: int64(20 * time.Second), SettleNs: 1, Tasks: true})
+	if err != nil || r.Job.State != procpb.State_RUNNING || len(r.Tasks) != 1 || len(r.Ended) != 0 {
+		t.Errorf("of a long process Wait told %v, %v", r, err)
+	}
+	w.finish(id)
+	if r := <-asked; r == nil || r.Job.State != procpb.State_EXITED || len(r.Tasks) != 1 || len(r.Ended) != 2 ||
+		r.Ended[0].Rank == r.Ended[1].Rank || string(r.Ended[0].Stdout) != "hello\n" || r.Ended[0].Epoch != r.Tasks[0].Epoch || r.Ended[0].Node == 0 {
+		t.Errorf("of a short process Wait told %v", r)
+	}
+	// Somebody who comes later is told by the rows, and asks the nodes or reads the files.
+	if r, err := w.c.Wait(t.Context(), &procpb.WaitRequest{Job: id, Tasks: true}); err != nil || len(r.Tasks) != 1 || r.Spec == nil {
+		t.Errorf("afterwards Wait told %v, %v", r, err)
+	}
+}
