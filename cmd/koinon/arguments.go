@@ -3,9 +3,11 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // arguments is the Args of a command that takes least to most arguments, any
@@ -61,8 +63,58 @@ func noSubcommand(cmd *cobra.Command, args []string) error {
 	}
 	msg := fmt.Sprintf("unknown command %q", args[0])
 	cmd.SuggestionsMinimumDistance = 2
-	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+	near := cmd.SuggestionsFor(args[0])
+	switch {
+	case args[0] == "":
+		msg = "the name of the command is empty"
+	case slices.Contains(near, args[0]):
+		msg = fmt.Sprintf(`"--" is in front of the command %q: leave it out`, args[0])
+	case len(near) > 0:
 		msg += fmt.Sprintf(`: did you mean "%s"?`, strings.Join(near, `" or "`))
 	}
 	return &usageError{cmd: cmd.CommandPath(), err: errors.New(msg)}
+}
+
+// checkHelp has --help of what there is not told as an error.
+func (a *app) checkHelp(root *cobra.Command) {
+	help := root.HelpFunc()
+	root.SetHelpFunc(func(cmd *cobra.Command, args []string) {
+		if cmd.HasSubCommands() {
+			if a.noHelp = noSubcommand(cmd, cmd.Flags().Args()); a.noHelp != nil {
+				return
+			}
+		}
+		help(cmd, args)
+	})
+}
+
+// checkHelpCommand has help of what there is not told as an error.
+func checkHelpCommand(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	for _, c := range root.Commands() {
+		if c.Name() != "help" {
+			continue
+		}
+		tell := c.Run
+		c.Run, c.RunE = nil, func(c *cobra.Command, args []string) error {
+			about, rest, err := c.Root().Find(args)
+			if err == nil && about.HasSubCommands() {
+				err = noSubcommand(about, rest)
+			}
+			if err == nil {
+				tell(c, args)
+			}
+			return err
+		}
+	}
+}
+
+// plainFlags takes the marks from the descriptions of flags that tell the help how their values are called: shells show them.
+func plainFlags(cmd *cobra.Command) {
+	plain := func(f *pflag.Flag) { _, f.Usage = pflag.UnquoteUsage(f) }
+	cmd.Flags().VisitAll(plain)
+	cmd.PersistentFlags().VisitAll(plain)
+	for _, c := range cmd.Commands() {
+		plainFlags(c)
+	}
 }

@@ -4,8 +4,11 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -63,6 +66,8 @@ func newDevKillCommand(d *devCommand) *cobra.Command {
 		Short:   "Kill nodes with SIGKILL, as a power cut would",
 		Example: "  koinon dev kill 2\n  koinon dev kill 1 2 3",
 		Args:    arguments(1, -1),
+
+		ValidArgsFunction: d.completeNodes(true),
 		RunE: func(_ *cobra.Command, args []string) error {
 			ns, err := numbers(args)
 			if err != nil {
@@ -77,12 +82,37 @@ func newDevKillCommand(d *devCommand) *cobra.Command {
 	}
 }
 
+// completeNodes completes the numbers of nodes that run, or of those that do not.
+func (d *devCommand) completeNodes(run bool) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		c, err := d.open()
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveError
+		}
+		ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
+		defer cancel()
+		s, err := c.Status(ctx)
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveError
+		}
+		var words []string
+		for _, n := range s.Nodes {
+			if number := strconv.Itoa(n.Number); n.PID != 0 == run && !slices.Contains(args, number) {
+				words = append(words, fmt.Sprintf("%s\t%s at %s", number, n.State, n.Address))
+			}
+		}
+		return words, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
 func newDevStartCommand(d *devCommand) *cobra.Command {
 	return &cobra.Command{
 		Use:     "start N...",
 		Short:   "Start nodes that are down",
 		Example: "  koinon dev start 2",
 		Args:    arguments(1, -1),
+
+		ValidArgsFunction: d.completeNodes(false),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ns, err := numbers(args)
 			if err != nil {

@@ -9,6 +9,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -48,7 +49,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	root.SetIn(in)
 	root.SetOut(a.out)
 	root.SetErr(errOut)
-	return a.exitCodeOf(ctx, root.ExecuteContext(ctx))
+	return a.exitCodeOf(ctx, cmp.Or(root.ExecuteContext(ctx), a.noHelp))
 }
 
 // exitCodeOf is exitCode of a command that had ctx, which a signal may have ended.

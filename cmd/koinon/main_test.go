@@ -286,6 +286,43 @@ func TestStoppedBySignal(t *testing.T) {
 	}
 }
 
+// Whoever asks about what there is not is told so, and does not get the help of something else.
+func TestHelpOfNothing(t *testing.T) {
+	words := strings.Fields
+	for _, tc := range []struct {
+		args []string
+		want string // in the error; empty: the help is printed
+	}{
+		{words("help nosuch"), `unknown command "nosuch"`},
+		{words("nosuch --help"), `unknown command "nosuch"`},
+		{words("help dev stat"), `unknown command "stat": did you mean "start" or "status"`},
+		{words("dev nosuch --help"), `unknown command "nosuch" (see koinon dev --help)`},
+		{words("kv nosuch -h"), `unknown command "nosuch" (see koinon kv --help)`},
+		{words("completion nosuch"), `unknown command "nosuch"`},
+		{words("-- serve"), `"--" is in front of the command "serve": leave it out`},
+		{[]string{""}, "the name of the command is empty (see koinon --help)"},
+		{[]string{"dev", ""}, "the name of the command is empty (see koinon dev --help)"},
+		{words("help"), ""},
+		{words("--help"), ""},
+		{words("help dev"), ""},
+		{words("help run nosuch"), ""},
+		{words("run --help nosuch"), ""},
+		{words("kv get --help"), ""},
+		{words("ls nosuch --help"), ""},
+		{words("completion --help"), ""},
+		{words("help completion"), ""},
+		{words("dev -o json --help"), ""},
+	} {
+		out, errOut, code := command(t, tc.args...)
+		switch {
+		case tc.want == "" && (code != 0 || errOut != "" || !strings.Contains(out, "Usage:")):
+			t.Errorf("%q: %d, %q, %q", tc.args, code, errOut, out)
+		case tc.want != "" && (code != 2 || out != "" || !strings.Contains(errOut, tc.want)):
+			t.Errorf("%q: %d, %q, %q; expected %q", tc.args, code, errOut, out, tc.want)
+		}
+	}
+}
+
 func TestVersion(t *testing.T) {
 	out, errOut, code := command(t, "--version")
 	if !strings.HasPrefix(out, "koinon ") || strings.Count(out, "\n") != 1 || errOut != "" || code != 0 {
@@ -298,6 +335,9 @@ func TestCompletion(t *testing.T) {
 		if out, errOut, code := command(t, "completion", shell); !strings.Contains(out, "koinon") || code != 0 {
 			t.Errorf("%s: %d bytes, %q, %d", shell, len(out), errOut, code)
 		}
+	}
+	if out, _, _ := command(t, "__complete", "run", "--n"); !strings.Contains(out, "--near\ton nodes that hold the bytes of PATH, where they have room\n") {
+		t.Errorf("--n completes to %q", out)
 	}
 	if out, _, _ := command(t, "__complete", "status", "-o", ""); !strings.Contains(out, "table\njson\n") {
 		t.Errorf("-o completes to %q", out)

@@ -24,6 +24,7 @@ type app struct {
 
 	configPath string
 	devDir     string         // of dev's --dir
+	noHelp     error          // help was asked for about what there is not
 	stopped    syscall.Signal // asked to stop; 0: none
 	output     outputFormat
 	quiet      bool
@@ -134,8 +135,8 @@ func newRootCommand(a *app) *cobra.Command { return newRootCommandFor(a, nil) }
 // commands do.
 func newRootCommandFor(a *app, args []string) *cobra.Command {
 	root := newRoot(a)
-	all := subcommands(a)
-	if group, c, ok := find(all, firstWord(root.PersistentFlags(), args)); ok {
+	all, name := subcommands(a), firstWord(root.PersistentFlags(), args)
+	if group, c, ok := find(all, name); ok {
 		all = map[string][]subcommand{group: {c}}
 	}
 	for group, cmds := range all {
@@ -144,6 +145,13 @@ func newRootCommandFor(a *app, args []string) *cobra.Command {
 	root.SetHelpCommandGroupID(groupTools)
 	root.SetCompletionCommandGroupID(groupTools)
 	checkArguments(root)
+	a.checkHelp(root)
+	switch name {
+	case "help":
+		checkHelpCommand(root)
+	case cobra.ShellCompRequestCmd, cobra.ShellCompNoDescRequestCmd:
+		plainFlags(root)
+	}
 	return root
 }
 

@@ -27,7 +27,9 @@ func TestOnlyTheNamedCommandIsMade(t *testing.T) {
 		root := newRootCommandFor(&app{}, strings.Fields(line))
 		var names []string
 		for _, c := range root.Commands() {
-			names = append(names, c.Name())
+			if c.Name() != "help" { // cobra's own
+				names = append(names, c.Name())
+			}
 		}
 		if want == "" && len(names) != all || want != "" && strings.Join(names, " ") != want {
 			t.Errorf("koinon %s: %v were made, want %q alone", line, names, want)
