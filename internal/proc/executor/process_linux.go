@@ -121,10 +121,7 @@ func (s *supervisor) drop(p *process) {
 
 // launch does the steps of a start: the record, which survives the supervisor, the files, the cgroup, the fork.
 func (s *supervisor) launch(p *process, spec Spec, spoolMax int64) error {
-	path, err := prepare(spec)
-	if err != nil {
-		return err
-	}
+	found := prepare(spec) // takes as long as a file system takes to answer: meanwhile
 	if _, _, err := s.records.append(record{Kind: recordBegin, ID: p.id, At: p.begun}); err != nil {
 		return err
 	}
@@ -132,18 +129,22 @@ func (s *supervisor) launch(p *process, spec Spec, spoolMax int64) error {
 	if err != nil {
 		return sys.E(sys.Op("executor.Start"), sys.Unavailable, err)
 	}
-	one := &launch{spec: spec, path: path, marker: marker(s.groups.name, p.id), group: g}
+	one := &launch{spec: spec, marker: marker(s.groups.name, p.id), group: g}
 	s.mu.Lock()
 	p.group = g
 	s.mu.Unlock()
 	one.known = func(pid int) { s.known(p, pid) }
-	if err = s.stdio(p, one); err == nil {
-		err = s.launcher.start(one)
+	if err = s.stdio(p, one); err != nil {
+		err = sys.E(sys.Op("executor.Start"), sys.Unavailable, err)
+	} else if one.path, err = found(); err == nil {
+		if err = s.launcher.start(one); err != nil {
+			err = explain(err, spec, one.path)
+		}
 	}
 	s.closeAll(p, one.stdio[:])
 	if err != nil {
 		s.closeAll(p, append(p.outs[:], p.stdin))
-		return explain(err, spec, path)
+		return err
 	}
 	for i, r := range p.outs {
 		p.spools[i] = newSpool(s.dir, p.id, Stream(i+1), spoolMax)
@@ -161,8 +162,9 @@ func (s *supervisor) closeAll(p *process, files []*os.File) {
 	}
 }
 
-// prepare finds the directory and the program. Their file system may hang.
-func prepare(spec Spec) (string, error) {
+// prepare begins to look for the directory and the program, and returns what waits for the program's path. Their file system may
+// hang.
+func prepare(spec Spec) func() (string, error) {
 	type found struct {
 		path string
 		err  error
@@ -175,14 +177,16 @@ func prepare(spec Spec) (string, error) {
 		}
 		answer <- f
 	}()
-	select {
-	case f := <-answer:
-		if f.err != nil {
-			f.err = sys.E(sys.Op("executor.Start"), sys.NotExist, f.err)
+	return func() (string, error) {
+		select {
+		case f := <-answer:
+			if f.err != nil {
+				f.err = sys.E(sys.Op("executor.Start"), sys.NotExist, f.err)
+			}
+			return f.path, f.err
+		case <-time.After(answerWithin):
+			return "", sys.E(sys.Op("executor.Start"), sys.Unavailable, sys.Subject(spec.Dir), "the file system of the working directory does not answer")
 		}
-		return f.path, f.err
-	case <-time.After(answerWithin):
-		return "", sys.E(sys.Op("executor.Start"), sys.Unavailable, sys.Subject(spec.Dir), "the file system of the working directory does not answer")
 	}
 }
 
