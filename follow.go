@@ -79,10 +79,12 @@ type follow struct {
 	calls  chan struct{} // a token for each call
 	work   sync.WaitGroup
 
-	mu    sync.Mutex
-	tasks map[uint32]*procpb.Task // newest rows
-	seen  map[try]bool            // whose output is being followed
-	news  chan struct{}           // closed and replaced when tasks change
+	mu      sync.Mutex
+	tasks   map[uint32]*procpb.Task // newest rows
+	seen    map[try]bool            // whose output is being followed, or was heard of
+	heard   []heard                 // what is to be passed on by tellHeard
+	telling bool                    // tellHeard runs
+	news    chan struct{}           // closed and replaced when tasks change
 
 	out sync.Mutex // holds Output to one call at a time
 }
@@ -131,10 +133,7 @@ func (f *follow) run(ctx context.Context) (*Job, error) {
 		if f.spec == nil {
 			return nil, sys.E(sys.Op("koinon.Follow"), sys.Corrupt, "the leader tells nothing of the job")
 		}
-		if err := f.hear(r.Ended); err != nil {
-			return nil, err
-		}
-		f.learn(ctx, r.Tasks)
+		f.learn(ctx, r.Tasks, r.Ended)
 		job := specified(r.Job, f.spec)
 		if f.opt.Changed != nil && r.Job.Version != version {
 			f.opt.Changed(job)
@@ -173,18 +172,21 @@ func (f *follow) over() bool {
 	return f.name.Index >= 0 && t != nil && proc.Over(t.State)
 }
 
-// learn takes in changed tasks, and follows what has begun to run.
-func (f *follow) learn(ctx context.Context, tasks []*procpb.Task) {
+// learn takes in changed tasks and processes that have ended, and follows what has begun to run.
+func (f *follow) learn(ctx context.Context, tasks []*procpb.Task, ended []*procpb.Report) {
 	if len(tasks) == 0 {
 		return
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, t := range tasks {
+		f.tasks[t.Index] = t
+	}
+	f.hear(ctx, ended) // first: these need not be followed
+	for _, t := range tasks {
 		if f.name.Index >= 0 && t.Index != uint32(f.name.Index) {
 			continue
 		}
-		f.tasks[t.Index] = t
 		for rank, p := range t.Procs {
 			if f.name.Rank >= 0 && rank != f.name.Rank {
 				continue
@@ -201,39 +203,72 @@ func (f *follow) learn(ctx context.Context, tasks []*procpb.Task) {
 	f.news = make(chan struct{})
 }
 
-// hear passes on what processes have written that ended before they were followed.
-func (f *follow) hear(ended []*procpb.Report) error {
+// hear takes in processes that have ended: what those wrote that are not followed is passed on where it was told, and their nodes
+// are asked for it else. The caller holds mu, and has taken in their tasks.
+func (f *follow) hear(ctx context.Context, ended []*procpb.Report) {
+	if f.opt.Output == nil {
+		return
+	}
 	for _, r := range ended {
 		y := try{index: r.Index, rank: r.Rank, epoch: r.Epoch, node: sys.NodeID(r.Node)}
-		if f.name.Index >= 0 && y.index != uint32(f.name.Index) || f.name.Rank >= 0 && y.rank != uint32(f.name.Rank) {
+		if f.name.Index >= 0 && y.index != uint32(f.name.Index) || f.name.Rank >= 0 && y.rank != uint32(f.name.Rank) || f.seen[y] {
 			continue
 		}
-		f.mu.Lock()
-		followed := f.seen[y]
 		f.seen[y] = true
-		f.mu.Unlock()
-		if followed || f.opt.Output == nil {
+		if r.Recorded {
+			f.startOutput(ctx, y)
 			continue
 		}
-		whole := &procpb.OutputReply{Stdout: r.Stdout, Stderr: r.Stderr, Final: true}
-		if err := f.tell(y, &procpb.OutputRequest{}, whole); err != nil {
-			return err
+		f.heard = append(f.heard, heard{y, &procpb.OutputReply{Stdout: r.Stdout, Stderr: r.Stderr, Final: true}})
+	}
+	if len(f.heard) > 0 && !f.telling {
+		f.telling = true
+		f.work.Go(f.tellHeard)
+	}
+}
+
+// heard is all that a process wrote.
+type heard struct {
+	y   try
+	all *procpb.OutputReply
+}
+
+// tellHeard passes on what was heard, in its order, while the news go on.
+func (f *follow) tellHeard() {
+	for {
+		f.mu.Lock()
+		all := f.heard
+		f.heard = nil
+		f.telling = len(all) > 0
+		f.mu.Unlock()
+		if len(all) == 0 {
+			return
+		}
+		for _, h := range all {
+			if err := f.tell(h.y, &procpb.OutputRequest{}, h.all); err != nil {
+				f.cancel(err)
+				return
+			}
 		}
 	}
-	return nil
+}
+
+// startOutput follows what a process writes.
+func (f *follow) startOutput(ctx context.Context, y try) {
+	reach, stop := context.WithCancel(ctx)
+	f.work.Go(func() { f.awaitEnd(reach, y, endPatience); stop() })
+	f.work.Go(func() {
+		defer stop()
+		if err := f.output(ctx, reach, y); err != nil {
+			f.cancel(err)
+		}
+	})
 }
 
 // start follows a process.
 func (f *follow) start(ctx context.Context, y try) {
 	if f.opt.Output != nil {
-		reach, stop := context.WithCancel(ctx)
-		f.work.Go(func() { f.awaitEnd(reach, y, endPatience); stop() })
-		f.work.Go(func() {
-			defer stop()
-			if err := f.output(ctx, reach, y); err != nil {
-				f.cancel(err)
-			}
-		})
+		f.startOutput(ctx, y)
 	}
 	if f.opt.Stdin != nil && f.spec.Stdin {
 		in := f.opt.Stdin

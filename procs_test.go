@@ -229,6 +229,43 @@ func TestFollowHearsOfShortProcesses(t *testing.T) {
 	}
 }
 
+// earlier is a table that tells of tries that were over before anybody looked.
+type earlier struct {
+	*proctest.Table
+	ended []*procpb.Report
+}
+
+func (e earlier) Wait(ctx context.Context, req *procpb.WaitRequest) (*procpb.WaitReply, error) {
+	r, err := e.Table.Wait(ctx, req)
+	if err == nil {
+		r.Ended = append(e.ended, r.Ended...)
+	}
+	return r, err
+}
+
+// A try that was followed by another one before its start was heard of has its output told, too: as it was heard, or by its node.
+func TestFollowHearsOfEarlierTries(t *testing.T) {
+	table := proctest.New(1)
+	p := NewProcs(earlier{table, []*procpb.Report{{Job: 1, Epoch: 1, Node: 1, Stdout: []byte("first")}, {Job: 1, Epoch: 2, Node: 1, Recorded: true}}}, nil)
+	id, err := p.Submit(t.Context(), JobSpec{Command: []string{"false"}, Retries: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	big := strings.Repeat("x", 5000)
+	for _, text := range []string{"first", big, "third"} {
+		table.Start(id, 0, 1)
+		table.Write(id, 0, 0, text, "")
+		table.End(id, 0, 0, 1)
+	}
+	got := map[string]int{}
+	if _, err := p.Follow(t.Context(), "1", FollowOptions{Output: func(c Chunk) error { got[string(c.Data)]++; return nil }}); err != nil {
+		t.Fatal(err)
+	}
+	if want := map[string]int{"first": 1, big: 1, "third": 1, "": 3}; !maps.Equal(got, want) || table.Calls("Output") != 1 {
+		t.Errorf("%d requests, told: %v", table.Calls("Output"), got)
+	}
+}
+
 // held puts the bytes of a file on nodes by its name.
 func held(c *Client, where map[string]map[sys.NodeID]int64) {
 	byIno := map[sys.Ino]map[sys.NodeID]int64{}

@@ -70,7 +70,7 @@ var layers = map[string][]string{
 	"internal/node":                  {"*"},
 	"internal/client": {"internal/auth", "internal/block", "internal/block/redis", "internal/block/spread", "internal/blockcopy", "internal/cluster",
 		"internal/config", "internal/engine", "internal/fsck", "internal/kv", "internal/meta", "internal/meta/dump", "internal/meta/remote",
-		"internal/placement", "internal/proc", "internal/vfs"},
+		"internal/placement", "internal/proc", "internal/vfs", "internal/wire"},
 	"internal/program":      {},
 	"internal/program/join": {"internal/program"},
 	"":                      {"internal/accounts", "internal/vfs", "internal/client", "internal/config", "internal/meta", "internal/block", "internal/kv", "internal/proc"},

@@ -7,9 +7,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/koinon/koinon/internal/auth"
+	"github.com/koinon/koinon/internal/wire"
 )
 
 // passes keeps passes (wire.Passes) for this user's next commands, in a file for each address. The file's name depends on the
@@ -37,14 +39,10 @@ func (p *passes) path(addr string) string {
 	return filepath.Join(p.dir, hex.EncodeToString(name[:16]))
 }
 
-// any reports whether there may be a pass for one of the addresses.
+// any reports whether there is a pass for one of the addresses that may be of use.
 func (p *passes) any(addrs []string) bool {
-	for _, a := range addrs {
-		if _, err := os.Stat(p.path(a)); err == nil {
-			return true
-		}
-	}
-	return false
+	now := time.Now()
+	return slices.ContainsFunc(addrs, func(a string) bool { return wire.PassIsValid(p.Pass(a), now) })
 }
 
 // Pass implements wire.Passes.

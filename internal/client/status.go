@@ -128,7 +128,7 @@ func ReadStatus(ctx context.Context, cfg *config.Client, log *slog.Logger) (*Sta
 	if err != nil {
 		return nil, err
 	}
-	c.Seeds = cfg.Nodes // in the user's order
+	c.Seeds, c.Led = cfg.Nodes, nil // in the user's order, and who leads is not what it is about
 	cc := cluster.New(c)
 	defer func() {
 		if err := cc.Close(); err != nil {

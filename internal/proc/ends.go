@@ -88,6 +88,16 @@ func (c *command) began(b *procpb.Began) *procpb.Result {
 // toldMax is how much a process may have printed to be told with its end, in bytes, so that its node need not be asked.
 const toldMax = 4 << 10
 
+// toldOf is what those who follow a job are told of the end of a process beside its row: what it has printed, or that this is
+// recorded elsewhere.
+func toldOf(r *procpb.Report) *procpb.Report {
+	told := &procpb.Report{Job: r.Job, Index: r.Index, Rank: r.Rank, Epoch: r.Epoch, Node: r.Node, Recorded: true}
+	if !r.Recorded && len(r.Stdout)+len(r.Stderr) <= toldMax {
+		told.Stdout, told.Stderr, told.Recorded = r.Stdout, r.Stderr, false
+	}
+	return told
+}
+
 func (c *command) ended(e *procpb.Ended) *procpb.Result {
 	for _, r := range e.Reports {
 		t, p := c.reported(r)
@@ -116,11 +126,8 @@ func (c *command) ended(e *procpb.Ended) *procpb.Result {
 		}
 		if !r.Recorded {
 			c.recordOutput(t, r)
-			if len(r.Stdout)+len(r.Stderr) <= toldMax {
-				c.delta.ended = append(c.delta.ended, &procpb.Report{
-					Job: r.Job, Index: r.Index, Rank: r.Rank, Epoch: r.Epoch, Node: r.Node, Stdout: r.Stdout, Stderr: r.Stderr})
-			}
 		}
+		c.delta.ended = append(c.delta.ended, toldOf(r))
 		c.processEnded(t, r.Rank)
 	}
 	return &procpb.Result{}

@@ -38,7 +38,7 @@ func (c *change) rows() int {
 		n += len(t.Procs)
 	}
 	for _, r := range c.ended {
-		n += (len(r.Stdout) + len(r.Stderr)) / rowBytes
+		n += 1 + (len(r.Stdout)+len(r.Stderr))/rowBytes
 	}
 	return n
 }

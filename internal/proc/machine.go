@@ -147,7 +147,7 @@ type delta struct {
 	tasks []*procpb.Task
 	nodes []*procpb.Node
 	gone  []uint64          // jobs that are forgotten
-	ended []*procpb.Report  // short outputs of processes that have ended, without their process
+	ended []*procpb.Report  // see toldOf
 	from  map[uint64]uint64 // the versions that jobs had before, of those that were looked at
 }
 

@@ -1,6 +1,7 @@
 package proc
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -78,4 +79,59 @@ func TestNewsAreGathered(t *testing.T) {
 	if r, err := w.c.Wait(t.Context(), &procpb.WaitRequest{Job: id, Tasks: true}); err != nil || len(r.Tasks) != 1 || r.Spec == nil {
 		t.Errorf("afterwards Wait told %v, %v", r, err)
 	}
+}
+
+// Of each try that was over before anybody looked the followers hear, also of one that printed too much to be told: its node is asked.
+func TestEveryTryIsHeardOf(t *testing.T) {
+	w := newWorld(t)
+	spec := gang(1)
+	spec.Retries = 3
+	id := w.submit(spec)
+	asked := make(chan *procpb.WaitReply, 1)
+	go func() {
+		r, err := w.c.Wait(t.Context(), &procpb.WaitRequest{Job: id, Version: FirstVersion, WaitNs: int64(20 * time.Second), SettleNs: int64(20 * time.Second), Tasks: true})
+		if err != nil {
+			t.Error(err)
+		}
+		asked <- r
+	}()
+	outputs := map[uint32]int{1: 10, 2: toldMax + 1, 3: InlineMax, 4: toldMax}
+	for epoch := uint32(1); epoch <= 4; epoch++ {
+		w.await("a try runs", func() bool { return w.endTry(id, epoch, outputs[epoch]) })
+	}
+	r := <-asked
+	if r == nil || r.Job.State != procpb.State_FAILED || len(r.Ended) != 4 {
+		t.Fatalf("Wait told %v", r)
+	}
+	for i, e := range r.Ended {
+		want := outputs[uint32(i+1)]
+		if big := want > toldMax; e.Epoch != uint32(i+1) || e.Recorded != big || big && len(e.Stdout) != 0 || !big && len(e.Stdout) != want {
+			t.Errorf("of try %d Wait told epoch %d, recorded %v, %d bytes", i+1, e.Epoch, e.Recorded, len(e.Stdout))
+		}
+	}
+	// Who comes later hears of the last one, as from the files.
+	if r, err := w.c.Wait(t.Context(), &procpb.WaitRequest{Job: id, Tasks: true}); err != nil || len(r.Ended) != 1 || r.Ended[0].Epoch != 4 {
+		t.Errorf("afterwards Wait told %v, %v", r, err)
+	}
+}
+
+// endTry reports that a try has failed, once it runs somewhere.
+func (w *world) endTry(job uint64, epoch uint32, printed int) bool {
+	for _, n := range w.nodes {
+		for _, r := range n.runs() {
+			if r.Job != job || r.Epoch != epoch {
+				continue
+			}
+			reply, err := n.peers.CallLeader(w.t.Context(), MethodEnded, nil, encode(&procpb.Ended{Reports: []*procpb.Report{{
+				Job: job, Rank: r.Ranks[0], Epoch: epoch, Node: uint64(n.id), Stdout: make([]byte, printed),
+				Process: &procpb.Process{StartedNs: 1, EndedNs: 2, ExitCode: 1}}}}))
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			reply.Release()
+			n.set(func() { delete(n.running, fmt.Sprintf("%d.%d-%d", job, r.Index, epoch)) })
+			return true
+		}
+	}
+	return false
 }

@@ -212,6 +212,9 @@ func (s *Server) news(ctx context.Context, r *procpb.WaitRequest) (*procpb.WaitR
 		}
 		var known bool
 		if reply.Tasks, reply.Ended, known = s.hub.since(r.Job, r.Version, reply.Job.Version); known {
+			if r.Version == 0 {
+				reply.Ended = latest(reply.Ended, reply.Tasks)
+			}
 			return nil
 		}
 		return loadTasks(v, r.Job, 0, func(t *procpb.Task) bool {
@@ -222,6 +225,16 @@ func (s *Server) news(ctx context.Context, r *procpb.WaitRequest) (*procpb.WaitR
 		})
 	})
 	return reply, err
+}
+
+// latest leaves out the ends of earlier tries than those that the tasks tell of: who has not followed a job before gets what the
+// files hold, however much is remembered.
+func latest(ended []*procpb.Report, tasks []*procpb.Task) []*procpb.Report {
+	epoch := make(map[uint32]uint32, len(tasks))
+	for _, t := range tasks {
+		epoch[t.Index] = t.Epoch
+	}
+	return slices.DeleteFunc(ended, func(r *procpb.Report) bool { return r.Epoch != epoch[r.Index] })
 }
 
 func (s *Server) serveInspect(ctx context.Context, req *wire.Request) (wire.Response, error) {

@@ -30,6 +30,7 @@ type Client struct {
 	cur     *clientConn              // what new requests use, nil for none
 	conns   map[*clientConn]struct{} // all that run
 	dialing *attempt
+	kept    chan struct{} // closed when a pass that is being kept is; nil for none
 	backoff time.Duration
 	next    time.Time // no attempt before
 	lastErr error
@@ -148,6 +149,35 @@ func (c *Client) Send(m Method, header, payload []byte) error {
 	return nil
 }
 
+// keep has a pass kept.
+func (c *Client) keep(pass []byte) {
+	kept := make(chan struct{})
+	c.mu.Lock()
+	c.kept = kept
+	c.mu.Unlock()
+	go func() {
+		defer close(kept)
+		c.cfg.Passes.Keep(c.addr, pass)
+	}()
+}
+
+// keepPatience is how long Close waits for a pass to be kept. The file system may hang, and the pass is not needed.
+const keepPatience = 200 * time.Millisecond
+
+// awaitKept waits for a pass that is being kept.
+func (c *Client) awaitKept() {
+	c.mu.Lock()
+	kept := c.kept
+	c.mu.Unlock()
+	if kept == nil {
+		return
+	}
+	select {
+	case <-kept:
+	case <-time.After(keepPatience):
+	}
+}
+
 // Close ends the connection; calls under way fail. It returns when nothing of
 // the client runs any more. Closing twice is harmless.
 func (c *Client) Close() error {
@@ -160,6 +190,7 @@ func (c *Client) Close() error {
 		conn.kill(errClientClosed)
 	}
 	c.wg.Wait()
+	c.awaitKept()
 	return nil
 }
 

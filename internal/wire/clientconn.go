@@ -41,6 +41,7 @@ type clientConn struct {
 	dec      *decoder
 	closed   chan struct{}
 	peer     Identity
+	mask     []byte // of the pass that is to come, nil for none; of the read loop alone
 	born     time.Time
 	oneWayID atomic.Uint64
 	sent     atomic.Bool // something was sent since the watchdog last looked
@@ -95,11 +96,21 @@ type roomWaiter struct {
 func (c *Client) greet() (*clientConn, error) {
 	ctx, cancel := context.WithTimeout(c.ctx, c.cfg.DialTimeout)
 	defer cancel()
+	conn, err := c.dialAndGreet(ctx, c.cfg.Passes != nil)
+	if errors.Is(err, errPass) && ctx.Err() == nil {
+		c.cfg.Passes.Keep(c.addr, nil)
+		return c.dialAndGreet(ctx, false)
+	}
+	return conn, err
+}
+
+// dialAndGreet is one try of greet, with a pass if there is one and it may be used.
+func (c *Client) dialAndGreet(ctx context.Context, byPass bool) (*clientConn, error) {
 	raw, err := c.cfg.Dial(ctx, c.addr)
 	if err != nil {
 		return nil, err
 	}
-	conn, err := c.handshake(ctx, raw)
+	conn, err := c.handshake(ctx, raw, byPass)
 	if err != nil {
 		if cerr := raw.Close(); cerr != nil && !errors.Is(cerr, net.ErrClosed) {
 			err = errors.Join(err, cerr)
@@ -109,22 +120,25 @@ func (c *Client) greet() (*clientConn, error) {
 	return conn, nil
 }
 
-func (c *Client) handshake(ctx context.Context, raw net.Conn) (*clientConn, error) {
+func (c *Client) handshake(ctx context.Context, raw net.Conn, byPass bool) (*clientConn, error) {
 	// Close must end what follows, and so must the deadline.
 	stop := context.AfterFunc(ctx, func() { _ = raw.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	own := preface{newest: versionNewest, oldest: versionOldest, class: c.cfg.Class, wantsPass: isLocal(raw) && c.cfg.Passes != nil}
-	g, err := c.introduce(ctx, raw, own)
+	g, err := c.introduce(ctx, raw, own, byPass)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("handshake: %w", ctx.Err())
+		}
+		if errors.Is(err, errPass) {
+			return nil, err // greet goes on by TLS
 		}
 		return nil, explainTLS(err)
 	}
 	if !stop() {
 		return nil, fmt.Errorf("handshake: %w", ctx.Err())
 	}
-	conn := &clientConn{c: c, raw: raw, peer: g.peer, born: time.Now(), closed: make(chan struct{}), waiting: make(map[uint64]*call),
+	conn := &clientConn{c: c, raw: raw, peer: g.peer, mask: g.mask, born: time.Now(), closed: make(chan struct{}), waiting: make(map[uint64]*call),
 		maxCount: max(1, min(c.cfg.MaxInFlight, int(g.theirs.maxRequests))),
 		maxBytes: max(MaxFrame+frameSize, min(c.cfg.MaxInFlightBytes, int(g.theirs.maxBytes)))}
 	conn.w = newWriter(g.frames, g.cork, conn.kill)
@@ -139,16 +153,14 @@ type greeting struct {
 	theirs preface
 	frames io.ReadWriter
 	cork   *corkConn // nil over a local socket
+	mask   []byte    // of a pass that may follow; nil: none may
 }
 
 // introduce makes the greeting, by a pass or by TLS.
-func (c *Client) introduce(ctx context.Context, raw net.Conn, own preface) (greeting, error) {
-	if own.wantsPass {
+func (c *Client) introduce(ctx context.Context, raw net.Conn, own preface, byPass bool) (greeting, error) {
+	if own.wantsPass && byPass {
 		if p, ok := decodePass(c.cfg.Passes.Pass(c.addr)); ok && time.Now().Before(p.notAfter) {
 			theirs, refused, err := p.present(raw, own)
-			if err == errPass {
-				c.cfg.Passes.Keep(c.addr, nil)
-			}
 			if err != nil || !refused {
 				return greeting{peer: p.server, theirs: theirs, frames: raw}, err
 			}
@@ -164,12 +176,18 @@ func (c *Client) introduce(ctx context.Context, raw net.Conn, own preface) (gree
 	if err != nil {
 		return greeting{}, err
 	}
-	peer, err := c.cfg.Identify(l.tls.ConnectionState())
-	if err != nil {
+	state := l.tls.ConnectionState()
+	g := greeting{theirs: theirs, frames: l.frames(), cork: l.cork}
+	if g.peer, err = c.cfg.Identify(state); err != nil {
 		return greeting{}, err
 	}
+	if own.wantsPass {
+		if g.mask, err = mask(&state); err != nil {
+			return greeting{}, err
+		}
+	}
 	_, err = l.tls.Write(own.encode())
-	return greeting{peer: peer, theirs: theirs, frames: l.frames(), cork: l.cork}, err
+	return g, err
 }
 
 // run serves the connection until it ends.
@@ -279,7 +297,11 @@ func (c *clientConn) callLarge(ctx context.Context, cl *call, f *frame, header, 
 // begin registers a request when there is room for it, and says who should
 // write it.
 func (c *clientConn) begin(ctx context.Context, f *frame, size int) (*call, urgency, error) {
-	if err := ctx.Err(); err != nil {
+	err := ctx.Err()
+	if deadline, ok := ctx.Deadline(); err == nil && ok && !time.Now().Before(deadline) {
+		err = context.DeadlineExceeded // which ctx tells later, when its timer has fired
+	}
+	if err != nil {
 		return nil, 0, c.c.failure(kindOf(err), &unsent{err})
 	}
 	c.mu.Lock()
@@ -450,15 +472,16 @@ func (c *clientConn) readLoop() error {
 	}
 }
 
-// keep keeps a pass for the next client. That is a file's write, for which nobody waits.
+// keep keeps a pass for the next client. That is a file's write, for which nobody waits. There is one for a connection that asked.
 func (c *clientConn) keep(m message) error {
-	pass := encodePass(c.peer, m.payload())
-	m.buf.release()
-	passes := c.c.cfg.Passes
-	if passes == nil || !isLocal(c.raw) {
+	if c.mask == nil {
+		m.buf.release()
 		return malformed("a pass that was not asked for")
 	}
-	c.c.wg.Go(func() { passes.Keep(c.c.addr, pass) })
+	pass := encodePass(c.peer, m.payload(), c.mask)
+	c.mask = nil
+	m.buf.release()
+	c.c.keep(pass)
 	return nil
 }
 

@@ -121,8 +121,9 @@ func FuzzError(f *testing.F) {
 // before a proof is shown, but for its form, its issuer and its time.
 func FuzzPass(f *testing.F) {
 	i, now := newIssuer(), time.Unix(1_800_000_000, 0)
-	given := i.issue(Identity{Cluster: "alpha", Name: "ann"}, now, now.Add(time.Hour))
-	kept := encodePass(Identity{Cluster: "alpha", Node: 3}, given)
+	mask := bytes.Repeat([]byte{0x5a}, 32)
+	given := i.issue(Identity{Cluster: "alpha", Name: "ann"}, 7, now.Add(time.Hour), mask)
+	kept := encodePass(Identity{Cluster: "alpha", Node: 3}, given, mask)
 	f.Add(kept)
 	f.Add(given)
 	p, ok := decodePass(kept)
@@ -131,15 +132,22 @@ func FuzzPass(f *testing.F) {
 	}
 	f.Add(p.ticket)
 	for at, want := range map[time.Time]bool{now: true, now.Add(time.Hour - 1): true, now.Add(time.Hour): false} {
-		if peer, ok := i.read(p.ticket, at); ok != want || ok && peer != (Identity{Cluster: "alpha", Name: "ann"}) {
+		if peer, ok := i.read(p.ticket, 7, at); ok != want || ok && peer != (Identity{Cluster: "alpha", Name: "ann"}) {
 			f.Fatalf("at %v the ticket reads %v, %v", at, peer, ok)
 		}
 	}
+	if _, ok := i.read(p.ticket, 8, now); ok {
+		f.Fatal("another user's ticket is taken")
+	}
+	if !PassIsValid(kept, now) || PassIsValid(kept, now.Add(time.Hour)) || PassIsValid(kept[:len(kept)/3], now) || PassIsValid(nil, now) {
+		f.Fatal("which passes are of use is not told as it should be")
+	}
 	f.Fuzz(func(t *testing.T, in []byte) {
-		if p, ok := decodePass(in); ok && !bytes.Equal(encodePass(p.server, in[len(in)-len(p.ticket)-len(p.secret)-8:]), in) {
+		encodePass(Identity{}, in, mask) // whatever a server has sent
+		if p, ok := decodePass(in); ok && !bytes.Equal(encodePass(p.server, in[len(in)-len(p.ticket)-len(p.secret)-8:], make([]byte, 32)), in) {
 			t.Fatalf("%x reads %+v", in, p)
 		}
-		if peer, ok := i.read(in, now); ok && (peer.Node != 0 || !bytes.Equal(in[1:1+issuerSize], i.id[:])) {
+		if peer, ok := i.read(in, 7, now); ok && (peer.Node != 0 || !bytes.Equal(in[1:1+issuerSize], i.id[:])) {
 			t.Fatalf("%x reads %v", in, peer)
 		}
 	})

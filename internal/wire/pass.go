@@ -4,6 +4,8 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -77,41 +79,46 @@ func (i *issuer) secret(ticket []byte) []byte {
 	return h.Sum(nil)
 }
 
-// issue makes the content of a frame of kind pass for a client whose certificate is valid until notAfter.
-func (i *issuer) issue(peer Identity, now, notAfter time.Time) []byte {
-	if end := now.Add(passLife); end.Before(notAfter) {
-		notAfter = end
-	}
+// mask is what hides a pass's secret on its way: only the two ends of the handshake know it (RFC 8446, 7.5). Somebody in between,
+// who left the handshake to them and reads what follows it, learns nothing.
+func mask(state *tls.ConnectionState) ([]byte, error) {
+	return state.ExportKeyingMaterial("EXPORTER-koinon-pass", nil, sha256.Size)
+}
+
+// issue makes the content of a frame of kind pass, for a client of a user of this machine.
+func (i *issuer) issue(peer Identity, uid uint32, notAfter time.Time, mask []byte) []byte {
 	var nonce [nonceSize]byte
 	_, _ = rand.Read(nonce[:]) // it never fails: crypto/rand
 	ticket := append([]byte{passVersion}, i.id[:]...)
 	ticket = append(ticket, nonce[:]...)
 	ticket = binary.LittleEndian.AppendUint64(ticket, uint64(notAfter.Unix()))
+	ticket = binary.LittleEndian.AppendUint32(ticket, uid)
 	ticket = appendString(ticket, peer.Cluster)
 	ticket = appendString(ticket, peer.Name)
+	secret := i.secret(ticket)
+	subtle.XORBytes(secret, secret, mask)
 	b := binary.LittleEndian.AppendUint64(nil, uint64(notAfter.Unix()))
-	b = append(b, i.secret(ticket)...)
+	b = append(b, secret...)
 	return append(b, ticket...)
 }
 
-// read returns whom a ticket was given to, if it may be one of the issuer's and is valid now: a proof must follow.
-func (i *issuer) read(ticket []byte, now time.Time) (peer Identity, ok bool) {
+// read returns whom a ticket was given to, if it may be one of the issuer's, of that user, and is valid now: a proof must
+// follow.
+func (i *issuer) read(ticket []byte, uid uint32, now time.Time) (peer Identity, ok bool) {
 	head := append([]byte{passVersion}, i.id[:]...)
 	if len(ticket) < len(head)+nonceSize || !hmac.Equal(ticket[:len(head)], head) {
 		return Identity{}, false
 	}
 	r := reader(ticket[len(head)+nonceSize:])
 	notAfter := r.time()
+	owner := r.uint32()
 	peer = Identity{Cluster: r.string(), Name: r.string()}
-	return peer, r != nil && len(r) == 0 && now.Before(notAfter)
+	return peer, r != nil && len(r) == 0 && now.Before(notAfter) && owner == uid
 }
 
 // admit reads what begins with passMagic on a local socket, head being its first bytes, and answers, own being our preface. A peer
 // without a valid ticket is told to go on with TLS: admitted is false then.
-func (i *issuer) admit(c net.Conn, head []byte, own preface, now time.Time) (g greeting, admitted bool, err error) {
-	if head[len(passMagic)] != passVersion {
-		return g, false, malformed("a ticket in the form %d", head[len(passMagic)])
-	}
+func (i *issuer) admit(c *net.UnixConn, head []byte, own preface, now time.Time) (g greeting, admitted bool, err error) {
 	var fixed [2 + nonceSize]byte
 	if _, err := io.ReadFull(c, fixed[:]); err != nil {
 		return g, false, noEOF(err)
@@ -124,8 +131,12 @@ func (i *issuer) admit(c net.Conn, head []byte, own preface, now time.Time) (g g
 	if _, err := io.ReadFull(c, ticket); err != nil {
 		return g, false, noEOF(err)
 	}
-	peer, ok := i.read(ticket, now)
-	if !ok {
+	uid, err := peerUser(c)
+	if err != nil {
+		return g, false, err
+	}
+	peer, ok := i.read(ticket, uint32(uid), now)
+	if !ok || head[len(passMagic)] != passVersion { // a later form may differ in the proofs, not so far
 		_, err := c.Write([]byte{ticketRefused})
 		return g, false, err
 	}
@@ -156,12 +167,18 @@ type pass struct {
 	ticket   []byte
 }
 
-// encodePass is a pass as it is kept: who gave it, then what was given.
-func encodePass(server Identity, given []byte) []byte {
+// encodePass is a pass as it is kept: who gave it, then what was given, which was masked. What was given is nonsense when it is
+// too short.
+func encodePass(server Identity, given, mask []byte) []byte {
 	b := []byte{passVersion}
 	b = binary.LittleEndian.AppendUint64(b, uint64(server.Node))
 	b = appendString(b, server.Cluster)
-	return append(b, given...)
+	at := len(b) + 8 // of the secret, behind the time
+	b = append(b, given...)
+	if secret := b[min(at, len(b)):min(at+len(mask), len(b))]; len(secret) == len(mask) {
+		subtle.XORBytes(secret, secret, mask)
+	}
+	return b
 }
 
 // decodePass reads a pass that was kept; ok is false for what is none.
@@ -170,14 +187,25 @@ func decodePass(b []byte) (p pass, ok bool) {
 		return pass{}, false
 	}
 	r := reader(b[1:])
-	p = pass{server: Identity{Node: sys.NodeID(r.uint64()), Cluster: r.string()}, notAfter: r.time(), secret: r.take(sha256.Size), ticket: r}
+	p.server.Node = sys.NodeID(r.uint64())
+	p.server.Cluster = r.string()
+	p.notAfter = r.time()
+	p.secret = r.take(sha256.Size)
+	p.ticket = r
 	return p, r != nil
 }
 
-// errPass says that a greeting with a pass has failed. The pass is of no use any more.
-var errPass = errors.New("the server does not know the pass that it gave")
+// PassIsValid reports whether something kept is a pass that may be of use now.
+func PassIsValid(kept []byte, now time.Time) bool {
+	p, ok := decodePass(kept)
+	return ok && now.Before(p.notAfter)
+}
 
-// present greets a server with a pass, own being our preface. refused says that TLS may follow on the same connection.
+// errPass is the error of a greeting that has failed because of a pass, or may have: it is of no use any more.
+var errPass = errors.New("the server does not take the pass")
+
+// present greets a server with a pass, own being our preface. refused says that TLS may follow on the same connection. Errors are
+// errPass until the server has proved that it knows the pass.
 func (p *pass) present(c net.Conn, own preface) (theirs preface, refused bool, err error) {
 	var nonce [nonceSize]byte
 	_, _ = rand.Read(nonce[:]) // it never fails: crypto/rand
@@ -185,17 +213,17 @@ func (p *pass) present(c net.Conn, own preface) (theirs preface, refused bool, e
 	hello = binary.LittleEndian.AppendUint16(hello, uint16(len(p.ticket)))
 	hello = append(hello, nonce[:]...)
 	if _, err := c.Write(append(hello, p.ticket...)); err != nil {
-		return preface{}, false, err
+		return preface{}, false, errors.Join(errPass, err)
 	}
 	var answer [1 + nonceSize + proofSize]byte
 	if _, err := io.ReadFull(c, answer[:1]); err != nil {
-		return preface{}, false, noEOF(err)
+		return preface{}, false, errors.Join(errPass, noEOF(err))
 	}
 	if answer[0] == ticketRefused {
 		return preface{}, true, nil
 	}
 	if _, err := io.ReadFull(c, answer[1:]); err != nil {
-		return preface{}, false, noEOF(err)
+		return preface{}, false, errors.Join(errPass, noEOF(err))
 	}
 	ours, shown := answer[1:1+nonceSize], answer[1+nonceSize:]
 	if answer[0] != ticketAccepted || !hmac.Equal(shown, proof(p.secret, "server", p.ticket, nonce[:], ours)) {
@@ -227,6 +255,7 @@ func (r *reader) take(n int) []byte {
 	return b
 }
 
+func (r *reader) uint32() uint32  { return binary.LittleEndian.Uint32(r.take(4)) }
 func (r *reader) uint64() uint64  { return binary.LittleEndian.Uint64(r.take(8)) }
 func (r *reader) time() time.Time { return time.Unix(int64(r.uint64()), 0) }
 func (r *reader) string() string  { return string(r.take(int(binary.LittleEndian.Uint16(r.take(2))))) }

@@ -9,9 +9,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
+	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -76,6 +79,99 @@ func (w *world) passenger(p *pocket, edit func(*wire.ClientConfig)) (as string, 
 
 func withoutTLS(c *wire.ClientConfig) {
 	c.TLS.VerifyConnection = func(tls.ConnectionState) error { return errTLS }
+}
+
+// TestNobodyInBetweenLearnsAPass: who leaves the handshake to client and server and passes on what follows has, of a pass that is given,
+// nothing that he could show.
+func TestNobodyInBetweenLearnsAPass(t *testing.T) {
+	w := newWorld(t, nil)
+	l := must[net.Listener](t)(net.Listen("unix", localSocket(w.addr+".relay")))
+	var seen bytes.Buffer // what the server sends
+	relayed := make(chan struct{})
+	go func() {
+		defer close(relayed)
+		tapped(l, localSocket(w.addr), &seen)
+	}()
+	p := &pocket{}
+	if _, err := w.passenger(p, func(c *wire.ClientConfig) {
+		c.Dial = func(ctx context.Context, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", l.Addr().String())
+		}
+	}); err != nil || p.kept != 1 {
+		t.Fatalf("%d passes, %v", p.kept, err)
+	}
+	_ = l.Close() // what it was for is done
+	<-relayed
+	if !bytes.Contains(seen.Bytes(), ticketOf(p.pass)) {
+		t.Error("the ticket was not seen: this test looks at the wrong bytes")
+	}
+	if bytes.Contains(seen.Bytes(), secretOf(p.pass)) {
+		t.Error("the secret was there to be read")
+	}
+}
+
+// tapped passes the first connection of a listener on, and keeps what comes back.
+func tapped(l net.Listener, to string, seen *bytes.Buffer) {
+	in, err := l.Accept()
+	if err != nil {
+		return
+	}
+	defer in.Close()
+	out, err := net.Dial("unix", to)
+	if err != nil {
+		return
+	}
+	defer out.Close()
+	back := make(chan struct{})
+	go func() {
+		defer close(back)
+		_, _ = io.Copy(in, io.TeeReader(out, seen))
+		_ = in.Close()
+	}()
+	_, _ = io.Copy(out, in)
+	_ = out.Close()
+	<-back
+}
+
+// A server of before passes, or one that closes for another reason, is spoken to by TLS in the same attempt, and asked no more.
+func TestAServerThatKnowsNoPasses(t *testing.T) {
+	w := newWorld(t, nil)
+	p := &pocket{}
+	if _, err := w.passenger(p, nil); err != nil {
+		t.Fatal(err)
+	}
+	good, dials := bytes.Clone(p.pass), 0
+	for _, answer := range []string{"", "\x01", "\x02", "\x15\x03\x01\x00\x02\x02\x46"} {
+		p.pass, dials = bytes.Clone(good), 0
+		as, err := w.passenger(p, func(c *wire.ClientConfig) {
+			c.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
+				dials++
+				conn, err := wire.Dial(ctx, addr)
+				if dials == 1 && err == nil {
+					_ = conn.Close()
+					conn, err = deaf(t, answer)
+				}
+				return conn, err
+			}
+		})
+		if err != nil || as != "client ann says 0" || dials != 2 || bytes.Equal(p.pass, good) {
+			t.Errorf("after the answer %x: known as %q, %v, %d connections", answer, as, err, dials)
+		}
+	}
+}
+
+// deaf is a connection over which one answer comes, whatever is sent, and then its end.
+func deaf(t *testing.T, answer string) (net.Conn, error) {
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	t.Cleanup(func() { _ = syscall.Close(fds[1]) })
+	_, err = syscall.Write(fds[1], []byte(answer))
+	f := os.NewFile(uintptr(fds[0]), "deaf")
+	conn, cerr := net.FileConn(f)
+	return conn, errors.Join(err, cerr, f.Close(), syscall.Shutdown(fds[1], syscall.SHUT_WR))
 }
 
 func TestAPassSparesTheHandshake(t *testing.T) {
@@ -278,9 +374,10 @@ func TestMalformedGreetings(t *testing.T) {
 	h.begin(t, greetingOf(make([]byte, 1025), h.nonce))
 	h.w.awaitLog("a ticket of 1025 bytes")
 	hello := greetingOf(h.ticket, h.nonce)
-	hello[4] = 9
-	h.begin(t, hello)
-	h.w.awaitLog("a ticket in the form 9")
+	hello[4] = 9 // a form of later: TLS it is
+	if answer := make([]byte, 1); second(io.ReadFull(h.begin(t, hello), answer)) != nil || answer[0] != 0 {
+		t.Errorf("a ticket in another form is answered with %d", answer)
+	}
 	hello = greetingOf(h.ticket, h.nonce)
 	for _, n := range []int{1, 5, 6, 20, len(hello) - 1} {
 		c := h.begin(t, hello[:n])
@@ -325,14 +422,20 @@ func TestAPassThatWasNotAskedFor(t *testing.T) {
 		}()
 	}()
 	p := &pocket{}
-	c := w.clientTo(l.Addr().String(), func(c *wire.ClientConfig) { c.Passes, c.Dial = p, dialTCP })
-	if _, err := c.Call(context.Background(), mEcho, nil, nil); err == nil || !strings.Contains(err.Error(), "was not asked for") {
-		t.Errorf("error is %v, expected one about the pass", err)
+	log := &logBuffer{wrote: make(chan struct{}, 1)}
+	c := w.clientTo(l.Addr().String(), func(c *wire.ClientConfig) {
+		c.Passes, c.Dial, c.Logger = p, dialTCP, slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	})
+	if _, err := c.Call(context.Background(), mEcho, nil, nil); err == nil {
+		t.Error("the connection goes on")
 	}
 	if err := c.Close(); err != nil {
 		t.Error(err)
 	}
 	<-served // what it ended with is not the point
+	if !strings.Contains(log.String(), "a pass that was not asked for") {
+		t.Errorf("the client has logged:\n%s", log.String())
+	}
 	if p.kept != 0 {
 		t.Errorf("%d passes were kept", p.kept)
 	}

@@ -3,6 +3,7 @@ package wire
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -64,7 +65,7 @@ func (s *Server) greet(c net.Conn) (*serverConn, error) {
 	if err := c.SetDeadline(time.Now().Add(s.cfg.HandshakeTimeout)); err != nil {
 		return nil, err
 	}
-	g, notAfter, err := s.introduce(ctx, c)
+	g, pass, err := s.introduce(ctx, c)
 	if err != nil {
 		return nil, explainTLS(err)
 	}
@@ -81,50 +82,72 @@ func (s *Server) greet(c net.Conn) (*serverConn, error) {
 	if sc.stranger() {
 		sc.dec.max = StrangerFrame
 	}
-	if !notAfter.IsZero() && g.theirs.wantsPass {
-		_ = sc.w.small(&frame{kind: kindPass}, nil, s.passes.issue(g.peer, time.Now(), notAfter), writeIdle) // it fails only when the connection ends
+	if pass != nil {
+		_ = sc.w.small(&frame{kind: kindPass}, nil, pass, writeIdle) // it fails only when the connection ends
 	}
 	return sc, nil
 }
 
-// introduce makes the greeting, by a pass that this server gave or by TLS. A peer who may be given a pass has a certificate
-// that is valid until notAfter.
-func (s *Server) introduce(ctx context.Context, c net.Conn) (g greeting, notAfter time.Time, err error) {
+// introduce makes the greeting, by a pass that this server gave or by TLS. pass is one to be given, or nil.
+func (s *Server) introduce(ctx context.Context, c net.Conn) (g greeting, pass []byte, err error) {
 	own := preface{newest: versionNewest, oldest: versionOldest,
 		maxRequests: uint32(s.cfg.MaxInFlight), maxBytes: uint32(s.cfg.MaxInFlightBytes)}
 	l := newLink(c, tls.Server, s.cfg.TLS)
-	if local, ok := c.(*net.UnixConn); ok {
+	local, _ := c.(*net.UnixConn)
+	if local != nil {
 		widen(local)
 		head, err := l.records.peek()
 		if err != nil {
-			return g, notAfter, err
+			return g, nil, err
 		}
 		if string(head[:len(passMagic)]) == passMagic {
 			l.records.drop()
-			if g, admitted, err := s.passes.admit(c, head, own, time.Now()); err != nil || admitted {
-				return g, notAfter, err
+			if g, admitted, err := s.passes.admit(local, head, own, time.Now()); err != nil || admitted {
+				return g, nil, err
 			}
 		}
 	}
 	if err := l.handshake(ctx); err != nil {
-		return g, notAfter, err
+		return g, nil, err
 	}
 	state := l.tls.ConnectionState()
-	peer, err := s.cfg.Identify(state)
-	if err != nil {
-		return g, notAfter, err
+	g = greeting{frames: l.frames(), cork: l.cork}
+	if g.peer, err = s.cfg.Identify(state); err != nil {
+		return g, nil, err
 	}
-	if peer == (Identity{}) && s.cfg.Allow == nil {
-		return g, notAfter, sys.E(sys.Op("wire.Serve"), sys.Access, "the peer presented no certificate")
+	if g.peer == (Identity{}) && s.cfg.Allow == nil {
+		return g, nil, sys.E(sys.Op("wire.Serve"), sys.Access, "the peer presented no certificate")
 	}
 	if _, err := l.tls.Write(own.encode()); err != nil {
-		return g, notAfter, err
+		return g, nil, err
 	}
-	theirs, err := readPreface(l.tls)
-	if isLocal(c) && peer.Name != "" {
-		notAfter = state.PeerCertificates[0].NotAfter
+	if g.theirs, err = readPreface(l.tls); err == nil && local != nil && g.theirs.wantsPass && g.peer.Name != "" {
+		pass, err = s.givePass(local, g.peer, &state)
 	}
-	return greeting{peer: peer, theirs: theirs, frames: l.frames(), cork: l.cork}, notAfter, err
+	return g, pass, err
+}
+
+// givePass makes a pass for a client who has shown a certificate. It ends with that at the latest, and with the server's.
+func (s *Server) givePass(c *net.UnixConn, peer Identity, state *tls.ConnectionState) ([]byte, error) {
+	uid, err := peerUser(c)
+	if err != nil {
+		return nil, err
+	}
+	hidden, err := mask(state)
+	if err != nil {
+		return nil, err
+	}
+	notAfter := time.Now().Add(passLife)
+	certs := []*x509.Certificate{state.PeerCertificates[0]}
+	for i := range s.cfg.TLS.Certificates {
+		certs = append(certs, s.cfg.TLS.Certificates[i].Leaf)
+	}
+	for _, cert := range certs {
+		if cert != nil && cert.NotAfter.Before(notAfter) {
+			notAfter = cert.NotAfter
+		}
+	}
+	return s.passes.issue(peer, uint32(uid), notAfter, hidden), nil
 }
 
 // run serves the connection until it ends and all its handlers have returned.
@@ -209,6 +232,7 @@ func (c *serverConn) readLoop() error {
 			// An error here is the connection's end, which next will notice.
 			_ = c.w.small(&frame{kind: kindPong, id: m.id}, nil, nil, writeIdle)
 		default:
+			m.buf.release()
 			return malformed("a client sent kind %d", m.kind)
 		}
 	}

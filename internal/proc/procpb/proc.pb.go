@@ -2600,7 +2600,7 @@ type WaitReply struct {
 	Job           *Job                   `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
 	Tasks         []*Task                `protobuf:"bytes,2,rep,name=tasks,proto3" json:"tasks,omitempty"`
 	Spec          *Spec                  `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`   // when version was 0
-	Ended         []*Report              `protobuf:"bytes,4,rep,name=ended,proto3" json:"ended,omitempty"` // processes that have ended since version, by their reports, without process: those with little output, as far as remembered
+	Ended         []*Report              `protobuf:"bytes,4,rep,name=ended,proto3" json:"ended,omitempty"` // processes that have ended since version, as far as remembered, without process; recorded: ask the node for the output. When version was 0, of the latest tries alone
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
