@@ -132,7 +132,11 @@ func (p *procsApp) passesInput(f runFlags) bool {
 		return p.in != nil
 	}
 	info, err := file.Stat()
-	return err == nil && info.Mode()&fs.ModeCharDevice == 0
+	if err != nil {
+		return false
+	}
+	null, err := os.Stat(os.DevNull)
+	return err != nil || !os.SameFile(info, null)
 }
 
 // environment is what --env asks for.

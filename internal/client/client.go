@@ -115,15 +115,19 @@ func clusterConfig(cfg *config.Client, log *slog.Logger) (cluster.Config, error)
 	last := lastLeader(cfg.Cluster)
 	c := cluster.Config{Cluster: cfg.Cluster, Seeds: leaderFirst(last, cfg.Nodes), TLS: files.ClientTLS(),
 		Timeout: time.Duration(cfg.Timeout), Logger: log, Led: noteLeader(cfg.Cluster, last)}
-	passes, err := newPasses(files)
+	passes, err := newPasses(cfg.Cluster, files)
 	if err == nil { // else there is no place to keep them
 		c.Passes = passes
 	}
-	if err != nil || !passes.any(c.Seeds) {
-		_, err = files.Credentials() // they will be asked for: what is wrong with them is told here
-		return c, err
+	if err == nil && passes.any(c.Seeds) {
+		return c, nil
 	}
-	return c, nil
+	creds, err := files.Credentials() // they will be asked for: what is wrong with them is told here
+	if err == nil && creds.Identity().Cluster != cfg.Cluster {
+		err = sys.E(sys.Op("client.connect"), sys.Invalid, fmt.Sprintf("the configuration is of cluster %q and the certificate that it names, %s, of cluster %q: give files that belong together",
+			cfg.Cluster, cfg.TLS.Cert, creds.Identity().Cluster))
+	}
+	return c, err
 }
 
 // Keys is a connection to a cluster for its coordination service alone.

@@ -2,6 +2,7 @@ package client
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,7 +17,7 @@ func lastLeader(clusterID string) string {
 	if err != nil {
 		return ""
 	}
-	text, err := os.ReadFile(path)
+	text, err := readFile(path)
 	if err != nil {
 		return ""
 	}
@@ -24,8 +25,33 @@ func lastLeader(clusterID string) string {
 }
 
 func lastLeaderPath(clusterID string) (string, error) {
+	dir, err := cacheDir()
+	return filepath.Join(dir, clusterID+".leader"), err
+}
+
+// cacheDir is where hints are kept for this user's next commands.
+func cacheDir() (string, error) {
 	dir, err := os.UserCacheDir()
-	return filepath.Join(dir, "koinon", clusterID+".leader"), err
+	if err == nil && !filepath.IsAbs(dir) {
+		err = fmt.Errorf("the directory for caches is %q, and depends on where a command is started", dir)
+	}
+	return filepath.Join(dir, "koinon"), err
+}
+
+// fileMax is the most that a file of the cache has, in bytes.
+const fileMax = 4 << 10
+
+// readFile reads a small file of the cache that nobody else may read or write. One that is something else is not opened: that might
+// not return.
+func readFile(path string) ([]byte, error) {
+	st, err := os.Lstat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() || st.Mode().Perm()&0o077 != 0 || st.Size() > fileMax {
+		return nil, fmt.Errorf("%s is no small file of its owner's alone", path)
+	}
+	return os.ReadFile(path)
 }
 
 // noteLeader returns what keeps for the next client who leads, last being what is kept.

@@ -3,7 +3,7 @@ package client
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"io"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -18,24 +18,21 @@ import (
 // credentials, so that who has other ones, or none any more, does not find it. Trouble with a file is as if there were none.
 type passes struct {
 	dir         string
+	cluster     string
 	credentials [sha256.Size]byte
 }
 
-const (
-	// passFileMax is the most that a file is read of, in bytes.
-	passFileMax = 4 << 10
-	// passFileLife is for how long a file is left alone after it was written: longer than a pass is of use.
-	passFileLife = 24 * time.Hour
-)
+// passFileLife is for how long a file is left alone after it was written: longer than a pass is of use.
+const passFileLife = 24 * time.Hour
 
-// newPasses keeps passes of who shows these files.
-func newPasses(files *auth.Files) (*passes, error) {
-	dir, err := os.UserCacheDir()
-	return &passes{filepath.Join(dir, "koinon", "passes"), files.Digest()}, err
+// newPasses keeps passes of who shows these files to a cluster.
+func newPasses(cluster string, files *auth.Files) (*passes, error) {
+	dir, err := cacheDir()
+	return &passes{filepath.Join(dir, "passes"), cluster, files.Digest()}, err
 }
 
 func (p *passes) path(addr string) string {
-	name := sha256.Sum256(append(p.credentials[:], addr...))
+	name := sha256.Sum256(fmt.Appendf(p.credentials[:], "%s at %s", p.cluster, addr))
 	return filepath.Join(p.dir, hex.EncodeToString(name[:16]))
 }
 
@@ -47,15 +44,7 @@ func (p *passes) any(addrs []string) bool {
 
 // Pass implements wire.Passes.
 func (p *passes) Pass(addr string) []byte {
-	f, err := os.Open(p.path(addr))
-	if err != nil {
-		return nil
-	}
-	defer func() { _ = f.Close() }() // it was read
-	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() || st.Mode().Perm()&0o077 != 0 {
-		return nil
-	}
-	b, err := io.ReadAll(io.LimitReader(f, passFileMax))
+	b, err := readFile(p.path(addr))
 	if err != nil {
 		return nil
 	}

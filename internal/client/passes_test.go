@@ -2,8 +2,10 @@ package client
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -32,7 +34,7 @@ func TestPasses(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p, err := newPasses(files)
+		p, err := newPasses("lab", files)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -60,17 +62,33 @@ func TestPasses(t *testing.T) {
 	if ann.Pass("b:1") != nil || bob.Pass("a:1") != nil {
 		t.Error("a pass is found by another address, or by another's credentials")
 	}
-	if st, err := os.Stat(ann.path("a:1")); err != nil || st.Mode().Perm() != 0o600 {
-		t.Errorf("the file's mode is %v, %v", st.Mode(), err)
-	}
 	if err := os.Chmod(ann.path("a:1"), 0o640); err != nil {
 		t.Fatal(err)
 	}
 	if got := ann.Pass("a:1"); got != nil {
 		t.Errorf("a pass that others may read is used: %q", got)
 	}
+	// What is no file is not opened: that would wait for somebody to write into it.
+	if err := errors.Join(os.Remove(ann.path("a:1")), syscall.Mkfifo(ann.path("a:1"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if got := ann.Pass("a:1"); got != nil {
+		t.Errorf("a pipe holds the pass %q", got)
+	}
+	if elsewhere := (&passes{ann.dir, "shop", ann.credentials}); elsewhere.path("a:1") == ann.path("a:1") {
+		t.Error("a pass is found by the name of another cluster")
+	}
 	ann.Keep("a:1", nil)
 	if _, err := os.Stat(ann.path("a:1")); !os.IsNotExist(err) {
 		t.Errorf("a pass of no use is still there: %v", err)
+	}
+}
+
+// Where the cache is must not depend on where a command is started.
+func TestCacheDir(t *testing.T) {
+	t.Setenv("XDG_CACHE_HOME", "")
+	t.Setenv("HOME", "here")
+	if dir, err := cacheDir(); err == nil {
+		t.Errorf("with a relative home directory passes are kept in %s", dir)
 	}
 }

@@ -3,6 +3,7 @@ package proc
 import (
 	"context"
 	"crypto/rand"
+	"fmt"
 	"sync"
 	"time"
 
@@ -24,14 +25,25 @@ func NewClient(c *cluster.Client) *Client { return &Client{cluster: c} }
 
 // Submit makes a job, once, and returns its ID. What can never run is refused
 // with sys.Invalid, or sys.NotExist for an unknown node or job; the error names
-// what there is.
+// what there is. Whether there is a job may be open after an error; that says so.
 func (c *Client) Submit(ctx context.Context, spec *procpb.Spec) (uint64, error) {
 	req := &procpb.Submit{Request: make([]byte, 16), Spec: spec}
 	if _, err := rand.Read(req.Request); err != nil {
 		return 0, sys.E(sys.Op("proc.Submit"), err)
 	}
+	_, payload, err := marshal(nil, req)
+	if err != nil {
+		return 0, err
+	}
+	r, open, err := c.cluster.CallLeaderCounted(ctx, MethodSubmit, nil, payload)
+	if err != nil && open {
+		return 0, sys.E(sys.Op("proc.Submit"), sys.KindOf(err),
+			fmt.Errorf("%w; the job may have been submitted all the same, and runs then when the cluster can: look with `koinon ps -a` before you try again", err))
+	} else if err != nil {
+		return 0, err
+	}
 	reply := &procpb.SubmitReply{}
-	err := c.leader(ctx, MethodSubmit, nil, req, reply)
+	err = take(r, reply)
 	return reply.Job, err
 }
 

@@ -85,13 +85,19 @@ func (s *Server) tellEnds(l *leadership, now time.Duration) {
 			if want == 0 && t.row.State == procpb.State_RUNNING && broken(t.row) {
 				want = sigTerm
 			}
-			if want == 0 || t.row.State != procpb.State_RUNNING || t.told != 0 && now-t.told < againEvery {
+			if want == 0 || t.row.State != procpb.State_RUNNING || !t.tellNow(want, now) {
 				continue
 			}
-			t.told = now
+			t.told, t.toldSig = now, want
 			s.signal(t.row, want, graceOf(j.spec))
 		}
 	}
+}
+
+// tellNow reports whether the nodes of a task are to be told a signal now: when they have not been, or so long ago that it may
+// have been lost.
+func (t *taskModel) tellNow(sig uint32, now time.Duration) bool {
+	return t.told == 0 || t.toldSig != sig || now-t.told >= againEvery
 }
 
 func graceOf(spec *procpb.Spec) int64 {

@@ -44,6 +44,7 @@ type taskModel struct {
 	why     string     // why it waits
 	known   time.Duration
 	told    time.Duration // when its nodes were last told to end it
+	toldSig uint32        // and by which signal
 	timed   bool          // its timeout has been proposed
 	tx      commit.Tx     // by which it runs; zero: that of an earlier leader
 }

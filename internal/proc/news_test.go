@@ -135,3 +135,19 @@ func (w *world) endTry(job uint64, epoch uint32, printed int) bool {
 	}
 	return false
 }
+
+// Who asks more urgently than before is heard at once, and is not taken for one who asks again.
+func TestAnotherSignalIsToldAtOnce(t *testing.T) {
+	m := &taskModel{}
+	now := time.Hour
+	if !m.tellNow(sigTerm, now) {
+		t.Error("the first signal is not told")
+	}
+	m.told, m.toldSig = now, sigTerm
+	if m.tellNow(sigTerm, now+againEvery-1) || !m.tellNow(sigTerm, now+againEvery) {
+		t.Error("the same signal is not told again when it may have been lost, and only then")
+	}
+	if !m.tellNow(sigKill, now+1) {
+		t.Error("SIGKILL after SIGTERM is put off")
+	}
+}
