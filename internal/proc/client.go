@@ -37,14 +37,26 @@ func (c *Client) Submit(ctx context.Context, spec *procpb.Spec) (uint64, error) 
 	}
 	r, open, err := c.cluster.CallLeaderCounted(ctx, MethodSubmit, nil, payload)
 	if err != nil && open {
-		return 0, sys.E(sys.Op("proc.Submit"), sys.KindOf(err),
-			fmt.Errorf("%w; the job may have been submitted all the same, and runs then when the cluster can: look with `koinon ps -a` before you try again", err))
-	} else if err != nil {
+		err = mayBeSubmitted(err)
+	}
+	if err != nil {
 		return 0, err
 	}
 	reply := &procpb.SubmitReply{}
 	err = take(r, reply)
 	return reply.Job, err
+}
+
+// mayBeSubmitted adds to an error what is open after it.
+func mayBeSubmitted(err error) error {
+	const open = "the job may have been submitted all the same, and runs then when the cluster can: look with `koinon ps -a` before you try again"
+	e, ok := err.(*sys.Error)
+	if !ok || e.Err == nil {
+		return fmt.Errorf("%w; %s", err, open)
+	}
+	also := *e
+	also.Err = fmt.Errorf("%w; %s", e.Err, open)
+	return &also
 }
 
 // List lists jobs, the newest first.

@@ -1,7 +1,9 @@
 package proc
 
 import (
+	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -149,5 +151,15 @@ func TestAnotherSignalIsToldAtOnce(t *testing.T) {
 	}
 	if !m.tellNow(sigKill, now+1) {
 		t.Error("SIGKILL after SIGTERM is put off")
+	}
+}
+
+// What is open after an error does not change what the error is.
+func TestMayBeSubmitted(t *testing.T) {
+	for _, err := range []error{sys.E(sys.Op("cluster.CallLeader"), sys.Unavailable, "no majority"), sys.E(sys.Unavailable), errors.New("no majority")} {
+		got := mayBeSubmitted(err)
+		if sys.KindOf(got) != sys.KindOf(err) || !strings.Contains(got.Error(), "; the job may have been submitted") || !strings.HasPrefix(got.Error(), err.Error()) {
+			t.Errorf("%v became %v (%v)", err, got, sys.KindOf(got))
+		}
 	}
 }
