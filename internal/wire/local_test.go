@@ -78,7 +78,7 @@ func TestAHandshakeIsBoundToItsSocket(t *testing.T) {
 			go func() {
 				defer close(relayed)
 				network, addr := tc.out(w)
-				relay(l, network, addr)
+				relay(l, network, addr, io.Discard)
 			}()
 			c := w.client(func(c *wire.ClientConfig) { c.Dial = tc.from(l.Addr()) })
 			_, err := c.Call(context.Background(), mEcho, nil, nil)
@@ -94,8 +94,8 @@ func TestAHandshakeIsBoundToItsSocket(t *testing.T) {
 	}
 }
 
-// relay passes the first connection of a listener on.
-func relay(l net.Listener, network, addr string) {
+// relay passes the first connection of a listener on, and what comes back to a tap, too.
+func relay(l net.Listener, network, addr string, tap io.Writer) {
 	in, err := l.Accept()
 	if err != nil {
 		return
@@ -109,7 +109,7 @@ func relay(l net.Listener, network, addr string) {
 	back := make(chan struct{})
 	go func() {
 		defer close(back)
-		_, _ = io.Copy(in, out)
+		_, _ = io.Copy(in, io.TeeReader(out, tap))
 		_ = in.Close()
 	}()
 	_, _ = io.Copy(out, in)

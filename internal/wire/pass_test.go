@@ -90,7 +90,7 @@ func TestNobodyInBetweenLearnsAPass(t *testing.T) {
 	relayed := make(chan struct{})
 	go func() {
 		defer close(relayed)
-		tapped(l, localSocket(w.addr), &seen)
+		relay(l, "unix", localSocket(w.addr), &seen)
 	}()
 	p := &pocket{}
 	if _, err := w.passenger(p, func(c *wire.ClientConfig) {
@@ -109,29 +109,6 @@ func TestNobodyInBetweenLearnsAPass(t *testing.T) {
 	if bytes.Contains(seen.Bytes(), secretOf(p.pass)) {
 		t.Error("the secret was there to be read")
 	}
-}
-
-// tapped passes the first connection of a listener on, and keeps what comes back.
-func tapped(l net.Listener, to string, seen *bytes.Buffer) {
-	in, err := l.Accept()
-	if err != nil {
-		return
-	}
-	defer in.Close()
-	out, err := net.Dial("unix", to)
-	if err != nil {
-		return
-	}
-	defer out.Close()
-	back := make(chan struct{})
-	go func() {
-		defer close(back)
-		_, _ = io.Copy(in, io.TeeReader(out, seen))
-		_ = in.Close()
-	}()
-	_, _ = io.Copy(out, in)
-	_ = out.Close()
-	<-back
 }
 
 // A server of before passes, or one that closes for another reason, is spoken to by TLS in the same attempt, and asked no more.
