@@ -109,7 +109,7 @@ func ReadFiles(caFile, certFile, keyFile string) (*Files, error) {
 func (f *Files) Digest() [sha256.Size]byte {
 	h := sha256.New()
 	for _, part := range []file{f.ca, f.cert, f.key} {
-		_ = binary.Write(h, binary.LittleEndian, uint64(len(part.data))) // a hash takes all that it is given
+		h.Write(binary.LittleEndian.AppendUint64(nil, uint64(len(part.data))))
 		h.Write(part.data)
 	}
 	return [sha256.Size]byte(h.Sum(nil))

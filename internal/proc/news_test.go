@@ -55,18 +55,24 @@ func TestTheLeadersOwnNodeTellsDirectly(t *testing.T) {
 	on.set(func() { clear(on.running) })
 }
 
+// gather asks for all the news of a job that was just submitted, to its end.
+func (w *world) gather(id uint64) <-chan *procpb.WaitReply {
+	asked := make(chan *procpb.WaitReply, 1)
+	go func() {
+		r, err := w.c.Wait(w.t.Context(), &procpb.WaitRequest{Job: id, Version: FirstVersion, WaitNs: int64(20 * time.Second), SettleNs: int64(20 * time.Second), Tasks: true})
+		if err != nil {
+			w.t.Error(err)
+		}
+		asked <- r
+	}()
+	return asked
+}
+
 // News may be gathered: who asks for that hears of a short process once, with its end and what it wrote; of a long one when that time is over.
 func TestNewsAreGathered(t *testing.T) {
 	w := newWorld(t)
 	id := w.submit(gang(2))
-	asked := make(chan *procpb.WaitReply, 1)
-	go func() {
-		r, err := w.c.Wait(t.Context(), &procpb.WaitRequest{Job: id, Version: FirstVersion, WaitNs: int64(20 * time.Second), SettleNs: int64(20 * time.Second), Tasks: true})
-		if err != nil {
-			t.Error(err)
-		}
-		asked <- r
-	}()
+	asked := w.gather(id)
 	w.waitFor(id, procpb.State_RUNNING)
 	r, err := w.c.Wait(t.Context(), &procpb.WaitRequest{Job: id, Version: FirstVersion, WaitNs: int64(20 * time.Second), SettleNs: 1, Tasks: true})
 	if err != nil || r.Job.State != procpb.State_RUNNING || len(r.Tasks) != 1 || len(r.Ended) != 0 {
@@ -89,14 +95,7 @@ func TestEveryTryIsHeardOf(t *testing.T) {
 	spec := gang(1)
 	spec.Retries = 3
 	id := w.submit(spec)
-	asked := make(chan *procpb.WaitReply, 1)
-	go func() {
-		r, err := w.c.Wait(t.Context(), &procpb.WaitRequest{Job: id, Version: FirstVersion, WaitNs: int64(20 * time.Second), SettleNs: int64(20 * time.Second), Tasks: true})
-		if err != nil {
-			t.Error(err)
-		}
-		asked <- r
-	}()
+	asked := w.gather(id)
 	outputs := map[uint32]int{1: 10, 2: toldMax + 1, 3: InlineMax, 4: toldMax}
 	for epoch := uint32(1); epoch <= 4; epoch++ {
 		w.await("a try runs", func() bool { return w.endTry(id, epoch, outputs[epoch]) })
