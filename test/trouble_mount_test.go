@@ -263,23 +263,28 @@ func TestResetWithSecondMount(t *testing.T) {
 	}
 }
 
-// TestJobsWaitForTheMount: a node whose mount has died takes nothing that would
-// fail there at once, and says why; with the mount it goes on.
+// TestJobsWaitForTheMount: what could not start where the mount has died waits,
+// also what was placed there before the node knew of it, and `inspect` says why;
+// with the mount it goes on.
 func TestJobsWaitForTheMount(t *testing.T) {
 	d := up(t, 3)
 	writeFile(t, filepath.Join(d.mount, "kept"), "bytes")
 	if err := syscall.Kill(d.mountPID(), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	job := ""
-	eventually(t, 20*time.Second, "nodes refuse what could not start", func() bool {
-		job = strings.TrimSpace(d.koinon("run", "-d", "-q", "-c", "0.1", "--", "cat", "kept"))
-		return strings.Contains(d.koinon("inspect", job), "the tree does not answer on this node")
-	})
 	eventually(t, 10*time.Second, "the mount's process has ended", func() bool {
 		return strings.Contains(d.koinon("dev", "status", "--dir", d.dir), "its process died")
 	})
+	var jobs []string
+	for range 6 { // more than nodes: each finds out for itself
+		jobs = append(jobs, strings.TrimSpace(d.koinon("run", "-d", "-q", "-c", "0.1", "--", "cat", "kept")))
+	}
+	eventually(t, 20*time.Second, "nodes refuse what could not start", func() bool {
+		return strings.Contains(d.koinon("inspect", jobs[0]), "the tree does not answer on this node")
+	})
 	d.start()
-	d.koinon("wait", job)
-	says(t, d.koinon("logs", job), "bytes")
+	for _, job := range jobs {
+		d.koinon("wait", job)
+		says(t, d.koinon("logs", job), "bytes")
+	}
 }

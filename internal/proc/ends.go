@@ -107,7 +107,7 @@ func (c *command) ended(e *procpb.Ended) *procpb.Result {
 		q := r.Process
 		p.Pid, p.StartedNs, p.EndedNs = q.Pid, q.StartedNs, max(q.EndedNs, 1)
 		p.ExitCode, p.Signal, p.Why, p.Oom = q.ExitCode, q.Signal, q.Why, q.Oom
-		p.CpuNs, p.RssMax = q.CpuNs, q.RssMax
+		p.CpuNs, p.RssMax, p.Unstarted = q.CpuNs, q.RssMax, q.Unstarted
 		switch {
 		case q.State == procpb.State_LOST:
 			p.State = procpb.State_LOST
@@ -170,18 +170,26 @@ func (c *command) finish(j *procpb.Job, t *procpb.Task) {
 	if worst != nil {
 		t.ExitCode, t.Why = worst.ExitCode, worst.Why
 	}
-	if state == procpb.State_LOST {
+	unstarted := !slices.ContainsFunc(t.Procs, func(p *procpb.Process) bool { return !p.Unstarted })
+	switch {
+	case unstarted:
+		t.ExitCode = ExitTrouble
+		t.Unstarted++
+	case state == procpb.State_LOST:
 		t.ExitCode = ExitTrouble
 		t.Lost++
 	}
 	if state == procpb.State_KILLED && t.Killer != "" {
 		t.Why = "ended by " + t.Killer
 	}
-	again := (state == procpb.State_FAILED || state == procpb.State_LOST) && t.Epoch <= spec.Retries && t.Signal == 0
+	again := (state == procpb.State_FAILED || state == procpb.State_LOST) && t.Epoch <= spec.Retries+t.Unstarted && t.Signal == 0
 	if again {
-		t.Why = fmt.Sprintf("try %d of %d has %s; %s", t.Epoch, spec.Retries+1, strings.ToLower(state.String()), t.Why)
-		c.setTask(j, t, procpb.State_QUEUED)
-		return
+		if unstarted {
+			t.Why = "it could not be started where it was placed: " + t.Why
+		} else {
+			t.Why = fmt.Sprintf("try %d of %d has %s; %s", t.Epoch-t.Unstarted, spec.Retries+1, strings.ToLower(state.String()), t.Why)
+		}
+		state = procpb.State_QUEUED
 	}
 	c.setTask(j, t, state)
 }

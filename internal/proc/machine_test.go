@@ -305,6 +305,47 @@ func TestLostIsTrouble(t *testing.T) {
 	}
 }
 
+// TestAnotherNodeStartsIt: what a node could not start goes back into the queue,
+// and counts as no try; a gang of which some have run does not.
+func TestAnotherNodeStartsIt(t *testing.T) {
+	x := newTable(t)
+	unstarted := func() *procpb.Process {
+		return &procpb.Process{State: procpb.State_LOST, Unstarted: true, Why: "the mount died"}
+	}
+	id := x.submit(specOf(func(s *procpb.Spec) { s.Retries = 1 }))
+	for try := uint32(1); try <= 2; try++ {
+		x.start(id, 0, 1)
+		x.end(id, 0, 0, unstarted())
+		if got := x.task(id, 0); got.State != procpb.State_QUEUED || got.Unstarted != try || got.Lost != 0 || !strings.Contains(got.Why, "the mount died") {
+			t.Fatalf("expected it to wait, found %v", got)
+		}
+	}
+	x.start(id, 0, 2)
+	x.end(id, 0, 0, &procpb.Process{ExitCode: 3})
+	if got := x.task(id, 0); got.State != procpb.State_QUEUED || !strings.Contains(got.Why, "try 1 of 2") {
+		t.Fatalf("expected the second try that was asked for, found %v", got)
+	}
+	x.start(id, 0, 2)
+	x.end(id, 0, 0, &procpb.Process{ExitCode: 4})
+	if got := x.task(id, 0); got.State != procpb.State_FAILED || got.ExitCode != 4 || got.Epoch != 4 {
+		t.Fatalf("expected a failure after two tries, found %v", got)
+	}
+	gang := x.submit(specOf(func(s *procpb.Spec) { s.Size = 2 }))
+	x.start(gang, 0, 1, 2)
+	x.end(gang, 0, 0, unstarted())
+	x.end(gang, 0, 1, &procpb.Process{Signal: 15})
+	if got := x.task(gang, 0); got.State != procpb.State_LOST || got.ExitCode != ExitTrouble {
+		t.Fatalf("expected a gang that is lost, found %v", got)
+	}
+	killed := x.submit(specOf())
+	x.start(killed, 0, 1)
+	x.must(&procpb.Command{Op: &procpb.Command_Kill{Kill: &procpb.Kill{Job: killed, Signal: 15, By: "me"}}})
+	x.end(killed, 0, 0, unstarted())
+	if got := x.task(killed, 0); !Over(got.State) {
+		t.Fatalf("what was to end is %v", got)
+	}
+}
+
 func TestALostNodeEndsWhatItRan(t *testing.T) {
 	x := newTable(t)
 	gang := x.submit(specOf(func(s *procpb.Spec) { s.Size = 2 }))
@@ -692,90 +733,6 @@ func (x *table) checkCounts(t *rapid.T, jobs []uint64) {
 	if len(on) > 0 {
 		t.Fatalf("rows are missing for what runs: %x", slices.Collect(maps.Keys(on)))
 	}
-}
-
-// A page of a listing holds what one answer may, and the next one goes on
-// behind it.
-func TestListPages(t *testing.T) {
-	x := newTable(t)
-	const jobs = 12
-	for range jobs {
-		x.submit(specOf(func(s *procpb.Spec) { s.Argv = []string{"echo", strings.Repeat("x", 900_000)} }))
-	}
-	var got []uint64
-	for below := uint64(0); ; {
-		r, err := list(x.rows, &procpb.ListRequest{Below: below})
-		if err != nil || len(r.Jobs) == 0 || proto.Size(r) > listBytes+SpecMax {
-			t.Fatalf("a page of %d jobs and %d bytes, %v", len(r.Jobs), proto.Size(r), err)
-		}
-		for _, i := range r.Jobs {
-			got = append(got, i.Job.Id)
-		}
-		if !r.More {
-			break
-		}
-		below = got[len(got)-1]
-	}
-	want := make([]uint64, 0, jobs)
-	for id := uint64(jobs); id > 0; id-- {
-		want = append(want, id)
-	}
-	if !slices.Equal(got, want) {
-		t.Errorf("listed %v", got)
-	}
-}
-
-// Jobs are read together, and what a leader has in memory of those that are not over is what the rows say.
-func TestListReadsTogether(t *testing.T) {
-	x := newTable(t)
-	for range 300 {
-		x.submit(specOf())
-	}
-	gets := 0
-	all, err := list(counting{x.rows, &gets}, &procpb.ListRequest{})
-	if err != nil || len(all.Jobs) != 300 || all.More {
-		t.Fatalf("%d jobs, more %v, %v", len(all.Jobs), all.More, err)
-	}
-	if gets > 10 {
-		t.Errorf("300 jobs took %d reads of single rows", gets)
-	}
-	for id := uint64(1); id <= 300; id++ {
-		if id%3 != 0 {
-			x.must(&procpb.Command{Op: &procpb.Command_Kill{Kill: &procpb.Kill{Job: id, Signal: 9, By: "t"}}})
-		}
-	}
-	m, err := loadModel(x.rows, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var open []*procpb.JobInfo
-	for below := uint64(0); ; {
-		page := m.list(&procpb.ListRequest{Below: below, Limit: 30, User: "ana"})
-		open = append(open, page.Jobs...)
-		if !page.More {
-			break
-		}
-		below = open[len(open)-1].Job.Id
-	}
-	if len(open) != 100 || len(m.list(&procpb.ListRequest{User: "bob"}).Jobs) != 0 {
-		t.Fatalf("%d jobs that are not over", len(open))
-	}
-	for _, i := range open {
-		if want := all.Jobs[300-i.Job.Id]; !proto.Equal(i, want) {
-			t.Errorf("in memory it is %v, in the rows %v", i, want)
-		}
-	}
-}
-
-// counting counts reads of single rows.
-type counting struct {
-	rows
-	gets *int
-}
-
-func (c counting) Get(k []byte) ([]byte, error) {
-	*c.gets++
-	return c.rows.Get(k)
 }
 
 // People are told what is wrong, not in which operation of ours.

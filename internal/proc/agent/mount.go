@@ -48,7 +48,8 @@ const (
 
 // watchMount looks whether the tree answers where it is mounted, until ctx is
 // done: where it does not, every process would fail for want of its working
-// directory. A start that failed for that has it look at once.
+// directory. A start that fails for that has it look at once, and what was
+// to start is given back.
 func (a *Agent) watchMount(ctx context.Context) {
 	tick := env.NewTicker(env.System{}, mountLook)
 	defer tick.Stop()

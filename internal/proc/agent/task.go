@@ -214,10 +214,12 @@ func (a *Agent) start(ctx context.Context, p *process) error {
 		}
 		switch kind := sys.KindOf(err); {
 		case failedForGood(err, kind):
-			if errors.Is(err, executor.ErrNoDirectory) {
-				a.mountDoubt.set()
-			}
 			return a.unborn(ctx, p, &procpb.Process{State: procpb.State_FAILED, ExitCode: uint32(executor.ExitCode(err)), Why: err.Error()})
+		case errors.Is(err, executor.ErrAway):
+			if trouble := a.mountTrouble.Load(); trouble != nil {
+				return a.unborn(ctx, p, &procpb.Process{State: procpb.State_LOST, ExitCode: proc.ExitTrouble, Why: *trouble, Unstarted: true})
+			}
+			a.mountDoubt.set()
 		case kind == sys.StaleEpoch:
 			<-ctx.Done() // a fence has been raised, which ends this era
 			return ctx.Err()

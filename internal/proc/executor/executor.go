@@ -173,6 +173,9 @@ var (
 	ErrNoUser        = errors.New("no such user")
 )
 
+// ErrAway is a reason of the node: what the working directory is on is a dead mount, or does not answer. Nothing was started.
+var ErrAway = errors.New("the file system of the working directory does not answer")
+
 // Exit codes of what could not be started, as in shells and env(1).
 const (
 	codeTrouble       = 125

@@ -265,7 +265,7 @@ func lookUp(spec Spec) (string, error) {
 		}
 		err = fmt.Errorf("%w: %s has no execute permission", ErrNotExecutable, file)
 	}
-	return "", err
+	return "", sys.E(sys.Op("executor.Start"), sys.NotExist, err)
 }
 
 // check finds what is wrong with a Spec by itself.
@@ -302,14 +302,18 @@ func check(spec Spec) error {
 
 // checkDir finds out whether there is a working directory.
 func checkDir(dir string) error {
+	const op = sys.Op("executor.Start")
 	info, err := os.Stat(dir)
 	if err == nil && !info.IsDir() {
 		err = unix.ENOTDIR
 	}
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrNoDirectory, err)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.ENOTCONN), errors.Is(err, unix.ECONNABORTED): // fuse(4), of a server that has died
+		return sys.E(op, sys.Unavailable, fmt.Errorf("%w: %w", ErrAway, err))
 	}
-	return nil
+	return sys.E(op, sys.NotExist, fmt.Errorf("%w: %w", ErrNoDirectory, err))
 }
 
 // explain says what an error of a start means: the kernel gives the same errnos for directory and program.
@@ -319,7 +323,7 @@ func explain(err error, spec Spec, path string) error {
 		return sys.E(op, sys.Unavailable, err)
 	}
 	if dir := checkDir(spec.Dir); dir != nil {
-		return sys.E(op, sys.NotExist, dir)
+		return dir
 	}
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(spec.Dir, path)

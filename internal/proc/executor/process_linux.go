@@ -180,12 +180,9 @@ func prepare(spec Spec) func() (string, error) {
 	return func() (string, error) {
 		select {
 		case f := <-answer:
-			if f.err != nil {
-				f.err = sys.E(sys.Op("executor.Start"), sys.NotExist, f.err)
-			}
 			return f.path, f.err
 		case <-time.After(answerWithin):
-			return "", sys.E(sys.Op("executor.Start"), sys.Unavailable, sys.Subject(spec.Dir), "the file system of the working directory does not answer")
+			return "", sys.E(sys.Op("executor.Start"), sys.Unavailable, sys.Subject(spec.Dir), ErrAway)
 		}
 	}
 }

@@ -453,6 +453,39 @@ func TestAnotherUser(t *testing.T) {
 	}
 }
 
+// TestDeadMount: where the file system has died nothing starts, and that is the
+// node's trouble. Who is not root has it in the test of a whole cluster.
+func TestDeadMount(t *testing.T) {
+	if os.Geteuid() != 0 {
+		return
+	}
+	n := newNode(t)
+	dir := t.TempDir()
+	server, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("dead", dir, "fuse", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", server.Fd())); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := server.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s := spec(1, "true")
+	s.Dir = dir
+	if err := n.Start(t.Context(), s); !errors.Is(err, ErrAway) || !sys.Is(err, sys.Unavailable) {
+		t.Errorf("on a dead mount: %v", err)
+	}
+	if list, err := n.List(t.Context()); err != nil || len(list) != 0 {
+		t.Errorf("%v, %v are known", list, err)
+	}
+}
+
 func TestList(t *testing.T) {
 	n := newNode(t)
 	s := spec(1, "sleep 1000 & sleep 1000 & i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; echo ready; wait")

@@ -121,6 +121,7 @@ var sentinels = map[string]error{
 	"not executable": ErrNotExecutable,
 	"no directory":   ErrNoDirectory,
 	"no user":        ErrNoUser,
+	"away":           ErrAway,
 	"ending":         errEnding,
 }
 

@@ -621,6 +621,7 @@ type Process struct {
 	CpuNs         int64                  `protobuf:"varint,9,opt,name=cpu_ns,json=cpuNs,proto3" json:"cpu_ns,omitempty"`              // user and system
 	RssMax        int64                  `protobuf:"varint,10,opt,name=rss_max,json=rssMax,proto3" json:"rss_max,omitempty"`          // bytes
 	Oom           bool                   `protobuf:"varint,11,opt,name=oom,proto3" json:"oom,omitempty"`                              // it was killed for want of memory
+	Unstarted     bool                   `protobuf:"varint,12,opt,name=unstarted,proto3" json:"unstarted,omitempty"`                  // LOST, and it had not begun: its node could not start it, another may
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -732,6 +733,13 @@ func (x *Process) GetOom() bool {
 	return false
 }
 
+func (x *Process) GetUnstarted() bool {
+	if x != nil {
+		return x.Unstarted
+	}
+	return false
+}
+
 // Task is the row of a task.
 type Task struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -751,6 +759,7 @@ type Task struct {
 	OutIno        uint64                 `protobuf:"varint,14,opt,name=out_ino,json=outIno,proto3" json:"out_ino,omitempty"`       // the private directory of its outputs
 	Version       uint64                 `protobuf:"varint,15,opt,name=version,proto3" json:"version,omitempty"`                   // Job.version of its last change
 	Placed        string                 `protobuf:"bytes,16,opt,name=placed,proto3" json:"placed,omitempty"`                      // why the latest try was placed where it is
+	Unstarted     uint32                 `protobuf:"varint,17,opt,name=unstarted,proto3" json:"unstarted,omitempty"`               // how many of the tries no process of has begun, which do not count
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -895,6 +904,13 @@ func (x *Task) GetPlaced() string {
 		return x.Placed
 	}
 	return ""
+}
+
+func (x *Task) GetUnstarted() uint32 {
+	if x != nil {
+		return x.Unstarted
+	}
+	return 0
 }
 
 // Job is the row of a job, beside its Spec.
@@ -4185,7 +4201,7 @@ const file_proc_procpb_proc_proto_rawDesc = "" +
 	"\n" +
 	"BytesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x04R\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\x9f\x02\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xbd\x02\n" +
 	"\aProcess\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\rR\x03pid\x12\x1d\n" +
@@ -4199,7 +4215,8 @@ const file_proc_procpb_proc_proto_rawDesc = "" +
 	"\x06cpu_ns\x18\t \x01(\x03R\x05cpuNs\x12\x17\n" +
 	"\arss_max\x18\n" +
 	" \x01(\x03R\x06rssMax\x12\x10\n" +
-	"\x03oom\x18\v \x01(\bR\x03oom\"\xb5\x03\n" +
+	"\x03oom\x18\v \x01(\bR\x03oom\x12\x1c\n" +
+	"\tunstarted\x18\f \x01(\bR\tunstarted\"\xd3\x03\n" +
 	"\x04Task\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\x04R\x03job\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\rR\x05index\x12+\n" +
@@ -4218,7 +4235,8 @@ const file_proc_procpb_proc_proto_rawDesc = "" +
 	"\ttimed_out\x18\r \x01(\bR\btimedOut\x12\x17\n" +
 	"\aout_ino\x18\x0e \x01(\x04R\x06outIno\x12\x18\n" +
 	"\aversion\x18\x0f \x01(\x04R\aversion\x12\x16\n" +
-	"\x06placed\x18\x10 \x01(\tR\x06placed\"\xa2\x04\n" +
+	"\x06placed\x18\x10 \x01(\tR\x06placed\x12\x1c\n" +
+	"\tunstarted\x18\x11 \x01(\rR\tunstarted\"\xa2\x04\n" +
 	"\x03Job\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12+\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x15.koinon.proc.v1.StateR\x05state\x12!\n" +
