@@ -125,6 +125,12 @@ func (s *step) plan(w *writing, c *metapb.Commit) error {
 	if len(c.Inline) == 0 && len(c.Slices) == 0 && c.Size == nil {
 		return nil
 	}
+	if c.AppendAt != nil {
+		var err error
+		if c, err = atEnd(c, w.attr.Size); err != nil {
+			return err
+		}
+	}
 	if len(c.Inline) > 0 {
 		if err := s.planInline(w, c); err != nil {
 			return err
@@ -141,6 +147,41 @@ func (s *step) plan(w *writing, c *metapb.Commit) error {
 	w.grow(c.GetSize())
 	s.wrote(w.attr)
 	return nil
+}
+
+// atEnd returns an append as a plain commit: its bytes are moved from where its
+// writer took the end of the file to be to where it is. A slice belongs to one
+// chunk: Range, when one would come to lie in two.
+func atEnd(c *metapb.Commit, end uint64) (*metapb.Commit, error) {
+	ino, from := sys.Ino(c.Ino), c.GetAppendAt()
+	if c.Size != nil || len(c.Inline) > 0 && c.InlineOff < from {
+		return nil, refuse(sys.Invalid, ino, "an append that does not begin at the end")
+	}
+	if c.InlineOff > FileSizeMax {
+		return nil, refuse(sys.FileTooLarge, ino, "a file has at most 8 TiB")
+	}
+	moved := &metapb.Commit{Ino: c.Ino, Inline: c.Inline, InlineOff: c.InlineOff - from + end}
+	for _, cs := range c.Slices {
+		sl := cs.GetSlice()
+		if cs.Chunk >= ChunksMax {
+			return nil, refuse(sys.FileTooLarge, ino, "a file has at most 8 TiB")
+		}
+		if cause := badSlice(sl); cause != "" {
+			return nil, refuse(sys.Invalid, ino, cause)
+		}
+		at := uint64(cs.Chunk)*sys.ChunkSize + uint64(sl.At)
+		if at < from {
+			return nil, refuse(sys.Invalid, ino, "an append that does not begin at the end")
+		}
+		at = at - from + end
+		in := uint32(at % sys.ChunkSize)
+		if sl.Len > sys.ChunkSize-in {
+			return nil, refuse(sys.Range, ino, "a slice would lie in two chunks: cut it where the first one ends")
+		}
+		moved.Slices = append(moved.Slices, &metapb.ChunkSlice{Chunk: uint32(at / sys.ChunkSize), Slice: &metapb.Slice{
+			At: in, Len: sl.Len, Slice: sl.Slice, Off: sl.Off, SliceLen: sl.SliceLen}})
+	}
+	return moved, nil
 }
 
 // planInline writes bytes into the inline base of chunk 0.

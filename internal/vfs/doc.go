@@ -40,8 +40,10 @@
 //
 // # Appends
 //
-// A handle opened with O_APPEND writes at the end of the file as this mount
-// sees it: the agreed size, asked for afresh when the mount has no dirty bytes
-// of the file, and the mount's own dirty bytes. Two mounts that append to one
-// file at once must lock it or flush each record.
+// What is written through a handle opened with O_APPEND goes to the end that
+// the file has when it is published (append.go), so that several mounts may
+// append to one file: nothing covers anything. What one flush publishes stays
+// together. Until then the bytes are kept where the end is for this mount. An
+// append of which a lost session leaves open whether it was published is
+// published, perhaps for the second time.
 package vfs

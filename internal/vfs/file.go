@@ -140,12 +140,16 @@ func (f *File) WriteAt(ctx context.Context, p []byte, off int64) (int, error) {
 	f.i.mu.RLock()
 	end := f.i.size()
 	f.i.mu.RUnlock()
-	return f.WriteBack(ctx, p, int64(end))
+	return f.write(ctx, p, int64(end), true)
 }
 
 // WriteBack is WriteAt, but off counts also for a file opened with O_APPEND:
 // a kernel that writes back a mapped page knows where it belongs.
 func (f *File) WriteBack(ctx context.Context, p []byte, off int64) (int, error) {
+	return f.write(ctx, p, off, false)
+}
+
+func (f *File) write(ctx context.Context, p []byte, off int64, appends bool) (int, error) {
 	const op = sys.Op("vfs.WriteAt")
 	if !writable(f.flags) || f.released.Load() {
 		return 0, sys.E(op, sys.BadHandle, inoSubject(f.i.ino))
@@ -156,7 +160,7 @@ func (f *File) WriteBack(ctx context.Context, p []byte, off int64) (int, error) 
 	if err := f.i.writeErr(); err != nil {
 		return 0, err
 	}
-	return f.i.write(ctx, f.cred, p, uint64(off))
+	return f.i.write(ctx, f.cred, p, uint64(off), appends)
 }
 
 // writeErr returns the error of a background send that no writer was told of.
@@ -179,22 +183,32 @@ func (i *inode) writeErr() error {
 	return err
 }
 
-// write puts p into the dirty bytes.
-func (i *inode) write(ctx context.Context, cred *metapb.Cred, p []byte, off uint64) (n int, err error) {
+// write puts p into the dirty bytes: at off, or, when it is an append, behind them.
+func (i *inode) write(ctx context.Context, cred *metapb.Cred, p []byte, off uint64, appends bool) (n int, err error) {
 	if off > meta.FileSizeMax || uint64(len(p)) > meta.FileSizeMax-off {
 		return 0, sys.E(sys.Op("vfs.WriteAt"), sys.FileTooLarge, inoSubject(i.ino))
 	}
 	var credit int64
 	defer func() { i.fs.budget.give(credit) }()
 	for n < len(p) {
-		at := off + uint64(n)
-		chunk, o := uint32(at/sys.ChunkSize), uint32(at%sys.ChunkSize)
-		part := p[n:min(len(p), n+int(sys.ChunkSize-o))]
-		if need := memoryFor(len(part)); credit < need && i.fs.budget.try(need-credit) {
+		if need := memoryFor(len(p) - n); credit < need && i.fs.budget.try(need-credit) {
 			credit = need
 		}
 		i.mu.Lock()
-		k, want := i.put(chunk, o, part, &credit)
+		if len(i.dirty) > 0 && i.appends != appends {
+			i.mu.Unlock()
+			if err := i.flush(ctx, wholeFile, false); err != nil {
+				return n, err
+			}
+			continue
+		}
+		at := off + uint64(n)
+		if appends {
+			at = i.appendOff()
+		}
+		i.appends = appends
+		chunk, o := uint32(at/sys.ChunkSize), uint32(at%sys.ChunkSize)
+		k, want := i.put(chunk, o, p[n:min(len(p), n+int(sys.ChunkSize-o))], &credit)
 		if k > 0 {
 			i.wroteNs, i.writer = i.fs.opts.Clock.Wall().UnixNano(), cred
 			if i.dirtyAt == 0 {

@@ -27,10 +27,11 @@ const (
 
 // A plan is what one flush publishes. Its runs are sealed.
 type plan struct {
-	pieces []extent
-	runs   []*run
-	cred   *metapb.Cred
-	inline bool
+	pieces  []extent
+	runs    []*run
+	cred    *metapb.Cred
+	inline  bool
+	appends bool
 }
 
 // flush publishes what was dirty when it was called, in a chunk or in the
@@ -80,7 +81,10 @@ func (i *inode) flushChunk(chunk uint32) {
 func (i *inode) seal(scope int) *plan {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	p := &plan{cred: i.writer}
+	p := &plan{cred: i.writer, appends: i.appends}
+	if p.appends {
+		scope = wholeFile // in order
+	}
 	for _, chunk := range slices.Sorted(maps.Keys(i.dirty)) {
 		if scope != wholeFile && uint32(scope) != chunk {
 			continue
@@ -171,7 +175,12 @@ func (i *inode) publish(ctx context.Context, p *plan, durable bool) error {
 	}
 	for attempt := 1; ; attempt++ {
 		err := i.publishSlices(ctx, p, durable)
-		if attempt == reviveMax || !sys.Is(err, sys.SessionGone) && !sys.Is(err, sys.Stale) {
+		if p.appends && acrossChunks(err) && attempt < cutMax {
+			if err = i.recut(ctx, p); err == nil {
+				continue
+			}
+		}
+		if attempt >= reviveMax || !sys.Is(err, sys.SessionGone) && !sys.Is(err, sys.Stale) {
 			return err
 		}
 		if err := i.revive(ctx, p, err); err != nil {
@@ -201,7 +210,7 @@ func (i *inode) publishSlices(ctx context.Context, p *plan, durable bool) error 
 		for n < len(p.pieces) && p.pieces[n].r == p.pieces[n-1].r {
 			n++
 		}
-		if err := i.commitSlices(ctx, p.cred, p.pieces[:n], durable); err != nil {
+		if err := i.commitSlices(ctx, p, p.pieces[:n], durable); err != nil {
 			return err
 		}
 		p.pieces = p.pieces[n:]
@@ -214,8 +223,8 @@ func (i *inode) commitInline(ctx context.Context, p *plan) error {
 	for len(p.pieces) > 0 {
 		e := p.pieces[0]
 		data := e.r.blocks[0].buf[e.lo-e.r.base : e.hi-e.r.base] // sealed: nobody changes or frees it
-		cmd := &metapb.Command{Cred: p.cred, Op: &metapb.Command_Commit{Commit: &metapb.Commit{
-			Ino: uint64(i.ino), InlineOff: uint64(e.lo), Inline: data}}}
+		commit := &metapb.Commit{Ino: uint64(i.ino), InlineOff: uint64(e.lo), Inline: data, AppendAt: p.appendAt(e)}
+		cmd := &metapb.Command{Cred: p.cred, Op: &metapb.Command_Commit{Commit: commit}}
 		done := func(_ *metapb.Result, alone bool) {
 			i.retire(p.pieces[:1])
 			if l := i.layouts[0]; l != nil && alone {
@@ -226,7 +235,7 @@ func (i *inode) commitInline(ctx context.Context, p *plan) error {
 		}
 		_, err := i.change(ctx, cmd, done)
 		if sys.Is(err, sys.SessionGone) {
-			_, err = i.change(ctx, cmd, done) // in a new session; twice does the same as once
+			_, err = i.change(ctx, cmd, done) // in a new session; twice does the same as once, but for an append
 		}
 		if err != nil {
 			return err
@@ -324,13 +333,13 @@ func (i *inode) stableSet(p *plan) []sys.SliceID {
 }
 
 // commitSlices publishes pieces whose blocks are in the store.
-func (i *inode) commitSlices(ctx context.Context, cred *metapb.Cred, pieces []extent, durable bool) error {
-	commit := &metapb.Commit{Ino: uint64(i.ino), Slices: make([]*metapb.ChunkSlice, 0, len(pieces))}
+func (i *inode) commitSlices(ctx context.Context, p *plan, pieces []extent, durable bool) error {
+	commit := &metapb.Commit{Ino: uint64(i.ino), Slices: make([]*metapb.ChunkSlice, 0, len(pieces)), AppendAt: p.appendAt(pieces[0])}
 	for _, e := range pieces {
 		commit.Slices = append(commit.Slices, &metapb.ChunkSlice{Chunk: e.r.chunk, Slice: &metapb.Slice{
 			At: e.lo, Len: e.hi - e.lo, Slice: uint64(e.r.id), Off: e.lo - e.r.base, SliceLen: e.r.size}})
 	}
-	cmd := &metapb.Command{Cred: cred, Op: &metapb.Command_Commit{Commit: commit}}
+	cmd := &metapb.Command{Cred: p.cred, Op: &metapb.Command_Commit{Commit: commit}}
 	done := func(_ *metapb.Result, alone bool) {
 		i.noteCommitted(commit, alone, durable)
 		for _, e := range pieces {

@@ -41,6 +41,7 @@ type inode struct {
 
 	promise *promise            // that the tree will have the file; nil when it has it
 	dirty   map[uint32][]extent // by chunk: sorted and disjoint
+	appends bool                // the dirty bytes are appends, in one piece
 	writer  *metapb.Cred        // who wrote last
 	wroteNs int64               // when, for mtime
 	dirtyAt time.Duration       // boot time when it became dirty; 0 when clean
@@ -201,7 +202,7 @@ func (i *inode) overlay(attr *metapb.Attr) *metapb.Attr {
 		return attr
 	}
 	attr = proto.CloneOf(attr)
-	attr.Size = max(attr.Size, i.dirtyEnd())
+	attr.Size = i.sizeOn(attr)
 	attr.Stored = min(attr.Stored+i.dirtySum(), attr.Size) // what is overwritten may count twice until it is flushed
 	attr.MtimeNs = max(attr.MtimeNs, i.wroteNs)
 	attr.CtimeNs = max(attr.CtimeNs, i.wroteNs)
@@ -209,7 +210,7 @@ func (i *inode) overlay(attr *metapb.Attr) *metapb.Attr {
 }
 
 // size is the file's size with the dirty bytes. i.mu is held.
-func (i *inode) size() uint64 { return max(i.attr.GetSize(), i.dirtyEnd()) }
+func (i *inode) size() uint64 { return i.sizeOn(i.attr) }
 
 func (i *inode) isDirty() bool {
 	i.mu.RLock()
@@ -234,6 +235,9 @@ func (i *inode) change(ctx context.Context, cmd *metapb.Command, done func(r *me
 			}
 			return i.change(ctx, cmd, done)
 		}
+		if commit.Commit != nil {
+			commit.Commit.AppendAt = nil // nobody else has the file: where it is kept is where it goes
+		}
 		cmd = promise.command(i.ino, commit.Commit)
 	}
 	r, err := i.fs.do(ctx, cmd)
@@ -254,6 +258,10 @@ func (i *inode) change(ctx context.Context, cmd *metapb.Command, done func(r *me
 	alone := true
 	if attr := r.GetAttr(); attr != nil {
 		alone = i.own(attr)
+		if alone && wentElsewhere(cmd.GetCommit(), attr) {
+			i.foreign(attr) // nobody else's change came after the last that was seen, but before that one
+			alone = false
+		}
 	}
 	done(r, alone)
 	return r, nil
@@ -261,6 +269,9 @@ func (i *inode) change(ctx context.Context, cmd *metapb.Command, done func(r *me
 
 // truncate changes attributes, the size among them.
 func (i *inode) truncate(ctx context.Context, cred *metapb.Cred, set *metapb.SetAttr) (*metapb.Attr, error) {
+	if err := i.publishAppends(ctx); err != nil {
+		return nil, err
+	}
 	i.flushMu.Lock()
 	defer i.flushMu.Unlock()
 	var attr *metapb.Attr

@@ -32,7 +32,7 @@ func (i *inode) mergeIfLong(longest int, commit *metapb.Commit) {
 	}
 	i.mu.Lock()
 	var chunks []uint32
-	for n := range chunksOf(commit) {
+	for n := range i.chunksOf(commit) {
 		if longest >= max(mergeAt, 2*i.mergedTo[n]) {
 			chunks = append(chunks, n)
 		}
@@ -65,8 +65,17 @@ func (i *inode) mergeIfLong(longest int, commit *metapb.Commit) {
 	}
 }
 
-func chunksOf(commit *metapb.Commit) map[uint32]struct{} {
+// chunksOf returns the chunks whose bytes a commit has changed, or would have.
+// i.mu is held.
+func (i *inode) chunksOf(commit *metapb.Commit) map[uint32]struct{} {
 	set := make(map[uint32]struct{})
+	if commit.AppendAt != nil {
+		end, n := i.attr.GetSize(), appendedBytes(commit) // it ends there, or was to begin there
+		for c := uint32((end - min(end, n)) / sys.ChunkSize); c <= uint32((end+n)/sys.ChunkSize); c++ {
+			set[c] = struct{}{}
+		}
+		return set
+	}
 	for _, s := range commit.GetSlices() {
 		set[s.GetChunk()] = struct{}{}
 	}
@@ -75,7 +84,15 @@ func chunksOf(commit *metapb.Commit) map[uint32]struct{} {
 
 // mergeNow merges the chunks of a commit whose lists are full.
 func (i *inode) mergeNow(ctx context.Context, commit *metapb.Commit) error {
-	for n := range chunksOf(commit) {
+	if commit.AppendAt != nil { // the end may be elsewhere by now
+		if _, err := i.fs.GetAttr(ctx, Root(), i.ino); err != nil {
+			return err
+		}
+	}
+	i.mu.RLock()
+	chunks := i.chunksOf(commit)
+	i.mu.RUnlock()
+	for n := range chunks {
 		if err := i.merge(ctx, n); err != nil {
 			return err
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -23,6 +24,7 @@ type modelFile struct {
 	other *FS // another mount of the same tree
 	ino   sys.Ino
 	open  []*File
+	log   *File // for appends
 	want  []byte
 	seed  uint64
 }
@@ -52,6 +54,43 @@ func (m *modelFile) write(t *rapid.T) {
 		m.want = append(m.want, make([]byte, need-len(m.want))...)
 	}
 	copy(m.want[off:], p)
+}
+
+func (m *modelFile) append(t *rapid.T) {
+	m.seed++
+	p := noise(rapid.SampledFrom([]int{1, 10, 4096, 65536, 300_000, 5 << 20}).Draw(t, "size"), m.seed)
+	if n, err := m.log.WriteAt(context.Background(), p, 0); err != nil || n != len(p) {
+		t.Fatalf("append: %d, %v", n, err)
+	}
+	m.want = append(m.want, p...)
+}
+
+// appendElsewhere has another mount append: before what this one has appended
+// and not published.
+func (m *modelFile) appendElsewhere(t *rapid.T) {
+	i := m.log.i
+	if err := i.keep(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if !i.appends {
+		m.flush(t)
+	}
+	m.seed++
+	p := noise(rapid.SampledFrom([]int{1, 10, 65536, 300_000, 5 << 20}).Draw(t, "size"), m.seed)
+	i.flushMu.Lock() // no flush comes between
+	defer i.flushMu.Unlock()
+	f := m.openOn(t, m.other, os.O_RDWR|os.O_APPEND)
+	defer f.Release()
+	if _, err := f.WriteAt(context.Background(), p, 0); err != nil {
+		t.Fatalf("append: %v", err)
+	}
+	if err := f.Flush(context.Background()); err != nil {
+		t.Fatalf("flush: %v", err)
+	}
+	m.want = slices.Insert(m.want, len(m.want)-int(i.dirtyBytes()), p...)
+	if _, err := m.fs.GetAttr(context.Background(), Root(), m.ino); err != nil { // sees that there is another version
+		t.Fatal(err)
+	}
 }
 
 func (m *modelFile) truncate(t *rapid.T) {
@@ -96,11 +135,11 @@ func (m *modelFile) reopen(t *rapid.T) {
 		t.Fatalf("flush: %v", err)
 	}
 	m.open[k].Release()
-	m.open[k] = m.openOn(t, m.fs)
+	m.open[k] = m.openOn(t, m.fs, os.O_RDWR)
 }
 
-func (m *modelFile) openOn(t *rapid.T, fs *FS) *File {
-	f, err := fs.Open(context.Background(), Root(), m.ino, os.O_RDWR)
+func (m *modelFile) openOn(t *rapid.T, fs *FS, flags int) *File {
+	f, err := fs.Open(context.Background(), Root(), m.ino, flags)
 	if err != nil {
 		t.Fatalf("open: %v", err)
 	}
@@ -126,7 +165,7 @@ func (m *modelFile) read(t *rapid.T) {
 
 func (m *modelFile) readElsewhere(t *rapid.T) {
 	m.flush(t)
-	f := m.openOn(t, m.other)
+	f := m.openOn(t, m.other, os.O_RDWR)
 	defer f.Release()
 	if got := f.Attr().GetSize(); got != uint64(len(m.want)) {
 		t.Fatalf("another mount sees size %d, expected %d", got, len(m.want))
@@ -173,12 +212,13 @@ func TestFileIsItsBytes(t *testing.T) {
 			t.Fatalf("promised: %v", f.i.isPromised())
 		}
 		m.open = []*File{f, m.fs.newFile(f.Attr(), nil, false, Root(), os.O_RDWR)}
+		m.log = m.fs.newFile(f.Attr(), nil, false, Root(), os.O_RDWR|os.O_APPEND)
 		t.Repeat(map[string]func(*rapid.T){
-			"write": m.write, "write2": m.write, "truncate": m.truncate, "punch": m.punch, "flush": m.flush,
+			"write": m.write, "write2": m.write, "append": m.append, "appendElsewhere": m.appendElsewhere, "truncate": m.truncate, "punch": m.punch, "flush": m.flush,
 			"fsync": m.fsync, "reopen": m.reopen, "read": m.read, "readElsewhere": m.readElsewhere, "merge": m.merge,
 		})
 		m.readElsewhere(t)
-		for _, f := range m.open {
+		for _, f := range append(m.open, m.log) {
 			f.Release()
 		}
 		for _, fs := range []*FS{m.fs, m.other} {

@@ -46,6 +46,13 @@ func (i *inode) read(ctx context.Context, p []byte, off uint64, f *File, lent *b
 func (i *inode) readOnce(ctx context.Context, p []byte, off uint64, large bool, lent *block.Buffer) (int, error) {
 	for {
 		i.mu.RLock()
+		if i.displaced() {
+			i.mu.RUnlock()
+			if err := i.publishAppends(ctx); err != nil {
+				return 0, err
+			}
+			continue
+		}
 		size := i.size()
 		if off >= size {
 			i.mu.RUnlock()

@@ -49,7 +49,7 @@ func (i *inode) revive(ctx context.Context, p *plan, cause error) error {
 		}
 		return i.renewAll(ctx, p, buried)
 	}
-	attr, err := i.findTried(ctx, runs)
+	attr, err := i.findTried(ctx, p, runs)
 	if err != nil {
 		return err
 	}
@@ -102,7 +102,10 @@ func (i *inode) endedOf(ctx context.Context, r *run) (bool, error) {
 
 // findTried looks for the slices of earlier tries in the file, whose
 // attributes it returns; nil when there were no tries.
-func (i *inode) findTried(ctx context.Context, runs []*run) (*metapb.Attr, error) {
+func (i *inode) findTried(ctx context.Context, p *plan, runs []*run) (*metapb.Attr, error) {
+	if p.appends {
+		return i.findAppended(ctx, runs)
+	}
 	var attr *metapb.Attr
 	have := make(map[uint32]map[uint64]bool) // by chunk: its slices
 	for _, r := range runs {

@@ -1785,7 +1785,8 @@ type Commit struct {
 	Slices        []*ChunkSlice          `protobuf:"bytes,2,rep,name=slices,proto3" json:"slices,omitempty"`
 	InlineOff     uint64                 `protobuf:"varint,3,opt,name=inline_off,json=inlineOff,proto3" json:"inline_off,omitempty"`
 	Inline        []byte                 `protobuf:"bytes,4,opt,name=inline,proto3" json:"inline,omitempty"`
-	Size          *uint64                `protobuf:"varint,5,opt,name=size,proto3,oneof" json:"size,omitempty"` // the size becomes at least this: a hole at the end
+	Size          *uint64                `protobuf:"varint,5,opt,name=size,proto3,oneof" json:"size,omitempty"`                         // the size becomes at least this: a hole at the end
+	AppendAt      *uint64                `protobuf:"varint,6,opt,name=append_at,json=appendAt,proto3,oneof" json:"append_at,omitempty"` // where the writer takes the end of the file to be: all bytes, which begin there, go to the end, wherever that is
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1851,6 +1852,13 @@ func (x *Commit) GetInline() []byte {
 func (x *Commit) GetSize() uint64 {
 	if x != nil && x.Size != nil {
 		return *x.Size
+	}
+	return 0
+}
+
+func (x *Commit) GetAppendAt() uint64 {
+	if x != nil && x.AppendAt != nil {
+		return *x.AppendAt
 	}
 	return 0
 }
@@ -5254,15 +5262,18 @@ const file_meta_metapb_meta_proto_rawDesc = "" +
 	"\areplace\x18\x05 \x01(\bR\areplace\"3\n" +
 	"\vRemoveXattr\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\fR\x04name\"\xa7\x01\n" +
+	"\x04name\x18\x02 \x01(\fR\x04name\"\xd7\x01\n" +
 	"\x06Commit\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x122\n" +
 	"\x06slices\x18\x02 \x03(\v2\x1a.koinon.meta.v1.ChunkSliceR\x06slices\x12\x1d\n" +
 	"\n" +
 	"inline_off\x18\x03 \x01(\x04R\tinlineOff\x12\x16\n" +
 	"\x06inline\x18\x04 \x01(\fR\x06inline\x12\x17\n" +
-	"\x04size\x18\x05 \x01(\x04H\x00R\x04size\x88\x01\x01B\a\n" +
-	"\x05_size\"O\n" +
+	"\x04size\x18\x05 \x01(\x04H\x00R\x04size\x88\x01\x01\x12 \n" +
+	"\tappend_at\x18\x06 \x01(\x04H\x01R\bappendAt\x88\x01\x01B\a\n" +
+	"\x05_sizeB\f\n" +
+	"\n" +
+	"_append_at\"O\n" +
 	"\n" +
 	"ChunkSlice\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\rR\x05chunk\x12+\n" +

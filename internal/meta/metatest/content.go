@@ -56,7 +56,7 @@ func (c *content) bytesOf(n uint32) []byte {
 
 func (c *content) step() {
 	off, n := c.offset(), 1+c.rand.Uint32N(window)
-	switch c.rand.IntN(8) {
+	switch c.rand.IntN(10) {
 	case 0, 1, 2:
 		c.write(off, n)
 	case 3:
@@ -67,6 +67,10 @@ func (c *content) step() {
 		c.zero(off, uint64(n)+c.rand.Uint64N(2)*sys.ChunkSize, c.rand.IntN(2) == 0)
 	case 7:
 		c.merge(uint32(off / sys.ChunkSize))
+	case 8:
+		c.append(off, n)
+	case 9:
+		c.appendInline(off, n)
 	}
 }
 
@@ -79,6 +83,44 @@ func (c *content) put(off uint64, data []byte) {
 
 // write commits a slice, in two pieces where it crosses a chunk's border.
 func (c *content) write(off uint64, n uint32) {
+	commit, data := c.slices(off, n)
+	c.x.must(c.x.commit(commit))
+	c.put(off, data)
+}
+
+// append commits slices to the end of the file, which their writer takes to be
+// at off.
+func (c *content) append(off uint64, n uint32) {
+	commit, data := c.slices(off, n)
+	commit.AppendAt = &off
+	fits := true
+	for _, cs := range commit.Slices {
+		at := uint64(cs.Chunk)*sys.ChunkSize + uint64(cs.Slice.At) - off + c.size
+		fits = fits && at%sys.ChunkSize+uint64(cs.Slice.Len) <= sys.ChunkSize
+	}
+	_, err := c.x.commit(commit)
+	if !fits {
+		c.x.refused(sys.Range, err)
+		return
+	}
+	c.x.must(nil, err)
+	c.put(c.size, data)
+}
+
+func (c *content) appendInline(off uint64, n uint32) {
+	data := c.bytesOf(n)
+	small := c.size+uint64(n) <= sys.InlineMax && len(c.x.chunk(c.f, 0).Slices) == 0
+	_, err := c.x.commit(&metapb.Commit{Ino: c.f.Ino, InlineOff: off, Inline: data, AppendAt: &off})
+	if !small {
+		c.x.refused(sys.NotInline, err)
+		return
+	}
+	c.x.must(nil, err)
+	c.put(c.size, data)
+}
+
+// slices makes a commit of new slices.
+func (c *content) slices(off uint64, n uint32) (*metapb.Commit, []byte) {
 	data := c.bytesOf(n)
 	commit := &metapb.Commit{Ino: c.f.Ino}
 	first := c.x.alloc(1, 2)
@@ -90,8 +132,7 @@ func (c *content) write(off uint64, n uint32) {
 		commit.Slices = append(commit.Slices, piece(chunk, in, length, id, 0, length))
 		at += uint64(length)
 	}
-	c.x.must(c.x.commit(commit))
-	c.put(off, data)
+	return commit, data
 }
 
 func (c *content) writeInline(off uint64, n uint32) {

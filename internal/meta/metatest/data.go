@@ -210,6 +210,22 @@ func testCommitRefused(x *tree) {
 		good := piece(1, 0, 10, id+1<<16, 0, 10)
 		_, err := x.commit(&metapb.Commit{Ino: f.Ino, Slices: []*metapb.ChunkSlice{good, c.slice}})
 		x.refused(c.kind, err)
+		_, err = x.commit(&metapb.Commit{Ino: f.Ino, Slices: []*metapb.ChunkSlice{good, c.slice}, AppendAt: ptr[uint64](0)})
+		x.refused(c.kind, err)
+	}
+	for _, c := range []*metapb.Commit{
+		{InlineOff: 9, Inline: []byte("x"), AppendAt: ptr[uint64](10)},
+		{InlineOff: 1 << 63, Inline: []byte("x"), AppendAt: ptr[uint64](0)},
+		{Slices: []*metapb.ChunkSlice{piece(1, 9, 10, id, 0, 10)}, AppendAt: ptr[uint64](sys.ChunkSize + 10)},
+		{Size: ptr[uint64](10), AppendAt: ptr[uint64](0)},
+	} {
+		c.Ino = f.Ino
+		kind := sys.Invalid
+		if c.InlineOff > 1<<43 {
+			kind = sys.FileTooLarge
+		}
+		_, err := x.commit(c)
+		x.refused(kind, err)
 	}
 	_, err := x.commit(&metapb.Commit{Ino: f.Ino, Size: ptr[uint64](1<<43 + 1)})
 	x.refused(sys.FileTooLarge, err)
