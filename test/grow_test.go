@@ -198,3 +198,33 @@ func TestEmptiedVoters(t *testing.T) {
 	holds(t, filepath.Join(d.mount, "first"), "of one")
 	d.fsck()
 }
+
+// TestEmptiedVoterOutlivesItsSeeds: a voter that has lost its data finds the
+// others although all nodes have left by which it once joined.
+func TestEmptiedVoterOutlivesItsSeeds(t *testing.T) {
+	d := up(t, 1)
+	for range 3 {
+		d.koinon("dev", "add", "--dir", d.dir)
+	}
+	d.rolesAre(3, 1)
+	d.koinon("kv", "put", "k", "kept")
+	first := d.status().Nodes[0].Address
+	d.koinon("dev", "rm", "1", "--dir", d.dir)
+	d.rolesAre(3, 0)
+	raw, err := os.ReadFile(d.at("n2", "node.toml"))
+	if err != nil || !strings.Contains(string(raw), fmt.Sprintf("seeds = [%q]", first)) {
+		t.Fatalf("node 2 should have joined by the first one alone: %v\n%s", err, raw)
+	}
+	d.kill(2)
+	if err := os.RemoveAll(d.at("n2", "data")); err != nil {
+		t.Fatal(err)
+	}
+	d.restart(2)
+	d.rolesAre(3, 0)
+	d.kill(3) // which would be the majority's end if node 2 did not count
+	if got := d.koinon("kv", "get", "k"); strings.TrimSpace(got) != "kept" {
+		t.Errorf("the value that was acknowledged expected, found %q", got)
+	}
+	d.restart(3)
+	d.fsck()
+}

@@ -80,6 +80,11 @@ func (a *app) checkHelp(root *cobra.Command) {
 	help := root.HelpFunc()
 	root.SetHelpFunc(func(cmd *cobra.Command, args []string) {
 		if cmd.HasSubCommands() {
+			// What follows --help is the command that it is about.
+			if about, rest, err := cmd.Find(cmd.Flags().Args()); err == nil && about != cmd && len(rest) == 0 {
+				help(about, rest)
+				return
+			}
 			if a.noHelp = noSubcommand(cmd, cmd.Flags().Args()); a.noHelp != nil {
 				return
 			}

@@ -25,7 +25,10 @@ func newFsckCommand(a *app) *cobra.Command {
 directory, link counts, parents, counters; every block of every file on each
 replica that should hold it; no block that belongs to nothing.
 
-Blocks that lack a copy count as sound: the nodes are healing them. The tree is
+Blocks that lack a copy count as sound: the nodes are healing them. Their bytes are
+not read: each node reads its own once a day, mends what has rotted from other
+nodes, and says in koinon status what it could not mend; reading a file tests it at
+once. The tree is
 checked as it is at one moment, and may be used meanwhile; deleted data is kept
 until the check has ended. When the leader changes the check starts again.
 
@@ -63,7 +66,7 @@ func (a *app) fsck(ctx context.Context, thorough bool) error {
 func writeFsck(w io.Writer, r *fsck.Report) {
 	t := r.Tree
 	fmt.Fprintf(w, "tree    %d directories, %d files, %d others; %s; %d in quarantine\n", t.Dirs, t.Files, t.Others, byteSize(t.Bytes), t.Quarantined)
-	fmt.Fprintf(w, "blocks  %d, in %d copies; %d lack a copy, %d are missing, %d belong to nothing\n", r.Blocks, r.Copies, r.Thin, r.Missing, r.Orphans)
+	fmt.Fprintf(w, "blocks  %d, in %d copies; %d lack a copy, %d are missing, %d belong to nothing (bytes were not read)\n", r.Blocks, r.Copies, r.Thin, r.Missing, r.Orphans)
 	for _, p := range r.Problems {
 		fmt.Fprintln(w, p)
 	}

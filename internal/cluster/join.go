@@ -149,7 +149,11 @@ func (a *Admission) sign(ctx context.Context, j *clusterpb.JoinRequest) (*cluste
 		return nil, err
 	}
 	r := &clusterpb.JoinReply{Node: res.Node, Ca: a.CAPEM, Cert: cert}
-	r.Seeds = slices.DeleteFunc(a.Client.Addrs(), func(addr string) bool { return addr == j.Addr })
+	for _, m := range a.Client.Map().GetMembers() {
+		if m.Addr != j.Addr {
+			r.Seeds = append(r.Seeds, m.Addr)
+		}
+	}
 	return r, nil
 }
 

@@ -134,18 +134,29 @@ func (p Process) reap() {
 	_, _ = syscall.Wait4(p.PID, nil, syscall.WNOHANG, nil)
 }
 
+// Open returns a descriptor of the process that has the number pid now
+// (pidfd_open(2)); ErrGone when none has. The caller closes it.
+func Open(pid int) (int, error) {
+	if pid <= 0 {
+		return 0, ErrGone
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	switch {
+	case err == nil:
+		return fd, nil
+	case errors.Is(err, unix.ESRCH), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT): // the last two: it is a thread's, in older and newer kernels
+		return 0, ErrGone
+	}
+	return 0, fmt.Errorf("open process %d: %w", pid, err)
+}
+
 // open returns a descriptor of the process (pidfd_open(2)), which stays that
 // process's even when it ends. The identity is checked after opening, so
 // there is no moment in which another could take its place.
 func (p Process) open() (int, error) {
-	if p.PID <= 0 {
-		return 0, ErrGone
-	}
-	fd, err := unix.PidfdOpen(p.PID, 0)
-	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
-		return 0, ErrGone
-	} else if err != nil {
-		return 0, fmt.Errorf("open process %d: %w", p.PID, err)
+	fd, err := Open(p.PID)
+	if err != nil {
+		return 0, err
 	}
 	now, err := Identify(p.PID)
 	ended := false

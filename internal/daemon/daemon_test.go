@@ -219,7 +219,14 @@ func TestRecycledPID(t *testing.T) {
 			}
 		})
 	}
-	for _, pid := range []int{0, -1} {
+	thread, end := make(chan int), make(chan struct{})
+	defer close(end)
+	go func() {
+		runtime.LockOSThread() // the thread ends with the goroutine
+		thread <- unix.Gettid()
+		<-end
+	}()
+	for _, pid := range []int{0, -1, <-thread} {
 		if err := (Process{PID: pid}).Signal(unix.SIGKILL); !errors.Is(err, ErrGone) {
 			t.Errorf("signal to %d: %v", pid, err)
 		}

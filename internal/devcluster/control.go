@@ -55,7 +55,7 @@ func (c *Cluster) Kill(numbers ...int) error {
 func (c *Cluster) Start(ctx context.Context, numbers ...int) (err error) {
 	nodes, err := c.pick(numbers)
 	if err == nil {
-		err = usable(nodes)
+		err = errors.Join(c.checkClient(), usable(nodes))
 	}
 	if err != nil {
 		return err
@@ -177,7 +177,11 @@ func (c *Cluster) stopNodes(ctx context.Context, nodes []*node) error {
 		if _, st, err := n.find(); err == nil && st == running {
 			c.say("stopping node %d", n.number)
 		}
-		wg.Go(func() { killed[i], errs[i] = n.stop(ctx, c.opts.Grace) })
+		wg.Go(func() {
+			killed[i], errs[i] = n.stop(ctx, c.opts.Grace)
+			_, err := n.supervisor().stop(ctx, c.opts.Grace) // outlives a node that was killed
+			errs[i] = errors.Join(errs[i], err)
+		})
 	}
 	wg.Wait()
 	for i, n := range nodes {

@@ -184,6 +184,11 @@ type node struct {
 	bad    error // why node.toml cannot be used; nothing but the process is known then
 }
 
+// supervisor is what runs the node's processes (docs/formats/supervisor.md).
+func (n *node) supervisor() *process {
+	return &process{name: "the processes of " + n.name, dir: filepath.Join(n.dir, "data", "proc", "executor")}
+}
+
 // Open reads the cluster in opts.Dir. The error is a NoClusterError where there
 // is none.
 func Open(opts Options) (*Cluster, error) {

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -349,6 +350,44 @@ func TestMountFails(t *testing.T) {
 	}
 }
 
+// TestClientFiles: what the nodes are asked with is wrong, and they are not.
+func TestClientFiles(t *testing.T) {
+	c, _ := up(t, options(t, ""))
+	opts := c.opts
+	client, err := config.LoadClient(c.ClientConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{client.TLS.Cert, c.ClientConfig()} {
+		whole, err := os.ReadFile(file)
+		if err == nil {
+			err = os.WriteFile(file, []byte("# nothing"), 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		_, _, err = Up(t.Context(), t.Context(), opts)
+		if err == nil || !strings.Contains(err.Error(), file) || strings.Contains(err.Error(), "node 1") {
+			t.Errorf("with nothing in %s: %v", file, err)
+		}
+		if err := errors.Join(os.Remove(file), c.Stop(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = Up(t.Context(), t.Context(), opts)
+		if err == nil || !strings.Contains(err.Error(), file) || strings.Contains(err.Error(), "dev up` starts one") {
+			t.Errorf("without %s: %v", file, err)
+		}
+		if took := time.Since(began); took > opts.ReadyTimeout {
+			t.Errorf("it took %v to say so", took)
+		}
+		if err := os.WriteFile(file, whole, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	up(t, opts)
+}
+
 func TestMountPoint(t *testing.T) {
 	opts := options(t, "")
 	opts.Mount = t.TempDir()
@@ -364,6 +403,9 @@ func TestMountPoint(t *testing.T) {
 	opts.Mount = "/proc"
 	_, _, err = Up(t.Context(), t.Context(), opts)
 	expectError(t, err, sys.Busy, "/proc", "umount")
+	opts.Mount = filepath.Join(opts.Dir, "n1", "mnt")
+	_, _, err = Up(t.Context(), t.Context(), opts)
+	expectError(t, err, sys.Invalid, filepath.Join(opts.Dir, "n1"), "--mount")
 	if _, err := Open(opts); !errors.As(err, new(NoClusterError)) {
 		t.Errorf("a cluster was made all the same: %v", err)
 	}

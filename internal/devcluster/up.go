@@ -9,10 +9,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/koinon/koinon/internal/auth"
 	"github.com/koinon/koinon/internal/config"
 	"github.com/koinon/koinon/internal/daemon"
 	"github.com/koinon/koinon/internal/engine"
@@ -53,6 +55,9 @@ func Up(ctx, force context.Context, opts Options) (_ *Cluster, _ *UpResult, err 
 		if opts.Mount, err = realMountPoint(opts.Mount); err != nil {
 			return nil, nil, err
 		}
+		if err := besidesOurs(opts.Dir, opts.Mount); err != nil {
+			return nil, nil, err
+		}
 	}
 	lock, err := lockDir(ctx, opts.Dir, opts)
 	if err != nil {
@@ -89,6 +94,37 @@ func Up(ctx, force context.Context, opts Options) (_ *Cluster, _ *UpResult, err 
 	return c, res, nil
 }
 
+// checkClient finds what is wrong with what the nodes are asked with: a slip
+// there must not look like theirs.
+func (c *Cluster) checkClient() error {
+	const op = sys.Op("dev")
+	client, err := config.LoadClient(c.ClientConfig())
+	if sys.Is(err, sys.NotExist) {
+		return sys.E(op, sys.NotExist, c.ClientConfig()+" is missing, with which this cluster is asked: put it back")
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := auth.LoadCredentials(client.TLS.CA, client.TLS.Cert, client.TLS.Key); err != nil {
+		return sys.E(op, fmt.Errorf("this cluster is asked with the certificate that %s names, which cannot be used: put back what `koinon dev up` has made: %w", c.ClientConfig(), err))
+	}
+	return nil
+}
+
+// besidesOurs refuses a mount point that is, or is within, what a cluster in dir
+// keeps there.
+func besidesOurs(dir, mount string) error {
+	rel, err := filepath.Rel(dir, mount)
+	if err != nil {
+		return err
+	}
+	first, _, _ := strings.Cut(rel, string(filepath.Separator))
+	if first != "mnt" && ours().MatchString(first) {
+		return sys.E(sys.Op("dev up"), sys.Invalid, sys.Subject(mount), fmt.Sprintf("the cluster keeps its own files in %s: choose another mount point with --mount", filepath.Join(dir, first)))
+	}
+	return nil
+}
+
 // makeDir makes the cluster's directory and returns it free of symbolic
 // links. A directory that holds something else is left as it is.
 func makeDir(dir string) (string, error) {
@@ -118,9 +154,7 @@ func (c *Cluster) up(ctx, force context.Context, res *UpResult) error {
 			"this cluster has %s, not %d: leave --nodes out to run it, make another with --dir, or delete this one with `koinon dev reset`",
 			count(c.saved.Nodes, "node"), n))
 	}
-	// It is needed to ask the nodes; a slip in it must not look like theirs.
-	_, err := config.LoadClient(c.ClientConfig())
-	if err = errors.Join(err, usable(c.nodes)); err != nil {
+	if err := errors.Join(c.checkClient(), usable(c.nodes)); err != nil {
 		return err
 	}
 	for _, e := range []struct {

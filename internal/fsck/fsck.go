@@ -123,7 +123,7 @@ func Run(ctx context.Context, tree Tree, blocks Replicas, opts Options) (*Report
 }
 
 func run(ctx context.Context, tree Tree, blocks Replicas, opts Options) (*Report, error) {
-	c := &checker{opts: opts, blocks: blocks, report: &Report{}, copies: map[sys.BlockKey]uint8{},
+	c := &checker{opts: opts, blocks: blocks, report: &Report{Silent: []string{}, Problems: []string{}}, copies: map[sys.BlockKey]uint8{},
 		need: map[sys.BlockKey]struct{}{}, lacks: map[sys.BlockKey]string{}, silent: map[sys.NodeID]error{}}
 	// Blocks are listed before the tree is looked at: those that belong to
 	// nothing then never will. What is put afterwards is asked for again.

@@ -34,15 +34,17 @@ type CheckOptions struct {
 
 // CheckReport is what Check found.
 type CheckReport struct {
-	Dirs, Files, Others int64 // directories, regular files, all else
-	Quarantined         int64 // of Files and Others
-	Entries             int64 // names in directories
-	Bytes               uint64
-	Slices              int64 // pieces of slices in files
-	Freed               int64 // slices and ranges that wait for the collector
-	Pending             int64 // slice numbers that are reserved and not committed
-	Problems            []Problem
-	More                int64 // problems beyond the list
+	Dirs        int64     `json:"directories"`
+	Files       int64     `json:"files"` // regular ones
+	Others      int64     `json:"others"`
+	Quarantined int64     `json:"quarantined"` // of Files and Others
+	Entries     int64     `json:"entries"`     // names in directories
+	Bytes       uint64    `json:"bytes"`
+	Slices      int64     `json:"slices"`  // pieces of slices in files
+	Freed       int64     `json:"freed"`   // slices and ranges that wait for the collector
+	Pending     int64     `json:"pending"` // slice numbers that are reserved and not committed
+	Problems    []Problem `json:"-"`
+	More        int64     `json:"-"` // problems beyond the list
 }
 
 // Check goes through the whole tree and tests what must hold: every entry

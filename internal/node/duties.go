@@ -197,6 +197,9 @@ func (s *server) blocksStatus(r *clusterpb.StatusReply) (trouble string) {
 		return err.Error()
 	}
 	r.Blocks, r.BytesUsed, r.BytesFree = u.Blocks, u.Used, u.Free
+	if n := s.scrubber.Status().Lost; n > 0 {
+		return fmt.Sprintf("%d blocks have rotted on the disk of this node and no node has a good copy: the bytes of their files there give EIO, write those files again; the node's log names the blocks", n)
+	}
 	return ""
 }
 

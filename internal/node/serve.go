@@ -61,7 +61,8 @@ type server struct {
 	spread    *spread.Store // this node's own use of all blocks
 	healer    *spread.Healer
 	scrubber  *spread.Scrubber
-	followed  uint64 // epoch of the map that the log's peers are of; of duties alone
+	followed  uint64   // epoch of the map that the log's peers are of; of duties alone
+	noted     []string // addresses in peersFile; of duties alone, once open
 }
 
 // Serve runs a node until ctx is done or the node cannot go on, and stops it
@@ -129,6 +130,8 @@ func (s *server) open(ctx context.Context) (err error) {
 	for _, v := range s.cfg.Voters {
 		seeds = append(seeds, v.Addr)
 	}
+	s.noted = s.notedPeers()
+	seeds = append(seeds, s.noted...)
 	s.peers = cluster.New(cluster.Config{Cluster: s.cfg.Cluster, Seeds: seeds, TLS: s.creds.ClientTLS(), Logger: s.log})
 	s.wire = wire.NewServer(wire.ServerConfig{TLS: s.creds.JoinServerTLS(), Logger: s.log, Identify: identify, Allow: s.allow})
 	if err := checkSpace(s.cfg.Dir, int64(s.cfg.Limits.MinFree)/2); err != nil {
@@ -393,4 +396,5 @@ func (s *server) followPeers() {
 		peers = append(peers, replica.Peer{ID: sys.NodeID(x.Id), Addr: x.Addr})
 	}
 	s.host.SetPeers(peers)
+	s.notePeers(m)
 }

@@ -51,7 +51,7 @@ func (h *Host) admit(op sys.Op, cmd *rsm.Command, others bool) error {
 		return sys.E(op, sys.Unavailable, sys.Subject(h.cfg.Dir), "the disk of the leader is full: another leader is looked for")
 	}
 	return sys.E(op, sys.NoSpace, sys.Subject(h.cfg.Dir),
-		"the disk of the leader is nearly full: free space on it, or hand leadership to another node")
+		"the disk of the leader is nearly full, and no other one can lead: free space on it")
 }
 
 // noteSpace takes in the state of the own disk.

@@ -34,6 +34,9 @@ func (g *Group) regainPromise() {
 		if len(known) == 0 {
 			ask, open = *h.peers.Load(), 1 // somebody has to know who votes
 		}
+		if len(ask) == 0 {
+			g.waitsFor("it knows of nobody to ask, since none of its `seeds` has told who the members are: put the address of a node that runs there")
+		}
 		for _, id := range ask {
 			if answered[id] {
 				continue
@@ -41,7 +44,7 @@ func (g *Group) regainPromise() {
 			open++
 			ballot, history, ok := g.askPromise(id)
 			if !ok {
-				g.waitsFor(id)
+				g.waitsFor(fmt.Sprintf("it waits for %v, start that node if it does not run", id))
 				continue
 			}
 			answered[id] = true
@@ -73,11 +76,10 @@ func (g *Group) regainPromise() {
 
 // waitsFor puts into the status that the replica does not vote before another
 // has told its promise. The driver's own status follows when all have.
-func (g *Group) waitsFor(id sys.NodeID) {
+func (g *Group) waitsFor(what string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.published.Damaged = fmt.Sprintf("this replica has lost what it promised, and does not vote until every other node has told what it "+
-		"promised: it waits for %v, start that node if it does not run", id)
+	g.published.Damaged = "this replica has lost what it promised, and does not vote until every other node has told what it promised: " + what
 }
 
 // newer reports whether history a is of a later state than b.

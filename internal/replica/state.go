@@ -1,7 +1,9 @@
 package replica
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"sync/atomic"
 	"time"
@@ -88,6 +90,8 @@ func (h *Host) openState() (*pebble.DB, error) {
 	case pebble.IsCorruptionError(err):
 		kind = sys.Corrupt
 		err = fmt.Errorf("%w; %s", err, h.wipeAdvice())
+	case !errors.Is(err, fs.ErrPermission):
+		err = fmt.Errorf("%w; if files there are missing or damaged, %s", err, h.wipeAdvice())
 	}
 	return nil, sys.E(sys.Op("replica.Open"), kind, sys.Subject(dir), err)
 }
@@ -97,7 +101,7 @@ func (h *Host) wipeAdvice() string {
 	if h.only.Load() {
 		return "this is the only replica: restore its directory from a backup"
 	}
-	return fmt.Sprintf("to repair this node stop it, move %s away, and start it with rejoin: it returns from the other replicas", h.cfg.Dir)
+	return fmt.Sprintf("to repair this node stop it, move %s away, and start it with --rejoin: it returns from the other replicas", h.cfg.Dir)
 }
 
 // repairAdvice is Status.Damaged.

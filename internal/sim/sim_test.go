@@ -15,6 +15,9 @@ func TestSeeds(t *testing.T) {
 		if res.Err != nil {
 			t.Errorf("%v\nrun it again with make sim SEED=%d", res.Err, seed)
 		}
+		if trace != nil {
+			t.Logf("seed %d: hash %016x", seed, res.Hash)
+		}
 		mu.Lock()
 		defer mu.Unlock()
 		total.Add(res.Stats)

@@ -2,7 +2,6 @@ package spread
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -233,13 +232,27 @@ func TestScrubberRepairs(t *testing.T) {
 	rot(t, w.nodes[2], bad)
 	n := w.nodes[2]
 	b := NewScrubber(ScrubberConfig{Self: 3, Engine: n.disk, Cluster: n.view, Logger: quiet, BytesPerSecond: 1 << 40})
-	if err := errors.Join(b.Scrub(ctx), b.Close()); err != nil {
+	if err := b.Scrub(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if st := b.Status(); st.Damaged != 1 || st.Repaired != 1 || st.Passes != 1 || st.Blocks < 12 {
+	if st := b.Status(); st.Damaged != 1 || st.Repaired != 1 || st.Lost != 0 || st.Passes != 1 || st.Blocks < 12 {
 		t.Fatalf("scrubbing found %+v", st)
 	}
 	mustHave(t, n.disk, bad, 90_000)
+	for _, n := range w.nodes {
+		rot(t, n, bad)
+	}
+	for pass := uint64(2); pass < 4; pass++ { // which does not count twice
+		if err := b.Scrub(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if st := b.Status(); st.Damaged != pass || st.Repaired != 1 || st.Lost != 1 {
+			t.Fatalf("where all copies have rotted scrubbing found %+v", st)
+		}
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestHealingDoesNotResurrect(t *testing.T) {

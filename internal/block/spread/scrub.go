@@ -17,7 +17,9 @@ type ScrubberConfig struct {
 	Cluster Cluster
 	// BytesPerSecond bounds what is read (default 16 MiB).
 	BytesPerSecond int64
-	// Every is the pause between two passes (default one day).
+	// Every is the pause between two passes (default one day). The first one
+	// begins when a 24th of it is over, so that a node that is restarted each day
+	// is read as well.
 	Every  time.Duration
 	Logger *slog.Logger
 }
@@ -29,6 +31,8 @@ type ScrubStatus struct {
 	// Damaged blocks were found; Repaired of them were replaced from another
 	// node.
 	Damaged, Repaired uint64
+	// Lost of those that the last complete pass found had no good copy anywhere.
+	Lost uint64
 }
 
 // Scrubber reads every block of a node now and then and repairs from other
@@ -61,7 +65,7 @@ func NewScrubber(cfg ScrubberConfig) *Scrubber {
 	ctx, cancel := context.WithCancel(context.Background())
 	b.cancel = cancel
 	b.work.Go(func() {
-		for sleep(ctx, cfg.Every) == nil {
+		for wait := cfg.Every / 24; sleep(ctx, wait) == nil; wait = cfg.Every {
 			if err := b.Scrub(ctx); err != nil && ctx.Err() == nil {
 				cfg.Logger.Warn("scrubbing stopped; it will begin again", "err", err)
 			}
@@ -89,6 +93,7 @@ func (b *Scrubber) Status() ScrubStatus {
 func (b *Scrubber) Scrub(ctx context.Context) error {
 	b.pass.Lock()
 	defer b.pass.Unlock()
+	before := b.Status()
 	for _, pg := range b.cfg.Engine.Groups() {
 		var after sys.BlockKey
 		for {
@@ -111,6 +116,7 @@ func (b *Scrubber) Scrub(ctx context.Context) error {
 	}
 	b.mu.Lock()
 	b.status.Passes++
+	b.status.Lost = b.status.Damaged - before.Damaged - (b.status.Repaired - before.Repaired)
 	b.mu.Unlock()
 	return nil
 }

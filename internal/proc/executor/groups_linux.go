@@ -19,6 +19,8 @@ import (
 	"github.com/containerd/cgroups/v3/cgroup2"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/koinon/koinon/internal/daemon"
 )
 
 // cpuPeriod is the period of CPU quotas, µs: the kernel's default.
@@ -444,8 +446,8 @@ func killCgroup(path string) error {
 
 // killIf kills a process that is still the one meant when it cannot be mistaken any more.
 func killIf(pid int, meant func() bool) error {
-	fd, err := unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
+	fd, err := daemon.Open(pid)
+	if errors.Is(err, daemon.ErrGone) {
 		return nil
 	} else if err != nil {
 		return err

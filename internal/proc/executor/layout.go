@@ -9,6 +9,7 @@ import (
 const (
 	socketName  = "socket"
 	lockName    = "lock"
+	pidName     = "pid"
 	logName     = "log"
 	recordsName = "records"
 	spoolDir    = "spool"

@@ -93,6 +93,13 @@ func supervise(ctx context.Context, dir string, open func(name string) (*groups,
 		return err
 	}
 	defer func() { err = errors.Join(err, lock.Close()) }()
+	self, err := daemon.Identify(os.Getpid())
+	if err == nil {
+		err = daemon.WritePID(filepath.Join(dir, pidName), self)
+	}
+	if err != nil {
+		return err
+	}
 	s := &supervisor{
 		dir: dir, instance: rand.Text(), clock: env.System{}, children: make(chan struct{}, 1), stopReaping: make(chan struct{}), failed: make(chan error, 1),
 		procs: map[ID]*process{}, newest: map[rank]*process{}, byPID: map[int]*process{}, changed: make(chan struct{}),

@@ -37,6 +37,7 @@ type header struct {
 	// its records end.
 	prev, prevEnd uint64
 	flags         uint32
+	size          uint32 // of the file, in bytes; 0 in segments of older programs
 }
 
 func (h header) encode(b []byte) {
@@ -48,6 +49,7 @@ func (h header) encode(b []byte) {
 	binary.LittleEndian.PutUint64(b[32:], h.prev)
 	binary.LittleEndian.PutUint64(b[40:], h.prevEnd)
 	binary.LittleEndian.PutUint32(b[48:], h.flags)
+	binary.LittleEndian.PutUint32(b[52:], h.size)
 	binary.LittleEndian.PutUint32(b[8:], crc32.Checksum(b[12:headerUsed], castagnoli))
 }
 
@@ -66,6 +68,7 @@ func decodeHeader(b []byte) (h header, version uint32, ok bool) {
 	h.prev = binary.LittleEndian.Uint64(b[32:])
 	h.prevEnd = binary.LittleEndian.Uint64(b[40:])
 	h.flags = binary.LittleEndian.Uint32(b[48:])
+	h.size = binary.LittleEndian.Uint32(b[52:])
 	return h, version, true
 }
 

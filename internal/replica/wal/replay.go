@@ -21,6 +21,7 @@ type replayer struct {
 	prevEnd int64  // where its records end
 	batch   uint64 // of the last record
 	whole   bool   // the last record was the last of its batch
+	short   bool   // the segment that is being read has lost its end
 }
 
 // damaged keeps the first damage found and replays a Gap.
@@ -137,7 +138,7 @@ func (r *replayer) segment(id uint64, last, active bool) error {
 	if st.Size() > l.opts.SegmentBytes {
 		w.size = min(st.Size(), 1<<32-1)
 	}
-	used, err := r.header(s, w)
+	used, err := r.header(s, w, st.Size())
 	if err != nil {
 		return errors.Join(err, f.Close())
 	}
@@ -149,8 +150,9 @@ func (r *replayer) segment(id uint64, last, active bool) error {
 }
 
 // header reads a segment's header and checks that the segment before it ended
-// where the header says. It is false when the segment was not in use.
-func (r *replayer) header(s *segment, w *window) (used bool, err error) {
+// where the header says. It is false when the segment was not in use. size is
+// the file's.
+func (r *replayer) header(s *segment, w *window, size int64) (used bool, err error) {
 	b, err := w.at(0, headerUsed)
 	if err != nil {
 		return false, err
@@ -171,6 +173,7 @@ func (r *replayer) header(s *segment, w *window) (used bool, err error) {
 			return false, err
 		}
 	}
+	r.short = size < int64(h.size)
 	if h.first > r.batch {
 		r.batch, r.whole = h.first-1, true
 	}
@@ -181,6 +184,17 @@ func (r *replayer) header(s *segment, w *window) (used bool, err error) {
 // prepared ahead, or a damaged one.
 func (r *replayer) unused(s *segment, w *window, last bool) error {
 	l := r.log
+	switch {
+	case last && r.prev != 0 && s.id > r.prev+1:
+		err := r.damaged(segmentName(r.prev+1), 0, "the segment is missing")
+		if err != nil {
+			return errors.Join(err, s.file.Close())
+		}
+	case last && w.size < headerBytes: // no file gets its name before it is full
+		if err := r.damaged(segmentName(s.id), w.size, "the file was cut short"); err != nil {
+			return errors.Join(err, s.file.Close())
+		}
+	}
 	extent, batch, err := r.scan(s.id, w, headerBytes)
 	if err != nil {
 		return errors.Join(err, s.file.Close())
@@ -220,14 +234,16 @@ func (r *replayer) records(s *segment, w *window, active bool) error {
 			return err
 		}
 		r.prev, r.prevEnd = s.id, at
-		if extent == 0 {
-			return nil // nothing of this segment follows
-		}
 		if batch <= r.torn() {
-			// Of the last segment this is a torn tail. Of another one it is the
-			// rest of a tail that was torn earlier, or damage: its successor's
-			// header says where it ended.
-			if !active {
+			// Of the last segment this is its end, or a torn tail. Of another one it
+			// may be the rest of a tail that was torn earlier, or damage: its
+			// successor's header says where it ended.
+			switch {
+			case !active:
+				return nil
+			case r.short: // what was behind nobody can tell
+				return r.damaged(segmentName(s.id), at, "the file was cut short")
+			case extent == 0:
 				return nil
 			}
 			r.report.TornBytes += extent - at

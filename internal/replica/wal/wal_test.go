@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -300,6 +301,93 @@ func TestMissingSegmentIsDamage(t *testing.T) {
 	defer closeLog(t, l)
 	if r.Damaged == nil {
 		t.Fatal("damage expected, found none")
+	}
+}
+
+// TestCutFileIsDamage: a segment that is shorter than it was made has lost
+// records that may have been durable, wherever it was cut.
+func TestCutFileIsDamage(t *testing.T) {
+	for _, keep := range []int64{0, 10, headerUsed, headerBytes, headerBytes + 60, headerBytes + 500, testSegment - 1} {
+		fs := vfs.NewMem()
+		l, _, _ := open(t, fs, false)
+		for slot := uint64(1); slot <= 12; slot++ {
+			put(t, l, entry(1, slot, strings.Repeat("z", 40)), state(1, fmt.Sprint(slot)))
+		}
+		closeLog(t, l)
+		cut(t, fs, 1, keep)
+		if l.next != nil { // whether or not the next one was made ahead
+			if err := fs.Remove("/log/" + segmentName(2)); err != nil && !errors.Is(err, os.ErrNotExist) {
+				t.Fatal(err)
+			}
+		}
+		l, c, r := open(t, fs, true)
+		if r.Damaged == nil || c.gaps == 0 {
+			t.Errorf("cut to %d bytes: damage expected, found %+v and %d gaps", keep, r, c.gaps)
+		}
+		put(t, l, entry(1, 20, "goes on"), state(1, "repaired"))
+		closeLog(t, l)
+		l, c, r = open(t, fs, true)
+		if r.Damaged != nil || c.states[1] != "repaired" || c.entries[1][20] != "goes on" {
+			t.Errorf("cut to %d bytes, and written to since: found %+v, %v", keep, r, c)
+		}
+		closeLog(t, l)
+	}
+}
+
+// cut keeps the first bytes of a segment.
+func cut(t testing.TB, fs envfs.FS, segment uint64, keep int64) {
+	t.Helper()
+	name := fs.PathJoin("/log", segmentName(segment))
+	f, err := fs.OpenReadWrite(name, category)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, keep)
+	if keep > 0 {
+		if _, err := f.ReadAt(b, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(f.Close(), fs.Remove(name)); err != nil {
+		t.Fatal(err)
+	}
+	f, err = fs.Create(name, category)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestMissingActiveSegmentIsDamage: the one that was made ahead is not the next
+// one of those that are left.
+func TestMissingActiveSegmentIsDamage(t *testing.T) {
+	fs := vfs.NewMem()
+	l, _, _ := open(t, fs, false)
+	for slot := uint64(1); len(l.segs) < 2; slot++ {
+		put(t, l, entry(1, slot, strings.Repeat("z", 5000)))
+	}
+	for prepared := false; !prepared; time.Sleep(time.Millisecond) {
+		l.mu.Lock()
+		prepared = l.next != nil
+		l.mu.Unlock()
+	}
+	closeLog(t, l)
+	if err := fs.Remove("/log/" + segmentName(2)); err != nil {
+		t.Fatal(err)
+	}
+	l, _, r := open(t, fs, true)
+	if r.Damaged == nil || !strings.Contains(r.Damaged.Error(), segmentName(2)) {
+		t.Fatalf("damage expected, found %+v", r)
+	}
+	put(t, l, entry(1, 90, "goes on"), state(1, "repaired"))
+	closeLog(t, l)
+	l, c, r := open(t, fs, true)
+	defer closeLog(t, l)
+	if r.Damaged != nil || c.entries[1][90] != "goes on" {
+		t.Fatalf("the damage once only expected, found %+v", r)
 	}
 }
 

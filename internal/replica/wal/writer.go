@@ -155,7 +155,7 @@ func (l *Log) roll() error {
 	if err != nil {
 		return err
 	}
-	h := header{segment: next.id, first: l.batchNo}
+	h := header{segment: next.id, first: l.batchNo, size: uint32(l.opts.SegmentBytes)}
 	l.mu.Lock()
 	if n := len(l.segs); n > 0 {
 		h.prev, h.prevEnd = l.segs[n-1].id, uint64(l.position)

@@ -1,0 +1,51 @@
+package node
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/koinon/koinon/internal/cluster/clusterpb"
+)
+
+// peersFile is where a node notes the addresses of the other members, one to a
+// line, beside its key: who loses the directory with the data, and finds that all
+// seeds have left the cluster since, asks there.
+func (s *server) peersFile() string { return s.cfg.TLS.Key + ".peers" }
+
+// notedPeers are the addresses that were noted; none when nothing was.
+func (s *server) notedPeers() []string {
+	raw, err := os.ReadFile(s.peersFile())
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			s.log.Warn("the noted addresses of the members cannot be read", "err", err)
+		}
+		return nil
+	}
+	return strings.Fields(string(raw))
+}
+
+// notePeers notes the addresses of m's members but this one.
+func (s *server) notePeers(m *clusterpb.Map) {
+	var addrs []string
+	for _, x := range m.GetMembers() {
+		if x.Id != uint64(s.cfg.ID) {
+			addrs = append(addrs, x.Addr)
+		}
+	}
+	if slices.Equal(addrs, s.noted) {
+		return
+	}
+	tmp := s.peersFile() + ".tmp"
+	err := os.WriteFile(tmp, []byte(strings.Join(append(addrs, ""), "\n")), 0o600)
+	if err == nil {
+		err = os.Rename(tmp, s.peersFile())
+	}
+	if err != nil {
+		s.log.Warn("the addresses of the members cannot be noted", "err", err)
+		return
+	}
+	s.noted = addrs
+}
