@@ -81,8 +81,9 @@ words: build ## words of 1 GiB of text counted by three nodes and by one machine
 	KOINON_WORDS_MIB=$(MIB) $(GO) test -timeout 0 -count=1 -v -run TestCountWords ./test/...
 
 bench-consensus: ## the log beside hashicorp/raft and etcd's raft, on the disk of DIR; under five minutes
-	cd bench/consensus && $(GO) vet . && $(GO) test . && $(GO) build -o ../../bin/bench-consensus .
-	bin/bench-consensus -dir $(DIR)
+	./test/deps.sh bench
+	cd bench/consensus && $(GO) vet -tags etcdserver . && $(GO) test -tags etcdserver . && $(GO) build -tags etcdserver -o ../../bin/bench-consensus .
+	bin/bench-consensus -dir $(DIR) -arms koinon,koinon-client,koinon-memory,hashicorp,etcd,etcd-server
 
 crash: build ## the crash loop at length: make crash MINUTES=30 SEED=7
 	KOINON_CRASH_MINUTES=$(MINUTES) KOINON_CRASH_SEED=$(SEED) $(GO) test -timeout 0 -count=1 -v -run TestCrashLoop ./test/...

@@ -6,7 +6,7 @@ set -eu
 case "${1:-test}" in
 test) want="fusermount3:fuse3 git:git sqlite3:sqlite3 rsync:rsync tar:tar getfattr:attr setpriv:util-linux ip:iproute2 strace:strace mariadbd:mariadb-server redis-server:redis-server" ;;
 generate) want="protoc:protobuf-compiler" ;;
-bench) want="hyperfine:hyperfine srun:slurm-wlm munged:munge parallel:parallel setpriv:util-linux" ;;
+bench) want="hyperfine:hyperfine srun:slurm-wlm munged:munge parallel:parallel setpriv:util-linux etcd:etcd-server" ;;
 *) echo "usage: $0 test|generate|bench" >&2; exit 2 ;;
 esac
 

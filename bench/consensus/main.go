@@ -76,7 +76,30 @@ const (
 	viaClient = "koinon-client"
 	// inMemory has what the peers have: a state in memory, and no sessions.
 	inMemory = "koinon-memory"
+	// etcdServers are three servers of etcd with their defaults, without TLS,
+	// driven by their own client from another process, as a user would.
+	etcdServers = "etcd-server"
 )
+
+// replicated is what is measured: three replicas.
+type replicated interface {
+	states() ([]status, error)
+	// driver returns what runs commands, and what ends that.
+	driver(b *bench, name string, depth int) (func(time.Duration) (load, error), func() error, error)
+	// agree proves that all replicas have the same, and no less than was
+	// acknowledged.
+	agree(acked, lost uint64) (status, error)
+	stop() error
+	kill() error
+}
+
+// start starts three replicas of a library.
+func (b *bench) start(library, dir string) (replicated, error) {
+	if library == etcdServers {
+		return startServers(dir)
+	}
+	return b.startGroup(library, dir)
+}
 
 // lists reads the flags that hold several values and checks the others.
 func (o *options) lists(depths, arms string) error {
@@ -91,8 +114,14 @@ func (o *options) lists(depths, arms string) error {
 		switch s {
 		case "koinon", viaClient, inMemory, "hashicorp", "etcd":
 			o.arms = append(o.arms, s)
+		case etcdServers:
+			if !hasServers {
+				_, err := startServers("")
+				return err
+			}
+			o.arms = append(o.arms, s)
 		default:
-			return fmt.Errorf("-arms: %q is none of koinon, koinon-client, koinon-memory, hashicorp, etcd", s)
+			return fmt.Errorf("-arms: %q is none of koinon, koinon-client, koinon-memory, hashicorp, etcd, etcd-server", s)
 		}
 	}
 	switch {
@@ -180,7 +209,7 @@ func (b *bench) library(arms []string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	g, err := b.startGroup(name, dir)
+	g, err := b.start(name, dir)
 	if err != nil {
 		return err
 	}
@@ -207,7 +236,7 @@ func (b *bench) library(arms []string) (err error) {
 	for _, s := range st {
 		p.Syncs += s.Syncs
 	}
-	if b.opts.strace {
+	if b.opts.strace && name != etcdServers {
 		if p.Traced, err = straced(dir); err != nil {
 			return err
 		}
@@ -223,7 +252,7 @@ type tally struct{ acked, lost uint64 }
 const attempts = 3
 
 // depth measures one arm with some commands in flight.
-func (b *bench) depth(g *group, name string, depth int, t *tally) error {
+func (b *bench) depth(g replicated, name string, depth int, t *tally) error {
 	var err error
 	for range attempts {
 		var s sample
@@ -237,8 +266,8 @@ func (b *bench) depth(g *group, name string, depth int, t *tally) error {
 	return err
 }
 
-func (b *bench) once(g *group, name string, depth int, t *tally) (sample, error) {
-	drive, end, err := b.driver(g, name, depth)
+func (b *bench) once(g replicated, name string, depth int, t *tally) (sample, error) {
+	drive, end, err := g.driver(b, name, depth)
 	if err != nil {
 		return sample{}, err
 	}
@@ -247,7 +276,7 @@ func (b *bench) once(g *group, name string, depth int, t *tally) (sample, error)
 }
 
 // between warms up and measures, and takes what was used in between.
-func (b *bench) between(g *group, name string, depth int, drive func(time.Duration) (load, error), t *tally) (sample, error) {
+func (b *bench) between(g replicated, name string, depth int, drive func(time.Duration) (load, error), t *tally) (sample, error) {
 	s := sample{Arm: name, Depth: depth}
 	warm, err := drive(b.opts.warm)
 	t.acked += warm.Ops
@@ -284,9 +313,9 @@ func (b *bench) between(g *group, name string, depth int, drive func(time.Durati
 	return s, nil
 }
 
-// driver returns what runs commands against the group: in the leader's
-// process, or here through Koinon's client.
-func (b *bench) driver(g *group, name string, depth int) (func(time.Duration) (load, error), func() error, error) {
+// driver implements replicated: commands are run in the leader's process, or
+// here through Koinon's client.
+func (g *group) driver(b *bench, name string, depth int) (func(time.Duration) (load, error), func() error, error) {
 	if name != viaClient {
 		p, err := g.leader()
 		return func(d time.Duration) (load, error) {

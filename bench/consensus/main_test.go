@@ -24,7 +24,11 @@ func TestMain(m *testing.M) {
 // acknowledged is checked by measure.
 func TestEveryArm(t *testing.T) {
 	o := options{dir: t.TempDir(), out: "table", rounds: 1, during: 100 * time.Millisecond, warm: 10 * time.Millisecond, bytes: 256}
-	if err := o.lists("1,8", "koinon,koinon-client,koinon-memory,hashicorp,etcd"); err != nil {
+	arms, groups := "koinon,koinon-client,koinon-memory,hashicorp,etcd", 3
+	if hasServers {
+		arms, groups = arms+",etcd-server", 4
+	}
+	if err := o.lists("1,8", arms); err != nil {
 		t.Fatal(err)
 	}
 	r, err := measure(o)
@@ -41,8 +45,8 @@ func TestEveryArm(t *testing.T) {
 			t.Errorf("%+v", p)
 		}
 	}
-	if len(r.proofs) != 3 {
-		t.Errorf("3 groups expected, found %d", len(r.proofs))
+	if len(r.proofs) != groups {
+		t.Errorf("%d groups expected, found %d", groups, len(r.proofs))
 	}
 	var text, js strings.Builder
 	if err := r.table(&text); err != nil {

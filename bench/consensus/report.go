@@ -88,15 +88,11 @@ func (r *report) row(name string, depth int) row {
 	out.Syncs = of(func(s sample) float64 { return float64(s.syncs) / s.Took.Seconds() })
 	out.Allocated = of(func(s sample) float64 { return float64(s.allocated) / float64(s.Ops) })
 	out.CPU = of(func(s sample) float64 { return us(s.cpu) / float64(s.Ops) })
-	if name == viaClient {
+	if name == viaClient || name == etcdServers {
 		out.Client = of(func(s sample) float64 { return us(s.client) / float64(s.Ops) })
 	}
 	return out
 }
-
-// etcdServer is what three servers of etcd 3.4 with Debian's defaults gave on a
-// machine of this kind through their client API, in puts a second.
-func etcdServer() map[int]float64 { return map[int]float64{1: 920, 16: 3301, 64: 5245, 256: 7981} }
 
 // ratio is one of the figures that Koinon is held to.
 type ratio struct {
@@ -125,9 +121,7 @@ func (r *report) ratios() []ratio {
 			add(a+" / hashicorp", d, r.within(a, "hashicorp", d), aim, false)
 			add(a+" / etcd's raft", d, r.within(a, "etcd", d), 1, false)
 		}
-		if e := etcdServer()[d]; e > 0 && slices.Contains(r.opts.arms, viaClient) {
-			add(viaClient+" / etcd 3.4 server, earlier", d, r.row(viaClient, d).Ops/e, 3, false)
-		}
+		add(viaClient+" / "+etcdServers, d, r.within(viaClient, etcdServers, d), 3, false)
 	}
 	if slices.Contains(r.opts.depths, 1) {
 		sync := float64(median(slices.Clone(r.syncs)).Nanoseconds()) / 1e3
