@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/koinon/koinon/internal/block"
 	"github.com/koinon/koinon/internal/block/blocktest"
@@ -197,4 +198,33 @@ func TestAppendAmongWrites(t *testing.T) {
 	appendTo(f, "anew")
 	must(t, f.Fsync(t.Context()))
 	elsewhere(t, fs, f.Ino(), []byte("anew"))
+}
+
+// TestAppendsAreMerged: the list of slices of a file to which two mounts append
+// in turn stays short.
+func TestAppendsAreMerged(t *testing.T) {
+	fs, _, _ := newFS(t, Options{})
+	f := create(t, fs, "f", os.O_APPEND)
+	defer f.Release()
+	must(t, f.Flush(t.Context()))
+	handles := []*File{f, another(t, f)}
+	var want []byte
+	for n := range 400 {
+		p := noise(1500, uint64(n))
+		want = append(want, p...)
+		h := handles[n%2]
+		if _, err := h.WriteAt(t.Context(), p, 0); err != nil {
+			t.Fatal(err)
+		}
+		must(t, h.Flush(t.Context()))
+	}
+	for longest, begun := mergeAt+1, time.Now(); longest > mergeAt; time.Sleep(time.Millisecond) { // merges run in the background
+		a, err := f.i.chunks(t.Context(), 0, 1)
+		must(t, err)
+		longest = len(a.GetChunks()[0].GetChunk().GetSlices())
+		if time.Since(begun) > 10*time.Second {
+			t.Fatalf("the list has %d slices after %d appends", longest, 400)
+		}
+	}
+	elsewhere(t, fs, f.Ino(), want)
 }
