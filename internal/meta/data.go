@@ -127,7 +127,7 @@ func (s *step) plan(w *writing, c *metapb.Commit) error {
 	}
 	if c.AppendAt != nil {
 		var err error
-		if c, err = atEnd(c, w.attr.Size); err != nil {
+		if c, err = s.atEnd(w, c); err != nil {
 			return err
 		}
 	}
@@ -152,8 +152,8 @@ func (s *step) plan(w *writing, c *metapb.Commit) error {
 // atEnd returns an append as a plain commit: its bytes are moved from where its
 // writer took the end of the file to be to where it is. A slice belongs to one
 // chunk: Range, when one would come to lie in two.
-func atEnd(c *metapb.Commit, end uint64) (*metapb.Commit, error) {
-	ino, from := sys.Ino(c.Ino), c.GetAppendAt()
+func (s *step) atEnd(w *writing, c *metapb.Commit) (*metapb.Commit, error) {
+	ino, from, end := sys.Ino(c.Ino), c.GetAppendAt(), w.attr.Size
 	if c.Size != nil || len(c.Inline) > 0 && c.InlineOff < from {
 		return nil, refuse(sys.Invalid, ino, "an append that does not begin at the end")
 	}
@@ -172,6 +172,11 @@ func atEnd(c *metapb.Commit, end uint64) (*metapb.Commit, error) {
 		at := uint64(cs.Chunk)*sys.ChunkSize + uint64(sl.At)
 		if at < from {
 			return nil, refuse(sys.Invalid, ino, "an append that does not begin at the end")
+		}
+		if sl.Slice != 0 { // that it was published already is said before that it could not be
+			if err := s.takePending(w, sys.SliceID(sl.Slice)); err != nil {
+				return nil, err
+			}
 		}
 		at = at - from + end
 		in := uint32(at % sys.ChunkSize)

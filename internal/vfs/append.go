@@ -1,6 +1,7 @@
 package vfs
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"slices"
@@ -31,22 +32,64 @@ func (i *inode) appendOff() uint64 {
 
 // sizeOn is the size of the file with the dirty bytes over attr. i.mu is held.
 func (i *inode) sizeOn(attr *metapb.Attr) uint64 {
-	if i.appends && len(i.dirty) > 0 {
-		return attr.GetSize() + i.dirtySum()
+	switch {
+	case !i.appends || len(i.dirty) == 0:
+		return max(attr.GetSize(), i.dirtyEnd())
+	case i.changing && attr.GetVersion() > i.attr.GetVersion(): // some of them may be in it already
+		return max(attr.GetSize(), i.attr.GetSize()+i.dirtySum())
 	}
-	return max(attr.GetSize(), i.dirtyEnd())
+	return attr.GetSize() + i.dirtySum()
 }
 
-// displaced says that appends are not kept where they will lie, since somebody
-// else has moved the end. i.mu is held.
-func (i *inode) displaced() bool {
-	return i.appends && len(i.dirty) > 0 && i.dirtyEnd()-i.dirtySum() != i.attr.GetSize()
+// displaced says that of the bytes below end some are appends that are not kept
+// where they will lie, since somebody else has moved the end, or perhaps not,
+// since somebody else appends too. i.mu is held.
+func (i *inode) displaced(end uint64) bool {
+	if !i.appends || len(i.dirty) == 0 {
+		return false
+	}
+	base := i.base()
+	return base != i.attr.GetSize() || i.contended && base < end
 }
 
-// publishAppends flushes a file whose dirty bytes are appends.
-func (i *inode) publishAppends(ctx context.Context) error {
+// base is where the appends begin that are kept. i.mu is held.
+func (i *inode) base() uint64 { return i.dirtyEnd() - i.dirtySum() }
+
+// markAppends returns up to where kept appends come before a truncation to size
+// that is about to be made, and are cut off by it; 0 when none are. What is
+// appended from now on comes after it. i.mu and flushMu are held.
+func (i *inode) markAppends(size uint64) uint64 {
+	if !i.appends || len(i.dirty) == 0 || size > i.base() {
+		return 0
+	}
+	for _, exts := range i.dirty {
+		for _, e := range exts {
+			e.r.sealed = true
+		}
+	}
+	return i.dirtyEnd()
+}
+
+// cutAppends removes the appends that end at mark or before. i.mu is held.
+func (i *inode) cutAppends(mark uint64) {
+	for chunk, exts := range i.dirty {
+		kept := exts[:0]
+		for _, e := range exts {
+			if uint64(chunk)*sys.ChunkSize+uint64(e.hi) <= mark {
+				i.unref(e.r)
+				continue
+			}
+			kept = append(kept, e)
+		}
+		i.setExtents(chunk, kept)
+	}
+}
+
+// publishAppends flushes a file that keeps appends some of which are to lie
+// before end.
+func (i *inode) publishAppends(ctx context.Context, end uint64) error {
 	i.mu.RLock()
-	some := i.appends && len(i.dirty) > 0
+	some := i.appends && len(i.dirty) > 0 && i.base() < end
 	i.mu.RUnlock()
 	if !some {
 		return nil
@@ -95,18 +138,26 @@ func (i *inode) recut(ctx context.Context, p *plan) error {
 	i.mu.RLock()
 	end := i.attr.GetSize()
 	i.mu.RUnlock()
+	room := func(e extent) uint32 { // in the chunk in which it will begin
+		to := uint64(e.r.chunk)*sys.ChunkSize + uint64(e.lo) - at + end
+		return uint32(sys.ChunkSize - to%sys.ChunkSize)
+	}
+	for _, e := range p.pieces {
+		if e.hi-e.lo > room(e) {
+			if err := i.renew(ctx, e.r); err != nil { // has all of its bytes in memory
+				return err
+			}
+		}
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
 	var pieces []extent
 	for _, e := range p.pieces {
-		to := uint64(e.r.chunk)*sys.ChunkSize + uint64(e.lo) - at + end
-		n := uint32(sys.ChunkSize - to%sys.ChunkSize)
+		n := room(e)
 		if e.hi-e.lo <= n {
 			pieces = append(pieces, e)
 			continue
 		}
-		if err := i.renew(ctx, e.r); err != nil { // has all of its bytes in memory
-			return err
-		}
-		i.mu.Lock()
 		first, rest := i.copied(e.r, e.lo, e.lo+n), i.copied(e.r, e.lo+n, e.hi)
 		i.show(first)
 		i.show(rest)
@@ -115,7 +166,6 @@ func (i *inode) recut(ctx context.Context, p *plan) error {
 		p.runs = slices.Replace(p.runs, k, k+1, first.r, rest.r)
 		e.r.busy = false
 		i.reap(e.r)
-		i.mu.Unlock()
 	}
 	p.pieces = pieces
 	return nil
@@ -163,4 +213,62 @@ func (i *inode) findAppended(ctx context.Context, runs []*run) (*metapb.Attr, er
 		}
 	}
 	return a.GetAttr(), nil
+}
+
+// An inlined is an append inside a command whose result was lost.
+type inlined struct {
+	version, size uint64 // of the file, as known before
+	promised      bool   // the command was to make the file
+}
+
+// noteInlined notes after a failed command that the append in it may have been
+// published nevertheless, unless the tree itself has said no.
+func (i *inode) noteInlined(r *run, was inlined, err error) {
+	if refused(err) {
+		return
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if r.inlined == nil { // as for a try
+		r.inlined = &was
+	}
+}
+
+// findInlined takes appends off a plan of which it can be seen that they were
+// published by a command whose result was lost: nobody else has changed the
+// file since, or could before it was made. Where others have, nobody can tell,
+// and they are published again. flushMu is held.
+func (i *inode) findInlined(ctx context.Context, p *plan) error {
+	for len(p.pieces) > 0 && p.pieces[0].r.inlined != nil {
+		e := p.pieces[0]
+		was := *e.r.inlined
+		if err := i.keepNow(ctx); err != nil {
+			return err
+		}
+		a, err := i.chunks(ctx, 0, 1)
+		if err != nil {
+			return err
+		}
+		var base []byte
+		if len(a.GetChunks()) > 0 {
+			base = a.GetChunks()[0].GetChunk().GetInline()
+		}
+		data := e.r.blocks[0].buf[e.lo-e.r.base : e.hi-e.r.base]
+		end := was.size + uint64(len(data))
+		took := (was.promised || a.GetAttr().GetVersion() == was.version+1) && end <= uint64(len(base)) && bytes.Equal(base[was.size:end], data)
+		i.mu.Lock()
+		e.r.inlined = nil
+		if took {
+			if a.GetAttr().GetVersion() > i.attr.GetVersion() {
+				i.foreign(a.GetAttr())
+			}
+			i.retire(p.pieces[:1])
+		}
+		i.mu.Unlock()
+		if !took {
+			return nil
+		}
+		p.pieces = p.pieces[1:]
+	}
+	return nil
 }

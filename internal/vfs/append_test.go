@@ -169,10 +169,7 @@ func TestAppendAmongWrites(t *testing.T) {
 	g := another(t, f)
 	appendTo := func(h *File, s string) {
 		t.Helper()
-		n, err := h.WriteAt(t.Context(), []byte(s), 0)
-		if err != nil || n != len(s) {
-			t.Fatalf("append: %d, %v", n, err)
-		}
+		appendTo(t, h, []byte(s))
 	}
 	appendTo(f, "one ")
 	appendTo(g, "two ") // before the end that f has in mind is published
@@ -198,6 +195,15 @@ func TestAppendAmongWrites(t *testing.T) {
 	appendTo(f, "anew")
 	must(t, f.Fsync(t.Context()))
 	elsewhere(t, fs, f.Ino(), []byte("anew"))
+
+	appendTo(g, " theirs")
+	must(t, g.Flush(t.Context()))
+	appendTo(f, " ours") // kept where theirs is
+	must(t, f.Flush(t.Context()))
+	appendTo(f, " more")
+	if got := string(readAll(t, plain)); got != "anew theirs ours more" || f.i.isDirty() {
+		t.Errorf("where others append a reader found %q, dirty %v: expected it at its place, published", got, f.i.isDirty())
+	}
 }
 
 // TestAppendsAreMerged: the list of slices of a file to which two mounts append

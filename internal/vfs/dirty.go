@@ -23,6 +23,8 @@ type run struct {
 	done   bool   // its slice was published or given up
 	tried  *try   // a commit of it of which nobody knows what became; nil when there is none
 
+	inlined *inlined // an append inside a command of which nobody knows what became; nil when there is none
+
 	blocks []outBlock
 
 	idMu    sync.Mutex

@@ -44,6 +44,6 @@
 // the file has when it is published (append.go), so that several mounts may
 // append to one file: nothing covers anything. What one flush publishes stays
 // together. Until then the bytes are kept where the end is for this mount. An
-// append of which a lost session leaves open whether it was published is
-// published, perhaps for the second time.
+// append of which a lost result leaves open whether it was published is
+// published again.
 package vfs

@@ -74,6 +74,7 @@ type faultyTree struct {
 	meta.Client
 	mu   sync.Mutex
 	lose int   // how many results of Commit are lost
+	lost error // what is answered then; nil: that it is not known
 	err  error // what Commit answers instead of being run
 
 	staleMerge bool // Merge is refused
@@ -102,6 +103,9 @@ func (f *faultyTree) Do(ctx context.Context, cmd *metapb.Command) (*metapb.Resul
 	}
 	f.mu.Unlock()
 	r, err := f.Client.Do(ctx, cmd)
+	if lose && err == nil && f.lost != nil {
+		return nil, f.lost
+	}
 	if lose && err == nil {
 		return nil, sys.E(sys.Op("test"), sys.Unavailable, "the result was lost")
 	}

@@ -161,6 +161,9 @@ func (i *inode) joined(exts []extent) extent {
 
 // publish commits a plan. flushMu is held.
 func (i *inode) publish(ctx context.Context, p *plan, durable bool) error {
+	if err := i.findInlined(ctx, p); err != nil {
+		return err
+	}
 	if p.inline {
 		err := i.commitInline(ctx, p)
 		if !sys.Is(err, sys.NotInline) {
@@ -233,9 +236,21 @@ func (i *inode) commitInline(ctx context.Context, p *plan) error {
 				delete(i.layouts, 0)
 			}
 		}
+		i.mu.RLock()
+		was := inlined{version: i.attr.GetVersion(), size: i.attr.GetSize(), promised: i.promise != nil}
+		i.mu.RUnlock()
 		_, err := i.change(ctx, cmd, done)
+		if err != nil && p.appends {
+			i.noteInlined(e.r, was, err)
+		}
 		if sys.Is(err, sys.SessionGone) {
-			_, err = i.change(ctx, cmd, done) // in a new session; twice does the same as once, but for an append
+			if err := i.findInlined(ctx, p); err != nil {
+				return err
+			}
+			if len(p.pieces) == 0 || p.pieces[0].r != e.r {
+				continue
+			}
+			_, err = i.change(ctx, cmd, done) // in a new session; but for an append twice does the same as once
 		}
 		if err != nil {
 			return err

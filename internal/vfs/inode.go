@@ -39,13 +39,14 @@ type inode struct {
 	merging  bool
 	mergedTo map[uint32]int // by chunk: how long its list was after the last merge
 
-	promise *promise            // that the tree will have the file; nil when it has it
-	dirty   map[uint32][]extent // by chunk: sorted and disjoint
-	appends bool                // the dirty bytes are appends, in one piece
-	writer  *metapb.Cred        // who wrote last
-	wroteNs int64               // when, for mtime
-	dirtyAt time.Duration       // boot time when it became dirty; 0 when clean
-	sendErr error               // of a background send, not yet told to a writer
+	promise   *promise            // that the tree will have the file; nil when it has it
+	dirty     map[uint32][]extent // by chunk: sorted and disjoint
+	appends   bool                // the dirty bytes are appends, in one piece
+	contended bool                // an append of this FS went elsewhere than it was kept
+	writer    *metapb.Cred        // who wrote last
+	wroteNs   int64               // when, for mtime
+	dirtyAt   time.Duration       // boot time when it became dirty; 0 when clean
+	sendErr   error               // of a background send, not yet told to a writer
 }
 
 // peek returns the state of an open inode, nil when it is not open.
@@ -229,7 +230,7 @@ func (i *inode) change(ctx context.Context, cmd *metapb.Command, done func(r *me
 	i.mu.Unlock()
 	if promise != nil {
 		commit, first := cmd.Op.(*metapb.Command_Commit)
-		if !first {
+		if !first || promise.open && commit.Commit != nil {
 			if err := i.keepNow(ctx); err != nil {
 				return nil, err
 			}
@@ -241,6 +242,9 @@ func (i *inode) change(ctx context.Context, cmd *metapb.Command, done func(r *me
 		cmd = promise.command(i.ino, commit.Commit)
 	}
 	r, err := i.fs.do(ctx, cmd)
+	if promise != nil && err != nil && !refused(err) {
+		promise.open = true
+	}
 	if err == nil && promise != nil {
 		defer i.fs.promises.end(i, promise) // without i.mu
 	}
@@ -262,6 +266,7 @@ func (i *inode) change(ctx context.Context, cmd *metapb.Command, done func(r *me
 			i.foreign(attr) // nobody else's change came after the last that was seen, but before that one
 			alone = false
 		}
+		i.contended = i.contended || wentElsewhere(cmd.GetCommit(), attr)
 	}
 	done(r, alone)
 	return r, nil
@@ -269,16 +274,23 @@ func (i *inode) change(ctx context.Context, cmd *metapb.Command, done func(r *me
 
 // truncate changes attributes, the size among them.
 func (i *inode) truncate(ctx context.Context, cred *metapb.Cred, set *metapb.SetAttr) (*metapb.Attr, error) {
-	if err := i.publishAppends(ctx); err != nil {
+	if err := i.publishAppends(ctx, set.GetSize()); err != nil {
 		return nil, err
 	}
 	i.flushMu.Lock()
 	defer i.flushMu.Unlock()
+	i.mu.Lock()
+	mark := i.markAppends(set.GetSize())
+	i.mu.Unlock()
 	var attr *metapb.Attr
 	_, err := i.change(ctx, &metapb.Command{Cred: cred, Op: &metapb.Command_SetAttr{SetAttr: set}},
 		func(r *metapb.Result, alone bool) {
 			size := set.GetSize()
-			i.cut(size)
+			if i.appends {
+				i.cutAppends(mark)
+			} else {
+				i.cut(size)
+			}
 			i.noInline = false
 			i.layouts = make(map[uint32]*layout)
 			if size == 0 && alone {

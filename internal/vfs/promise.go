@@ -24,6 +24,7 @@ type promise struct {
 	name   string
 	mode   uint32
 	cred   *metapb.Cred
+	open   bool // a command that makes it may have been carried out, with what it took along; the inode's flushMu guards it
 }
 
 // command is what makes the file, with its first bytes, if there are some.

@@ -2,6 +2,7 @@ package vfs
 
 import (
 	"context"
+	"math"
 
 	"github.com/koinon/koinon/internal/block"
 	"github.com/koinon/koinon/internal/meta"
@@ -46,9 +47,9 @@ func (i *inode) read(ctx context.Context, p []byte, off uint64, f *File, lent *b
 func (i *inode) readOnce(ctx context.Context, p []byte, off uint64, large bool, lent *block.Buffer) (int, error) {
 	for {
 		i.mu.RLock()
-		if i.displaced() {
+		if i.displaced(off + uint64(len(p))) {
 			i.mu.RUnlock()
-			if err := i.publishAppends(ctx); err != nil {
+			if err := i.publishAppends(ctx, math.MaxUint64); err != nil {
 				return 0, err
 			}
 			continue

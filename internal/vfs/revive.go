@@ -8,14 +8,24 @@ import (
 	"github.com/koinon/koinon/internal/sys"
 )
 
-// commitOp is the operation of an error with which the rules of the tree
-// refuse a commit, which has had no effect then.
-const commitOp = sys.Op("meta.Commit")
+// commitOp and mknodOp are the operations of errors with which the rules of the
+// tree refuse a commit, and the making of a file with its first bytes.
+const (
+	commitOp = sys.Op("meta.Commit")
+	mknodOp  = sys.Op("meta.Mknod")
+)
+
+// refused says that the rules of the tree have refused a command, which has had
+// no effect then.
+func refused(err error) bool {
+	e, ok := errors.AsType[*sys.Error](err)
+	return ok && (e.Op == commitOp || e.Op == mknodOp)
+}
 
 // noteTry notes after a failed commit that its pieces may have been published
 // nevertheless, unless the tree itself has said no.
 func (i *inode) noteTry(pieces []extent, err error) {
-	if e, ok := errors.AsType[*sys.Error](err); ok && e.Op == commitOp {
+	if refused(err) {
 		return
 	}
 	t := &try{}
