@@ -221,17 +221,21 @@ type inlined struct {
 	promised      bool   // the command was to make the file
 }
 
-// noteInlined notes after a failed command that the append in it may have been
-// published nevertheless, unless the tree itself has said no.
-func (i *inode) noteInlined(r *run, was inlined, err error) {
-	if refused(err) {
-		return
-	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if r.inlined == nil { // as for a try
+// tryInline publishes the first piece of a plan by cmd. When that fails it notes
+// that an append may have been published nevertheless, unless the tree itself
+// has said no.
+func (i *inode) tryInline(ctx context.Context, p *plan, cmd *metapb.Command, done func(*metapb.Result, bool)) error {
+	r := p.pieces[0].r
+	i.mu.RLock()
+	was := inlined{version: i.attr.GetVersion(), size: i.attr.GetSize(), promised: i.promise != nil}
+	i.mu.RUnlock()
+	_, err := i.change(ctx, cmd, done)
+	if err != nil && p.appends && !refused(err) {
+		i.mu.Lock()
 		r.inlined = &was
+		i.mu.Unlock()
 	}
+	return err
 }
 
 // findInlined takes appends off a plan of which it can be seen that they were

@@ -236,13 +236,7 @@ func (i *inode) commitInline(ctx context.Context, p *plan) error {
 				delete(i.layouts, 0)
 			}
 		}
-		i.mu.RLock()
-		was := inlined{version: i.attr.GetVersion(), size: i.attr.GetSize(), promised: i.promise != nil}
-		i.mu.RUnlock()
-		_, err := i.change(ctx, cmd, done)
-		if err != nil && p.appends {
-			i.noteInlined(e.r, was, err)
-		}
+		err := i.tryInline(ctx, p, cmd, done)
 		if sys.Is(err, sys.SessionGone) {
 			if err := i.findInlined(ctx, p); err != nil {
 				return err
@@ -250,7 +244,7 @@ func (i *inode) commitInline(ctx context.Context, p *plan) error {
 			if len(p.pieces) == 0 || p.pieces[0].r != e.r {
 				continue
 			}
-			_, err = i.change(ctx, cmd, done) // in a new session; but for an append twice does the same as once
+			err = i.tryInline(ctx, p, cmd, done) // in a new session; but for an append twice does the same as once
 		}
 		if err != nil {
 			return err
