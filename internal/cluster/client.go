@@ -123,6 +123,9 @@ func (c *Client) follow(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
+		if n == 0 {
+			continue // it may come at once (env.NewTicker), and many a client is gone before the next
+		}
 		addrs := c.Addrs()
 		asking, cancel := context.WithTimeout(ctx, followEvery)
 		if err := c.Learn(asking, addrs[n%len(addrs)]); err != nil {
