@@ -272,7 +272,7 @@ func TestJoin(t *testing.T) {
 	toldRemoved := func() {
 		t.Helper()
 		err := r.ended(t)
-		if log := r.logged(); err != nil || strings.Count(log, "node n4 was removed") != 1 || !strings.Contains(log, "new token") {
+		if log := r.logged(); err != nil || strings.Count(log, "this node was removed from the cluster") != 1 || !strings.Contains(log, "new token") {
 			t.Errorf("the end was %v\n%s", err, log)
 		}
 	}
