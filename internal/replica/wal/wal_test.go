@@ -369,10 +369,8 @@ func TestMissingActiveSegmentIsDamage(t *testing.T) {
 	for slot := uint64(1); len(l.segs) < 2; slot++ {
 		put(t, l, entry(1, slot, strings.Repeat("z", 5000)))
 	}
-	for prepared := false; !prepared; time.Sleep(time.Millisecond) {
-		l.mu.Lock()
-		prepared = l.next != nil
-		l.mu.Unlock()
+	if _, err := l.awaitNext(); err != nil { // it is made ahead
+		t.Fatal(err)
 	}
 	closeLog(t, l)
 	if err := fs.Remove("/log/" + segmentName(2)); err != nil {
