@@ -54,7 +54,9 @@ func Identify(pid int) (Process, error) {
 	return Process{PID: pid, Start: start, Boot: boot}, nil
 }
 
-// bootID is that of this boot, which no process outlives.
+// Boot is the ID of this boot of the machine, which no process outlives.
+func Boot() (string, error) { return bootID() }
+
 var bootID = sync.OnceValues(func() (string, error) {
 	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	return strings.TrimSpace(string(text)), err

@@ -14,6 +14,7 @@ import (
 
 	"github.com/koinon/koinon/commit"
 	"github.com/koinon/koinon/internal/cluster"
+	"github.com/koinon/koinon/internal/daemon"
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/mountinfo"
 	"github.com/koinon/koinon/internal/proc"
@@ -33,6 +34,7 @@ type Options struct {
 	Leader func(ctx context.Context, m wire.Method, payload []byte) (answer []byte, ok bool)
 	ID     string // of the cluster
 	Dir    string // of the agent alone; made if need be
+	Boot   string // of the machine, whose end is that of all processes; "" is daemon.Boot's
 	Name   string // of the node, for people
 	// Capacity is what the node gives to processes; what is 0 in it is all CPUs,
 	// and three quarters of the machine's memory.
@@ -115,6 +117,9 @@ func New(ctx context.Context, opts Options) (*Agent, error) {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
 	capacity, err := detect(opts.Capacity)
+	if err == nil && opts.Boot == "" {
+		opts.Boot, err = daemon.Boot()
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +138,7 @@ func New(ctx context.Context, opts Options) (*Agent, error) {
 	if a.exec, err = executor.Open(ctx, dir, opts.Executor); err != nil {
 		return nil, err
 	}
-	if a.store, a.was, err = openStore(filepath.Join(opts.Dir, "store"), opts.Logger); err != nil {
+	if a.store, a.was, err = openStore(filepath.Join(opts.Dir, "store"), opts.Boot, opts.Logger); err != nil {
 		return nil, errors.Join(err, a.exec.Close())
 	}
 	a.fence = a.was.fence

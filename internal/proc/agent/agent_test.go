@@ -95,12 +95,13 @@ type world struct {
 	changed  chan struct{}
 	capacity *procpb.Resources
 	mount    string
+	boot     string // of the agent's machine
 	fsDown   bool
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, dir: t.TempDir(), ca: must(auth.NewCA("test")), log: slog.New(slog.NewTextHandler(io.Discard, nil)), lease: time.Hour,
+	w := &world{t: t, dir: t.TempDir(), ca: must(auth.NewCA("test")), log: slog.New(slog.NewTextHandler(io.Discard, nil)), lease: time.Hour, boot: "first",
 		parts: map[commit.Tx]*procpb.Reservation{}, outcomes: map[commit.Tx]commit.Outcome{}, changed: make(chan struct{}),
 		capacity: &procpb.Resources{CpuMilli: 4000, Memory: 1 << 30}}
 	if testing.Verbose() {
@@ -166,7 +167,7 @@ func (w *world) serve(s *wire.Server) (addr string, served chan error) {
 func (w *world) up() *Agent {
 	w.t.Helper()
 	a, err := New(w.t.Context(), Options{
-		Node: agentNode, Cluster: w.peers, ID: "test", Dir: filepath.Join(w.dir, "proc"), Name: "here", Capacity: w.capacity,
+		Node: agentNode, Cluster: w.peers, ID: "test", Dir: filepath.Join(w.dir, "proc"), Boot: w.boot, Name: "here", Capacity: w.capacity,
 		Labels: map[string]string{"gpu": "none"}, Logger: w.log, Executor: executor.Options{Command: []string{os.Args[0], "supervise"}, SpoolMax: 8 << 20},
 		Mount: func() (string, error) { return w.mount, nil },
 		FS: func(context.Context) (*vfs.FS, error) {

@@ -7,6 +7,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 
 	"github.com/cockroachdb/pebble/v2"
 	"google.golang.org/protobuf/proto"
@@ -38,8 +40,9 @@ const (
 
 const storeVersion = 1
 
-// store keeps a node's word across crashes. Methods may be called concurrently;
-// what they write is durable when they return.
+// store keeps a node's word across crashes of the daemon, in one boot of the machine: no process outlives a boot, and
+// nothing that was said about it is worth more. Methods may be called concurrently; what they write is there for the next
+// daemon when they return (docs/decisions/0025-words-of-one-boot.md).
 type store struct {
 	db       *pebble.DB
 	executor string // what rowExec holds, or will
@@ -67,9 +70,14 @@ type savedRank struct {
 // to tables yet, in bytes.
 const storeMemory = 1 << 20
 
-func openStore(dir string, log *slog.Logger) (*store, *saved, error) {
+// openStore opens what dir holds of a boot, and drops what it holds of others.
+func openStore(dir, boot string, log *slog.Logger) (*store, *saved, error) {
 	const op = sys.Op("agent.openStore")
-	db, err := pebble.Open(dir, &pebble.Options{FS: envfs.Disk, FormatMajorVersion: pebble.FormatNewest, Logger: storeLogger{log},
+	dir, err := ofBoot(dir, boot)
+	if err != nil {
+		return nil, nil, sys.E(op, sys.Subject(dir), err)
+	}
+	db, err := pebble.Open(dir, &pebble.Options{FS: envfs.Unsynced(envfs.Disk), FormatMajorVersion: pebble.FormatNewest, Logger: storeLogger{log},
 		CacheSize: storeMemory, MemTableSize: storeMemory})
 	if err != nil {
 		return nil, nil, sys.E(op, sys.Subject(dir), err)
@@ -81,6 +89,25 @@ func openStore(dir string, log *slog.Logger) (*store, *saved, error) {
 		return nil, nil, sys.E(op, sys.Subject(dir), err)
 	}
 	return s, was, nil
+}
+
+// ofBoot returns the directory in dir of a boot, and removes those of others.
+func ofBoot(dir, boot string) (string, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return dir, err
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return dir, err
+	}
+	for _, e := range entries {
+		if e.Name() != boot {
+			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+				return dir, err
+			}
+		}
+	}
+	return filepath.Join(dir, boot), nil
 }
 
 func (s *store) close() error { return s.db.Close() }
