@@ -20,11 +20,10 @@
 //
 // # What is never lost
 //
-// Starts and ends are records in a log before they are told, and stay until Forget. That log survives the supervisor; ends
-// are synced too, once they have been told, but a file system that dies, mostly with its machine, may lose what was done last:
-// whoever has asked for a start must remember that himself, and take an attempt that another supervisor (Instance) does not
-// know for lost. Output is kept in spools
-// until it is acknowledged (Output.Ack); a process that prints faster than that waits in its write(2).
+// Starts and ends are records in a log before they are told, and stay until Forget. That log survives the supervisor, and is
+// never synced: a file system that dies, mostly with its machine, may lose what was done last. So whoever has asked for a start
+// must remember that himself, and take an attempt that another supervisor (Instance) does not know for lost. Output is kept in
+// spools until it is acknowledged (Output.Ack); a process that prints faster than that waits in its write(2).
 package executor
 
 import (

@@ -122,7 +122,7 @@ func (s *supervisor) drop(p *process) {
 // launch does the steps of a start: the record, which survives the supervisor, the files, the cgroup, the fork.
 func (s *supervisor) launch(p *process, spec Spec, spoolMax int64) error {
 	found := prepare(spec) // takes as long as a file system takes to answer: meanwhile
-	if _, _, err := s.records.append(record{Kind: recordBegin, ID: p.id, At: p.begun}); err != nil {
+	if _, err := s.records.append(record{Kind: recordBegin, ID: p.id, At: p.begun}); err != nil {
 		return err
 	}
 	g, err := s.groups.make(p.id.String(), spec.Limits)
@@ -229,7 +229,7 @@ func (s *supervisor) known(p *process, pid int) {
 // running records that a process runs, and starts its clocks.
 func (s *supervisor) running(p *process, spec Spec) error {
 	s.mu.Lock()
-	_, seq, err := s.records.append(record{Kind: recordRun, ID: p.id, Process: &p.proc})
+	seq, err := s.records.append(record{Kind: recordRun, ID: p.id, Process: &p.proc})
 	if err == nil {
 		p.run = seq
 		s.tellLater(seq, p)
@@ -380,9 +380,8 @@ func (s *supervisor) finish(p *process, ws unix.WaitStatus, usage unix.Rusage) {
 	}
 	st.Stdout = p.spools[0].drain(p.outs[0]).Size
 	st.Stderr = p.spools[1].drain(p.outs[1]).Size
-	n := s.recordEnd(p, st)
+	s.recordEnd(p, st)
 	runtime.Gosched() // who waits for the end goes first
-	s.keep(n)
 	if stdin != nil {
 		s.log("close the input", p.id, stdin.Close())
 	}
@@ -425,10 +424,10 @@ func (s *supervisor) sweepUp(p *process) error {
 	return family{orphan: os.Getpid()}.kill()
 }
 
-// recordEnd makes an end known, and returns the number of its record, for keep.
-func (s *supervisor) recordEnd(p *process, st *Status) uint64 {
+// recordEnd makes an end known.
+func (s *supervisor) recordEnd(p *process, st *Status) {
 	s.mu.Lock()
-	n, seq, err := s.records.append(record{Kind: recordEnd, ID: p.id, Status: st})
+	seq, err := s.records.append(record{Kind: recordEnd, ID: p.id, Status: st})
 	if err == nil {
 		p.end, p.status = seq, st
 		s.tell(seq, p)
@@ -436,10 +435,9 @@ func (s *supervisor) recordEnd(p *process, st *Status) uint64 {
 	s.mu.Unlock()
 	if err != nil {
 		s.fail(err)
-		return 0
+		return
 	}
 	close(p.ended)
-	return n
 }
 
 func (s *supervisor) log(doing string, id ID, err error) {

@@ -7,11 +7,8 @@ import (
 	"fmt"
 	"hash/crc32"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/koinon/koinon/internal/daemon"
 	"github.com/koinon/koinon/internal/sys"
@@ -47,20 +44,16 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// records is the log. Methods may be called concurrently. After a failed write or sync all further ones fail: what is on
-// disk is not known any more.
+// records is the log. It outlives the supervisor, and not the machine: nothing is synced. Methods may be called
+// concurrently. After a failed write all further ones fail: what is in the file is not known any more.
 type records struct {
 	path string
 
-	mu      sync.Mutex // of the file's end
-	f       *os.File
-	size    int64
-	written uint64 // records so far
-	seq     uint64 // of the newest event
-	err     error
-
-	syncing sync.Mutex
-	synced  uint64 // how many of written are on disk
+	mu   sync.Mutex
+	f    *os.File
+	size int64
+	seq  uint64 // of the newest event
+	err  error
 }
 
 // openRecords replays the log through apply, cutting a torn end.
@@ -101,14 +94,12 @@ func (r *records) replay(apply func(record) error) error {
 		r.size += recordHeader + int64(n)
 		text = text[recordHeader+n:]
 	}
-	// What follows was being written when the supervisor died, or was not synced when the file system did.
+	// What follows was being written when the supervisor died, or was not on disk yet when the machine did.
 	if err := r.f.Truncate(r.size); err != nil {
 		return err
 	}
-	if _, err := r.f.Seek(r.size, 0); err != nil {
-		return err
-	}
-	return errors.Join(r.f.Sync(), syncDir(filepath.Dir(r.path)))
+	_, err = r.f.Seek(r.size, 0)
+	return err
 }
 
 func encodeRecord(rec record) ([]byte, error) {
@@ -125,13 +116,12 @@ func encodeRecord(rec record) ([]byte, error) {
 	return append(head, body...), nil
 }
 
-// append writes a record, which survives the supervisor but not the machine, and returns its number, for sync. An
-// event gets the next sequence number, which is returned too.
-func (r *records) append(rec record) (n, seq uint64, err error) {
+// append writes a record. An event gets the next sequence number, which is returned.
+func (r *records) append(rec record) (seq uint64, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.err != nil {
-		return 0, 0, r.err
+		return 0, r.err
 	}
 	if rec.Kind == recordRun || rec.Kind == recordEnd {
 		r.seq++
@@ -143,34 +133,10 @@ func (r *records) append(rec record) (n, seq uint64, err error) {
 	}
 	if err != nil {
 		r.err = sys.E(sys.Op("executor.record"), err)
-		return 0, 0, r.err
+		return 0, r.err
 	}
 	r.size += int64(len(text))
-	r.written++
-	return r.written, rec.Seq, nil
-}
-
-// sync returns when the record with the given number is on disk. Records that arrive during a sync share the next.
-func (r *records) sync(n uint64) error {
-	r.syncing.Lock()
-	defer r.syncing.Unlock()
-	if r.synced >= n {
-		return nil
-	}
-	r.mu.Lock()
-	written, err := r.written, r.err
-	r.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	if err := unix.Fdatasync(int(r.f.Fd())); err != nil {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.err = sys.E(sys.Op("executor.record"), fmt.Errorf("sync %s: %w", r.path, err))
-		return r.err
-	}
-	r.synced = written
-	return nil
+	return rec.Seq, nil
 }
 
 // full reports whether it is time to compact.
@@ -183,8 +149,6 @@ func (r *records) full() bool {
 // compact replaces the log by records that make the same state, events with their numbers. Meanwhile nothing may be
 // appended that changes that state.
 func (r *records) compact(live []record) error {
-	r.syncing.Lock()
-	defer r.syncing.Unlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.err != nil {
@@ -202,25 +166,15 @@ func (r *records) compact(live []record) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(text)
-	if err = errors.Join(err, f.Sync()); err != nil {
-		return errors.Join(err, f.Close())
+	if _, err = f.Write(text); err == nil {
+		err = os.Rename(r.path+".new", r.path)
 	}
-	if err = errors.Join(os.Rename(r.path+".new", r.path), syncDir(filepath.Dir(r.path))); err != nil {
-		r.err = err // which of the two is the log is not known
+	if err != nil {
 		return errors.Join(err, f.Close())
 	}
 	err = r.f.Close()
-	r.f, r.size, r.synced = f, int64(len(text)), r.written
+	r.f, r.size = f, int64(len(text))
 	return err
 }
 
 func (r *records) close() error { return r.f.Close() }
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}

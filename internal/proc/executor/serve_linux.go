@@ -277,22 +277,16 @@ func (s *supervisor) tellEnforced(context.Context, struct{}) (enforcedReply, err
 
 func (s *supervisor) setFence(_ context.Context, req epochRequest) (struct{}, error) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	if req.Epoch <= s.fence {
-		s.mu.Unlock()
 		return struct{}{}, nil
 	}
-	n, _, err := s.records.append(record{Kind: recordFence, Epoch: req.Epoch})
-	if err == nil {
-		s.fence = req.Epoch
-	}
-	s.mu.Unlock()
-	if err == nil {
-		err = s.records.sync(n)
-	}
-	if err != nil {
+	if _, err := s.records.append(record{Kind: recordFence, Epoch: req.Epoch}); err != nil {
 		s.fail(err)
+		return struct{}{}, err
 	}
-	return struct{}{}, err
+	s.fence = req.Epoch
+	return struct{}{}, nil
 }
 
 func (s *supervisor) sweep(ctx context.Context, req epochRequest) (struct{}, error) {

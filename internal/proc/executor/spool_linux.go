@@ -17,7 +17,7 @@ import (
 
 const (
 	copyBuffer = 32 << 10 // bytes read from a pipe at once
-	// punchEvery is how many acknowledged bytes are freed at once, each time after a sync of what is acknowledged.
+	// punchEvery is how many acknowledged bytes are freed at once, each time after what is acknowledged was written.
 	punchEvery = 1 << 20
 	fsBlock    = 4096 // holes are multiples of it
 	// fullRetry is how long to wait for space on the disk of the spools.
@@ -210,7 +210,7 @@ func (s *spool) await(ctx context.Context, beyond int64) (Spool, error) {
 
 const ackSize = 8 // of an offset in the file of acknowledgements
 
-// ack frees what is before an offset. The offset is on disk before the bytes are gone, so that nobody reads a hole.
+// ack frees what is before an offset. The offset is written before the bytes are gone, so that nobody reads a hole.
 func (s *spool) ack(offset int64) error {
 	const op = sys.Op("executor.Ack")
 	s.mu.Lock()
@@ -231,9 +231,6 @@ func (s *spool) ack(offset int64) error {
 		return sys.E(op, err)
 	}
 	_, err = f.WriteAt(binary.LittleEndian.AppendUint64(nil, uint64(offset)), ackSize*int64(s.stream-Stdout))
-	if err == nil {
-		err = unix.Fdatasync(int(f.Fd()))
-	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		return sys.E(op, err)
 	}

@@ -206,7 +206,6 @@ func (s *supervisor) recover(open func(name string) (*groups, error)) error {
 	if err := (family{marker: marker(s.groups.name, ID{}), prefix: true}).kill(); err != nil {
 		return err
 	}
-	var n uint64
 	for _, p := range s.procs {
 		close(p.started)
 		for i := range p.spools {
@@ -218,9 +217,8 @@ func (s *supervisor) recover(open func(name string) (*groups, error)) error {
 			close(p.ended)
 			continue
 		}
-		n = s.recordEnd(p, &Status{Cause: Lost, Ended: s.clock.Wall(), Stdout: p.spools[0].state.Size, Stderr: p.spools[1].state.Size})
+		s.recordEnd(p, &Status{Cause: Lost, Ended: s.clock.Wall(), Stdout: p.spools[0].state.Size, Stderr: p.spools[1].state.Size})
 	}
-	s.keep(n)
 	if err := s.discardUnknown(); err != nil {
 		return err
 	}
@@ -308,7 +306,7 @@ func (s *supervisor) removeFrom(p *process) {
 
 // remove forgets a process, on disk too. mu is held.
 func (s *supervisor) remove(p *process) error {
-	if _, _, err := s.records.append(record{Kind: recordForget, ID: p.id}); err != nil {
+	if _, err := s.records.append(record{Kind: recordForget, ID: p.id}); err != nil {
 		return err
 	}
 	s.removeFrom(p)
@@ -343,13 +341,6 @@ const soon = 20 * time.Millisecond
 func (s *supervisor) wake() {
 	close(s.changed)
 	s.changed = make(chan struct{})
-}
-
-// keep makes a record survive the machine, and all before it. Nobody waits for that.
-func (s *supervisor) keep(n uint64) {
-	if err := s.records.sync(n); err != nil {
-		s.fail(err)
-	}
 }
 
 // fail ends the supervisor, and with it what it runs: it can no longer record what happens.
