@@ -29,3 +29,19 @@ func TestAnnounceOnlyNews(t *testing.T) {
 		t.Errorf("a node that the map does not have sends %v", got)
 	}
 }
+
+// TestAnnounceAfterRemoval: a node that announces itself learns that it was removed; who removes it again does not think that he was.
+func TestAnnounceAfterRemoval(t *testing.T) {
+	removed := &clusterpb.Result{Refusal: clusterpb.Refusal_MEMBER_REMOVED}
+	for _, tc := range []struct {
+		cmd  *clusterpb.Command
+		want bool
+	}{
+		{&clusterpb.Command{Op: &clusterpb.Command_SetAddr{SetAddr: &clusterpb.SetAddr{Id: 4, Addr: "a:4"}}}, true},
+		{&clusterpb.Command{Op: &clusterpb.Command_RemoveMember{RemoveMember: &clusterpb.RemoveMember{Id: 4}}}, false},
+	} {
+		if err := refused(tc.cmd, removed); err == nil || IsRemoved(err) != tc.want {
+			t.Errorf("%v: removed %v expected, found %v", tc.cmd, tc.want, err)
+		}
+	}
+}

@@ -150,8 +150,9 @@ func checkChange(cmd *clusterpb.Command, peer wire.Identity) error {
 // refused puts a refusal in words: what is wrong and what to do. Everything
 // that is wrong with a token is sys.Access.
 func refused(cmd *clusterpb.Command, res *clusterpb.Result) error {
+	op := opChange
 	say := func(kind sys.Kind, format string, args ...any) error {
-		return sys.E(opChange, kind, fmt.Sprintf(format, args...))
+		return sys.E(op, kind, fmt.Sprintf(format, args...))
 	}
 	const again = "make a new one with `koinon node token`"
 	switch res.Refusal {
@@ -176,6 +177,9 @@ func refused(cmd *clusterpb.Command, res *clusterpb.Result) error {
 	case clusterpb.Refusal_TOKEN_EXPIRED:
 		return say(sys.Access, "token %s has expired: %s", cmd.GetAdmit().GetToken(), again)
 	case clusterpb.Refusal_MEMBER_REMOVED:
+		if cmd.GetSetAddr() != nil {
+			op = opRemoved // a node announces itself
+		}
 		id := res.Node + cmd.GetSetAddr().GetId() + cmd.GetRemoveMember().GetId() + cmd.GetSetState().GetId()
 		return say(sys.Access, "node n%d was removed from the cluster: to come back it needs an empty directory and a new token (`koinon node token`)", id)
 	case clusterpb.Refusal_MEMBER_UNKNOWN:
