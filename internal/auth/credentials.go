@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/koinon/koinon/internal/atomicfile"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -68,11 +69,11 @@ func (c *Credentials) Save(dir, prefix string) error {
 		return sys.E(op, sys.Subject(caFile), err)
 	}
 	keyFile := filepath.Join(dir, prefix+".key")
-	if err := replace(keyFile, key, keyMode); err != nil {
+	if err := classify(atomicfile.WriteDurably(keyFile, key, keyMode)); err != nil {
 		return sys.E(op, sys.Subject(keyFile), err)
 	}
 	certFile := filepath.Join(dir, prefix+".crt")
-	if err := replace(certFile, c.CertPEM(), certMode); err != nil {
+	if err := classify(atomicfile.WriteDurably(certFile, c.CertPEM(), certMode)); err != nil {
 		return sys.E(op, sys.Subject(certFile), err)
 	}
 	return nil

@@ -9,9 +9,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"runtime"
 
+	"github.com/koinon/koinon/internal/atomicfile"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -43,22 +43,11 @@ func makeDir(dir string) error { return classify(os.MkdirAll(dir, dirMode)) }
 
 // writeNew creates a file that must not exist, durably.
 func writeNew(name string, data []byte, mode fs.FileMode) error {
-	tmp, err := writeTemp(name, data, mode)
-	if err != nil {
-		return err
-	}
-	// link(2), unlike rename(2), refuses to replace.
-	err = os.Link(tmp, name)
-	if rerr := os.Remove(tmp); err == nil {
-		err = rerr
-	}
+	err := atomicfile.CreateDurably(name, data, mode)
 	if errors.Is(err, fs.ErrExist) {
 		return sys.E(sys.Exist, "the file exists already and is not overwritten: move it away if it is no longer needed")
 	}
-	if err != nil {
-		return classify(err)
-	}
-	return syncDir(filepath.Dir(name))
+	return classify(err)
 }
 
 // writeSame is writeNew that accepts a file with the very same content.
@@ -71,56 +60,6 @@ func writeSame(name string, data []byte, mode fs.FileMode) error {
 		return sys.E(sys.Exist, "the file belongs to another CA and is not overwritten: use another directory")
 	}
 	return writeNew(name, data, mode)
-}
-
-// replace writes a file atomically and durably.
-func replace(name string, data []byte, mode fs.FileMode) error {
-	tmp, err := writeTemp(name, data, mode)
-	if err != nil {
-		return err
-	}
-	if err := os.Rename(tmp, name); err != nil {
-		return classify(errors.Join(err, os.Remove(tmp)))
-	}
-	return syncDir(filepath.Dir(name))
-}
-
-// writeTemp writes data to a fresh file beside name and syncs it. The mode is
-// set before the first byte, so that a key is never readable by others.
-func writeTemp(name string, data []byte, mode fs.FileMode) (string, error) {
-	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*")
-	if err != nil {
-		return "", classify(err)
-	}
-	err = f.Chmod(mode)
-	if err == nil {
-		_, err = f.Write(data)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
-		return "", classify(errors.Join(err, os.Remove(f.Name())))
-	}
-	return f.Name(), nil
-}
-
-func syncDir(dir string) error {
-	if runtime.GOOS == "windows" {
-		return nil // directories cannot be synced there
-	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return classify(err)
-	}
-	err = d.Sync()
-	if cerr := d.Close(); err == nil {
-		err = cerr
-	}
-	return classify(err)
 }
 
 // file is a file of credentials that was read.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/BurntSushi/toml"
 
+	"github.com/koinon/koinon/internal/atomicfile"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -110,7 +111,7 @@ func decodeFile(path string, v any) (dir string, err error) {
 	return filepath.Dir(real), nil
 }
 
-// encodeFile writes a temporary file beside path, syncs it and renames it.
+// encodeFile makes or replaces a file, durably.
 func encodeFile(path, header string, v any) (err error) {
 	defer func() {
 		if err != nil {
@@ -124,21 +125,7 @@ func encodeFile(path, header string, v any) (err error) {
 	if err := enc.Encode(v); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".koinon-*.toml")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(buf.Bytes())
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return nil
+	return atomicfile.WriteDurably(path, buf.Bytes(), 0o600)
 }
 
 // absolute makes the paths that are relative start at dir.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/koinon/koinon/internal/atomicfile"
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
 )
 
@@ -38,12 +39,7 @@ func (s *server) notePeers(m *clusterpb.Map) {
 	if slices.Equal(addrs, s.noted) {
 		return
 	}
-	tmp := s.peersFile() + ".tmp"
-	err := os.WriteFile(tmp, []byte(strings.Join(append(addrs, ""), "\n")), 0o600)
-	if err == nil {
-		err = os.Rename(tmp, s.peersFile())
-	}
-	if err != nil {
+	if err := atomicfile.Write(s.peersFile(), []byte(strings.Join(append(addrs, ""), "\n")), 0o600); err != nil {
 		s.log.Warn("the addresses of the members cannot be noted", "err", err)
 		return
 	}

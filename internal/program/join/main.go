@@ -9,7 +9,8 @@ package main
 import (
 	"fmt"
 	"os"
-	"path/filepath"
+
+	"github.com/koinon/koinon/internal/atomicfile"
 )
 
 func main() {
@@ -36,7 +37,7 @@ func joinFiles(client, node, file string) error {
 	if err != nil {
 		return err
 	}
-	return replace(file, both)
+	return atomicfile.Write(file, both, 0o755) // beside the one that may run
 }
 
 func read(path string) (image, error) {
@@ -45,28 +46,4 @@ func read(path string) (image, error) {
 		return image{}, err
 	}
 	return parse(path, raw)
-}
-
-// replace writes a program beside the one that may run, and puts it in its place.
-func replace(path string, program []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(f.Name()) // the error before says what is wrong
-		}
-	}()
-	_, err = f.Write(program)
-	if err == nil {
-		err = f.Chmod(0o755)
-	}
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	if err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
 }
