@@ -12,7 +12,7 @@ import (
 // Fsck tests whether the tree is sound, with every block on every replica.
 func (c *Client) Fsck(ctx context.Context, opts fsck.Options) (*fsck.Report, error) {
 	if c.redis != nil {
-		return fsck.Run(ctx, c.tree, inRedis{c.redis}, opts)
+		return fsck.Run(ctx, c.tree, inRedis{c.redis, map[sys.BlockKey]int{}}, opts)
 	}
 	return fsck.Run(ctx, c.tree, c.spread, opts)
 }
@@ -20,6 +20,7 @@ func (c *Client) Fsck(ctx context.Context, opts fsck.Options) (*fsck.Report, err
 // inRedis are blocks of which Redis itself keeps as many copies as it likes.
 type inRedis struct {
 	*redis.Store
+	sizes map[sys.BlockKey]int // in bytes, of what was listed; used by one goroutine, and then only read
 }
 
 func (inRedis) Groups() int { return 1 }
@@ -28,11 +29,11 @@ func (inRedis) Nodes(sys.PG) []sys.NodeID { return []sys.NodeID{0} }
 
 // EachOn implements fsck.Replicas. SCAN tells some blocks twice.
 func (r inRedis) EachOn(ctx context.Context, _ sys.NodeID, _ sys.PG, fn func(block.Info)) error {
-	seen := make(map[sys.BlockKey]struct{})
+	clear(r.sizes)
 	return r.WalkWhole(ctx, func(infos []block.Info) error {
 		for _, i := range infos {
-			if _, ok := seen[i.Key]; !ok {
-				seen[i.Key] = struct{}{}
+			if _, ok := r.sizes[i.Key]; !ok {
+				r.sizes[i.Key] = i.Size
 				fn(i)
 			}
 		}
@@ -42,4 +43,15 @@ func (r inRedis) EachOn(ctx context.Context, _ sys.NodeID, _ sys.PG, fn func(blo
 
 func (r inRedis) HasOn(ctx context.Context, _ sys.NodeID, key sys.BlockKey) (bool, error) {
 	return r.Has(ctx, key)
+}
+
+// ReadOn implements fsck.Replicas. What came after the list is not read: nothing can have happened to it yet.
+func (r inRedis) ReadOn(ctx context.Context, _ sys.NodeID, key sys.BlockKey) (int, error) {
+	n := r.sizes[key]
+	b, err := r.Read(ctx, key, 0, n)
+	if err != nil {
+		return 0, err
+	}
+	b.Release()
+	return n, nil
 }

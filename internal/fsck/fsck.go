@@ -1,6 +1,7 @@
 // Package fsck tests whether a tree is sound: the metadata by meta.Check, and
 // for every piece of every file whether its blocks are on each replica that
-// should hold them. It changes nothing.
+// should hold them, and, when asked to, whether their bytes are still those that
+// were written. It changes nothing.
 package fsck
 
 import (
@@ -34,6 +35,9 @@ type Replicas interface {
 	EachOn(ctx context.Context, node sys.NodeID, pg sys.PG, fn func(block.Info)) error
 	// HasOn reports whether one node has a block.
 	HasOn(ctx context.Context, node sys.NodeID, key sys.BlockKey) (bool, error)
+	// ReadOn reads all of a block that one node has, tests it, and returns its
+	// size in bytes: sys.Corrupt when it has rotted there, sys.NotExist when it is gone.
+	ReadOn(ctx context.Context, node sys.NodeID, key sys.BlockKey) (int, error)
 }
 
 // holder names one that holds blocks.
@@ -48,7 +52,10 @@ func holder(node sys.NodeID) string {
 type Options struct {
 	// Thorough looks every name up on its own as well.
 	Thorough bool
-	// Progress, if not nil, is told what is being done and how far it is.
+	// Bytes reads every copy of every block that files need.
+	Bytes bool
+	// Progress, if not nil, is told what is being done and how far it is; of
+	// is 0 where that is not known. It is called by one goroutine at a time.
 	Progress func(phase string, done, of int)
 }
 
@@ -60,6 +67,8 @@ type Report struct {
 	Missing  int64             `json:"missing"`  // blocks with no copy at all
 	Broken   int64             `json:"broken"`   // blocks of which a part is missing
 	Thin     int64             `json:"thin"`     // blocks with some copies but not all; nodes heal them by themselves
+	Read     int64             `json:"read"`     // bytes of copies that were read and tested, see Options.Bytes
+	Rotten   map[string]int64  `json:"rotten"`   // by node: copies whose bytes are not those that were written; nodes mend them from good ones by themselves
 	Orphans  int64             `json:"orphans"`  // blocks that no file, quarantine, writer or queue knows of
 	Silent   []string          `json:"silent"`   // nodes that did not answer
 	Problems []string          `json:"problems"` // in words
@@ -68,7 +77,7 @@ type Report struct {
 const problemsMax = 1000
 
 // Sound says whether nothing is wrong. Blocks that lack a copy are being
-// healed and count as sound.
+// healed, as are those with a rotten one beside a good one, and count as sound.
 func (r *Report) Sound() bool { return len(r.Problems) == 0 }
 
 // Partial says that nothing is wrong but that some nodes did not answer, so
@@ -123,7 +132,7 @@ func Run(ctx context.Context, tree Tree, blocks Replicas, opts Options) (*Report
 }
 
 func run(ctx context.Context, tree Tree, blocks Replicas, opts Options) (*Report, error) {
-	c := &checker{opts: opts, blocks: blocks, report: &Report{Silent: []string{}, Problems: []string{}}, copies: map[sys.BlockKey]uint8{},
+	c := &checker{opts: opts, blocks: blocks, report: &Report{Rotten: map[string]int64{}, Silent: []string{}, Problems: []string{}}, copies: map[sys.BlockKey]uint8{},
 		need: map[sys.BlockKey]struct{}{}, lacks: map[sys.BlockKey]string{}, silent: map[sys.NodeID]error{}}
 	// Blocks are listed before the tree is looked at: those that belong to
 	// nothing then never will. What is put afterwards is asked for again.
@@ -140,7 +149,7 @@ func run(ctx context.Context, tree Tree, blocks Replicas, opts Options) (*Report
 		_ = view.Close(ctx) // it ends by itself where this fails
 	}()
 	c.tree = view
-	for _, step := range []func(context.Context) error{c.walk, c.compare, c.orphans, c.held} {
+	for _, step := range []func(context.Context) error{c.walk, c.compare, c.orphans, c.read, c.held} {
 		if err := step(ctx); err != nil {
 			return nil, err
 		}
@@ -167,14 +176,21 @@ func (c *checker) list(ctx context.Context) error {
 				return err
 			}
 			if err != nil {
-				c.silent[node] = err
-				c.report.Silent = append(c.report.Silent, holder(node))
-				c.report.problem("%s does not tell which blocks it has: %v", holder(node), err)
+				c.mute(node, err)
 			}
 		}
 	}
 	c.opts.Progress("listing blocks", groups, groups)
 	return nil
+}
+
+// mute notes that a node does not answer, and is asked no more.
+func (c *checker) mute(node sys.NodeID, err error) {
+	if c.silent[node] == nil {
+		c.silent[node] = err
+		c.report.Silent = append(c.report.Silent, holder(node))
+		c.report.problem("%s does not tell which blocks it has: %v", holder(node), err)
+	}
 }
 
 // listOn counts the blocks of one holder.

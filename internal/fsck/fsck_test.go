@@ -72,6 +72,83 @@ func (n nodes) HasOn(ctx context.Context, id sys.NodeID, key sys.BlockKey) (bool
 	return err == nil, nil
 }
 
+func (n nodes) ReadOn(ctx context.Context, id sys.NodeID, key sys.BlockKey) (int, error) {
+	if n[id] == nil {
+		return 0, errors.New("no answer")
+	}
+	return len(written), n[id].Get(ctx, key, 0, make([]byte, len(written)))
+}
+
+// written is what each block holds.
+const written = "bytes"
+
+// rotting are nodes some of which have rotten blocks.
+type rotting struct {
+	nodes
+	rotten map[sys.NodeID]sys.BlockKey
+}
+
+func (r rotting) ReadOn(ctx context.Context, id sys.NodeID, key sys.BlockKey) (int, error) {
+	if r.rotten[id] == key {
+		return 0, sys.E(sys.Corrupt, "rotten")
+	}
+	return r.nodes.ReadOn(ctx, id, key)
+}
+
+// TestBytes: every copy is read; one that has rotted is mended by its node from a good one, and a problem when there is none.
+func TestBytes(t *testing.T) {
+	tree, ns, slice := cluster(t)
+	second := sys.BlockKey{Slice: slice, Index: 1}
+	for _, tc := range []struct {
+		name   string
+		rotten map[sys.NodeID]sys.BlockKey
+		read   int64
+		sound  bool
+		says   string
+	}{
+		{"all good", nil, 6, true, ""},
+		{"one copy has rotted", map[sys.NodeID]sys.BlockKey{2: second}, 5, true, ""},
+		{"all copies have rotted", map[sys.NodeID]sys.BlockKey{1: second, 2: second, 3: second}, 3, false, "has rotted in each of its 3 copies"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var last int
+			r, err := fsck.Run(t.Context(), still{tree}, rotting{ns, tc.rotten}, fsck.Options{Bytes: true, Progress: func(phase string, done, of int) {
+				if phase == "reading blocks" && of == 2 {
+					last = done
+				}
+			}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for node := range tc.rotten {
+				if r.Rotten[node.String()] != 1 {
+					t.Errorf("one rotten copy on %v expected, found %v", node, r.Rotten)
+				}
+			}
+			if r.Read != tc.read*int64(len(written)) || len(r.Rotten) != len(tc.rotten) || r.Sound() != tc.sound || !strings.Contains(strings.Join(r.Problems, "\n"), tc.says) {
+				t.Errorf("read %d, rotten %v, sound %v: %q", r.Read, r.Rotten, r.Sound(), r.Problems)
+			}
+			if last != 1 {
+				t.Errorf("progress ended with %d", last)
+			}
+		})
+	}
+}
+
+// TestBytesInterrupted: whoever gives up while blocks are read gets no report.
+func TestBytesInterrupted(t *testing.T) {
+	tree, ns, _ := cluster(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	_, err := fsck.Run(ctx, still{tree}, ns, fsck.Options{Bytes: true, Progress: func(phase string, _, _ int) {
+		if phase == "reading blocks" {
+			cancel()
+		}
+	}})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("%v expected, found %v", context.Canceled, err)
+	}
+}
+
 // cluster makes a tree with one file of one slice with two blocks, on three
 // nodes.
 func cluster(t *testing.T) (*meta.Memory, nodes, sys.SliceID) {
@@ -100,7 +177,7 @@ func cluster(t *testing.T) (*meta.Memory, nodes, sys.SliceID) {
 
 func put(t *testing.T, s block.Store, key sys.BlockKey) {
 	t.Helper()
-	if err := s.Put(context.Background(), key, []byte("bytes")); err != nil {
+	if err := s.Put(context.Background(), key, []byte(written)); err != nil {
 		t.Fatal(err)
 	}
 }

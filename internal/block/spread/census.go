@@ -47,6 +47,21 @@ func (s *Store) HasOn(ctx context.Context, id sys.NodeID, key sys.BlockKey) (boo
 	return len(infos) == 1 && infos[0].Key == key, err
 }
 
+// ReadOn reads all of a block from one node, and tests it. It returns the block's size in bytes; sys.Corrupt is a copy that has
+// rotted there, sys.NotExist one that is not there.
+func (s *Store) ReadOn(ctx context.Context, id sys.NodeID, key sys.BlockKey) (int, error) {
+	n, err := remoteTo(s.cluster, id)
+	if err != nil {
+		return 0, err
+	}
+	r, err := n.get(ctx, key, 0, sys.BlockSize)
+	if err != nil {
+		return 0, err
+	}
+	r.reply.Release()
+	return r.size, nil
+}
+
 // listOn is List on one node: what that node itself holds, without what it
 // remembers as deleted.
 func (s *Store) listOn(ctx context.Context, id sys.NodeID, pg sys.PG, after sys.BlockKey, limit int) ([]block.Info, error) {

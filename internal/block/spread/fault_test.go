@@ -179,6 +179,26 @@ func TestRotInUnsentPartOfPageIsFound(t *testing.T) {
 	waitFor(t, "repair", func() bool { return w.nodes[1].disk.Get(ctx, key, 0, make([]byte, 200_000)) == nil })
 }
 
+// TestReadOn: whoever tests all copies is told which node's has rotted, and no other one is read in its place.
+func TestReadOn(t *testing.T) {
+	w := newWorld(t, worldOptions{nodes: 3, noHeal: true})
+	key := blocktest.Key(1, 3, 0)
+	s := w.client(nil)
+	mustPut(t, s, key, 200_000)
+	waitFor(t, "block on all nodes", func() bool { return len(w.has(key)) == 3 })
+	rot(t, w.nodes[1], key)
+	for id, want := range map[sys.NodeID]sys.Kind{1: 0, 2: sys.Corrupt, 3: 0} {
+		n, err := s.ReadOn(ctx, id, key)
+		if want == 0 && (err != nil || n != 200_000) {
+			t.Errorf("%v: 200000 bytes expected, found %d, %v", id, n, err)
+		} else if want != 0 {
+			wantKind(t, "ReadOn where it has rotted", err, want)
+		}
+	}
+	_, err := s.ReadOn(ctx, 1, blocktest.Key(1, 3, 1))
+	wantKind(t, "ReadOn of a block that is not there", err, sys.NotExist)
+}
+
 func TestPatienceFollowsTheNodes(t *testing.T) {
 	const least = 75 * time.Millisecond
 	var p pace
