@@ -30,6 +30,9 @@ func (c *command) agree(a *procpb.Agree) *procpb.Result {
 	case r.Kind == commit.RecordOpen:
 		c.tx.Set([]byte{rowEpoch}, binary.BigEndian.AppendUint64(nil, t.Epoch))
 	case raw == nil && len(t.Commits) > 0:
+		if !c.submitted(a) {
+			return &procpb.Result{Epoch: t.Epoch}
+		}
 		v := make([]byte, 0, 8*len(r.Parties))
 		for _, p := range r.Parties {
 			v = binary.BigEndian.AppendUint64(v, uint64(p))
@@ -40,6 +43,18 @@ func (c *command) agree(a *procpb.Agree) *procpb.Result {
 		c.tx.Delete(row)
 	}
 	return &procpb.Result{Took: took, Epoch: t.Epoch}
+}
+
+// submitted makes the job that is to be started with it, if there is one; false when it cannot.
+func (c *command) submitted(a *procpb.Agree) bool {
+	if a.Submit == nil {
+		return true
+	}
+	if a.Submit.Job != a.Job || c.get(key(rowJob, a.Job)) != nil {
+		return false
+	}
+	res := c.submit(a.Submit)
+	return res.Failure == nil && res.Job == a.Job
 }
 
 // start makes a task run. One that does not wait to be started any more is left

@@ -86,7 +86,7 @@ func (m *model) list(r *procpb.ListRequest) *procpb.ListReply {
 		end, _ = slices.BinarySearch(m.order, r.Below)
 	}
 	for _, id := range slices.Backward(m.order[:end]) {
-		if j := m.jobs[id]; p.wants(userOf(j.spec)) && !p.add(j.info()) {
+		if j := m.jobs[id]; j.submit == nil && p.wants(userOf(j.spec)) && !p.add(j.info()) {
 			break
 		}
 	}
@@ -128,11 +128,11 @@ const (
 // each by itself.
 func list(v rsm.Reader, r *procpb.ListRequest) (*procpb.ListReply, error) {
 	p := newPage(r)
-	raw, err := v.Get([]byte{rowLast})
+	last, err := lastJob(v)
 	if err != nil {
 		return nil, err
 	}
-	below := number(raw) + 1
+	below := last + 1
 	if r.Below != 0 {
 		below = min(below, r.Below)
 	}

@@ -204,13 +204,19 @@ func (c *command) job(id uint64) *procpb.Job {
 	if !c.read(key(rowJob, id), j) {
 		return nil
 	}
-	if _, seen := c.delta.from[id]; !seen {
-		if c.delta.from == nil {
-			c.delta.from = map[uint64]uint64{}
-		}
-		c.delta.from[id] = j.Version
-	}
+	c.before(id, j.Version)
 	return j
+}
+
+// before notes which version a job had before the command.
+func (c *command) before(id, version uint64) {
+	if _, noted := c.delta.from[id]; noted {
+		return
+	}
+	if c.delta.from == nil {
+		c.delta.from = map[uint64]uint64{}
+	}
+	c.delta.from[id] = version
 }
 
 func (c *command) task(job uint64, index uint32) *procpb.Task {

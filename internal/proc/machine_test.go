@@ -120,6 +120,17 @@ func (x *table) start(job uint64, index uint32, nodes ...uint64) *procpb.Result 
 		Job: job, Index: index, Try: t.Epoch + 1, Nodes: nodes, Why: "there is room", OutIno: out}}})
 }
 
+// submitAndStart makes and starts a job by one record, whose ID leaves some out.
+func (x *table) submitAndStart(s *procpb.Spec, gap uint64) uint64 {
+	x.t.Helper()
+	x.seq++
+	submit := submission(x.seq, s).GetSubmit()
+	submit.Job = must(lastJob(x.rows)) + 1 + gap
+	x.must(&procpb.Command{Op: &procpb.Command_Agree{Agree: &procpb.Agree{Kind: uint32(commit.RecordCommit), Epoch: 1, Seq: x.seq, Parties: []uint64{1},
+		Job: submit.Job, Try: 1, Nodes: slices.Repeat([]uint64{1}, int(s.Size)), Submit: submit}}})
+	return submit.Job
+}
+
 func (x *table) end(job uint64, index, rank uint32, p *procpb.Process) {
 	x.t.Helper()
 	t := x.task(job, index)
@@ -268,6 +279,42 @@ func TestOneCommitStartsATaskOnce(t *testing.T) {
 	late := &procpb.Command{Op: &procpb.Command_Agree{Agree: &procpb.Agree{Kind: uint32(commit.RecordCommit), Epoch: 1, Seq: 2, Parties: []uint64{1}, Job: other, Try: 1, Nodes: []uint64{1}}}}
 	if res := x.must(late); res.Took || x.task(other, 0).State != procpb.State_QUEUED {
 		t.Fatalf("a deposed coordinator has started a task: %v", res)
+	}
+}
+
+// TestOneRecordMakesAndStartsAJob, or does neither.
+func TestOneRecordMakesAndStartsAJob(t *testing.T) {
+	x := newTable(t)
+	record := func(epoch, seq, request, job uint64, edit ...func(*procpb.Spec)) *procpb.Command {
+		s := submission(request, specOf(edit...)).GetSubmit()
+		s.Job = job
+		return &procpb.Command{Op: &procpb.Command_Agree{Agree: &procpb.Agree{Kind: uint32(commit.RecordCommit), Epoch: epoch, Seq: seq, Parties: []uint64{1},
+			Job: job, Try: 1, Nodes: []uint64{1}, Submit: s}}}
+	}
+	first := record(1, 1, 7, 5)
+	for range 2 { // it may be proposed twice
+		if res := x.must(first); !res.Took || x.task(5, 0).State != procpb.State_RUNNING || x.job(5).Running != 1 || x.job(5).StartedNs != x.job(5).SubmittedNs {
+			t.Fatalf("job 5 expected to run, found %v, %v, %v", res, x.job(5), x.task(5, 0))
+		}
+	}
+	x.end(5, 0, 0, &procpb.Process{ExitCode: 1})
+	if again := x.must(submission(7, specOf())).Job; again != 5 {
+		t.Errorf("the same request made job %d", again)
+	}
+	if next := x.submit(specOf()); next != 6 {
+		t.Errorf("job 6 expected after job 5, found %d", next)
+	}
+	before := maps.Clone(x.rows)
+	for name, cmd := range map[string]*procpb.Command{
+		"the same once more, when it has ended": first,
+		"another one for the same request":      record(1, 2, 7, 8),
+		"one whose ID is taken":                 record(1, 3, 9, 5),
+		"one that cannot be":                    record(1, 4, 10, 9, func(s *procpb.Spec) { s.Argv = nil }),
+		"one of a coordinator of before":        record(0, 5, 11, 9),
+	} {
+		if res := x.must(cmd); res.Took != (cmd == first) || !maps.EqualFunc(before, x.rows, bytes.Equal) {
+			t.Errorf("%s: it has changed something, or has not: %v", name, res)
+		}
 	}
 }
 
@@ -657,6 +704,10 @@ func (x *table) random(t *rapid.T, jobs *[]uint64) {
 				s.After = []*procpb.After{{Job: rapid.SampledFrom(*jobs).Draw(t, "on"), Any: rapid.Bool().Draw(t, "any")}}
 			}
 		})
+		if !s.Array && len(s.After) == 0 && rapid.Bool().Draw(t, "prompt") {
+			*jobs = append(*jobs, x.submitAndStart(s, rapid.Uint64Range(0, 2).Draw(t, "gap")))
+			return
+		}
 		*jobs = append(*jobs, x.submit(s))
 		return
 	}

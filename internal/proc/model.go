@@ -27,14 +27,16 @@ type model struct {
 }
 
 type jobModel struct {
-	row   *procpb.Job
-	spec  *procpb.Spec
-	tasks map[uint32]*taskModel
-	live  map[uint32]*taskModel // those that run, or are about to
-	next  uint32                // no task below waits in the queue
-	stops int                   // Kills under way: nothing of it is started
-	came  int64                 // when it was submitted, by the clock of plans
-	nodes []uint64              // where it runs or ran, ascending
+	row  *procpb.Job
+	spec *procpb.Spec
+	// submit is of a job that is in no row yet: its start is to make it.
+	submit *procpb.Submit
+	tasks  map[uint32]*taskModel
+	live   map[uint32]*taskModel // those that run, or are about to
+	next   uint32                // no task below waits in the queue
+	stops  int                   // Kills under way: nothing of it is started
+	came   int64                 // when it was submitted, by the clock of plans
+	nodes  []uint64              // where it runs or ran, ascending
 }
 
 type taskModel struct {
@@ -125,7 +127,7 @@ func (m *model) addJob(j *procpb.Job, spec *procpb.Spec) {
 func (m *model) follow(d *delta, now time.Duration) {
 	for _, j := range d.jobs {
 		if jm := m.jobs[j.Id]; jm != nil {
-			jm.row = j
+			jm.row, jm.submit = j, nil
 		} else if spec := d.specs[j.Id]; spec != nil && !Over(j.State) {
 			m.addJob(j, spec)
 		}
@@ -205,6 +207,16 @@ func (m *model) relive(j *jobModel, t *taskModel) {
 	}
 }
 
+// foresee adds a job as it will be when it has been submitted. It stays until an attempt to start it has ended.
+func (m *model) foresee(r *procpb.Submit, now int64) *jobModel {
+	m.addJob(&procpb.Job{Id: r.Job, SubmittedNs: now, Tasks: 1, Queued: 1, State: procpb.State_QUEUED}, r.Spec)
+	m.setTask(&procpb.Task{Job: r.Job, Index: r.Spec.First, State: procpb.State_QUEUED}, 0)
+	m.dirty = true
+	j := m.jobs[r.Job]
+	j.submit = r
+	return j
+}
+
 // try begins an attempt, and settle ends it.
 func (m *model) try(a *attempt) {
 	a.task.attempt = a
@@ -215,6 +227,9 @@ func (m *model) settle(a *attempt) {
 	a.task.attempt = nil
 	delete(m.attempts, a.tx)
 	m.relive(a.job, a.task)
+	if a.job.submit != nil {
+		m.drop(a.job.row.Id)
+	}
 }
 
 // charge notes what a user has had.

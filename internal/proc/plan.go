@@ -44,10 +44,11 @@ func (s *Server) plan(l *leadership, now time.Duration) {
 	l.model.dirty, l.planned = false, now
 	snap, who := s.snapshot(l, now)
 	if len(who) == 0 {
-		l.took = 0
+		l.took, l.waiting = 0, 0
 		return
 	}
 	p := sched.MakePlan(snap)
+	l.waiting = len(p.Wait)
 	for _, w := range p.Wait {
 		who[w.Gang-1].task.why = w.Why
 	}
@@ -217,6 +218,7 @@ func (l *leadership) recordOf(r commit.Record) *procpb.Command {
 	if a := l.model.attempts[r.Tx]; a != nil && r.Kind == commit.RecordCommit {
 		t := a.task.row
 		agree.Job, agree.Index, agree.Try, agree.Nodes, agree.Why, agree.OutIno = t.Job, t.Index, t.Epoch+1, a.nodes, a.why, a.ino
+		agree.Submit = a.job.submit
 	}
 	return &procpb.Command{Op: &procpb.Command_Agree{Agree: agree}}
 }

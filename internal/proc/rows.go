@@ -135,3 +135,9 @@ func loadSpec(r rsm.Reader, job uint64) (*procpb.Spec, error) {
 	s.Items, s.NearItems = items.Items, items.NearItems
 	return s, nil
 }
+
+// lastJob is the highest ID that a job has had.
+func lastJob(r rsm.Reader) (uint64, error) {
+	raw, err := r.Get([]byte{rowLast})
+	return number(raw), err
+}

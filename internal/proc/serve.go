@@ -47,12 +47,11 @@ func (s *Server) serveSubmit(ctx context.Context, req *wire.Request) (wire.Respo
 	if err := s.checkTree(ctx, r.Spec); err != nil {
 		return cluster.LeaderHint(err)
 	}
-	res, _, err := s.propose(ctx, &procpb.Command{Op: &procpb.Command_Submit{Submit: &r}})
+	id, err := s.submit(ctx, &r)
 	if err != nil {
 		return cluster.LeaderHint(err)
 	}
-	signal(s.wake)
-	return respond(&procpb.SubmitReply{Job: res.Job})
+	return respond(&procpb.SubmitReply{Job: id})
 }
 
 // nodesWithin is how long a new cluster's nodes have to tell of themselves
@@ -330,7 +329,7 @@ func (s *Server) kill(ctx context.Context, r *procpb.KillRequest) (*procpb.Resul
 	}
 	j := l.model.jobs[r.Job]
 	concerned := func(t *taskModel) bool { return len(r.Indices) == 0 || slices.Contains(r.Indices, t.row.Index) }
-	if j == nil {
+	if j == nil || j.submit != nil {
 		s.mu.Unlock()
 		_, err := s.news(ctx, &procpb.WaitRequest{Job: r.Job, Version: 1})
 		return &procpb.Result{}, err // it has ended, or never was

@@ -68,12 +68,15 @@ type leadership struct {
 	planned time.Duration // when the last plan was made
 	took    time.Duration // and how long that took
 	later   bool          // another one has been put off
+	waiting int           // how many tasks it has left in the queue
 	looked  time.Duration // when lives and timeouts were last looked at
 	swept   time.Duration // when leftovers were
 	over    bool          // another coordinator has taken over
 	forgot  time.Duration // when records that transactions have ended were last proposed
 	forgets []commit.Record
-	mark    uint64 // the highest given to what heartbeats did not list
+	mark    uint64        // the highest given to what heartbeats did not list
+	last    uint64        // the highest ID given to a job
+	gone    chan struct{} // closed when it has ended
 }
 
 // NewServer starts to follow the leadership. Close stops it.
@@ -190,6 +193,7 @@ func (s *Server) turn() time.Duration {
 	s.mu.Lock()
 	l := s.lead
 	if l != nil && (l.term != term || l.over) {
+		close(l.gone)
 		s.lead, l = nil, nil
 		s.hub.subscribe(false)
 	}
@@ -221,12 +225,15 @@ func (s *Server) begin(term uint64) (err error) {
 	if err != nil {
 		return err
 	}
-	l := &leadership{term: term, since: s.opt.Clock.Boot(), wall: s.opt.Clock.Wall().UnixNano()}
+	l := &leadership{term: term, since: s.opt.Clock.Boot(), wall: s.opt.Clock.Wall().UnixNano(), gone: make(chan struct{})}
 	l.looked, l.swept = l.since, l.since
 	var table *commit.Table
 	if err := s.group.ReadLocal(rsm.NSProc, func(r rsm.Reader) (err error) {
 		if table, err = loadTable(r); err == nil {
 			l.model, err = loadModel(r, l.since)
+		}
+		if err == nil {
+			l.last, err = lastJob(r)
 		}
 		return err
 	}); err != nil {
@@ -259,7 +266,7 @@ func (s *Server) now() commit.Time { return commit.Time(s.opt.Clock.Boot()) }
 // propose has a command agreed. It returns its result, and which inodes it
 // changed. A refusal is an error.
 func (s *Server) propose(ctx context.Context, cmd *procpb.Command) (*procpb.Result, []sys.Ino, error) {
-	raw, local, err := s.group.Propose(ctx, rsm.Command{NS: rsm.NSProc, Body: encode(cmd), Reserve: cmd.GetSubmit() == nil})
+	raw, local, err := s.group.Propose(ctx, rsm.Command{NS: rsm.NSProc, Body: encode(cmd), Reserve: cmd.GetSubmit() == nil && cmd.GetAgree().GetSubmit() == nil})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -634,15 +634,7 @@ func TestANewLeaderGoesOn(t *testing.T) {
 		w.waitFor(id, procpb.State_RUNNING)
 		w.finish(id)
 	}
-	for _, n := range w.nodes {
-		n.set(func() {
-			for k, times := range n.started {
-				if times != 1 {
-					t.Errorf("%v started %s %d times", n.id, k, times)
-				}
-			}
-		})
-	}
+	w.eachOnce()
 }
 
 func TestALostNodesWorkIsDoneElsewhere(t *testing.T) {

@@ -30,11 +30,16 @@ func (c *command) submit(s *procpb.Submit) *procpb.Result {
 	if err != nil {
 		return refused(err)
 	}
-	id := number(c.get([]byte{rowLast})) + 1
-	c.tx.Set([]byte{rowLast}, binary.BigEndian.AppendUint64(nil, id))
+	last := number(c.get([]byte{rowLast}))
+	id := s.Job
+	if id == 0 || c.get(key(rowJob, id)) != nil {
+		id = last + 1
+	}
+	c.tx.Set([]byte{rowLast}, binary.BigEndian.AppendUint64(nil, max(last, id)))
 	c.tx.Set(request, binary.BigEndian.AppendUint64(nil, id))
 	c.tx.Set(key(rowActive, id), nil)
 	c.delta.specs = map[uint64]*procpb.Spec{id: proto.CloneOf(spec)}
+	c.before(id, 0)
 	if len(spec.Items) > 0 {
 		c.tx.Set(key(rowItems, id), encode(&procpb.Spec{Items: spec.Items, NearItems: spec.NearItems}))
 		spec.Items, spec.NearItems = nil, nil

@@ -1435,6 +1435,7 @@ type Submit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Request       []byte                 `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"` // 16 random bytes
 	Spec          *Spec                  `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
+	Job           uint64                 `protobuf:"varint,3,opt,name=job,proto3" json:"job,omitempty"` // the ID that the leader has chosen; 0, or one that is taken: the next one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1483,6 +1484,13 @@ func (x *Submit) GetSpec() *Spec {
 	return nil
 }
 
+func (x *Submit) GetJob() uint64 {
+	if x != nil {
+		return x.Job
+	}
+	return 0
+}
+
 // Agree is a record of the coordinator's log (package commit). A commit also
 // says what it starts.
 type Agree struct {
@@ -1497,6 +1505,7 @@ type Agree struct {
 	Nodes         []uint64               `protobuf:"varint,8,rep,packed,name=nodes,proto3" json:"nodes,omitempty"` // by rank
 	Why           string                 `protobuf:"bytes,9,opt,name=why,proto3" json:"why,omitempty"`
 	OutIno        uint64                 `protobuf:"varint,10,opt,name=out_ino,json=outIno,proto3" json:"out_ino,omitempty"`
+	Submit        *Submit                `protobuf:"bytes,11,opt,name=submit,proto3" json:"submit,omitempty"` // makes the job in the same step, of the same ID; where that cannot be the record takes no effect
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1599,6 +1608,13 @@ func (x *Agree) GetOutIno() uint64 {
 		return x.OutIno
 	}
 	return 0
+}
+
+func (x *Agree) GetSubmit() *Submit {
+	if x != nil {
+		return x.Submit
+	}
+	return nil
 }
 
 // Began says that processes run.
@@ -4287,10 +4303,11 @@ const file_proc_procpb_proc_proto_rawDesc = "" +
 	"\x05began\x18\t \x01(\v2\x15.koinon.proc.v1.BeganH\x00R\x05began\x120\n" +
 	"\x06refuse\x18\n" +
 	" \x01(\v2\x16.koinon.proc.v1.RefuseH\x00R\x06refuseB\x04\n" +
-	"\x02op\"L\n" +
+	"\x02op\"^\n" +
 	"\x06Submit\x12\x18\n" +
 	"\arequest\x18\x01 \x01(\fR\arequest\x12(\n" +
-	"\x04spec\x18\x02 \x01(\v2\x14.koinon.proc.v1.SpecR\x04spec\"\xd8\x01\n" +
+	"\x04spec\x18\x02 \x01(\v2\x14.koinon.proc.v1.SpecR\x04spec\x12\x10\n" +
+	"\x03job\x18\x03 \x01(\x04R\x03job\"\x88\x02\n" +
 	"\x05Agree\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x10\n" +
@@ -4302,7 +4319,8 @@ const file_proc_procpb_proc_proto_rawDesc = "" +
 	"\x05nodes\x18\b \x03(\x04R\x05nodes\x12\x10\n" +
 	"\x03why\x18\t \x01(\tR\x03why\x12\x17\n" +
 	"\aout_ino\x18\n" +
-	" \x01(\x04R\x06outIno\"9\n" +
+	" \x01(\x04R\x06outIno\x12.\n" +
+	"\x06submit\x18\v \x01(\v2\x16.koinon.proc.v1.SubmitR\x06submit\"9\n" +
 	"\x05Began\x120\n" +
 	"\areports\x18\x01 \x03(\v2\x16.koinon.proc.v1.ReportR\areports\"9\n" +
 	"\x05Ended\x120\n" +
@@ -4607,38 +4625,39 @@ var file_proc_procpb_proc_proto_depIdxs = []int32{
 	14, // 21: koinon.proc.v1.Command.began:type_name -> koinon.proc.v1.Began
 	22, // 22: koinon.proc.v1.Command.refuse:type_name -> koinon.proc.v1.Refuse
 	5,  // 23: koinon.proc.v1.Submit.spec:type_name -> koinon.proc.v1.Spec
-	16, // 24: koinon.proc.v1.Began.reports:type_name -> koinon.proc.v1.Report
-	16, // 25: koinon.proc.v1.Ended.reports:type_name -> koinon.proc.v1.Report
-	7,  // 26: koinon.proc.v1.Report.process:type_name -> koinon.proc.v1.Process
-	10, // 27: koinon.proc.v1.SetNode.node:type_name -> koinon.proc.v1.Node
-	23, // 28: koinon.proc.v1.Result.failure:type_name -> koinon.proc.v1.Failure
-	28, // 29: koinon.proc.v1.ListReply.jobs:type_name -> koinon.proc.v1.JobInfo
-	9,  // 30: koinon.proc.v1.JobInfo.job:type_name -> koinon.proc.v1.Job
-	9,  // 31: koinon.proc.v1.WaitReply.job:type_name -> koinon.proc.v1.Job
-	8,  // 32: koinon.proc.v1.WaitReply.tasks:type_name -> koinon.proc.v1.Task
-	5,  // 33: koinon.proc.v1.WaitReply.spec:type_name -> koinon.proc.v1.Spec
-	16, // 34: koinon.proc.v1.WaitReply.ended:type_name -> koinon.proc.v1.Report
-	9,  // 35: koinon.proc.v1.InspectReply.job:type_name -> koinon.proc.v1.Job
-	5,  // 36: koinon.proc.v1.InspectReply.spec:type_name -> koinon.proc.v1.Spec
-	8,  // 37: koinon.proc.v1.InspectReply.tasks:type_name -> koinon.proc.v1.Task
-	33, // 38: koinon.proc.v1.InspectReply.explanations:type_name -> koinon.proc.v1.Explanation
-	34, // 39: koinon.proc.v1.Explanation.nodes:type_name -> koinon.proc.v1.NodeReason
-	35, // 40: koinon.proc.v1.Explanation.refusals:type_name -> koinon.proc.v1.Refusal
-	38, // 41: koinon.proc.v1.NodesReply.nodes:type_name -> koinon.proc.v1.NodeInfo
-	10, // 42: koinon.proc.v1.NodeInfo.node:type_name -> koinon.proc.v1.Node
-	1,  // 43: koinon.proc.v1.NodeInfo.used:type_name -> koinon.proc.v1.Resources
-	40, // 44: koinon.proc.v1.Messages.messages:type_name -> koinon.proc.v1.Message
-	5,  // 45: koinon.proc.v1.Reservation.spec:type_name -> koinon.proc.v1.Spec
-	10, // 46: koinon.proc.v1.Heartbeat.node:type_name -> koinon.proc.v1.Node
-	44, // 47: koinon.proc.v1.Heartbeat.running:type_name -> koinon.proc.v1.Running
-	1,  // 48: koinon.proc.v1.Heartbeat.used:type_name -> koinon.proc.v1.Resources
-	44, // 49: koinon.proc.v1.HeartbeatReply.stop:type_name -> koinon.proc.v1.Running
-	7,  // 50: koinon.proc.v1.OutputReply.process:type_name -> koinon.proc.v1.Process
-	51, // [51:51] is the sub-list for method output_type
-	51, // [51:51] is the sub-list for method input_type
-	51, // [51:51] is the sub-list for extension type_name
-	51, // [51:51] is the sub-list for extension extendee
-	0,  // [0:51] is the sub-list for field type_name
+	12, // 24: koinon.proc.v1.Agree.submit:type_name -> koinon.proc.v1.Submit
+	16, // 25: koinon.proc.v1.Began.reports:type_name -> koinon.proc.v1.Report
+	16, // 26: koinon.proc.v1.Ended.reports:type_name -> koinon.proc.v1.Report
+	7,  // 27: koinon.proc.v1.Report.process:type_name -> koinon.proc.v1.Process
+	10, // 28: koinon.proc.v1.SetNode.node:type_name -> koinon.proc.v1.Node
+	23, // 29: koinon.proc.v1.Result.failure:type_name -> koinon.proc.v1.Failure
+	28, // 30: koinon.proc.v1.ListReply.jobs:type_name -> koinon.proc.v1.JobInfo
+	9,  // 31: koinon.proc.v1.JobInfo.job:type_name -> koinon.proc.v1.Job
+	9,  // 32: koinon.proc.v1.WaitReply.job:type_name -> koinon.proc.v1.Job
+	8,  // 33: koinon.proc.v1.WaitReply.tasks:type_name -> koinon.proc.v1.Task
+	5,  // 34: koinon.proc.v1.WaitReply.spec:type_name -> koinon.proc.v1.Spec
+	16, // 35: koinon.proc.v1.WaitReply.ended:type_name -> koinon.proc.v1.Report
+	9,  // 36: koinon.proc.v1.InspectReply.job:type_name -> koinon.proc.v1.Job
+	5,  // 37: koinon.proc.v1.InspectReply.spec:type_name -> koinon.proc.v1.Spec
+	8,  // 38: koinon.proc.v1.InspectReply.tasks:type_name -> koinon.proc.v1.Task
+	33, // 39: koinon.proc.v1.InspectReply.explanations:type_name -> koinon.proc.v1.Explanation
+	34, // 40: koinon.proc.v1.Explanation.nodes:type_name -> koinon.proc.v1.NodeReason
+	35, // 41: koinon.proc.v1.Explanation.refusals:type_name -> koinon.proc.v1.Refusal
+	38, // 42: koinon.proc.v1.NodesReply.nodes:type_name -> koinon.proc.v1.NodeInfo
+	10, // 43: koinon.proc.v1.NodeInfo.node:type_name -> koinon.proc.v1.Node
+	1,  // 44: koinon.proc.v1.NodeInfo.used:type_name -> koinon.proc.v1.Resources
+	40, // 45: koinon.proc.v1.Messages.messages:type_name -> koinon.proc.v1.Message
+	5,  // 46: koinon.proc.v1.Reservation.spec:type_name -> koinon.proc.v1.Spec
+	10, // 47: koinon.proc.v1.Heartbeat.node:type_name -> koinon.proc.v1.Node
+	44, // 48: koinon.proc.v1.Heartbeat.running:type_name -> koinon.proc.v1.Running
+	1,  // 49: koinon.proc.v1.Heartbeat.used:type_name -> koinon.proc.v1.Resources
+	44, // 50: koinon.proc.v1.HeartbeatReply.stop:type_name -> koinon.proc.v1.Running
+	7,  // 51: koinon.proc.v1.OutputReply.process:type_name -> koinon.proc.v1.Process
+	52, // [52:52] is the sub-list for method output_type
+	52, // [52:52] is the sub-list for method input_type
+	52, // [52:52] is the sub-list for extension type_name
+	52, // [52:52] is the sub-list for extension extendee
+	0,  // [0:52] is the sub-list for field type_name
 }
 
 func init() { file_proc_procpb_proc_proto_init() }

@@ -1,0 +1,177 @@
+package proc
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/koinon/koinon/internal/proc/procpb"
+	"github.com/koinon/koinon/internal/rsm"
+	"github.com/koinon/koinon/internal/sys"
+)
+
+// running says whether a job runs.
+func (w *world) running(id uint64) bool {
+	w.t.Helper()
+	return w.inspect(id).Job.State == procpb.State_RUNNING
+}
+
+// TestAJobStartsBeforeItIsAcknowledged, where there is room; its number comes after those before it.
+func TestAJobStartsBeforeItIsAcknowledged(t *testing.T) {
+	w := newWorld(t)
+	w.await("all nodes", func() bool { return len(must(w.c.Nodes(t.Context())).Nodes) == 3 })
+	for want := uint64(1); want <= 3; want++ {
+		id := w.submit(gang(2))
+		if id != want || !w.running(id) {
+			t.Errorf("job %d expected to run, found job %d: %v", want, id, w.inspect(id).Job)
+		}
+	}
+	waits := w.submit(gang(1)) // there are 6 CPUs
+	if waits != 4 || w.running(waits) {
+		t.Errorf("job 4 expected to wait, found job %d: %v", waits, w.inspect(waits).Job)
+	}
+	behind := w.submit(gang(1))
+	for id := uint64(1); id <= behind; id++ {
+		w.waitFor(id, procpb.State_RUNNING)
+		w.finish(id)
+	}
+	w.eachOnce()
+}
+
+// eachOnce fails the test when something was started twice.
+func (w *world) eachOnce() {
+	w.t.Helper()
+	for _, n := range w.nodes {
+		n.set(func() {
+			for k, times := range n.started {
+				if times != 1 {
+					w.t.Errorf("%v started %s %d times", n.id, k, times)
+				}
+			}
+		})
+	}
+}
+
+// TestTheSameRequestComesTwice at the same time, and again: one job.
+func TestTheSameRequestComesTwice(t *testing.T) {
+	w := newWorld(t)
+	w.await("all nodes", func() bool { return len(must(w.c.Nodes(t.Context())).Nodes) == 3 })
+	before := w.epoch()
+	const jobs, times = 20, 3
+	var ids [jobs][times + 1]uint64
+	send := func(job, time int) {
+		req := &procpb.Submit{Request: slices.Repeat([]byte{byte(job + 1)}, 16), Spec: specOf(func(s *procpb.Spec) { s.Each.CpuMilli = 100 })}
+		r, err := w.cc.CallLeader(t.Context(), MethodSubmit, nil, encode(req))
+		reply := &procpb.SubmitReply{}
+		if err == nil {
+			err = take(r, reply)
+		}
+		if err != nil {
+			t.Errorf("job %d: %v", job, err)
+		}
+		ids[job][time] = reply.Job
+	}
+	for job := range jobs {
+		var all sync.WaitGroup
+		for time := range times {
+			all.Go(func() { send(job, time) })
+		}
+		all.Wait()
+		send(job, times)
+	}
+	for job, got := range ids {
+		if got[0] == 0 || len(slices.Compact(got[:])) != 1 || job > 0 && got[0] <= ids[job-1][0] {
+			t.Errorf("job %d: one number expected, above the last one's, found %v", job, got)
+		}
+	}
+	if after := w.epoch(); after != before {
+		t.Errorf("a coordinator of epoch %d expected, found %d: requests got in each other's way", before, after)
+	}
+	l := must(w.c.List(t.Context(), &procpb.ListRequest{All: true}))
+	if len(l.Jobs) != jobs {
+		t.Errorf("%d jobs expected, found %d", jobs, len(l.Jobs))
+	}
+	for _, i := range l.Jobs {
+		w.finish(i.Job.Id)
+	}
+	w.eachOnce()
+}
+
+// TestARefusedStartIsSubmitted: a job whose nodes refuse is in the table, and its client need not wait.
+func TestARefusedStartIsSubmitted(t *testing.T) {
+	w := newWorld(t)
+	w.await("all nodes", func() bool { return len(must(w.c.Nodes(t.Context())).Nodes) == 3 })
+	for _, n := range w.nodes {
+		n.set(func() { n.refuse = "it is Sunday" })
+	}
+	id := w.submit(gang(3))
+	if state := w.inspect(id).Job.State; state != procpb.State_QUEUED {
+		t.Errorf("a job that waits expected, found %v", state)
+	}
+	for _, n := range w.nodes {
+		n.set(func() { n.refuse = "" })
+	}
+	w.waitFor(id, procpb.State_RUNNING)
+	w.finish(id)
+	w.eachOnce()
+}
+
+// TestTheLeaderFallsWhileAJobIsOnItsWay: it is made once, or not at all and its client is told so.
+func TestTheLeaderFallsWhileAJobIsOnItsWay(t *testing.T) {
+	w := newWorld(t)
+	w.await("all nodes", func() bool { return len(must(w.c.Nodes(t.Context())).Nodes) == 3 })
+	var ids []uint64
+	var mu sync.Mutex
+	ctx, stop := context.WithCancel(t.Context())
+	var clients sync.WaitGroup
+	for range 3 {
+		clients.Go(func() {
+			for ctx.Err() == nil {
+				id, err := w.c.Submit(t.Context(), specOf(func(s *procpb.Spec) { s.Each.CpuMilli = 50 }))
+				if err != nil && !sys.Is(err, sys.Unavailable) && !sys.Is(err, sys.Interrupted) {
+					t.Errorf("submit: %v", err)
+				}
+				if err == nil {
+					mu.Lock()
+					ids = append(ids, id)
+					mu.Unlock()
+					w.end(id)
+				}
+			}
+		})
+	}
+	for range 4 {
+		w.depose()
+	}
+	stop()
+	clients.Wait()
+	slices.Sort(ids)
+	if len(ids) == 0 || len(slices.Compact(slices.Clone(ids))) != len(ids) {
+		t.Errorf("numbers of their own expected, found %v", ids)
+	}
+	for _, id := range ids {
+		w.finish(id)
+	}
+	w.eachOnce()
+}
+
+// end ends what the nodes run of a job by now.
+func (w *world) end(id uint64) {
+	for _, n := range w.nodes {
+		n.end(id, 0, 0)
+	}
+}
+
+// epoch is that of the newest coordinator.
+func (w *world) epoch() (epoch uint64) {
+	w.t.Helper()
+	if err := w.leader().host.Group(0).ReadLocal(rsm.NSProc, func(r rsm.Reader) error {
+		raw, err := r.Get([]byte{rowEpoch})
+		epoch = number(raw)
+		return err
+	}); err != nil {
+		w.t.Fatal(err)
+	}
+	return epoch
+}
