@@ -16,8 +16,8 @@ import (
 	"github.com/koinon/koinon/internal/sys"
 )
 
-// planShare bounds planning to one part in so many of the time: a plan over a
-// long queue takes a while.
+// planShare bounds planning to one part in so many of the time while somebody
+// waits: a plan over a long queue takes a while.
 const planShare = 5
 
 // plan starts what can be started, at once or as soon as there may be another
@@ -29,7 +29,7 @@ func (s *Server) plan(l *leadership, now time.Duration) {
 		}
 		return
 	}
-	if early := l.planned + planShare*l.took - now; early > 0 {
+	if early := l.planned + planShare*l.took - now; early > 0 && l.waiting > 0 {
 		if !l.later {
 			l.later = true
 			time.AfterFunc(early, func() {

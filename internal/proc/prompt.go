@@ -1,7 +1,6 @@
 package proc
 
 import (
-	"bytes"
 	"context"
 
 	"github.com/koinon/koinon/internal/proc/procpb"
@@ -9,40 +8,62 @@ import (
 	"github.com/koinon/koinon/internal/sys"
 )
 
-// submit makes a job, once for a request, and returns its ID. Where it can start at once, the nodes are asked before it is in the
-// log, and one record makes it and starts it: who waits for it waits for one round of the log less
-// (docs/decisions/0026-prompt-starts.md).
+// newJob is a job on its way into the log.
+type newJob struct {
+	done chan struct{} // closed when the rest is known
+	id   uint64
+	err  error
+}
+
+// submit makes a job, once for a request, and returns its ID. It goes on when ctx is done: whoever comes with the same request
+// waits for the first.
 func (s *Server) submit(ctx context.Context, r *procpb.Submit) (uint64, error) {
 	const op = sys.Op("proc.Submit")
-	for {
-		if id, err := s.submitted(ctx, r); err != nil || id != 0 {
-			return id, err
-		}
-		l, err := s.leader(ctx, op)
-		if err != nil {
-			return 0, err
-		}
-		a, again := l.model.coming(r.Request), true
-		if a == nil {
-			l.last++
-			r.Job = l.last
-			a, again = s.prompt(l, r), false
-		}
-		s.mu.Unlock()
-		if a == nil {
-			break
-		}
+	l, err := s.leader(ctx, op)
+	if err != nil {
+		return 0, err
+	}
+	j := l.coming[string(r.Request)]
+	if j == nil {
+		j = &newJob{done: make(chan struct{})}
+		l.coming[string(r.Request)] = j
+		s.done.Go(func() {
+			j.id, j.err = s.bring(l, r)
+			s.mu.Lock()
+			delete(l.coming, string(r.Request))
+			s.mu.Unlock()
+			close(j.done)
+		})
+	}
+	s.mu.Unlock()
+	select {
+	case <-j.done:
+		return j.id, j.err
+	case <-ctx.Done():
+		return 0, sys.E(op, sys.Interrupted, ctx.Err())
+	}
+}
+
+// bring brings a job into the log, by its start or else by itself, if it is not there.
+func (s *Server) bring(l *leadership, r *procpb.Submit) (uint64, error) {
+	const op = sys.Op("proc.Submit")
+	ctx, cancel := context.WithTimeout(s.ctx, proposeTimeout)
+	defer cancel()
+	if id, err := s.submitted(ctx, r); err != nil || id != 0 {
+		return id, err
+	}
+	s.mu.Lock()
+	l.last++
+	r.Job = l.last
+	a := s.prompt(l, r)
+	s.mu.Unlock()
+	if a != nil {
 		select {
 		case <-a.done:
 		case <-l.gone:
 			return 0, s.group.NotLeader(op)
 		case <-s.ctx.Done():
 			return 0, sys.E(op, sys.Unavailable, "the node is stopping")
-		case <-ctx.Done():
-			return 0, sys.E(op, sys.Interrupted, ctx.Err())
-		}
-		if again {
-			continue // whoever came first with this request has done it, or has left it
 		}
 		s.mu.Lock()
 		made := a.job.submit == nil
@@ -50,7 +71,6 @@ func (s *Server) submit(ctx context.Context, r *procpb.Submit) (uint64, error) {
 		if made {
 			return r.Job, nil
 		}
-		break
 	}
 	res, _, err := s.propose(ctx, &procpb.Command{Op: &procpb.Command_Submit{Submit: r}})
 	signal(s.wake)
@@ -67,9 +87,10 @@ func (s *Server) submitted(ctx context.Context, r *procpb.Submit) (id uint64, er
 	return id, err
 }
 
-// prompt tries to start a job that is in no row yet. It returns nil where that cannot be now. The caller holds mu.
+// prompt tries to start a job that is in no row yet, so that one record makes it and starts it: who waits for it waits for one
+// round of the log less (docs/decisions/0026-prompt-starts.md). It returns nil where that cannot be now. The caller holds mu.
 func (s *Server) prompt(l *leadership, r *procpb.Submit) *attempt {
-	if spec := r.Spec; l.waiting > 0 || spec.Array || len(spec.After) > 0 || spec.Out != "" || len(r.Request) != 16 || Check(spec) != nil {
+	if spec := r.Spec; s.lead != l || l.waiting > 0 || spec.Array || len(spec.After) > 0 || spec.Out != "" || len(r.Request) != 16 || Check(spec) != nil {
 		return nil
 	}
 	now := s.opt.Clock.Boot()
@@ -82,14 +103,4 @@ func (s *Server) prompt(l *leadership, r *procpb.Submit) *attempt {
 	}
 	s.pump(l)
 	return a
-}
-
-// coming is the attempt that is to make the job of a request.
-func (m *model) coming(request []byte) *attempt {
-	for _, a := range m.attempts {
-		if a.job.submit != nil && bytes.Equal(a.job.submit.Request, request) {
-			return a
-		}
-	}
-	return nil
 }

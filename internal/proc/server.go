@@ -74,9 +74,10 @@ type leadership struct {
 	over    bool          // another coordinator has taken over
 	forgot  time.Duration // when records that transactions have ended were last proposed
 	forgets []commit.Record
-	mark    uint64        // the highest given to what heartbeats did not list
-	last    uint64        // the highest ID given to a job
-	gone    chan struct{} // closed when it has ended
+	mark    uint64             // the highest given to what heartbeats did not list
+	last    uint64             // the highest ID given to a job
+	coming  map[string]*newJob // by request
+	gone    chan struct{}      // closed when it has ended
 }
 
 // NewServer starts to follow the leadership. Close stops it.
@@ -225,7 +226,7 @@ func (s *Server) begin(term uint64) (err error) {
 	if err != nil {
 		return err
 	}
-	l := &leadership{term: term, since: s.opt.Clock.Boot(), wall: s.opt.Clock.Wall().UnixNano(), gone: make(chan struct{})}
+	l := &leadership{term: term, since: s.opt.Clock.Boot(), wall: s.opt.Clock.Wall().UnixNano(), gone: make(chan struct{}), coming: map[string]*newJob{}}
 	l.looked, l.swept = l.since, l.since
 	var table *commit.Table
 	if err := s.group.ReadLocal(rsm.NSProc, func(r rsm.Reader) (err error) {
