@@ -328,6 +328,14 @@ func TestVersion(t *testing.T) {
 	if !strings.HasPrefix(out, "koinon ") || strings.Count(out, "\n") != 1 || errOut != "" || code != 0 {
 		t.Errorf("got %q, %q, %d", out, errOut, code)
 	}
+	if same, errOut, code := command(t, "version"); same != out || errOut != "" || code != 0 {
+		t.Errorf("koinon version: got %q, %q, %d", same, errOut, code)
+	}
+	text, _, code := command(t, "version", "-o", "json")
+	var r versionReport
+	if err := json.Unmarshal([]byte(text), &r); err != nil || code != 0 || out != "koinon version "+r.Version+" "+r.Go+"\n" || r.OS != runtime.GOOS || r.Arch != runtime.GOARCH {
+		t.Errorf("koinon version -o json: got %q, %d, %v", text, code, err)
+	}
 }
 
 func TestCompletion(t *testing.T) {

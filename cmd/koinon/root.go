@@ -119,7 +119,7 @@ func subcommands(a *app) map[string][]subcommand {
 		groupTree:  treeCommands(a, a.openTree),
 		groupProcs: processCommands(newProcsApp(a)),
 		groupKeys:  {named("kv", a, newKVCommand), named("lock", a, newLockCommand)},
-		groupTools: {named("bench", a, newBenchCommand)},
+		groupTools: {named("bench", a, newBenchCommand), named("version", a, newVersionCommand)},
 	}
 	for group, cmds := range nodeCommands(a) {
 		all[group] = append(all[group], cmds...)
