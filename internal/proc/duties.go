@@ -25,7 +25,7 @@ func (s *Server) look(l *leadership, now time.Duration) {
 		n.losing = true
 		fence := n.row.Fence
 		s.opt.Logger.Warn("a node is lost: what ran there has ended", "node", sys.NodeID(id), "silent", silent.Round(time.Second))
-		s.done.Go(func() { s.lose(l, id, fence) })
+		s.spawn(func() { s.lose(l, id, fence) })
 	}
 	for _, j := range l.model.live {
 		if j.spec.TimeoutNs == 0 {
@@ -38,7 +38,7 @@ func (s *Server) look(l *leadership, now time.Duration) {
 			}
 			if t.row.State == procpb.State_RUNNING && t.row.Signal == 0 && !t.timed && ran >= time.Duration(j.spec.TimeoutNs) {
 				t.timed = true
-				s.done.Go(func() { s.timeOut(l, t) })
+				s.spawn(func() { s.timeOut(l, t) })
 			}
 		}
 	}
@@ -110,7 +110,7 @@ func graceOf(spec *procpb.Spec) int64 {
 // signalSoon is how long after a node did not have a task it is told a signal again.
 const signalSoon = 20 * time.Millisecond
 
-// signal has the nodes of a task signal its processes.
+// signal has the nodes of a task signal its processes. The caller holds mu.
 func (s *Server) signal(t *procpb.Task, sig uint32, grace int64) {
 	header := encode(&procpb.SignalRequest{Job: t.Job, Index: t.Index, Epoch: t.Epoch, Signal: sig, GraceNs: grace})
 	var told []uint64
@@ -123,7 +123,7 @@ func (s *Server) signal(t *procpb.Task, sig uint32, grace int64) {
 		if conn == nil {
 			continue
 		}
-		s.done.Go(func() {
+		s.spawn(func() {
 			ctx, cancel := context.WithTimeout(s.ctx, againEvery)
 			defer cancel()
 			for {

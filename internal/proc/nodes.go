@@ -128,7 +128,7 @@ func (s *Server) beat(l *leadership, hb *procpb.Heartbeat) (*procpb.HeartbeatRep
 	n.used, n.processes = hb.Used, len(hb.Running)
 	if lost := l.forgotten(n, hb); len(lost) > 0 {
 		s.opt.Logger.Warn("a node has forgotten processes: they are lost", "node", sys.NodeID(hb.Node.Id), "processes", len(lost))
-		s.done.Go(func() { s.loseProcesses(lost) })
+		s.spawn(func() { s.loseProcesses(lost) })
 	}
 	reply.Leadership, reply.Mark = l.term, l.mark
 	reply.LeaseNs = int64(s.opt.LostAfter * 2 / 3)

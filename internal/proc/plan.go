@@ -63,7 +63,7 @@ func (s *Server) plan(l *leadership, now time.Duration) {
 			s.attempt(l, a)
 			continue
 		}
-		s.done.Go(func() { s.prepareOut(l, a) })
+		s.spawn(func() { s.prepareOut(l, a) })
 	}
 	l.took = s.opt.Clock.Boot() - now
 }
@@ -183,7 +183,7 @@ func (s *Server) pump(l *leadership) {
 			byParty[m.Party] = append(byParty[m.Party], m)
 		}
 		for p, ms := range byParty {
-			s.done.Go(func() { s.send(l, p, ms) })
+			s.spawn(func() { s.send(l, p, ms) })
 		}
 	}
 }
@@ -191,7 +191,7 @@ func (s *Server) pump(l *leadership) {
 // startAgree proposes a record. The caller holds mu.
 func (s *Server) startAgree(l *leadership, r commit.Record) {
 	cmd := l.recordOf(r)
-	s.done.Go(func() { s.agree(l, r, cmd) })
+	s.spawn(func() { s.agree(l, r, cmd) })
 }
 
 // outcome takes in a decision.

@@ -27,7 +27,7 @@ func (s *Server) submit(ctx context.Context, r *procpb.Submit) (uint64, error) {
 	if j == nil {
 		j = &newJob{done: make(chan struct{})}
 		l.coming[string(r.Request)] = j
-		s.done.Go(func() {
+		s.spawn(func() {
 			j.id, j.err = s.bring(l, r)
 			s.mu.Lock()
 			delete(l.coming, string(r.Request))
@@ -39,6 +39,8 @@ func (s *Server) submit(ctx context.Context, r *procpb.Submit) (uint64, error) {
 	select {
 	case <-j.done:
 		return j.id, j.err
+	case <-s.ctx.Done():
+		return 0, errStopping(op)
 	case <-ctx.Done():
 		return 0, sys.E(op, sys.Interrupted, ctx.Err())
 	}
@@ -63,7 +65,7 @@ func (s *Server) bring(l *leadership, r *procpb.Submit) (uint64, error) {
 		case <-l.gone:
 			return 0, s.group.NotLeader(op)
 		case <-s.ctx.Done():
-			return 0, sys.E(op, sys.Unavailable, "the node is stopping")
+			return 0, errStopping(op)
 		}
 		s.mu.Lock()
 		made := a.job.submit == nil
@@ -76,6 +78,8 @@ func (s *Server) bring(l *leadership, r *procpb.Submit) (uint64, error) {
 	signal(s.wake)
 	return res.GetJob(), err
 }
+
+func errStopping(op sys.Op) error { return sys.E(op, sys.Unavailable, "the node is stopping") }
 
 // submitted is the job that a request has made, 0 if none.
 func (s *Server) submitted(ctx context.Context, r *procpb.Submit) (id uint64, err error) {

@@ -184,7 +184,7 @@ func (s *Server) serveWait(ctx context.Context, req *wire.Request) (wire.Respons
 		case <-until.C:
 			return respond(reply)
 		case <-s.ctx.Done():
-			return cluster.LeaderHint(sys.E(op, sys.Unavailable, "the node is stopping"))
+			return cluster.LeaderHint(errStopping(op))
 		case <-ctx.Done():
 			return wire.Response{}, sys.E(op, sys.Interrupted, ctx.Err())
 		}
@@ -373,7 +373,7 @@ func (s *Server) kill(ctx context.Context, r *procpb.KillRequest) (*procpb.Resul
 		case <-ctx.Done():
 			return nil, sys.E(op, sys.Interrupted, ctx.Err())
 		case <-s.ctx.Done():
-			return nil, sys.E(op, sys.Unavailable, "the node is stopping")
+			return nil, errStopping(op)
 		}
 	}
 	res, _, err := s.propose(ctx, &procpb.Command{Op: &procpb.Command_Kill{Kill: &procpb.Kill{Job: r.Job, Indices: r.Indices, Signal: r.Signal, By: r.By}}})

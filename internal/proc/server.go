@@ -142,10 +142,19 @@ func (s *Server) Answer(ctx context.Context, node sys.NodeID, m wire.Method, pay
 // Close ends what NewServer started, and sends those who wait to other nodes.
 func (s *Server) Close() {
 	s.unwatch()
+	s.mu.Lock()
 	s.stop()
+	s.mu.Unlock()
 	s.hub.wakeAll()
 	s.done.Wait()
 	s.hub.subscribe(false)
+}
+
+// spawn runs fn in a goroutine that Close waits for, or not at all when it does so already. The caller holds mu.
+func (s *Server) spawn(fn func()) {
+	if s.ctx.Err() == nil {
+		s.done.Go(fn)
+	}
 }
 
 // Register adds the server's methods.
@@ -307,7 +316,7 @@ func (s *Server) step() time.Duration {
 	if now-l.swept >= sweepEvery {
 		l.swept = now
 		before := l.dayTime(now) - int64(s.opt.Retention)
-		s.done.Go(func() { s.sweep(before) })
+		s.spawn(func() { s.sweep(before) })
 	}
 	if l.over || l.model.dirty || !l.coord.Idle() || len(l.model.live) > 0 {
 		return tick
