@@ -334,6 +334,8 @@ func (st *state) tooLittle(g *Gang, room int64) string {
 		return "all nodes are being drained"
 	case len(st.nodes) == 0 && len(st.down) > 0:
 		return "all nodes are down"
+	case len(st.nodes) == 0:
+		return "no node has given a sign of life to this leader yet: it has just begun"
 	}
 	return fmt.Sprintf("room for %d of %d processes of %v now", room, g.Size, g.Each) + are(st.down, "down") + are(drained, "being drained")
 }

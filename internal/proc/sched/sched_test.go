@@ -77,6 +77,15 @@ func TestPlaces(t *testing.T) {
 	}
 }
 
+// TestNobodyToAsk: why a gang waits when there is no node that could be asked.
+func TestNobodyToAsk(t *testing.T) {
+	for want, down := range map[string][]sys.NodeID{"sign of life": nil, "all nodes are down": {1, 2}} {
+		if p := MakePlan(&Snapshot{Queue: []Gang{gang(1, 1, 1000)}, Down: down}); len(p.Wait) != 1 || !strings.Contains(p.Wait[0].Why, want) {
+			t.Errorf("%q expected, found %+v", want, p)
+		}
+	}
+}
+
 // TestNearerFirst: where the oldest would be far from its bytes, those like it that
 // are near go first, and nobody who came much later.
 func TestNearerFirst(t *testing.T) {
