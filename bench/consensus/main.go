@@ -6,7 +6,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -167,11 +166,11 @@ func measure(o options) (_ *report, err error) {
 
 // round measures the disk and then each library once. Who is first changes.
 func (b *bench) round(i int) error {
-	took, err := fdatasync(b.dir, b.opts.bytes)
+	d, err := measureDisk(b.dir, b.opts.bytes)
 	if err != nil {
 		return err
 	}
-	b.report.syncs = append(b.report.syncs, took)
+	b.report.disks = append(b.report.disks, d)
 	libs := b.libraries()
 	for k := range libs {
 		lib := libs[(i+k)%len(libs)]
@@ -337,21 +336,4 @@ func (g *group) driver(b *bench, name string, depth int) (func(time.Duration) (l
 	}
 	return func(d time.Duration) (load, error) { return drive(depth, b.opts.bytes, d, propose) },
 		func() error { return errors.Join(end(), r.c.Close()) }, nil
-}
-
-// fdatasync measures one sync of an overwritten page of the disk: the median
-// of some hundred milliseconds.
-func fdatasync(dir string, size int) (time.Duration, error) {
-	ring, err := openRing(filepath.Join(dir, "sync"))
-	if err != nil {
-		return 0, err
-	}
-	data := make([]byte, size)
-	var syncErr error
-	l, err := drive(1, size, 300*time.Millisecond, func([]byte) error {
-		ring.end(append(ring.begin(), data...))
-		syncErr = ring.commit()
-		return syncErr
-	})
-	return l.P50, errors.Join(err, ring.file.Close(), os.Remove(ring.file.Name()))
 }

@@ -31,7 +31,7 @@ type proof struct {
 
 type report struct {
 	opts    options
-	syncs   []time.Duration
+	disks   []disk
 	samples []sample
 	proofs  []proof
 }
@@ -59,6 +59,9 @@ func median[T cmp.Ordered](v []T) T {
 	return v[len(v)/2]
 }
 
+// us is a time in µs.
+func us(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }
+
 // rows returns the lines, by depth and then in the order of the arms.
 func (r *report) rows() []row {
 	var out []row
@@ -81,7 +84,6 @@ func (r *report) row(name string, depth int) row {
 		}
 		return median(v)
 	}
-	us := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }
 	out.Ops = of(func(s sample) float64 { out.Rounds = append(out.Rounds, s.rate()); return s.rate() })
 	out.P50 = of(func(s sample) float64 { return us(s.P50) })
 	out.P99 = of(func(s sample) float64 { return us(s.P99) })
@@ -124,12 +126,24 @@ func (r *report) ratios() []ratio {
 		add(viaClient+" / "+etcdServers, d, r.within(viaClient, etcdServers, d), 3, false)
 	}
 	if slices.Contains(r.opts.depths, 1) {
-		sync := float64(median(slices.Clone(r.syncs)).Nanoseconds()) / 1e3
+		sync := us(r.disk().sync)
 		for _, a := range r.opts.arms {
 			add(a+" p50 / fdatasync", 1, r.row(a, 1).P50/sync, 2.5, true)
 		}
 	}
 	return out
+}
+
+// disk is the median over rounds.
+func (r *report) disk() disk {
+	of := func(pick func(disk) time.Duration) time.Duration {
+		var all []time.Duration
+		for _, d := range r.disks {
+			all = append(all, pick(d))
+		}
+		return median(all)
+	}
+	return disk{of(func(d disk) time.Duration { return d.sync }), of(func(d disk) time.Duration { return d.paused }), of(func(d disk) time.Duration { return d.majority })}
 }
 
 // within is the median over rounds of a's rate over b's, 0 when one is missing.
@@ -156,13 +170,15 @@ func (r *report) json(w io.Writer) error {
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
 	return enc.Encode(map[string]any{"cpus": runtime.NumCPU(), "procs": r.opts.procs, "command_bytes": r.opts.bytes, "rounds": r.opts.rounds,
-		"seconds": r.opts.during.Seconds(), "fdatasync_us": float64(median(slices.Clone(r.syncs)).Nanoseconds()) / 1e3,
+		"seconds": r.opts.during.Seconds(), "fdatasync_us": us(r.disk().sync), "fdatasync_after_a_pause_us": us(r.disk().paused), "second_of_three_fdatasyncs_us": us(r.disk().majority),
 		"rows": r.rows(), "ratios": r.ratios(), "proofs": r.proofs})
 }
 
 func (r *report) table(w io.Writer) error {
 	fmt.Fprintf(w, "%d CPUs; three processes, mutual TLS on loopback, every command durable on a majority; commands of %d bytes;\n", runtime.NumCPU(), r.opts.bytes)
-	fmt.Fprintf(w, "%d rounds of %v; one fdatasync of this disk %v (medians)\n\n", r.opts.rounds, r.opts.during, median(slices.Clone(r.syncs)).Round(time.Microsecond))
+	d := r.disk()
+	fmt.Fprintf(w, "%d rounds of %v; one fdatasync of this disk %v, after a pause of %v %v, the second of three at once then %v (medians)\n\n",
+		r.opts.rounds, r.opts.during, d.sync.Round(time.Microsecond), pause, d.paused.Round(time.Microsecond), d.majority.Round(time.Microsecond))
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "in flight\tarm\tops/s\tp50 µs\tp99 µs\tsyncs/s\talloc B/op\tCPU µs/op\tclient CPU µs/op\tops/s from-to\t")
 	for _, l := range r.rows() {
