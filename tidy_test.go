@@ -63,7 +63,7 @@ var layers = map[string][]string{
 	"internal/mountinfo":             {},
 	"internal/ports":                 {},
 	"internal/proc":                  {"commit", "internal/cluster", "internal/meta", "internal/meta/embedded", "internal/proc/sched", "internal/rsm", "internal/wire"},
-	"internal/proc/agent":            {"commit", "internal/accounts", "internal/cluster", "internal/daemon", "internal/env/envfs", "internal/meta", "internal/mountinfo", "internal/proc", "internal/proc/executor", "internal/vfs", "internal/wire"},
+	"internal/proc/agent":            {"commit", "internal/accounts", "internal/atomicfile", "internal/cluster", "internal/daemon", "internal/env/envfs", "internal/meta", "internal/mountinfo", "internal/proc", "internal/proc/executor", "internal/vfs", "internal/wire"},
 	"internal/proc/executor":         {"internal/daemon", "internal/program"},
 	"internal/proc/proctest":         {"internal/proc"},
 	"internal/proc/sched":            {},

@@ -51,6 +51,7 @@ func TestDiskFull(t *testing.T) {
 		t.Errorf("with all disks full a program that writes much gets %v", err)
 	}
 	d.refused(20*time.Second, []string{"mkdir", "/refused"}, "no space left")
+	d.refused(20*time.Second, []string{"run", "--", "true"}, "no space left")
 	says(t, d.koinon("status"), "the disk is full")
 	dropCaches(t)
 	holds(t, filepath.Join(d.mount, "kept"), string(kept))

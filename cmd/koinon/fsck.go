@@ -31,7 +31,8 @@ replica that should hold it; no block that belongs to nothing.
 Blocks that lack a copy count as sound: the nodes are healing them. Their bytes are
 read with --bytes only, which takes as long as reading all files once for each copy;
 each node also reads its own once a day, mends what has rotted from other
-nodes, and says in koinon status what it could not mend. The tree is
+nodes, and says in koinon status what it could not mend. A problem names a file by its
+inode, which find MOUNT -inum N makes a path. The tree is
 checked as it is at one moment, and may be used meanwhile; deleted data is kept
 until the check has ended. When the leader changes the check starts again.
 
@@ -88,7 +89,7 @@ func writeFsck(w io.Writer, r *fsck.Report, bytes bool) {
 			for _, node := range slices.Sorted(maps.Keys(r.Rotten)) {
 				at = append(at, fmt.Sprintf("%d on %s", r.Rotten[node], node))
 			}
-			rotten = "rotten: " + strings.Join(at, ", ")
+			rotten = "rotten: " + strings.Join(at, ", ") + "; a node mends its own from others when it reads them next, within a day"
 		}
 		fmt.Fprintf(w, "bytes   %s of all copies were read; %s\n", byteSize(uint64(r.Read)), rotten)
 	} else {

@@ -98,9 +98,9 @@ type checker struct {
 	tree   meta.View
 	blocks Replicas
 	report *Report
-	copies map[sys.BlockKey]uint8    // how many nodes have a block
-	need   map[sys.BlockKey]struct{} // blocks that files have
-	lacks  map[sys.BlockKey]string   // what is missing of blocks that are not whole
+	copies map[sys.BlockKey]uint8   // how many nodes have a block
+	need   map[sys.BlockKey]sys.Ino // blocks that files have, and one of these files
+	lacks  map[sys.BlockKey]string  // what is missing of blocks that are not whole
 	silent map[sys.NodeID]error
 }
 
@@ -133,7 +133,7 @@ func Run(ctx context.Context, tree Tree, blocks Replicas, opts Options) (*Report
 
 func run(ctx context.Context, tree Tree, blocks Replicas, opts Options) (*Report, error) {
 	c := &checker{opts: opts, blocks: blocks, report: &Report{Rotten: map[string]int64{}, Silent: []string{}, Problems: []string{}}, copies: map[sys.BlockKey]uint8{},
-		need: map[sys.BlockKey]struct{}{}, lacks: map[sys.BlockKey]string{}, silent: map[sys.NodeID]error{}}
+		need: map[sys.BlockKey]sys.Ino{}, lacks: map[sys.BlockKey]string{}, silent: map[sys.NodeID]error{}}
 	// Blocks are listed before the tree is looked at: those that belong to
 	// nothing then never will. What is put afterwards is asked for again.
 	if err := c.list(ctx); err != nil {
@@ -210,11 +210,11 @@ func (c *checker) listOn(ctx context.Context, node sys.NodeID, pg sys.PG) error 
 func (c *checker) walk(ctx context.Context) error {
 	n := 0
 	rep, err := meta.Check(ctx, c.tree, meta.CheckOptions{Thorough: c.opts.Thorough, ProblemsMax: problemsMax,
-		Slice: func(_ sys.Ino, _ uint32, s *metapb.Slice) error {
+		Slice: func(ino sys.Ino, _ uint32, s *metapb.Slice) error {
 			if n++; n%1000 == 0 {
 				c.opts.Progress("walking the tree", n, 0)
 			}
-			c.needs(s)
+			c.needs(ino, s)
 			return nil
 		}})
 	if err != nil {
@@ -231,21 +231,21 @@ func (c *checker) walk(ctx context.Context) error {
 }
 
 // needs notes the blocks that a piece of a slice reads from.
-func (c *checker) needs(s *metapb.Slice) {
+func (c *checker) needs(ino sys.Ino, s *metapb.Slice) {
 	if s.Slice == 0 || s.Len == 0 {
 		return
 	}
 	for i := s.Off / sys.BlockSize; i <= (s.Off+s.Len-1)/sys.BlockSize; i++ {
-		c.need[sys.BlockKey{Slice: sys.SliceID(s.Slice), Index: i}] = struct{}{}
+		c.need[sys.BlockKey{Slice: sys.SliceID(s.Slice), Index: i}] = ino
 	}
 }
 
 // broken tells the blocks that files need and that are not whole.
 func (c *checker) broken() {
 	for _, key := range slices.SortedFunc(maps.Keys(c.lacks), order) {
-		if _, needed := c.need[key]; needed {
+		if ino, needed := c.need[key]; needed {
 			c.report.Broken++
-			c.report.problem("block %v lacks %s: reading its file there gives EIO; write the file again, or restore it from a backup", key, c.lacks[key])
+			c.report.problem("block %v of file %v lacks %s: reading it there gives EIO; write the file again, or restore it from a backup", key, ino, c.lacks[key])
 		}
 	}
 }
@@ -282,7 +282,7 @@ func (c *checker) compare(ctx context.Context) error {
 		switch {
 		case n == 0:
 			c.report.Missing++
-			c.report.problem("block %v is on none of its %d nodes", key, want)
+			c.report.problem("block %v of file %v is on none of its %d nodes: restore the file from a backup", key, c.need[key], want)
 		case n < want:
 			c.report.Thin++
 		}

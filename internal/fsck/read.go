@@ -117,7 +117,7 @@ func (r *reading) block(ctx context.Context, key sys.BlockKey) error {
 	if good == 0 && rotten > 0 {
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		r.report.problem("block %v has rotted in each of its %d copies: reading its file there gives EIO; restore the file from a backup", key, rotten)
+		r.report.problem("block %v of file %v has rotted in each of its %d copies: reading it there gives EIO; restore the file from a backup", key, r.need[key], rotten)
 	}
 	return nil
 }

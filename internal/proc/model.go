@@ -1,6 +1,7 @@
 package proc
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
 	"slices"
@@ -126,7 +127,12 @@ func (m *model) addJob(j *procpb.Job, spec *procpb.Spec) {
 // follow takes in what a command has changed.
 func (m *model) follow(d *delta, now time.Duration) {
 	for _, j := range d.jobs {
-		if jm := m.jobs[j.Id]; jm != nil {
+		jm := m.jobs[j.Id]
+		if jm != nil && jm.submit != nil && !bytes.Equal(jm.submit.Request, j.Request) {
+			m.drop(j.Id) // another one has the number that was foreseen for it
+			jm = nil
+		}
+		if jm != nil {
 			jm.row, jm.submit = j, nil
 		} else if spec := d.specs[j.Id]; spec != nil && !Over(j.State) {
 			m.addJob(j, spec)
@@ -196,6 +202,7 @@ func (m *model) setTask(t *procpb.Task, now time.Duration) {
 // tasks of all the jobs.
 func (m *model) relive(j *jobModel, t *taskModel) {
 	switch {
+	case m.jobs[j.row.Id] != j: // dropped, and perhaps another one by now
 	case t.row.State == procpb.State_RUNNING || t.attempt != nil:
 		j.live[t.row.Index] = t
 		m.live[j.row.Id] = j
@@ -227,8 +234,9 @@ func (m *model) settle(a *attempt) {
 	a.task.attempt = nil
 	delete(m.attempts, a.tx)
 	m.relive(a.job, a.task)
-	if a.job.submit != nil {
-		m.drop(a.job.row.Id)
+	if id := a.job.row.Id; a.job.submit != nil && m.jobs[id] == a.job {
+		m.drop(id)
+		m.dirty = true
 	}
 }
 

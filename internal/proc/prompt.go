@@ -54,24 +54,34 @@ func (s *Server) bring(l *leadership, r *procpb.Submit) (uint64, error) {
 	if id, err := s.submitted(ctx, r); err != nil || id != 0 {
 		return id, err
 	}
+	full := s.group.Status().NoSpace // then its start would be asked for in vain, and hold what it needs meanwhile
 	s.mu.Lock()
+	if s.lead != l {
+		s.mu.Unlock()
+		return 0, s.group.NotLeader(op)
+	}
 	l.last++
 	r.Job = l.last
-	a := s.prompt(l, r)
+	var a *attempt
+	if !full {
+		a = s.prompt(l, r)
+	}
 	s.mu.Unlock()
 	if a != nil {
 		select {
 		case <-a.done:
 		case <-l.gone:
-			return 0, s.group.NotLeader(op)
-		case <-s.ctx.Done():
-			return 0, errStopping(op)
+		case <-ctx.Done():
+			return 0, sys.E(op, sys.Unavailable, "it is not known in time whether the job starts")
 		}
 		s.mu.Lock()
-		made := a.job.submit == nil
+		made, leads := a.job.submit == nil, s.lead == l
 		s.mu.Unlock()
-		if made {
+		switch {
+		case made:
 			return r.Job, nil
+		case !leads:
+			return 0, s.group.NotLeader(op)
 		}
 	}
 	res, _, err := s.propose(ctx, &procpb.Command{Op: &procpb.Command_Submit{Submit: r}})
@@ -94,7 +104,7 @@ func (s *Server) submitted(ctx context.Context, r *procpb.Submit) (id uint64, er
 // prompt tries to start a job that is in no row yet, so that one record makes it and starts it: who waits for it waits for one
 // round of the log less (docs/decisions/0026-prompt-starts.md). It returns nil where that cannot be now. The caller holds mu.
 func (s *Server) prompt(l *leadership, r *procpb.Submit) *attempt {
-	if spec := r.Spec; s.lead != l || l.waiting > 0 || spec.Array || len(spec.After) > 0 || spec.Out != "" || len(r.Request) != 16 || Check(spec) != nil {
+	if spec := r.Spec; l.waiting > 0 || spec.Array || len(spec.After) > 0 || spec.Out != "" || len(r.Request) != 16 || Check(spec) != nil {
 		return nil
 	}
 	now := s.opt.Clock.Boot()
@@ -103,6 +113,7 @@ func (s *Server) prompt(l *leadership, r *procpb.Submit) *attempt {
 	a := j.tasks[r.Spec.First].attempt
 	if a == nil {
 		l.model.drop(r.Job)
+		l.model.dirty = true // the plan was of a queue with this job in it
 		return nil
 	}
 	s.pump(l)

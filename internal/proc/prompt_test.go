@@ -6,6 +6,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/koinon/koinon/commit"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
@@ -160,6 +161,45 @@ func TestTheLeaderFallsWhileAJobIsOnItsWay(t *testing.T) {
 func (w *world) end(id uint64) {
 	for _, n := range w.nodes {
 		n.end(id, 0, 0)
+	}
+}
+
+// TestALeadershipOfBeforeMakesNothing: what it has counted belongs to others by now.
+func TestALeadershipOfBeforeMakesNothing(t *testing.T) {
+	w := newWorld(t)
+	w.await("all nodes", func() bool { return len(must(w.c.Nodes(t.Context())).Nodes) == 3 })
+	s := w.leader().server
+	before := &leadership{gone: make(chan struct{}), coming: map[string]*newJob{}}
+	if id, err := s.bring(before, &procpb.Submit{Request: slices.Repeat([]byte{1}, 16), Spec: specOf()}); err == nil {
+		t.Errorf("job %d was made", id)
+	}
+	if n := len(must(w.c.List(t.Context(), &procpb.ListRequest{All: true})).Jobs); n != 0 {
+		t.Errorf("%d jobs are in the table", n)
+	}
+}
+
+// TestAForeseenNumberGoesToAnother: the job that has it in the table counts, and the end of the attempt to make the other does not touch it.
+func TestAForeseenNumberGoesToAnother(t *testing.T) {
+	x := newTable(t)
+	m := must(loadModel(x.rows, 0))
+	x.m.hub.take()
+	foreseen := submission(99, specOf(func(s *procpb.Spec) { s.Name = "foreseen" })).GetSubmit()
+	foreseen.Job = 1
+	j := m.foresee(foreseen, 0)
+	a := &attempt{job: j, task: j.tasks[0], nodes: []uint64{1}, tx: commit.Tx{Epoch: 1, Seq: 1}, done: make(chan struct{})}
+	m.try(a)
+	m.attempts[a.tx] = a
+	id := x.submit(specOf(func(s *procpb.Spec) { s.Name = "there" }))
+	x.start(id, 0, 2)
+	for _, d := range x.m.hub.take() {
+		m.follow(&d, 0)
+	}
+	m.settle(a)
+	if j := m.jobs[1]; id != 1 || a.job.submit == nil || j == nil || j.submit != nil || j.spec.Name != "there" || m.live[1] != j || len(j.live) != 1 || !slices.Equal(m.order, []uint64{1}) {
+		t.Errorf("job 1, which is there, expected to run, found %+v, %+v", m.jobs[1], m.live[1])
+	}
+	if used := m.reserved(); used[1].CPU != 0 || used[2].CPU != 1000 {
+		t.Errorf("node 2 expected to be used, found %v", used)
 	}
 }
 

@@ -276,7 +276,7 @@ func (s *Server) now() commit.Time { return commit.Time(s.opt.Clock.Boot()) }
 // propose has a command agreed. It returns its result, and which inodes it
 // changed. A refusal is an error.
 func (s *Server) propose(ctx context.Context, cmd *procpb.Command) (*procpb.Result, []sys.Ino, error) {
-	raw, local, err := s.group.Propose(ctx, rsm.Command{NS: rsm.NSProc, Body: encode(cmd), Reserve: cmd.GetSubmit() == nil && cmd.GetAgree().GetSubmit() == nil})
+	raw, local, err := s.group.Propose(ctx, rsm.Command{NS: rsm.NSProc, Body: encode(cmd), Reserve: cmd.GetSubmit() == nil})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -332,6 +332,9 @@ func (l *leadership) dayTime(now time.Duration) int64 { return l.wall + int64(no
 func (s *Server) follow(l *leadership, now time.Duration) {
 	for _, d := range s.hub.take() {
 		l.model.follow(&d, now)
+		for _, j := range d.jobs {
+			l.last = max(l.last, j.Id)
+		}
 	}
 }
 

@@ -148,10 +148,12 @@ func TestRestartInDoubt(t *testing.T) {
 }
 
 // TestReboot: a machine that comes back after a crash has lost an unknown part of what was written last, so the agent knows
-// nothing of before. It tells so, and what comes again of transactions of before starts nothing.
+// nothing of before but its fence. It tells so, and what comes again of transactions of before starts nothing.
 func TestReboot(t *testing.T) {
 	w := newWorld(t)
+	w.fence = 3
 	w.up()
+	party := proc.PartyOf(agentNode, 3)
 	log := filepath.Join(w.dir, "log")
 	tx := w.ask(w.reservation(1, "echo $KOINON_JOB >>"+log+"; exec sleep 60"))
 	w.decided(tx)
@@ -161,8 +163,10 @@ func TestReboot(t *testing.T) {
 	w.down()
 	w.noneLeft()
 	w.set(func() { w.mute, w.beat, w.boot = false, nil, "second" })
-	w.up()
-	w.send([]commit.Message{{Kind: commit.MsgCommit, Party: proc.PartyOf(agentNode, 0), Tx: tx, Epoch: tx.Epoch, Low: tx.Seq}})
+	if got := w.up().fenceNow(); got != 3 {
+		t.Errorf("fence 3 expected, found %d", got)
+	}
+	w.send([]commit.Message{{Kind: commit.MsgCommit, Party: party, Tx: tx, Epoch: tx.Epoch, Low: tx.Seq}})
 	w.await("acknowledgements", func() bool { return w.coord.Idle() })
 	w.free()
 	if n := len(w.beat.Running); n != 0 {
@@ -173,9 +177,50 @@ func TestReboot(t *testing.T) {
 	if b, err := os.ReadFile(log); string(b) != "1\n3\n" || err != nil {
 		t.Errorf("jobs 1 and 3 expected, found %q, %v", b, err)
 	}
-	if left := must(os.ReadDir(filepath.Join(w.dir, "proc", "store"))); len(left) != 1 {
-		t.Errorf("the words of one boot expected, found %v", left)
+	if left := must(os.ReadDir(filepath.Join(w.dir, "proc", "store"))); len(left) != 2 {
+		t.Errorf("the fence and the words of one boot expected, found %v", left)
 	}
+}
+
+// TestFenceOfACrash: a fence that had been written when the machine or the daemon crashed, before the rows were, drops them.
+func TestFenceOfACrash(t *testing.T) {
+	w := newWorld(t)
+	w.fence = 3
+	w.up()
+	w.start(w.reservation(1, "exec sleep 60"))
+	w.await("a start", func() bool { return len(w.began) > 0 })
+	w.down()
+	w.noneLeft()
+	if err := os.WriteFile(filepath.Join(w.dir, "proc", "store", fenceFile), []byte("4\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.set(func() { w.fence, w.beat = 4, nil })
+	if got := w.up().fenceNow(); got != 4 {
+		t.Errorf("fence 4 expected, found %d", got)
+	}
+	w.free()
+	w.start(w.reservation(2, "exit 0"))
+	w.end(2)
+}
+
+// TestStoreOfBefore: the rows of a version that did not keep them by boot are taken over.
+func TestStoreOfBefore(t *testing.T) {
+	w := newWorld(t)
+	w.up()
+	w.start(w.reservation(1, "until [ -e "+filepath.Join(w.dir, "gate")+" ]; do sleep 0.02; done; exit 5"))
+	w.await("a start", func() bool { return len(w.began) > 0 })
+	w.down()
+	dir := filepath.Join(w.dir, "proc", "store")
+	for _, e := range must(os.ReadDir(filepath.Join(dir, w.boot))) {
+		must(0, os.Rename(filepath.Join(dir, w.boot, e.Name()), filepath.Join(dir, e.Name())))
+	}
+	must(0, os.Remove(filepath.Join(dir, w.boot)))
+	w.up()
+	must(0, os.WriteFile(filepath.Join(w.dir, "gate"), nil, 0o600))
+	if r := w.end(1); r.Process.ExitCode != 5 {
+		t.Errorf("found %v", r)
+	}
+	w.free()
 }
 
 // TestRestart: what runs while the daemon is away is found again with all its

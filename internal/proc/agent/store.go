@@ -5,15 +5,20 @@ package agent
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 
 	"github.com/cockroachdb/pebble/v2"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/koinon/koinon/commit"
+	"github.com/koinon/koinon/internal/atomicfile"
 	"github.com/koinon/koinon/internal/env/envfs"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/sys"
@@ -23,7 +28,7 @@ import (
 // big-endian.
 const (
 	rowFormat = 'v' // nothing: version
-	rowFence  = 'f' // nothing: fence
+	rowFence  = 'f' // nothing: fence, as in fenceFile
 	rowExec   = 'e' // nothing: the executor's instance that the agent found last
 	rowFloor  = 'l' // nothing: epoch, number
 	rowTx     = 'x' // epoch, number: state, payload of Prepared
@@ -45,6 +50,7 @@ const storeVersion = 1
 // daemon when they return (docs/decisions/0025-words-of-one-boot.md).
 type store struct {
 	db       *pebble.DB
+	dir      string // of all boots
 	executor string // what rowExec holds, or will
 }
 
@@ -70,25 +76,49 @@ type savedRank struct {
 // to tables yet, in bytes.
 const storeMemory = 1 << 20
 
-// openStore opens what dir holds of a boot, and drops what it holds of others.
+// fenceFile has the node's fence, which outlives a boot: text. It is ahead of rowFence when a crash came in between.
+const fenceFile = "fence"
+
+// openStore opens what dir holds of a boot, and drops what it holds of others, but for the fence.
 func openStore(dir, boot string, log *slog.Logger) (*store, *saved, error) {
 	const op = sys.Op("agent.openStore")
-	dir, err := ofBoot(dir, boot)
+	path, err := ofBoot(dir, boot)
 	if err != nil {
 		return nil, nil, sys.E(op, sys.Subject(dir), err)
 	}
-	db, err := pebble.Open(dir, &pebble.Options{FS: envfs.Unsynced(envfs.Disk), FormatMajorVersion: pebble.FormatNewest, Logger: storeLogger{log},
+	db, err := pebble.Open(path, &pebble.Options{FS: envfs.Unsynced(envfs.Disk), FormatMajorVersion: pebble.FormatNewest, Logger: storeLogger{log},
 		CacheSize: storeMemory, MemTableSize: storeMemory})
 	if err != nil {
-		return nil, nil, sys.E(op, sys.Subject(dir), err)
+		return nil, nil, sys.E(op, sys.Subject(path), err)
 	}
-	s := &store{db: db}
+	s := &store{db: db, dir: dir}
 	was, err := s.load()
+	if err == nil {
+		was, err = s.catchUp(was)
+	}
 	if err != nil {
 		_ = db.Close() // the first error tells more
-		return nil, nil, sys.E(op, sys.Subject(dir), err)
+		return nil, nil, sys.E(op, sys.Subject(path), err)
 	}
 	return s, was, nil
+}
+
+// catchUp makes what was found in the rows that of the fence's file: nothing, if that is a higher one.
+func (s *store) catchUp(was *saved) (*saved, error) {
+	text, err := os.ReadFile(filepath.Join(s.dir, fenceFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return was, nil
+	} else if err != nil {
+		return nil, err
+	}
+	fence, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+	if err != nil {
+		return nil, sys.E(sys.Corrupt, sys.Subject(filepath.Join(s.dir, fenceFile)), err)
+	}
+	if fence <= was.fence {
+		return was, nil
+	}
+	return &saved{fence: fence}, s.reset(fence)
 }
 
 // ofBoot returns the directory in dir of a boot, and removes those of others.
@@ -100,14 +130,23 @@ func ofBoot(dir, boot string) (string, error) {
 	if err != nil {
 		return dir, err
 	}
+	path := filepath.Join(dir, boot)
 	for _, e := range entries {
-		if e.Name() != boot {
-			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
-				return dir, err
+		name := filepath.Join(dir, e.Name())
+		switch {
+		case e.Name() == boot || e.Name() == fenceFile:
+		case !e.IsDir(): // of a version that had its rows here
+			if err = os.MkdirAll(path, 0o700); err == nil {
+				err = os.Rename(name, filepath.Join(path, e.Name()))
 			}
+		default:
+			err = os.RemoveAll(name)
+		}
+		if err != nil {
+			return dir, err
 		}
 	}
-	return filepath.Join(dir, boot), nil
+	return path, nil
 }
 
 func (s *store) close() error { return s.db.Close() }
@@ -261,8 +300,11 @@ func (s *store) setExecutor(instance string) error {
 	return s.db.Set([]byte{rowExec}, []byte(instance), pebble.Sync)
 }
 
-// reset drops everything and takes a fence.
+// reset drops everything and takes a fence, which survives a crash of the machine, too.
 func (s *store) reset(fence uint64) error {
+	if err := atomicfile.WriteDurably(filepath.Join(s.dir, fenceFile), fmt.Appendln(nil, fence), 0o600); err != nil {
+		return err
+	}
 	b := s.db.NewBatch()
 	defer func() { _ = b.Close() }() // it only frees memory
 	if err := b.DeleteRange([]byte{0}, []byte{255}, nil); err != nil {
