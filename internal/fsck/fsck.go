@@ -176,7 +176,7 @@ func (c *checker) list(ctx context.Context) error {
 				return err
 			}
 			if err != nil {
-				c.mute(node, err)
+				c.mute(node, "does not tell which blocks it has", err)
 			}
 		}
 	}
@@ -185,11 +185,11 @@ func (c *checker) list(ctx context.Context) error {
 }
 
 // mute notes that a node does not answer, and is asked no more.
-func (c *checker) mute(node sys.NodeID, err error) {
+func (c *checker) mute(node sys.NodeID, what string, err error) {
 	if c.silent[node] == nil {
 		c.silent[node] = err
 		c.report.Silent = append(c.report.Silent, holder(node))
-		c.report.problem("%s does not tell which blocks it has: %v", holder(node), err)
+		c.report.problem("%s %s: %v", holder(node), what, err)
 	}
 }
 
@@ -280,7 +280,7 @@ func (c *checker) compare(ctx context.Context) error {
 		}
 		want := len(c.blocks.Nodes(key.Slice.PG()))
 		switch {
-		case n == 0:
+		case n == 0 && !c.someSilent(key):
 			c.report.Missing++
 			c.report.problem("block %v of file %v is on none of its %d nodes: restore the file from a backup", key, c.need[key], want)
 		case n < want:
@@ -288,6 +288,11 @@ func (c *checker) compare(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// someSilent says that a node that should have a block does not answer: whether it has it is not known.
+func (c *checker) someSilent(key sys.BlockKey) bool {
+	return slices.ContainsFunc(c.blocks.Nodes(key.Slice.PG()), func(n sys.NodeID) bool { return c.silent[n] != nil })
 }
 
 func order(a, b sys.BlockKey) int {

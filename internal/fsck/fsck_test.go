@@ -3,6 +3,7 @@ package fsck_test
 import (
 	"context"
 	"errors"
+	"maps"
 	"strings"
 	"testing"
 
@@ -102,16 +103,22 @@ func TestBytes(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
 		rotten map[sys.NodeID]sys.BlockKey
+		silent sys.NodeID
 		read   int64
 		sound  bool
 		says   string
 	}{
-		{"all good", nil, 6, true, ""},
-		{"one copy has rotted", map[sys.NodeID]sys.BlockKey{2: second}, 5, true, ""},
-		{"all copies have rotted", map[sys.NodeID]sys.BlockKey{1: second, 2: second, 3: second}, 3, false, "has rotted in each of its 3 copies"},
+		{"all good", nil, 0, 6, true, ""},
+		{"one copy has rotted", map[sys.NodeID]sys.BlockKey{2: second}, 0, 5, true, ""},
+		{"all copies have rotted", map[sys.NodeID]sys.BlockKey{1: second, 2: second, 3: second}, 0, 3, false, "has rotted in each of its 3 copies"},
+		{"all that answer have rotted", map[sys.NodeID]sys.BlockKey{1: second, 2: second}, 3, 2, false, "n3 does not tell"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var last int
+			ns := maps.Clone(ns)
+			if tc.silent != 0 {
+				ns[tc.silent] = nil
+			}
 			r, err := fsck.Run(t.Context(), still{tree}, rotting{ns, tc.rotten}, fsck.Options{Bytes: true, Progress: func(phase string, done, of int) {
 				if phase == "reading blocks" && of == 2 {
 					last = done
@@ -127,6 +134,9 @@ func TestBytes(t *testing.T) {
 			}
 			if r.Read != tc.read*int64(len(written)) || len(r.Rotten) != len(tc.rotten) || r.Sound() != tc.sound || !strings.Contains(strings.Join(r.Problems, "\n"), tc.says) {
 				t.Errorf("read %d, rotten %v, sound %v: %q", r.Read, r.Rotten, r.Sound(), r.Problems)
+			}
+			if tc.silent != 0 && !r.Partial() {
+				t.Errorf("a check in part expected, found %q", r.Problems)
 			}
 			if last != 1 {
 				t.Errorf("progress ended with %d", last)

@@ -12,8 +12,13 @@ import (
 	"github.com/koinon/koinon/internal/sys"
 )
 
-// readers is how many blocks are read at once.
-const readers = 8
+const (
+	// readers is how many blocks are read at once.
+	readers = 8
+	// readTries is how often a node is asked for a block, which it may be too busy for, or just being started.
+	readTries = 3
+	readPause = time.Second // between two of them
+)
 
 // reading is the reading of all blocks. mu guards the checker meanwhile.
 type reading struct {
@@ -97,7 +102,7 @@ func (r *reading) block(ctx context.Context, key sys.BlockKey) error {
 		if silent {
 			continue
 		}
-		n, err := r.blocks.ReadOn(ctx, node, key)
+		n, err := r.readOn(ctx, node, key)
 		if err != nil && ctx.Err() != nil {
 			return err
 		}
@@ -110,14 +115,29 @@ func (r *reading) block(ctx context.Context, key sys.BlockKey) error {
 			rotten++
 			r.report.Rotten[holder(node)]++
 		case !sys.Is(err, sys.NotExist): // that is thin or missing, and counted
-			r.mute(node, err)
+			r.mute(node, "cannot be read from", err)
 		}
 		r.mu.Unlock()
 	}
-	if good == 0 && rotten > 0 {
-		r.mu.Lock()
-		defer r.mu.Unlock()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if good == 0 && rotten > 0 && !r.someSilent(key) {
 		r.report.problem("block %v of file %v has rotted in each of its %d copies: reading it there gives EIO; restore the file from a backup", key, r.need[key], rotten)
 	}
 	return nil
+}
+
+// readOn reads a block from one node, again when that does not say that it is rotten or gone.
+func (r *reading) readOn(ctx context.Context, node sys.NodeID, key sys.BlockKey) (n int, err error) {
+	for try := 1; ; try++ {
+		n, err = r.blocks.ReadOn(ctx, node, key)
+		if err == nil || sys.Is(err, sys.Corrupt) || sys.Is(err, sys.NotExist) || try == readTries {
+			return n, err
+		}
+		select {
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		case <-time.After(readPause):
+		}
+	}
 }

@@ -50,7 +50,7 @@ func (c *command) submitted(a *procpb.Agree) bool {
 	if a.Submit == nil {
 		return true
 	}
-	if a.Submit.Job != a.Job || c.get(key(rowJob, a.Job)) != nil {
+	if a.Job == 0 || a.Submit.Job != a.Job || c.get(key(rowJob, a.Job)) != nil {
 		return false
 	}
 	res := c.submit(a.Submit)

@@ -37,8 +37,9 @@ func (s *Server) serveList(ctx context.Context, req *wire.Request) (wire.Respons
 	}
 	s.mu.Lock()
 	if l := s.lead; l != nil {
+		s.follow(l, s.opt.Clock.Boot())
 		for i, info := range reply.Jobs {
-			if j := l.model.jobs[info.Job.Id]; j != nil {
+			if j := l.model.jobs[info.Job.Id]; j != nil && j.submit == nil {
 				reply.Jobs[i] = j.info()
 			}
 		}

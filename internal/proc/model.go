@@ -30,14 +30,16 @@ type model struct {
 type jobModel struct {
 	row  *procpb.Job
 	spec *procpb.Spec
-	// submit is of a job that is in no row yet: its start is to make it.
-	submit *procpb.Submit
-	tasks  map[uint32]*taskModel
-	live   map[uint32]*taskModel // those that run, or are about to
-	next   uint32                // no task below waits in the queue
-	stops  int                   // Kills under way: nothing of it is started
-	came   int64                 // when it was submitted, by the clock of plans
-	nodes  []uint64              // where it runs or ran, ascending
+	// submit is of a job that is in no row yet: its start is to make it. tried says that it has not.
+	submit    *procpb.Submit
+	tried     bool
+	attempted chan struct{} // closed when that is decided
+	tasks     map[uint32]*taskModel
+	live      map[uint32]*taskModel // those that run, or are about to
+	next      uint32                // no task below waits in the queue
+	stops     int                   // Kills under way: nothing of it is started
+	came      int64                 // when it was submitted, by the clock of plans
+	nodes     []uint64              // where it runs or ran, ascending
 }
 
 type taskModel struct {
@@ -214,7 +216,7 @@ func (m *model) relive(j *jobModel, t *taskModel) {
 	}
 }
 
-// foresee adds a job as it will be when it has been submitted. It stays until an attempt to start it has ended.
+// foresee adds a job as it will be when it has been submitted, for one attempt to start it.
 func (m *model) foresee(r *procpb.Submit, now int64) *jobModel {
 	m.addJob(&procpb.Job{Id: r.Job, SubmittedNs: now, Tasks: 1, Queued: 1, State: procpb.State_QUEUED}, r.Spec)
 	m.setTask(&procpb.Task{Job: r.Job, Index: r.Spec.First, State: procpb.State_QUEUED}, 0)
@@ -234,9 +236,14 @@ func (m *model) settle(a *attempt) {
 	a.task.attempt = nil
 	delete(m.attempts, a.tx)
 	m.relive(a.job, a.task)
-	if id := a.job.row.Id; a.job.submit != nil && m.jobs[id] == a.job {
-		m.drop(id)
-		m.dirty = true
+	a.job.tried = true
+}
+
+// unforesee drops a job that has not come into being.
+func (m *model) unforesee(j *jobModel) {
+	if j.submit != nil && m.jobs[j.row.Id] == j {
+		m.drop(j.row.Id)
+		m.dirty = true // the last plan was of a queue with this job in it
 	}
 }
 
@@ -322,28 +329,43 @@ const (
 )
 
 // snapshot is what a plan is made from, and which task each gang is.
-func (m *model) snapshot(now time.Duration, wall int64) (*sched.Snapshot, []*attempt) {
+//
+// waiting is how many tasks are in the queue, also of those that the plan leaves out.
+func (m *model) snapshot(now time.Duration, wall int64) (s *sched.Snapshot, who []*attempt, waiting int) {
 	m.ledger.Advance(sched.Time(wall))
-	s := &sched.Snapshot{Now: sched.Time(wall), Ledger: &m.ledger, Nodes: m.schedNodes(now)}
-	var who []*attempt
+	s = &sched.Snapshot{Now: sched.Time(wall), Ledger: &m.ledger, Nodes: m.schedNodes(now)}
 	for _, id := range m.order {
 		j := m.jobs[id]
 		m.runningOf(s, j)
-		if j.row.Queued == 0 || j.stops > 0 {
+		if j.row.Queued == 0 || j.stops > 0 || j.submit != nil && j.tried {
+			continue
+		}
+		if waiting += j.queued(); len(who) >= gangsMax {
 			continue
 		}
 		if j.came == 0 {
 			j.came = min(j.row.SubmittedNs, wall)
 		}
 		for _, t := range j.waiting() {
-			if len(who) >= gangsMax {
-				return s, who
+			if len(who) == gangsMax {
+				break
 			}
 			who = append(who, &attempt{job: j, task: t})
 			s.Queue = append(s.Queue, gangOf(j, t, sched.GangID(len(who))))
 		}
 	}
-	return s, who
+	return s, who, waiting
+}
+
+// queued is how many of the job's tasks wait and are not about to start.
+func (j *jobModel) queued() int {
+	n := int(j.row.Queued)
+	for _, t := range j.live {
+		if t.attempt != nil && t.row.State == procpb.State_QUEUED {
+			n--
+		}
+	}
+	return n
 }
 
 // schedNodes are the nodes that may be asked.

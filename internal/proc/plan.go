@@ -42,13 +42,13 @@ func (s *Server) plan(l *leadership, now time.Duration) {
 		return
 	}
 	l.model.dirty, l.planned = false, now
-	snap, who := s.snapshot(l, now)
+	snap, who, waiting := s.snapshot(l, now)
 	if len(who) == 0 {
-		l.took, l.waiting = 0, 0
+		l.took, l.waiting = 0, waiting
 		return
 	}
 	p := sched.MakePlan(snap)
-	l.waiting = len(p.Wait)
+	l.waiting = waiting - len(p.Start)
 	for _, w := range p.Wait {
 		who[w.Gang-1].task.why = w.Why
 	}
@@ -101,6 +101,7 @@ func (s *Server) attempt(l *leadership, a *attempt) {
 	switch {
 	case errors.Is(err, commit.ErrDeposed):
 		l.over = true
+		signal(s.wake)
 	case err != nil:
 		s.giveUp(l, a, 0, err.Error())
 	default:
@@ -186,6 +187,9 @@ func (s *Server) pump(l *leadership) {
 			s.spawn(func() { s.send(l, p, ms) })
 		}
 	}
+	if l.over {
+		signal(s.wake) // it is for turn to end it
+	}
 }
 
 // startAgree proposes a record. The caller holds mu.
@@ -256,17 +260,17 @@ func (s *Server) pause(d time.Duration) {
 }
 
 // snapshot is the model's, with the members of the cluster that do not answer, once they had the time to. The caller holds mu.
-func (s *Server) snapshot(l *leadership, now time.Duration) (*sched.Snapshot, []*attempt) {
-	snap, who := l.model.snapshot(now, l.dayTime(now))
+func (s *Server) snapshot(l *leadership, now time.Duration) (snap *sched.Snapshot, who []*attempt, waiting int) {
+	snap, who, waiting = l.model.snapshot(now, l.dayTime(now))
 	if now-l.since < deadAfter {
-		return snap, who
+		return snap, who, waiting
 	}
 	for _, m := range s.opt.Cluster.Map().GetMembers() {
 		if n := l.model.nodes[m.Id]; n != nil && !n.alive(now) {
 			snap.Down = append(snap.Down, sys.NodeID(m.Id))
 		}
 	}
-	return snap, who
+	return snap, who, waiting
 }
 
 // send brings messages to a node, and takes in its answers.

@@ -46,12 +46,11 @@ func (s *Server) submit(ctx context.Context, r *procpb.Submit) (uint64, error) {
 	}
 }
 
-// bring brings a job into the log, by its start or else by itself, if it is not there.
+// bring brings a job into the log, by its start or else by itself, if it is not there. What it waits for may take as long as the
+// log stands still: a request that comes again meanwhile finds it.
 func (s *Server) bring(l *leadership, r *procpb.Submit) (uint64, error) {
 	const op = sys.Op("proc.Submit")
-	ctx, cancel := context.WithTimeout(s.ctx, proposeTimeout)
-	defer cancel()
-	if id, err := s.submitted(ctx, r); err != nil || id != 0 {
+	if id, err := s.submitted(s.ctx, r); err != nil || id != 0 {
 		return id, err
 	}
 	full := s.group.Status().NoSpace // then its start would be asked for in vain, and hold what it needs meanwhile
@@ -62,29 +61,48 @@ func (s *Server) bring(l *leadership, r *procpb.Submit) (uint64, error) {
 	}
 	l.last++
 	r.Job = l.last
-	var a *attempt
-	if !full {
-		a = s.prompt(l, r)
+	var j *jobModel
+	if !full && !l.unsure[string(r.Request)] {
+		j = s.prompt(l, r)
 	}
 	s.mu.Unlock()
-	if a != nil {
-		select {
-		case <-a.done:
-		case <-l.gone:
-		case <-ctx.Done():
-			return 0, sys.E(op, sys.Unavailable, "it is not known in time whether the job starts")
-		}
-		s.mu.Lock()
-		made, leads := a.job.submit == nil, s.lead == l
-		s.mu.Unlock()
-		switch {
-		case made:
-			return r.Job, nil
-		case !leads:
-			return 0, s.group.NotLeader(op)
-		}
+	if j == nil {
+		return s.bringAlone(l, r)
 	}
+	select {
+	case <-j.attempted:
+	case <-l.gone:
+	case <-s.ctx.Done():
+		return 0, errStopping(op)
+	}
+	s.mu.Lock()
+	made, leads := j.submit == nil, s.lead == l
+	s.mu.Unlock()
+	switch {
+	case made:
+		return r.Job, nil
+	case !leads:
+		return 0, s.group.NotLeader(op)
+	}
+	id, err := s.bringAlone(l, r)
+	s.mu.Lock()
+	if id != r.Job {
+		l.model.unforesee(j) // else its row takes over what is known of it, such as who has refused it
+	}
+	s.mu.Unlock()
+	return id, err
+}
+
+// bringAlone submits a job, to be started later.
+func (s *Server) bringAlone(l *leadership, r *procpb.Submit) (uint64, error) {
+	ctx, cancel := context.WithTimeout(s.ctx, proposeTimeout)
+	defer cancel()
 	res, _, err := s.propose(ctx, &procpb.Command{Op: &procpb.Command_Submit{Submit: r}})
+	if sys.Is(err, sys.Unavailable) || sys.Is(err, sys.Interrupted) {
+		s.mu.Lock()
+		l.unsure[string(r.Request)] = true
+		s.mu.Unlock()
+	}
 	signal(s.wake)
 	return res.GetJob(), err
 }
@@ -103,19 +121,20 @@ func (s *Server) submitted(ctx context.Context, r *procpb.Submit) (id uint64, er
 
 // prompt tries to start a job that is in no row yet, so that one record makes it and starts it: who waits for it waits for one
 // round of the log less (docs/decisions/0026-prompt-starts.md). It returns nil where that cannot be now. The caller holds mu.
-func (s *Server) prompt(l *leadership, r *procpb.Submit) *attempt {
+func (s *Server) prompt(l *leadership, r *procpb.Submit) *jobModel {
 	if spec := r.Spec; l.waiting > 0 || spec.Array || len(spec.After) > 0 || spec.Out != "" || len(r.Request) != 16 || Check(spec) != nil {
 		return nil
 	}
 	now := s.opt.Clock.Boot()
 	j := l.model.foresee(r, l.dayTime(now))
 	s.plan(l, now)
+	s.pump(l)
+	signal(s.wake) // to look at what is under way more often
 	a := j.tasks[r.Spec.First].attempt
 	if a == nil {
-		l.model.drop(r.Job)
-		l.model.dirty = true // the plan was of a queue with this job in it
+		l.model.unforesee(j)
 		return nil
 	}
-	s.pump(l)
-	return a
+	j.attempted = a.done
+	return j
 }

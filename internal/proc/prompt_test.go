@@ -21,7 +21,6 @@ func (w *world) running(id uint64) bool {
 // TestAJobStartsBeforeItIsAcknowledged, where there is room; its number comes after those before it.
 func TestAJobStartsBeforeItIsAcknowledged(t *testing.T) {
 	w := newWorld(t)
-	w.await("all nodes", func() bool { return len(must(w.c.Nodes(t.Context())).Nodes) == 3 })
 	for want := uint64(1); want <= 3; want++ {
 		id := w.submit(gang(2))
 		if id != want || !w.running(id) {
@@ -57,7 +56,6 @@ func (w *world) eachOnce() {
 // TestTheSameRequestComesTwice at the same time, and again: one job.
 func TestTheSameRequestComesTwice(t *testing.T) {
 	w := newWorld(t)
-	w.await("all nodes", func() bool { return len(must(w.c.Nodes(t.Context())).Nodes) == 3 })
 	before := w.epoch()
 	const jobs, times = 20, 3
 	var ids [jobs][times + 1]uint64
@@ -102,11 +100,13 @@ func TestTheSameRequestComesTwice(t *testing.T) {
 // TestARefusedStartIsSubmitted: a job whose nodes refuse is in the table, and its client need not wait.
 func TestARefusedStartIsSubmitted(t *testing.T) {
 	w := newWorld(t)
-	w.await("all nodes", func() bool { return len(must(w.c.Nodes(t.Context())).Nodes) == 3 })
 	for _, n := range w.nodes {
 		n.set(func() { n.refuse = "it is Sunday" })
 	}
 	id := w.submit(gang(3))
+	if refusals := w.inspect(id).Explanations[0].Refusals; len(refusals) == 0 || refusals[0].Reason != "it is Sunday" {
+		t.Errorf("the refusal expected, found %v", refusals)
+	}
 	if state := w.inspect(id).Job.State; state != procpb.State_QUEUED {
 		t.Errorf("a job that waits expected, found %v", state)
 	}
@@ -121,7 +121,6 @@ func TestARefusedStartIsSubmitted(t *testing.T) {
 // TestTheLeaderFallsWhileAJobIsOnItsWay: it is made once, or not at all and its client is told so.
 func TestTheLeaderFallsWhileAJobIsOnItsWay(t *testing.T) {
 	w := newWorld(t)
-	w.await("all nodes", func() bool { return len(must(w.c.Nodes(t.Context())).Nodes) == 3 })
 	var ids []uint64
 	var mu sync.Mutex
 	ctx, stop := context.WithCancel(t.Context())
@@ -167,9 +166,8 @@ func (w *world) end(id uint64) {
 // TestALeadershipOfBeforeMakesNothing: what it has counted belongs to others by now.
 func TestALeadershipOfBeforeMakesNothing(t *testing.T) {
 	w := newWorld(t)
-	w.await("all nodes", func() bool { return len(must(w.c.Nodes(t.Context())).Nodes) == 3 })
 	s := w.leader().server
-	before := &leadership{gone: make(chan struct{}), coming: map[string]*newJob{}}
+	before := &leadership{gone: make(chan struct{})}
 	if id, err := s.bring(before, &procpb.Submit{Request: slices.Repeat([]byte{1}, 16), Spec: specOf()}); err == nil {
 		t.Errorf("job %d was made", id)
 	}

@@ -280,7 +280,7 @@ func (s *Server) explain(l *leadership, reply *procpb.InspectReply) {
 		return
 	}
 	now := s.opt.Clock.Boot()
-	snap, who := s.snapshot(l, now)
+	snap, who, _ := s.snapshot(l, now)
 	for _, t := range reply.Tasks {
 		tm := j.tasks[t.Index]
 		if tm == nil || Over(t.State) || t.State == procpb.State_RUNNING || len(reply.Explanations) >= explainMax {
@@ -329,7 +329,11 @@ func (s *Server) kill(ctx context.Context, r *procpb.KillRequest) (*procpb.Resul
 	}
 	j := l.model.jobs[r.Job]
 	concerned := func(t *taskModel) bool { return len(r.Indices) == 0 || slices.Contains(r.Indices, t.row.Index) }
-	if j == nil || j.submit != nil {
+	if j != nil && j.submit != nil {
+		s.mu.Unlock()
+		return nil, noJob(op, r.Job) // nobody has been told its number yet
+	}
+	if j == nil {
 		s.mu.Unlock()
 		_, err := s.news(ctx, &procpb.WaitRequest{Job: r.Job, Version: 1})
 		return &procpb.Result{}, err // it has ended, or never was

@@ -77,6 +77,7 @@ type leadership struct {
 	mark    uint64             // the highest given to what heartbeats did not list
 	last    uint64             // the highest ID given to a job
 	coming  map[string]*newJob // by request
+	unsure  map[string]bool    // requests whose command may be in the log, or come into it
 	gone    chan struct{}      // closed when it has ended
 }
 
@@ -235,7 +236,7 @@ func (s *Server) begin(term uint64) (err error) {
 	if err != nil {
 		return err
 	}
-	l := &leadership{term: term, since: s.opt.Clock.Boot(), wall: s.opt.Clock.Wall().UnixNano(), gone: make(chan struct{}), coming: map[string]*newJob{}}
+	l := &leadership{term: term, since: s.opt.Clock.Boot(), wall: s.opt.Clock.Wall().UnixNano(), gone: make(chan struct{}), coming: map[string]*newJob{}, unsure: map[string]bool{}}
 	l.looked, l.swept = l.since, l.since
 	var table *commit.Table
 	if err := s.group.ReadLocal(rsm.NSProc, func(r rsm.Reader) (err error) {

@@ -117,7 +117,7 @@ func (a *Agent) own(ctx context.Context, party *commit.Participant) error {
 // turnsMax is how many requests are answered by one write.
 const turnsMax = 64
 
-// gather takes the requests that wait, so that they share one sync.
+// gather takes the requests that wait, so that they share one write.
 func (a *Agent) gather(t *turn) []*turn {
 	turns := []*turn{t}
 	for len(turns) < turnsMax {

@@ -89,7 +89,7 @@ func openStore(dir, boot string, log *slog.Logger) (*store, *saved, error) {
 	db, err := pebble.Open(path, &pebble.Options{FS: envfs.Unsynced(envfs.Disk), FormatMajorVersion: pebble.FormatNewest, Logger: storeLogger{log},
 		CacheSize: storeMemory, MemTableSize: storeMemory})
 	if err != nil {
-		return nil, nil, sys.E(op, sys.Subject(path), err)
+		return nil, nil, sys.E(op, sys.Subject(path), fmt.Errorf("%w; where this does not go away, as after the file system had died, remove this directory: what ran here then counts as lost", err))
 	}
 	s := &store{db: db, dir: dir}
 	was, err := s.load()
@@ -106,8 +106,8 @@ func openStore(dir, boot string, log *slog.Logger) (*store, *saved, error) {
 // catchUp makes what was found in the rows that of the fence's file: nothing, if that is a higher one.
 func (s *store) catchUp(was *saved) (*saved, error) {
 	text, err := os.ReadFile(filepath.Join(s.dir, fenceFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return was, nil
+	if errors.Is(err, fs.ErrNotExist) { // of a version that did not write it
+		return was, s.keepFence(was.fence)
 	} else if err != nil {
 		return nil, err
 	}
@@ -300,9 +300,13 @@ func (s *store) setExecutor(instance string) error {
 	return s.db.Set([]byte{rowExec}, []byte(instance), pebble.Sync)
 }
 
+func (s *store) keepFence(fence uint64) error {
+	return atomicfile.WriteDurably(filepath.Join(s.dir, fenceFile), fmt.Appendln(nil, fence), 0o600)
+}
+
 // reset drops everything and takes a fence, which survives a crash of the machine, too.
 func (s *store) reset(fence uint64) error {
-	if err := atomicfile.WriteDurably(filepath.Join(s.dir, fenceFile), fmt.Appendln(nil, fence), 0o600); err != nil {
+	if err := s.keepFence(fence); err != nil {
 		return err
 	}
 	b := s.db.NewBatch()

@@ -381,7 +381,7 @@ func (s *supervisor) finish(p *process, ws unix.WaitStatus, usage unix.Rusage) {
 	st.Stdout = p.spools[0].drain(p.outs[0]).Size
 	st.Stderr = p.spools[1].drain(p.outs[1]).Size
 	s.recordEnd(p, st)
-	runtime.Gosched() // who waits for the end goes first
+	runtime.Gosched() // who waits for the end goes before what is left to clean up
 	if stdin != nil {
 		s.log("close the input", p.id, stdin.Close())
 	}
