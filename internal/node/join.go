@@ -103,7 +103,7 @@ func Join(ctx context.Context, o JoinOptions, log *slog.Logger) (path string, er
 	}
 	n := config.Node{Cluster: token.Cluster, ID: j.Node, Dir: "data", Listen: o.Listen, Advertise: o.Advertise, Zone: o.Zone, Seeds: j.Seeds, Meta: o.Meta, Blocks: o.Blocks,
 		TLS: config.TLS{CA: auth.CACertFile, Cert: nodeFiles + ".crt", Key: nodeFiles + ".key", CAKey: o.CAKey}}
-	if err := errors.Join(n.Save(path), syncDir(o.Dir)); err != nil {
+	if err := n.Save(path); err != nil {
 		return "", err
 	}
 	log.Info("joined", "cluster", n.Cluster, "node", n.ID, "seed", j.SeedConnected, "advertise", n.Advertise)
@@ -111,15 +111,6 @@ func Join(ctx context.Context, o JoinOptions, log *slog.Logger) (path string, er
 		log.Warn(j.Warning)
 	}
 	return path, nil
-}
-
-// syncDir makes the names in a directory durable.
-func syncDir(dir string) error {
-	d, err := envfs.Disk.OpenDir(dir)
-	if err != nil {
-		return sys.E(opJoin, sys.Subject(dir), err)
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // HasJoined reports whether a directory is that of a node, with its
