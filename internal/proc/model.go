@@ -31,15 +31,14 @@ type jobModel struct {
 	row  *procpb.Job
 	spec *procpb.Spec
 	// submit is of a job that is in no row yet: its start is to make it. tried says that it has not.
-	submit    *procpb.Submit
-	tried     bool
-	attempted chan struct{} // closed when that is decided
-	tasks     map[uint32]*taskModel
-	live      map[uint32]*taskModel // those that run, or are about to
-	next      uint32                // no task below waits in the queue
-	stops     int                   // Kills under way: nothing of it is started
-	came      int64                 // when it was submitted, by the clock of plans
-	nodes     []uint64              // where it runs or ran, ascending
+	submit *procpb.Submit
+	tried  bool
+	tasks  map[uint32]*taskModel
+	live   map[uint32]*taskModel // those that run, or are about to
+	next   uint32                // no task below waits in the queue
+	stops  int                   // Kills under way: nothing of it is started
+	came   int64                 // when it was submitted, by the clock of plans
+	nodes  []uint64              // where it runs or ran, ascending
 }
 
 type taskModel struct {

@@ -61,22 +61,22 @@ func (s *Server) bring(l *leadership, r *procpb.Submit) (uint64, error) {
 	}
 	l.last++
 	r.Job = l.last
-	var j *jobModel
+	var a *attempt
 	if !full && !l.unsure[string(r.Request)] {
-		j = s.prompt(l, r)
+		a = s.prompt(l, r)
 	}
 	s.mu.Unlock()
-	if j == nil {
+	if a == nil {
 		return s.bringAlone(l, r)
 	}
 	select {
-	case <-j.attempted:
+	case <-a.done:
 	case <-l.gone:
 	case <-s.ctx.Done():
 		return 0, errStopping(op)
 	}
 	s.mu.Lock()
-	made, leads := j.submit == nil, s.lead == l
+	made, leads := a.job.submit == nil, s.lead == l
 	s.mu.Unlock()
 	switch {
 	case made:
@@ -87,7 +87,7 @@ func (s *Server) bring(l *leadership, r *procpb.Submit) (uint64, error) {
 	id, err := s.bringAlone(l, r)
 	s.mu.Lock()
 	if id != r.Job {
-		l.model.unforesee(j) // else its row takes over what is known of it, such as who has refused it
+		l.model.unforesee(a.job) // else its row takes over what is known of it, such as who has refused it
 	}
 	s.mu.Unlock()
 	return id, err
@@ -121,7 +121,7 @@ func (s *Server) submitted(ctx context.Context, r *procpb.Submit) (id uint64, er
 
 // prompt tries to start a job that is in no row yet, so that one record makes it and starts it: who waits for it waits for one
 // round of the log less (docs/decisions/0026-prompt-starts.md). It returns nil where that cannot be now. The caller holds mu.
-func (s *Server) prompt(l *leadership, r *procpb.Submit) *jobModel {
+func (s *Server) prompt(l *leadership, r *procpb.Submit) *attempt {
 	if spec := r.Spec; l.waiting > 0 || spec.Array || len(spec.After) > 0 || spec.Out != "" || len(r.Request) != 16 || Check(spec) != nil {
 		return nil
 	}
@@ -133,8 +133,6 @@ func (s *Server) prompt(l *leadership, r *procpb.Submit) *jobModel {
 	a := j.tasks[r.Spec.First].attempt
 	if a == nil {
 		l.model.unforesee(j)
-		return nil
 	}
-	j.attempted = a.done
-	return j
+	return a
 }
