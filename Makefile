@@ -67,8 +67,8 @@ cross: ## builds the binary for other systems, into nowhere
 		GOOS=$${target%/*} GOARCH=$${target#*/} CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/koinon; done
 
 generate: deps-generate ## protobuf code; the result is committed
-	$(GO) build -modfile=tools/go.mod -o bin/protoc-gen-go google.golang.org/protobuf/cmd/protoc-gen-go
-	cd internal && protoc -I. --plugin=protoc-gen-go=../bin/protoc-gen-go --go_out=. --go_opt=paths=source_relative $$(find . -name '*.proto' | sed 's|^\./||' | sort)
+	$(GO) build -modfile=tools/go.mod -o bin/ google.golang.org/protobuf/cmd/protoc-gen-go github.com/planetscale/vtprotobuf/cmd/protoc-gen-go-vtproto
+	cd internal && PATH="$$PWD/../bin:$$PATH" protoc -I. --go_out=. --go_opt=paths=source_relative --go-vtproto_out=. --go-vtproto_opt=paths=source_relative,features=marshal+unmarshal+size+clone $$(find . -name '*.proto' | sed 's|^\./||' | sort)
 
 bench: build ## ./bin/koinon bench on DIR
 	bin/koinon bench $(DIR)

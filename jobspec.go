@@ -3,13 +3,12 @@ package koinon
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/koinon/koinon/internal/accounts"
 	"github.com/koinon/koinon/internal/proc"
@@ -105,15 +104,6 @@ func (s *JobSpec) check() error {
 	case len(s.Items) > proc.ArrayMax:
 		return refuse(fmt.Sprintf("%d items are more than %d, the most tasks of a job", len(s.Items), proc.ArrayMax))
 	}
-	texts := slices.Concat(s.Command, s.Env, []string{s.Name, s.Dir, s.Out, s.Near})
-	for _, item := range s.Items {
-		texts = append(texts, item.Text)
-	}
-	for _, text := range texts {
-		if !utf8.ValidString(text) {
-			return refuse(fmt.Sprintf("%q is not UTF-8, as all text of a job has to be: rename the file, or have a script in the tree name it", text))
-		}
-	}
 	return nil
 }
 
@@ -131,10 +121,7 @@ func (p *Procs) spec(ctx context.Context, s *JobSpec) (*procpb.Spec, error) {
 		Size: uint32(max(1, s.Size)), On: s.Nodes, Pack: s.Pack, TimeoutNs: int64(s.Timeout), GraceNs: int64(s.Grace), Retries: uint32(s.Retries),
 		Out: s.Out, Stdin: s.Stdin, User: p.user(), AtOnce: uint32(s.AtOnce),
 	}
-	for k, v := range s.Labels {
-		out.Want = append(out.Want, &procpb.Label{Key: k, Value: v})
-	}
-	slices.SortFunc(out.Want, func(a, b *procpb.Label) int { return strings.Compare(a.Key, b.Key) })
+	out.Want = proc.Labels(s.Labels)
 	for _, d := range s.After {
 		out.After = append(out.After, &procpb.After{Job: d.Job, Any: d.Any})
 	}
@@ -154,7 +141,7 @@ func (p *Procs) spec(ctx context.Context, s *JobSpec) (*procpb.Spec, error) {
 		if err != nil {
 			return nil, err
 		}
-		out.Near, out.NearPath = at.Bytes, s.Near
+		out.Near, out.NearPath = heldBy(at.Bytes), s.Near
 		if at.Sampled {
 			out.NearPath = fmt.Sprintf("%s (by its first %d files)", s.Near, at.Files)
 		}
@@ -167,9 +154,18 @@ func setItems(out *procpb.Spec, items []Item) {
 	for _, i := range items {
 		out.Items = append(out.Items, i.Text)
 		if known {
-			out.NearItems = append(out.NearItems, &procpb.NearItem{Bytes: i.Bytes})
+			out.NearItems = append(out.NearItems, &procpb.NearItem{Bytes: heldBy(i.Bytes)})
 		}
 	}
+}
+
+// heldBy is what nodes hold, in the order of their numbers.
+func heldBy(by map[uint64]int64) []*procpb.Held {
+	var out []*procpb.Held
+	for _, node := range slices.Sorted(maps.Keys(by)) {
+		out = append(out, &procpb.Held{Node: node, Bytes: by[node]})
+	}
+	return out
 }
 
 // newJobSpec is what was asked for.
@@ -179,11 +175,8 @@ func newJobSpec(s *procpb.Spec) JobSpec {
 		Size: int(s.GetSize()), Nodes: s.GetOn(), Near: s.GetNearPath(), Pack: s.GetPack(), Timeout: time.Duration(s.GetTimeoutNs()),
 		Grace: time.Duration(s.GetGraceNs()), Retries: int(s.GetRetries()), AtOnce: int(s.GetAtOnce()), Out: s.GetOut(), Stdin: s.GetStdin(),
 	}
-	for _, l := range s.GetWant() {
-		if out.Labels == nil {
-			out.Labels = map[string]string{}
-		}
-		out.Labels[l.Key] = l.Value
+	if len(s.GetWant()) > 0 {
+		out.Labels = proc.LabelMap(s.Want)
 	}
 	for _, d := range s.GetAfter() {
 		out.After = append(out.After, Dependency{Job: d.Job, Any: d.Any})
@@ -191,7 +184,12 @@ func newJobSpec(s *procpb.Spec) JobSpec {
 	for i, text := range s.GetItems() {
 		item := Item{Text: text}
 		if i < len(s.GetNearItems()) {
-			item.Bytes = s.NearItems[i].GetBytes()
+			for _, h := range s.NearItems[i].GetBytes() {
+				if item.Bytes == nil {
+					item.Bytes = map[uint64]int64{}
+				}
+				item.Bytes[h.Node] = h.Bytes
+			}
 		}
 		out.Items = append(out.Items, item)
 	}

@@ -219,12 +219,8 @@ func (p *Procs) Nodes(ctx context.Context) ([]ProcNode, error) {
 	nodes := make([]ProcNode, 0, len(r.Nodes))
 	for _, i := range r.Nodes {
 		n := i.GetNode()
-		labels := n.GetLabels()
-		if labels == nil {
-			labels = map[string]string{}
-		}
 		nodes = append(nodes, ProcNode{
-			ID: n.GetId(), Name: n.GetName(), Alive: i.Alive, Draining: n.GetDraining(), Labels: labels,
+			ID: n.GetId(), Name: n.GetName(), Alive: i.Alive, Draining: n.GetDraining(), Labels: proc.LabelMap(n.GetLabels()),
 			CPUs: cpus(n.GetCapacity()), CPUsUsed: cpus(i.Used), Memory: n.GetCapacity().GetMemory(), MemUsed: i.GetUsed().GetMemory(),
 			Processes: int(i.Processes), Mount: n.GetMount(), Limits: n.GetLimits(),
 		})

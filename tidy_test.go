@@ -16,15 +16,15 @@ import (
 const module = "github.com/koinon/koinon"
 
 // layers is architecture.md's table: which packages of ours a package may
-// import. A trailing "/..." stands for a package and all below it; "*" for
-// anything. sys and env are free to all but the pure cores. The longest key
-// that matches a package decides.
+// import beside those in forAll. A trailing "/..." stands for a package and all
+// below it; "*" for anything. The longest key that matches a package decides.
 var layers = map[string][]string{
 	"paxos":                          {},
 	"commit":                         {},
 	"internal/sys":                   {},
 	"internal/env":                   {},
 	"internal/env/envfs":             {},
+	"internal/pb":                    {},
 	"internal/rsm":                   {},
 	"internal/placement":             {},
 	"internal/electorate":            {},
@@ -79,6 +79,12 @@ var layers = map[string][]string{
 	"bench/consensus":       {"*"},
 	"test":                  {"*"},
 }
+
+// forAll are the packages that all may import but forNone.
+var (
+	forAll  = []string{"internal/sys", "internal/env", "internal/pb"}
+	forNone = []string{"paxos", "commit", "internal/sys", "internal/env", "internal/pb"}
+)
 
 // pure packages have no goroutine, clock, I/O or global randomness.
 var pure = []string{"paxos", "commit", "internal/placement", "internal/electorate", "internal/proc/sched"}
@@ -208,12 +214,15 @@ func checkLayers(t *testing.T, f source) {
 		if slices.Contains(pure, f.pkg) && !f.test && slices.Contains(impure, path) {
 			t.Errorf("%s: a pure package imports %s", f.path, path)
 		}
+		if path == "google.golang.org/protobuf/proto" && !f.test && !slices.Contains(rules, "*") {
+			t.Errorf("%s: messages are encoded by package pb, not by protobuf's reflection", f.path)
+		}
 		pkg, ours := strings.CutPrefix(path, module)
 		if !ours || f.test {
 			continue // a test may use the real thing beside it
 		}
 		pkg = strings.TrimPrefix(pkg, "/")
-		free := (pkg == "internal/sys" || pkg == "internal/env") && !slices.Contains([]string{"paxos", "commit", "internal/sys", "internal/env"}, f.pkg)
+		free := slices.Contains(forAll, pkg) && !slices.Contains(forNone, f.pkg)
 		own := pkg == f.pkg || strings.HasPrefix(pkg, f.pkg+"/") && f.pkg != "" && strings.HasSuffix(pkg, "pb")
 		if !free && !own && !slices.ContainsFunc(rules, func(r string) bool { return matches(r, pkg) }) {
 			t.Errorf("%s: %s may not import %s", f.path, f.pkg, pkg)

@@ -6,9 +6,8 @@ import (
 	"slices"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/placement"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
@@ -56,12 +55,12 @@ type apply struct {
 }
 
 // load reads a row into m, and reports whether it exists.
-func (a *apply) load(key []byte, m proto.Message) bool {
+func (a *apply) load(key []byte, m pb.Message) bool {
 	raw, err := a.tx.Get(key)
 	if err != nil {
 		return false // the Tx keeps it, and the host stops
 	}
-	if err := proto.Unmarshal(raw, m); err != nil {
+	if err := pb.Unmarshal(raw, m); err != nil {
 		panic(fmt.Sprintf("cluster: expected a %T in row %q, found %v", m, key, err))
 	}
 	return raw != nil
@@ -114,7 +113,7 @@ func (a *apply) addToken(op *clusterpb.AddToken) clusterpb.Refusal {
 	for _, t := range past {
 		a.tx.Delete(tokenKey(t.Id))
 	}
-	a.tx.Set(tokenKey(op.Id), mustMarshal(&clusterpb.Token{Id: op.Id, SecretHash: op.SecretHash, CreatedNs: a.now,
+	a.tx.Set(tokenKey(op.Id), pb.Marshal(&clusterpb.Token{Id: op.Id, SecretHash: op.SecretHash, CreatedNs: a.now,
 		ExpiresNs: a.now + op.LifeNs, Creator: op.Creator, Zone: op.Zone}))
 	return clusterpb.Refusal_NONE
 }
@@ -136,7 +135,7 @@ func (a *apply) admit(op *clusterpb.Admit, res *clusterpb.Result) clusterpb.Refu
 		return clusterpb.Refusal_TOKEN_VOID
 	case subtle.ConstantTimeCompare(t.SecretHash, op.SecretHash) == 0:
 		t.Wrong++
-		a.tx.Set(tokenKey(t.Id), mustMarshal(&t))
+		a.tx.Set(tokenKey(t.Id), pb.Marshal(&t))
 		return clusterpb.Refusal_TOKEN_WRONG
 	case t.Node != 0:
 		res.Node = t.Node
@@ -165,7 +164,7 @@ func (a *apply) admit(op *clusterpb.Admit, res *clusterpb.Result) clusterpb.Refu
 		Weight: clampWeight(op.Weight), State: clusterpb.State_JOINING, JoinedNs: a.now})
 	a.changed = true
 	t.Node, t.KeyHash, t.UsedNs = res.Node, op.KeyHash, a.now
-	a.tx.Set(tokenKey(t.Id), mustMarshal(&t))
+	a.tx.Set(tokenKey(t.Id), pb.Marshal(&t))
 	return clusterpb.Refusal_NONE
 }
 
@@ -266,7 +265,7 @@ func readTokens(r rsm.Reader) ([]*clusterpb.Token, error) {
 	var bad error
 	err := r.Scan([]byte(tokenPrefix), []byte("token0"), func(_, value []byte) bool { // '0' is what follows '/'
 		t := &clusterpb.Token{}
-		if bad = proto.Unmarshal(value, t); bad != nil {
+		if bad = pb.Unmarshal(value, t); bad != nil {
 			bad = sys.E(sys.Op("cluster.Tokens"), sys.Corrupt, bad)
 		}
 		out = append(out, t)

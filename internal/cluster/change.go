@@ -8,10 +8,9 @@ import (
 	"strconv"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/auth"
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
@@ -30,12 +29,12 @@ const nameMax = 64
 
 // Propose runs a command on the leader's own replica. A refusal is an error.
 func Propose(ctx context.Context, g rsm.Group, cmd *clusterpb.Command) (*clusterpb.Result, error) {
-	raw, _, err := g.Propose(ctx, rsm.Command{NS: rsm.NSCluster, Body: mustMarshal(cmd)})
+	raw, _, err := g.Propose(ctx, rsm.Command{NS: rsm.NSCluster, Body: pb.Marshal(cmd)})
 	if err != nil {
 		return nil, err
 	}
 	res := &clusterpb.Result{}
-	if err := proto.Unmarshal(raw, res); err != nil {
+	if err := pb.Unmarshal(raw, res); err != nil {
 		return nil, sys.E(opChange, sys.Corrupt, err)
 	}
 	return res, refused(cmd, res)
@@ -46,7 +45,7 @@ func Propose(ctx context.Context, g rsm.Group, cmd *clusterpb.Command) (*cluster
 // node moves only itself.
 func (s *Service) serveChange(ctx context.Context, req *wire.Request) (wire.Response, error) {
 	cmd := &clusterpb.Command{}
-	if err := proto.Unmarshal(req.Header, cmd); err != nil {
+	if err := pb.Unmarshal(req.Header, cmd); err != nil {
 		return wire.Response{}, sys.E(opChange, sys.Invalid, err)
 	}
 	if err := checkChange(cmd, req.Peer); err != nil {
@@ -71,7 +70,7 @@ func (s *Service) serveChange(ctx context.Context, req *wire.Request) (wire.Resp
 	if err != nil {
 		return LeaderHint(err)
 	}
-	return wire.Response{Header: mustMarshal(res)}, nil
+	return wire.Response{Header: pb.Marshal(res)}, nil
 }
 
 // drainTries bounds how often the map may change under a drain.
@@ -210,13 +209,13 @@ func checkMember(addr, zone string) error {
 // broken connection; all of them answer the same then, but that removing finds
 // nothing any more.
 func (c *Client) Change(ctx context.Context, cmd *clusterpb.Command) (*clusterpb.Result, error) {
-	reply, err := c.CallLeader(ctx, MethodChange, mustMarshal(cmd), nil)
+	reply, err := c.CallLeader(ctx, MethodChange, pb.Marshal(cmd), nil)
 	if err != nil {
 		return nil, err
 	}
 	defer reply.Release()
 	res := &clusterpb.Result{}
-	if err := proto.Unmarshal(reply.Header, res); err != nil {
+	if err := pb.Unmarshal(reply.Header, res); err != nil {
 		return nil, sys.E(opChange, sys.Corrupt, err)
 	}
 	return res, nil
@@ -230,7 +229,7 @@ func (c *Client) Tokens(ctx context.Context) ([]*clusterpb.Token, error) {
 	}
 	defer reply.Release()
 	r := &clusterpb.TokensReply{}
-	if err := proto.Unmarshal(reply.Payload, r); err != nil {
+	if err := pb.Unmarshal(reply.Payload, r); err != nil {
 		return nil, sys.E(sys.Op("cluster.Tokens"), sys.Corrupt, err)
 	}
 	return r.Tokens, nil
@@ -248,7 +247,7 @@ func (s *Service) serveTokens(ctx context.Context, req *wire.Request) (wire.Resp
 	for _, t := range r.Tokens {
 		t.SecretHash = nil
 	}
-	return wire.Response{Payload: mustMarshal(r)}, nil
+	return wire.Response{Payload: pb.Marshal(r)}, nil
 }
 
 // AddToken makes a join token that expires after life.

@@ -13,11 +13,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/auth"
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
 	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/placement"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
@@ -308,13 +307,13 @@ func (c *Client) Refresh(ctx context.Context) error {
 
 // Learn fetches the map from one node.
 func (c *Client) Learn(ctx context.Context, addr string) error {
-	reply, err := c.conn(addr, false).Call(ctx, MethodMap, mustMarshal(&clusterpb.MapRequest{}), nil)
+	reply, err := c.conn(addr, false).Call(ctx, MethodMap, pb.Marshal(&clusterpb.MapRequest{}), nil)
 	if err != nil {
 		return err
 	}
 	defer reply.Release()
 	m := &clusterpb.Map{}
-	if err := proto.Unmarshal(reply.Header, m); err != nil {
+	if err := pb.Unmarshal(reply.Header, m); err != nil {
 		return sys.E(sys.Corrupt, err)
 	}
 	return c.Install(m)
@@ -575,13 +574,13 @@ func (c *Client) missing(ctx context.Context, failed map[string]error) (missing,
 
 // OpenSession opens a session at the leader; name tells people whose it is.
 func (c *Client) OpenSession(ctx context.Context, name string) (sys.SessionID, error) {
-	reply, err := c.CallLeader(ctx, MethodOpenSession, mustMarshal(&clusterpb.OpenSessionRequest{Name: name}), nil)
+	reply, err := c.CallLeader(ctx, MethodOpenSession, pb.Marshal(&clusterpb.OpenSessionRequest{Name: name}), nil)
 	if err != nil {
 		return 0, err
 	}
 	defer reply.Release()
 	var r clusterpb.OpenSessionReply
-	if err := proto.Unmarshal(reply.Header, &r); err != nil {
+	if err := pb.Unmarshal(reply.Header, &r); err != nil {
 		return 0, sys.E(sys.Op("cluster.OpenSession"), sys.Corrupt, err)
 	}
 	return sys.SessionID(r.Session), nil
@@ -589,7 +588,7 @@ func (c *Client) OpenSession(ctx context.Context, name string) (sys.SessionID, e
 
 // CloseSession ends a session; what it held is released at once.
 func (c *Client) CloseSession(ctx context.Context, id sys.SessionID) error {
-	reply, err := c.CallLeader(ctx, MethodCloseSession, mustMarshal(&clusterpb.OpenSessionReply{Session: uint64(id)}), nil)
+	reply, err := c.CallLeader(ctx, MethodCloseSession, pb.Marshal(&clusterpb.OpenSessionReply{Session: uint64(id)}), nil)
 	if err != nil {
 		return err
 	}
@@ -599,13 +598,13 @@ func (c *Client) CloseSession(ctx context.Context, id sys.SessionID) error {
 
 // NodeStatus asks one member about itself. The call ends with ctx.
 func (c *Client) NodeStatus(ctx context.Context, addr string) (*clusterpb.StatusReply, error) {
-	reply, err := c.conn(addr, false).Call(ctx, MethodStatus, mustMarshal(&clusterpb.StatusRequest{}), nil)
+	reply, err := c.conn(addr, false).Call(ctx, MethodStatus, pb.Marshal(&clusterpb.StatusRequest{}), nil)
 	if err != nil {
 		return nil, err
 	}
 	defer reply.Release()
 	r := &clusterpb.StatusReply{}
-	if err := proto.Unmarshal(reply.Header, r); err != nil {
+	if err := pb.Unmarshal(reply.Header, r); err != nil {
 		return nil, sys.E(sys.Op("cluster.NodeStatus"), sys.Corrupt, err)
 	}
 	return r, nil

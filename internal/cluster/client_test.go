@@ -19,6 +19,7 @@ import (
 
 	"github.com/koinon/koinon/internal/auth"
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
 )
@@ -75,7 +76,7 @@ func startNodes(t *testing.T, n int, leader uint64) *nodes {
 				return wire.Identity(id), err
 			}})
 		srv.Handle(MethodMap, func(context.Context, *wire.Request) (wire.Response, error) {
-			return wire.Response{Header: mustMarshal(m)}, nil
+			return wire.Response{Header: pb.Marshal(m)}, nil
 		})
 		leads := func(err error) wire.HandlerFunc {
 			return func(context.Context, *wire.Request) (wire.Response, error) {
@@ -93,7 +94,7 @@ func startNodes(t *testing.T, n int, leader uint64) *nodes {
 			if r.Node == leader {
 				r.Trouble, r.Role = ns.trouble, "leader"
 			}
-			return wire.Response{Header: mustMarshal(r)}, nil
+			return wire.Response{Header: pb.Marshal(r)}, nil
 		})
 		served := make(chan error, 1)
 		go func() { served <- srv.Serve(l) }()

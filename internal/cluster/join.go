@@ -11,10 +11,9 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/auth"
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
 )
@@ -44,7 +43,7 @@ func (a *Admission) Register(srv *wire.Server) { srv.Handle(MethodJoin, a.serve)
 
 func (a *Admission) serve(ctx context.Context, req *wire.Request) (wire.Response, error) {
 	j := &clusterpb.JoinRequest{}
-	if err := proto.Unmarshal(req.Header, j); err != nil {
+	if err := pb.Unmarshal(req.Header, j); err != nil {
 		return wire.Response{}, sys.E(opJoin, sys.Invalid, "the request to join cannot be read: use the same version of koinon on all machines")
 	}
 	if req.Peer.Node != 0 { // passed on by the node that the machine asked
@@ -78,7 +77,7 @@ func reply(r *clusterpb.JoinReply, err error) (wire.Response, error) {
 	if err != nil {
 		return wire.Response{}, err
 	}
-	return wire.Response{Payload: mustMarshal(r)}, nil
+	return wire.Response{Payload: pb.Marshal(r)}, nil
 }
 
 // admit signs here, or has another node sign.
@@ -117,13 +116,13 @@ func (a *Admission) pass(ctx context.Context, addr string, j *clusterpb.JoinRequ
 }
 
 func call(ctx context.Context, c wire.Caller, j *clusterpb.JoinRequest) (*clusterpb.JoinReply, error) {
-	raw, err := c.Call(ctx, MethodJoin, mustMarshal(j), nil)
+	raw, err := c.Call(ctx, MethodJoin, pb.Marshal(j), nil)
 	if err != nil {
 		return nil, err
 	}
 	defer raw.Release()
 	r := &clusterpb.JoinReply{}
-	if err := proto.Unmarshal(raw.Payload, r); err != nil {
+	if err := pb.Unmarshal(raw.Payload, r); err != nil {
 		return nil, sys.E(opJoin, sys.Corrupt, err)
 	}
 	return r, nil

@@ -3,9 +3,8 @@ package cluster
 import (
 	"fmt"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/placement"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
@@ -23,7 +22,7 @@ var _ rsm.Machine = Machine{}
 // one is the new *clusterpb.Map when it changed, else nil.
 func (Machine) Apply(tx rsm.Tx, st rsm.Stamp, body []byte) ([]byte, any) {
 	var cmd clusterpb.Command
-	if err := proto.Unmarshal(body, &cmd); err != nil {
+	if err := pb.Unmarshal(body, &cmd); err != nil {
 		panic(fmt.Sprintf("cluster: expected a command in the log, found %v", err))
 	}
 	a := apply{tx: tx, now: st.TimeNs, m: &clusterpb.Map{}}
@@ -32,12 +31,12 @@ func (Machine) Apply(tx rsm.Tx, st rsm.Stamp, body []byte) ([]byte, any) {
 	res.Refusal = a.run(&cmd, res)
 	res.Done = res.Refusal == clusterpb.Refusal_NONE
 	if !a.changed {
-		return mustMarshal(res), nil
+		return pb.Marshal(res), nil
 	}
 	a.m.Epoch = res.Epoch + 1
 	res.Epoch = a.m.Epoch
-	tx.Set(mapKey, mustMarshal(a.m))
-	return mustMarshal(res), a.m
+	tx.Set(mapKey, pb.Marshal(a.m))
+	return pb.Marshal(res), a.m
 }
 
 // ReadMap returns the map in the state, nil when the cluster has none yet.
@@ -47,7 +46,7 @@ func ReadMap(r rsm.Reader) (*clusterpb.Map, error) {
 		return nil, err
 	}
 	m := &clusterpb.Map{}
-	if err := proto.Unmarshal(raw, m); err != nil {
+	if err := pb.Unmarshal(raw, m); err != nil {
 		return nil, sys.E(sys.Op("cluster.ReadMap"), sys.Corrupt, err)
 	}
 	m.NextId = nextID(m)
@@ -81,12 +80,4 @@ func placementNodes(members []*clusterpb.Member) []placement.Node {
 		nodes = append(nodes, placement.Node{ID: sys.NodeID(m.Id), Zone: m.Zone, Weight: uint32(min(max(m.Weight, 1), placement.MaxWeight))})
 	}
 	return nodes
-}
-
-func mustMarshal(m proto.Message) []byte {
-	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
-	if err != nil {
-		panic(fmt.Sprintf("cluster: %T does not encode: %v", m, err))
-	}
-	return b
 }

@@ -10,11 +10,11 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.uber.org/goleak"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
 	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/placement"
 	"github.com/koinon/koinon/internal/replica"
 	"github.com/koinon/koinon/internal/replica/replicatest"
@@ -62,10 +62,7 @@ func newState(t *testing.T) *state {
 // do runs a command and returns its result, which says why it was refused.
 func (s *state) do(cmd *clusterpb.Command) *clusterpb.Result {
 	s.t.Helper()
-	body, err := proto.Marshal(cmd)
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	body := pb.Marshal(cmd)
 	ctx, cancel := context.WithTimeout(s.t.Context(), 20*time.Second)
 	defer cancel()
 	for {
@@ -77,7 +74,7 @@ func (s *state) do(cmd *clusterpb.Command) *clusterpb.Result {
 			s.t.Fatal(err)
 		}
 		res := &clusterpb.Result{}
-		if err := proto.Unmarshal(raw, res); err != nil {
+		if err := pb.Unmarshal(raw, res); err != nil {
 			s.t.Fatal(err)
 		}
 		if res.Done != (res.Refusal == clusterpb.Refusal_NONE) {

@@ -4,9 +4,8 @@ import (
 	"context"
 	"encoding/binary"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
@@ -52,28 +51,28 @@ func (s *Service) serveMap(_ context.Context, req *wire.Request) (wire.Response,
 	if m == nil {
 		return wire.Response{}, sys.E(sys.Op("cluster.Map"), sys.Unavailable, "the cluster has not come up yet: a majority of its nodes must run")
 	}
-	return wire.Response{Header: mustMarshal(m)}, nil
+	return wire.Response{Header: pb.Marshal(m)}, nil
 }
 
 func (s *Service) serveStatus(context.Context, *wire.Request) (wire.Response, error) {
-	return wire.Response{Header: mustMarshal(s.Status())}, nil
+	return wire.Response{Header: pb.Marshal(s.Status())}, nil
 }
 
 func (s *Service) serveOpenSession(ctx context.Context, req *wire.Request) (wire.Response, error) {
 	var r clusterpb.OpenSessionRequest
-	if err := proto.Unmarshal(req.Header, &r); err != nil {
+	if err := pb.Unmarshal(req.Header, &r); err != nil {
 		return wire.Response{}, sys.E(sys.Op("cluster.OpenSession"), sys.Invalid, err)
 	}
 	id, err := s.Group.OpenSession(ctx, r.Name)
 	if err != nil {
 		return LeaderHint(err)
 	}
-	return wire.Response{Header: mustMarshal(&clusterpb.OpenSessionReply{Session: uint64(id)})}, nil
+	return wire.Response{Header: pb.Marshal(&clusterpb.OpenSessionReply{Session: uint64(id)})}, nil
 }
 
 func (s *Service) serveCloseSession(ctx context.Context, req *wire.Request) (wire.Response, error) {
 	var r clusterpb.OpenSessionReply
-	if err := proto.Unmarshal(req.Header, &r); err != nil {
+	if err := pb.Unmarshal(req.Header, &r); err != nil {
 		return wire.Response{}, sys.E(sys.Op("cluster.CloseSession"), sys.Invalid, err)
 	}
 	if err := s.Group.EndSession(ctx, sys.SessionID(r.Session)); err != nil && !sys.Is(err, sys.SessionGone) {

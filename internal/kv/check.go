@@ -4,9 +4,8 @@ import (
 	"fmt"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/kv/kvpb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -66,7 +65,7 @@ func checkTxn(txn *kvpb.Txn) error {
 			return refuse(sys.Invalid, "what to do with key %q is nothing this node knows", c.Key)
 		}
 	}
-	if n := proto.Size(txn); n > TxnMax {
+	if n := pb.Size(txn); n > TxnMax {
 		return refuse(sys.TooBig, "the transaction has %d bytes, at most %d: make several", n, TxnMax)
 	}
 	return nil

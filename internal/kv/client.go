@@ -11,11 +11,10 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/kv/kvpb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
 )
@@ -170,8 +169,8 @@ func (c *Client) try(ctx context.Context, s *cluster.Session, cmd *kvpb.Command)
 	}
 	t := s.Begin()
 	defer s.End(t)
-	header := encode(&kvpb.DoRequest{Session: uint64(t.Session), Seq: t.Seq, Ack: t.Ack})
-	reply, open, err := c.opt.Cluster.CallLeaderCounted(ctx, MethodDo, header, encode(cmd))
+	header := pb.Marshal(&kvpb.DoRequest{Session: uint64(t.Session), Seq: t.Seq, Ack: t.Ack})
+	reply, open, err := c.opt.Cluster.CallLeaderCounted(ctx, MethodDo, header, pb.Marshal(cmd))
 	if err != nil {
 		if open {
 			err = &UnknownError{err}
@@ -186,9 +185,9 @@ func (c *Client) try(ctx context.Context, s *cluster.Session, cmd *kvpb.Command)
 }
 
 // take reads an answer and releases it.
-func take(reply *wire.Reply, m proto.Message) error {
+func take(reply *wire.Reply, m pb.Message) error {
 	defer reply.Release()
-	if err := proto.Unmarshal(reply.Payload, m); err != nil {
+	if err := pb.Unmarshal(reply.Payload, m); err != nil {
 		return sys.E(sys.Op("kv.call"), sys.Corrupt, err)
 	}
 	return nil
@@ -204,7 +203,7 @@ func (c *Client) Query(ctx context.Context, q *kvpb.Query) (*kvpb.Answer, error)
 	if q.Stale {
 		call = c.opt.Cluster.CallAny
 	}
-	reply, err := call(ctx, MethodQuery, nil, encode(q))
+	reply, err := call(ctx, MethodQuery, nil, pb.Marshal(q))
 	if err != nil {
 		return nil, err
 	}
@@ -227,7 +226,7 @@ func history(err error, oldest uint64) error {
 // there are none. The answer's revision never falls below from-1.
 func (c *Client) Watch(ctx context.Context, key []byte, prefix bool, from uint64) (*kvpb.WatchReply, error) {
 	req := &kvpb.WatchRequest{Key: key, Prefix: prefix, From: from, WaitNs: c.pollFor()}
-	reply, err := c.poll(ctx, MethodWatch, encode(req))
+	reply, err := c.poll(ctx, MethodWatch, pb.Marshal(req))
 	if err != nil {
 		return nil, err
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/kv/kvpb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/replica"
 	"github.com/koinon/koinon/internal/replica/replicatest"
 	"github.com/koinon/koinon/internal/rsm"
@@ -73,7 +74,7 @@ func newWorld(t testing.TB, edit func(*ServerOptions)) *world {
 	}
 	t.Cleanup(w.close)
 	first := must(cluster.First("test", members, 16, 3))
-	body := encode(&clusterpb.Command{Map: first})
+	body := pb.Marshal(&clusterpb.Command{Map: first})
 	if _, _, err := w.leader().host.Group(0).Propose(t.Context(), rsm.Command{NS: rsm.NSCluster, Body: body}); err != nil {
 		t.Fatal(err)
 	}

@@ -3,9 +3,8 @@ package kv
 import (
 	"fmt"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/kv/kvpb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -44,12 +43,12 @@ func (m *Machine) SessionEnded(tx rsm.Tx, st rsm.Stamp, session sys.SessionID) {
 
 func (m *Machine) apply(tx store, st rsm.Stamp, body []byte) []byte {
 	var cmd kvpb.Command
-	err := proto.Unmarshal(body, &cmd)
+	err := pb.Unmarshal(body, &cmd)
 	if err == nil {
 		err = Check(&cmd)
 	}
 	if err != nil {
-		return encode(&kvpb.Result{Failure: failure(err)})
+		return pb.Marshal(&kvpb.Result{Failure: failure(err)})
 	}
 	c := begin(tx, st)
 	res := &kvpb.Result{}
@@ -67,7 +66,7 @@ func (m *Machine) apply(tx store, st rsm.Stamp, body []byte) []byte {
 	}
 	m.end(c)
 	res.Revision = c.state.rev
-	return encode(res)
+	return pb.Marshal(res)
 }
 
 func (m *Machine) ended(tx store, st rsm.Stamp, session sys.SessionID) {
@@ -139,10 +138,10 @@ func (c *command) scan(lo, hi []byte, fn func(key, value []byte) bool) {
 	}
 }
 
-func (c *command) set(key []byte, row proto.Message) { c.tx.Set(key, encode(row)) }
+func (c *command) set(key []byte, row pb.Message) { c.tx.Set(key, pb.Marshal(row)) }
 
 // read fills row from a key and says whether it is there.
-func (c *command) read(key []byte, row proto.Message) bool {
+func (c *command) read(key []byte, row pb.Message) bool {
 	raw := c.get(key)
 	if raw == nil {
 		return false
@@ -151,19 +150,8 @@ func (c *command) read(key []byte, row proto.Message) bool {
 	return true
 }
 
-func encode(m proto.Message) []byte {
-	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
-	if err != nil {
-		panic(fmt.Sprintf("kv: expected a %T that encodes, found %v", m, err))
-	}
-	if b == nil {
-		b = []byte{}
-	}
-	return b
-}
-
-func decode(raw []byte, row proto.Message) {
-	if err := proto.Unmarshal(raw, row); err != nil {
+func decode(raw []byte, row pb.Message) {
+	if err := pb.Unmarshal(raw, row); err != nil {
 		panic(fmt.Sprintf("kv: expected a sound %T in the state, found %v", row, err))
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/koinon/koinon/internal/kv/kvpb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -61,9 +62,9 @@ func (b *bench) stamp(session uint64) rsm.Stamp {
 func (b *bench) do(session uint64, cmd *kvpb.Command) *kvpb.Result {
 	b.t.Helper()
 	before := maps.Clone(b.store)
-	raw := b.m.apply(b.store, b.stamp(session), encode(cmd))
+	raw := b.m.apply(b.store, b.stamp(session), pb.Marshal(cmd))
 	res := &kvpb.Result{}
-	if err := proto.Unmarshal(raw, res); err != nil {
+	if err := pb.Unmarshal(raw, res); err != nil {
 		b.t.Fatalf("%v", err)
 	}
 	if (res.Failure != nil || res.Mismatch) && !maps.EqualFunc(before, b.store, bytes.Equal) {
@@ -270,7 +271,7 @@ func TestRefusals(t *testing.T) {
 	b.ok(5, openCmd())
 	b.fails(5, sys.Exist, openCmd())
 	for i := range BoundMax {
-		b.m.apply(b.store, b.stamp(5), encode(txn(putEphemeral(fmt.Sprint(i), ""))))
+		b.m.apply(b.store, b.stamp(5), pb.Marshal(txn(putEphemeral(fmt.Sprint(i), ""))))
 	}
 	b.fails(5, sys.Busy, txn(putEphemeral("k", "")))
 	b.fails(5, sys.Busy, acquire("l"))

@@ -6,11 +6,10 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/kv/kvpb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
@@ -191,7 +190,7 @@ func (s *Server) compact(ctx context.Context) error {
 		return nil
 	}
 	for st.rev-st.compacted > keep || st.bytes > bytes {
-		body := encode(&kvpb.Command{Op: &kvpb.Command_Compact{Compact: &kvpb.Compact{Revisions: keep, Bytes: bytes, EventsMax: compactEvents}}})
+		body := pb.Marshal(&kvpb.Command{Op: &kvpb.Command_Compact{Compact: &kvpb.Compact{Revisions: keep, Bytes: bytes, EventsMax: compactEvents}}})
 		if _, _, err := s.group.Propose(ctx, rsm.Command{NS: rsm.NSKV, Body: body, Reserve: true}); err != nil {
 			return err
 		}
@@ -234,7 +233,7 @@ func (s *Server) lead(ctx context.Context, op sys.Op) (term uint64, err error) {
 	if err := s.group.KeepAlive(ids...); err != nil && !sys.Is(err, sys.SessionGone) {
 		return 0, err
 	}
-	body := encode(&kvpb.Command{Op: &kvpb.Command_Begin{Begin: &kvpb.Begin{}}})
+	body := pb.Marshal(&kvpb.Command{Op: &kvpb.Command_Begin{Begin: &kvpb.Begin{}}})
 	if _, _, err := s.group.Propose(ctx, rsm.Command{NS: rsm.NSKV, Body: body, Reserve: true}); err != nil {
 		return 0, err
 	}
@@ -265,11 +264,11 @@ func (s *Server) leases() (map[sys.SessionID]time.Duration, error) {
 func (s *Server) serveDo(ctx context.Context, req *wire.Request) (wire.Response, error) {
 	const op = sys.Op("kv.Do")
 	var r kvpb.DoRequest
-	if err := proto.Unmarshal(req.Header, &r); err != nil {
+	if err := pb.Unmarshal(req.Header, &r); err != nil {
 		return wire.Response{}, sys.E(op, sys.Invalid, err)
 	}
 	var cmd kvpb.Command
-	if err := proto.Unmarshal(req.Payload, &cmd); err != nil {
+	if err := pb.Unmarshal(req.Payload, &cmd); err != nil {
 		return wire.Response{}, sys.E(op, sys.Invalid, err)
 	}
 	if err := Check(&cmd); err != nil {
@@ -295,7 +294,7 @@ func (s *Server) serveDo(ctx context.Context, req *wire.Request) (wire.Response,
 func (s *Server) serveQuery(ctx context.Context, req *wire.Request) (wire.Response, error) {
 	const op = sys.Op("kv.Query")
 	var q kvpb.Query
-	if err := proto.Unmarshal(req.Payload, &q); err != nil {
+	if err := pb.Unmarshal(req.Payload, &q); err != nil {
 		return wire.Response{}, sys.E(op, sys.Invalid, err)
 	}
 	var a *kvpb.Answer
@@ -312,7 +311,7 @@ func (s *Server) serveQuery(ctx context.Context, req *wire.Request) (wire.Respon
 	if err != nil {
 		return cluster.LeaderHint(err)
 	}
-	return wire.Response{Payload: encode(a)}, nil
+	return wire.Response{Payload: pb.Marshal(a)}, nil
 }
 
 // serveRenew says that a session lives. It may answer so only when nobody can
@@ -321,7 +320,7 @@ func (s *Server) serveQuery(ctx context.Context, req *wire.Request) (wire.Respon
 func (s *Server) serveRenew(ctx context.Context, req *wire.Request) (wire.Response, error) {
 	const op = sys.Op("kv.Renew")
 	var r kvpb.RenewRequest
-	if err := proto.Unmarshal(req.Header, &r); err != nil {
+	if err := pb.Unmarshal(req.Header, &r); err != nil {
 		return wire.Response{}, sys.E(op, sys.Invalid, err)
 	}
 	term, err := s.lead(ctx, op)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/koinon/koinon/internal/kv/kvpb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -354,7 +355,7 @@ func TestSessionsAreEnded(t *testing.T) {
 	if err != nil || len(a.Entries) != 0 {
 		t.Errorf("an ephemeral key outlives its session: %v %v", a, err)
 	}
-	header := encode(&kvpb.RenewRequest{Session: uint64(vanished.id)})
+	header := pb.Marshal(&kvpb.RenewRequest{Session: uint64(vanished.id)})
 	if _, err := c.opt.Cluster.CallLeader(t.Context(), MethodRenew, header, nil); !sys.Is(err, sys.SessionGone) {
 		t.Errorf("a session that is gone was renewed: %v", err)
 	}

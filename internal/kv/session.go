@@ -9,6 +9,7 @@ import (
 
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/kv/kvpb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -143,7 +144,7 @@ func (s *Session) watchClock() {
 
 // renew keeps the session.
 func (s *Session) renew() {
-	header := encode(&kvpb.RenewRequest{Session: uint64(s.id)})
+	header := pb.Marshal(&kvpb.RenewRequest{Session: uint64(s.id)})
 	timer := time.NewTimer(s.ttl / 3)
 	defer timer.Stop()
 	for {
@@ -233,7 +234,7 @@ func (s *Session) await(ctx context.Context, name []byte) (fence uint64, err err
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(s.life, func() { cancel(s.Err()) })()
-	header := encode(&kvpb.AwaitRequest{Session: uint64(s.id), Name: name, WaitNs: s.c.pollFor()})
+	header := pb.Marshal(&kvpb.AwaitRequest{Session: uint64(s.id), Name: name, WaitNs: s.c.pollFor()})
 	for {
 		reply, err := s.c.poll(ctx, MethodAwait, header)
 		var r kvpb.AwaitReply

@@ -4,10 +4,9 @@ import (
 	"context"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/kv/kvpb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
@@ -18,7 +17,7 @@ import (
 func (s *Server) serveWatch(ctx context.Context, req *wire.Request) (wire.Response, error) {
 	const op = sys.Op("kv.Watch")
 	var r kvpb.WatchRequest
-	if err := proto.Unmarshal(req.Header, &r); err != nil {
+	if err := pb.Unmarshal(req.Header, &r); err != nil {
 		return wire.Response{}, sys.E(op, sys.Invalid, err)
 	}
 	term := s.group.Leading()
@@ -33,7 +32,7 @@ func (s *Server) serveWatch(ctx context.Context, req *wire.Request) (wire.Respon
 	if err != nil {
 		return cluster.LeaderHint(err)
 	}
-	return wire.Response{Payload: encode(reply)}, nil
+	return wire.Response{Payload: pb.Marshal(reply)}, nil
 }
 
 func (s *Server) watch(ctx context.Context, r *kvpb.WatchRequest) (*kvpb.WatchReply, error) {
@@ -101,7 +100,7 @@ func (s *Server) history(ctx context.Context, r *kvpb.WatchRequest, from uint64)
 func (s *Server) serveAwait(ctx context.Context, req *wire.Request) (wire.Response, error) {
 	const op = sys.Op("kv.Await")
 	var r kvpb.AwaitRequest
-	if err := proto.Unmarshal(req.Header, &r); err != nil {
+	if err := pb.Unmarshal(req.Header, &r); err != nil {
 		return wire.Response{}, sys.E(op, sys.Invalid, err)
 	}
 	wait, cancel := s.waiting(ctx, r.WaitNs)
@@ -118,7 +117,7 @@ func (s *Server) serveAwait(ctx context.Context, req *wire.Request) (wire.Respon
 			if err != nil {
 				return cluster.LeaderHint(err)
 			}
-			return wire.Response{Payload: encode(&kvpb.AwaitReply{Fence: fence})}, nil
+			return wire.Response{Payload: pb.Marshal(&kvpb.AwaitReply{Fence: fence})}, nil
 		}
 		select {
 		case <-w.woken:

@@ -7,45 +7,11 @@ import (
 	"testing"
 
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/sys"
 )
-
-// A field that is added to Attr must be copied too.
-func TestCloneAttrIsComplete(t *testing.T) {
-	full := &metapb.Attr{}
-	m := full.ProtoReflect()
-	fields := m.Descriptor().Fields()
-	for i := range fields.Len() {
-		f := fields.Get(i)
-		switch f.Kind() {
-		case protoreflect.BytesKind:
-			m.Set(f, protoreflect.ValueOfBytes([]byte{1}))
-		case protoreflect.BoolKind:
-			m.Set(f, protoreflect.ValueOfBool(true))
-		case protoreflect.Uint32Kind:
-			m.Set(f, protoreflect.ValueOfUint32(uint32(i+1)))
-		case protoreflect.Uint64Kind:
-			m.Set(f, protoreflect.ValueOfUint64(uint64(i+1)))
-		case protoreflect.Int64Kind:
-			m.Set(f, protoreflect.ValueOfInt64(int64(i+1)))
-		default:
-			t.Fatalf("field %s: expected a kind that this test knows, found %v", f.Name(), f.Kind())
-		}
-	}
-	if c := cloneAttr(full); !proto.Equal(c, full) {
-		t.Fatalf("expected %v, found %v", full, c)
-	}
-	d := &metapb.Dentry{Ino: 1, Type: 2, Cookie: 3, Origin: &metapb.Origin{Parent: 4}}
-	if c := cloneDentry(d); !proto.Equal(c, d) {
-		t.Fatalf("expected %v, found %v", d, c)
-	}
-	if n := d.ProtoReflect().Descriptor().Fields().Len(); n != 4 {
-		t.Fatalf("expected cloneDentry to know all of Dentry's fields, found %d", n)
-	}
-}
 
 func TestOrdered(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
@@ -92,8 +58,7 @@ func TestFailure(t *testing.T) {
 		sys.E(sys.Exist, sys.E(sys.NotDir, "inner")),
 	} {
 		sent := &metapb.Failure{}
-		b, merr := proto.Marshal(FailureOf(err))
-		if merr != nil || proto.Unmarshal(b, sent) != nil {
+		if merr := pb.Unmarshal(pb.Marshal(FailureOf(err)), sent); merr != nil {
 			t.Fatalf("%v: expected it to encode, found %v", err, merr)
 		}
 		if back := sent.Err(); back.Error() != err.Error() || sys.KindOf(back) != sys.KindOf(err) {
@@ -103,8 +68,8 @@ func TestFailure(t *testing.T) {
 	if f := FailureOf(cause); sys.Kind(f.Kind) != sys.Other || f.Cause != "cause" {
 		t.Fatalf("expected the cause, found %v", f)
 	}
-	odd := FailureOf(sys.E(sys.NotExist, sys.Subject("a\xff/\n")))
-	if _, err := proto.Marshal(odd); err != nil {
+	odd, back := FailureOf(sys.E(sys.NotExist, sys.Subject("a\xff/\n"))), &metapb.Failure{}
+	if err := proto.Unmarshal(pb.Marshal(odd), back); err != nil {
 		t.Fatalf("a subject that is not UTF-8: %v", err)
 	}
 	if FailureOf(nil) != nil || (*metapb.Failure)(nil).Err() != nil {

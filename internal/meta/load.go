@@ -3,8 +3,6 @@ package meta
 import (
 	"fmt"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -313,7 +311,7 @@ func (s *step) loadEnd(id int64, c *metapb.LoadEnd) (*metapb.Result, error) {
 	if err := s.tx.SetInode(sys.RootIno, root); err != nil {
 		return nil, err
 	}
-	return &metapb.Result{Attr: proto.CloneOf(root)}, nil
+	return &metapb.Result{Attr: root.CloneVT()}, nil
 }
 
 func (s *step) loadAway(c *metapb.LoadAway) (*metapb.Result, error) {

@@ -7,8 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/sys"
@@ -128,7 +126,7 @@ func (m *Memory) Inode(ino sys.Ino) (*metapb.Attr, error) {
 	if !ok {
 		return nil, nil
 	}
-	return cloneAttr(a), nil
+	return a.CloneVT(), nil
 }
 
 // SetInode is of Tx.
@@ -137,7 +135,7 @@ func (m *Memory) SetInode(ino sys.Ino, a *metapb.Attr) error {
 		m.inodes.delete(ino)
 		return nil
 	}
-	m.inodes.set(ino, cloneAttr(a))
+	m.inodes.set(ino, a.CloneVT())
 	return nil
 }
 
@@ -151,7 +149,7 @@ func (m *Memory) Dentry(parent sys.Ino, name []byte) (*metapb.Dentry, error) {
 	if !ok {
 		return nil, nil
 	}
-	return cloneDentry(d), nil
+	return d.CloneVT(), nil
 }
 
 // SetDentry is of Tx.
@@ -178,7 +176,7 @@ func (m *Memory) SetDentry(parent sys.Ino, name []byte, d *metapb.Dentry) error 
 	if at, ok := dir.cookies.get(d.Cookie); ok && at != string(name) {
 		return fmt.Errorf("meta: cookie %d in %d: expected it to be free for %q, found %q", d.Cookie, parent, name, at)
 	}
-	dir.names[string(name)] = cloneDentry(d)
+	dir.names[string(name)] = d.CloneVT()
 	dir.cookies.set(d.Cookie, string(name))
 	return nil
 }
@@ -190,7 +188,7 @@ func (m *Memory) ScanDentries(parent sys.Ino, after uint64, fn func(name []byte,
 		return nil
 	}
 	dir.cookies.scan(after+1, func(_ uint64, name string) bool {
-		return fn([]byte(name), cloneDentry(dir.names[name]))
+		return fn([]byte(name), dir.names[name].CloneVT())
 	})
 	return nil
 }
@@ -205,7 +203,7 @@ func (m *Memory) Chunk(ino sys.Ino, n uint32) (*metapb.Chunk, error) {
 	if !ok {
 		return nil, nil
 	}
-	return proto.CloneOf(c), nil
+	return c.CloneVT(), nil
 }
 
 // SetChunk is of Tx.
@@ -224,14 +222,14 @@ func (m *Memory) SetChunk(ino sys.Ino, n uint32, c *metapb.Chunk) error {
 		rows = &ordered[uint32, *metapb.Chunk]{}
 		m.chunks.set(ino, rows)
 	}
-	rows.set(n, proto.CloneOf(c))
+	rows.set(n, c.CloneVT())
 	return nil
 }
 
 // ScanChunks is of Tx.
 func (m *Memory) ScanChunks(ino sys.Ino, from uint32, fn func(n uint32, c *metapb.Chunk) bool) error {
 	if rows, ok := m.chunks.get(ino); ok {
-		rows.scan(from, func(n uint32, c *metapb.Chunk) bool { return fn(n, proto.CloneOf(c)) })
+		rows.scan(from, func(n uint32, c *metapb.Chunk) bool { return fn(n, c.CloneVT()) })
 	}
 	return nil
 }
@@ -239,7 +237,7 @@ func (m *Memory) ScanChunks(ino sys.Ino, from uint32, fn func(n uint32, c *metap
 // Xattrs is of Tx.
 func (m *Memory) Xattrs(ino sys.Ino) (*metapb.Xattrs, error) {
 	if x, ok := m.xattrs.get(ino); ok {
-		return proto.CloneOf(x), nil
+		return x.CloneVT(), nil
 	}
 	return nil, nil
 }
@@ -250,7 +248,7 @@ func (m *Memory) SetXattrs(ino sys.Ino, x *metapb.Xattrs) error {
 		m.xattrs.delete(ino)
 		return nil
 	}
-	m.xattrs.set(ino, proto.CloneOf(x))
+	m.xattrs.set(ino, x.CloneVT())
 	return nil
 }
 
@@ -259,7 +257,7 @@ func (m *Memory) ScanInodes(after sys.Ino, fn func(a *metapb.Attr) bool) error {
 	if after == math.MaxUint64 {
 		return nil
 	}
-	m.inodes.scan(after+1, func(_ sys.Ino, a *metapb.Attr) bool { return fn(cloneAttr(a)) })
+	m.inodes.scan(after+1, func(_ sys.Ino, a *metapb.Attr) bool { return fn(a.CloneVT()) })
 	return nil
 }
 
@@ -293,7 +291,7 @@ func (m *Memory) AllDentries(parent sys.Ino, cookie uint64, fn func(sys.Ino, []b
 			cookie = 0
 		}
 		dir.cookies.scan(cookie, func(_ uint64, name string) bool {
-			more = fn(ino, []byte(name), cloneDentry(dir.names[name]))
+			more = fn(ino, []byte(name), dir.names[name].CloneVT())
 			return more
 		})
 		return more
@@ -309,7 +307,7 @@ func (m *Memory) AllChunks(ino sys.Ino, n uint32, fn func(sys.Ino, uint32, *meta
 			n = 0
 		}
 		rows.scan(n, func(n uint32, c *metapb.Chunk) bool {
-			more = fn(at, n, proto.CloneOf(c))
+			more = fn(at, n, c.CloneVT())
 			return more
 		})
 		return more
@@ -319,25 +317,6 @@ func (m *Memory) AllChunks(ino sys.Ino, n uint32, fn func(sys.Ino, uint32, *meta
 
 // AllXattrs is of RowScanner.
 func (m *Memory) AllXattrs(ino sys.Ino, fn func(sys.Ino, *metapb.Xattrs) bool) error {
-	m.xattrs.scan(ino, func(ino sys.Ino, x *metapb.Xattrs) bool { return fn(ino, proto.CloneOf(x)) })
+	m.xattrs.scan(ino, func(ino sys.Ino, x *metapb.Xattrs) bool { return fn(ino, x.CloneVT()) })
 	return nil
-}
-
-// cloneAttr copies without reflection, which proto.Clone would use; it is on
-// the path of every operation.
-func cloneAttr(a *metapb.Attr) *metapb.Attr {
-	return &metapb.Attr{
-		Ino: a.Ino, Type: a.Type, Mode: a.Mode, Uid: a.Uid, Gid: a.Gid, Size: a.Size, Nlink: a.Nlink,
-		AtimeNs: a.AtimeNs, MtimeNs: a.MtimeNs, CtimeNs: a.CtimeNs, Rdev: a.Rdev, Parent: a.Parent,
-		Version: a.Version, NextCookie: a.NextCookie, Target: append([]byte(nil), a.Target...),
-		Xattrs: a.Xattrs, DeadlineNs: a.DeadlineNs, Purging: a.Purging, Stored: a.Stored,
-	}
-}
-
-func cloneDentry(d *metapb.Dentry) *metapb.Dentry {
-	c := &metapb.Dentry{Ino: d.Ino, Type: d.Type, Cookie: d.Cookie}
-	if d.Origin != nil {
-		c.Origin = proto.CloneOf(d.Origin)
-	}
-	return c
 }

@@ -1,9 +1,8 @@
 package meta
 
 import (
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -70,7 +69,7 @@ func (l *lister) add(row *metapb.Row, table uint32, ino sys.Ino, key uint64) (mo
 		l.ans.Next = &metapb.Cursor{Table: table, Ino: uint64(ino), Key: key}
 		return false
 	}
-	l.budget -= 32 + proto.Size(row)
+	l.budget -= 32 + pb.Size(row)
 	l.ans.Rows = append(l.ans.Rows, row)
 	return true
 }

@@ -10,14 +10,13 @@ import (
 	"sync/atomic"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/block/spread"
 	"github.com/koinon/koinon/internal/client"
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
 	"github.com/koinon/koinon/internal/collect"
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/proc"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
@@ -47,10 +46,7 @@ func (s *server) found(ctx context.Context) error {
 	if _, err := s.tree.Do(ctx, &metapb.Command{Op: &metapb.Command_Format{Format: &metapb.Format{RetentionNs: int64(s.cfg.Retention)}}}); err != nil {
 		return err
 	}
-	body, err := proto.Marshal(&clusterpb.Command{Map: m})
-	if err != nil {
-		return err
-	}
+	body := pb.Marshal(&clusterpb.Command{Map: m})
 	if _, _, err := s.group.Propose(ctx, rsm.Command{NS: rsm.NSCluster, Body: body}); err != nil {
 		return err
 	}

@@ -5,8 +5,6 @@ import (
 	"slices"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
 	"github.com/koinon/koinon/internal/electorate"
@@ -104,7 +102,7 @@ func (s *server) place(ctx context.Context, c *census) error {
 		next = s.drained(ctx, table, c)
 	}
 	if next.Epoch != table.Epoch {
-		m := proto.CloneOf(c.m)
+		m := c.m.CloneVT()
 		m.Table = next.Marshal()
 		if _, err := cluster.Propose(ctx, s.group, &clusterpb.Command{Expect: c.m.Epoch, Map: m}); err != nil {
 			return err

@@ -4,8 +4,7 @@ import (
 	"fmt"
 	"slices"
 
-	"google.golang.org/protobuf/proto"
-
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/placement/placementpb"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -110,10 +109,7 @@ func (t *Table) Marshal() []byte {
 		}
 		p.Groups[i] = g
 	}
-	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(p)
-	if err != nil {
-		panic("placement: expected a table to marshal, found " + err.Error())
-	}
+	b := pb.Marshal(p)
 	return b
 }
 
@@ -121,7 +117,7 @@ func (t *Table) Marshal() []byte {
 func Unmarshal(b []byte) (*Table, error) {
 	const op = sys.Op("placement.Unmarshal")
 	var p placementpb.Table
-	if err := proto.Unmarshal(b, &p); err != nil {
+	if err := pb.Unmarshal(b, &p); err != nil {
 		return nil, sys.E(op, sys.Corrupt, err)
 	}
 	if err := checkSize(len(p.GetGroups()), int(p.GetReplicas())); err != nil {

@@ -3,8 +3,6 @@ package proc
 import (
 	"context"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/rsm"
 )
@@ -112,7 +110,7 @@ func (s *Server) forgetFiles(ctx context.Context, before int64) error {
 				return err
 			}
 			err = loadTasks(v, id, 0, func(t *procpb.Task) bool {
-				all = append(all, process{spec, proto.CloneOf(t)})
+				all = append(all, process{spec, t.CloneVT()})
 				return true
 			})
 		}

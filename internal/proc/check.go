@@ -3,10 +3,11 @@ package proc
 import (
 	"fmt"
 	"path"
+	"slices"
 	"strings"
+	"unicode/utf8"
 
-	"google.golang.org/protobuf/proto"
-
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -40,8 +41,8 @@ func Check(s *procpb.Spec) error {
 	switch {
 	case s == nil || len(s.Argv) == 0 || s.Argv[0] == "":
 		return refuse("a command is wanted: koinon run -- COMMAND ARGUMENT...")
-	case proto.Size(s) > SpecMax:
-		return refuse("command, environment and items take %d bytes, more than %d: put them into a file of the tree", proto.Size(s), SpecMax)
+	case pb.Size(s) > SpecMax:
+		return refuse("command, environment and items take %d bytes, more than %d: put them into a file of the tree", pb.Size(s), SpecMax)
 	case s.Size < 1 || s.Size > SizeMax:
 		return refuse("a gang has 1 to %d processes, not %d", SizeMax, s.Size)
 	case each.GetCpuMilli() < 0 || each.GetMemory() < 0 || each.GetCpuMilli() == 0 && each.GetMemory() == 0:
@@ -59,7 +60,21 @@ func Check(s *procpb.Spec) error {
 	case len(s.After) > AfterMax:
 		return refuse("a job may wait for %d others, not for %d", AfterMax, len(s.After))
 	}
-	return firstError(checkArray(s), checkEnv(s), checkPath("the working directory", s.Dir), checkOut(s))
+	return firstError(checkText(s), checkArray(s), checkEnv(s), checkPath("the working directory", s.Dir), checkOut(s))
+}
+
+// checkText refuses what cannot be shown: output as JSON holds no other text.
+func checkText(s *procpb.Spec) error {
+	texts := slices.Concat(s.Argv, s.Env, s.Items, []string{s.Name, s.Dir, s.Out, s.NearPath, s.User.GetName(), s.User.GetHost()})
+	for _, l := range s.Want {
+		texts = append(texts, l.Key, l.Value)
+	}
+	for _, text := range texts {
+		if !utf8.ValidString(text) {
+			return sys.E(sys.Op("proc.Check"), sys.Invalid, fmt.Sprintf("%q is not UTF-8, as all text of a job has to be: rename the file, or have a script in the tree name it", text))
+		}
+	}
+	return nil
 }
 
 func firstError(errs ...error) error {

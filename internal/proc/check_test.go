@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/koinon/koinon/internal/proc/procpb"
+	"github.com/koinon/koinon/internal/sys"
 )
 
 // TestTooLittle: what would hardly start is refused, instead of standing in the
@@ -22,6 +23,26 @@ func TestTooLittle(t *testing.T) {
 		err := Check(specOf(func(s *procpb.Spec) { s.Each = c.each }))
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%v: expected %q, found %v", c.each, c.want, err)
+		}
+	}
+}
+
+// TestTextOfOtherBytes: what JSON cannot hold is refused by name.
+func TestTextOfOtherBytes(t *testing.T) {
+	const bad = "bad\xff"
+	for name, set := range map[string]func(*procpb.Spec){
+		"argument":    func(s *procpb.Spec) { s.Argv = append(s.Argv, bad) },
+		"variable":    func(s *procpb.Spec) { s.Env = []string{"A=" + bad} },
+		"item":        func(s *procpb.Spec) { s.Array, s.Last, s.Items = true, 1, []string{"good", bad} },
+		"name":        func(s *procpb.Spec) { s.Name = bad },
+		"directory":   func(s *procpb.Spec) { s.Dir = "/" + bad },
+		"outputs":     func(s *procpb.Spec) { s.Out = "/" + bad },
+		"near":        func(s *procpb.Spec) { s.NearPath = "/" + bad },
+		"label":       func(s *procpb.Spec) { s.Want = []*procpb.Label{{Key: bad, Value: "x"}} },
+		"user's name": func(s *procpb.Spec) { s.User = &procpb.User{Name: bad} },
+	} {
+		if err := Check(specOf(set)); !sys.Is(err, sys.Invalid) || !strings.Contains(err.Error(), `bad\xff" is not UTF-8`) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

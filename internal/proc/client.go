@@ -4,12 +4,10 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
-	"sync"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/cluster"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
@@ -31,11 +29,7 @@ func (c *Client) Submit(ctx context.Context, spec *procpb.Spec) (uint64, error) 
 	if _, err := rand.Read(req.Request); err != nil {
 		return 0, sys.E(sys.Op("proc.Submit"), err)
 	}
-	_, payload, err := marshal(nil, req)
-	if err != nil {
-		return 0, err
-	}
-	r, open, err := c.cluster.CallLeaderCounted(ctx, MethodSubmit, nil, payload)
+	r, open, err := c.cluster.CallLeaderCounted(ctx, MethodSubmit, nil, pb.Marshal(req))
 	if err != nil && open {
 		err = mayBeSubmitted(err)
 	}
@@ -71,19 +65,8 @@ func (c *Client) List(ctx context.Context, req *procpb.ListRequest) (*procpb.Lis
 func (c *Client) Wait(ctx context.Context, req *procpb.WaitRequest) (*procpb.WaitReply, error) {
 	reply := &procpb.WaitReply{}
 	req.WaitNs = min(req.WaitNs, int64(c.cluster.Timeout()/2)) // after all of it, the leader is taken for dead
-	var meanwhile sync.WaitGroup
-	defer meanwhile.Wait()
-	meanwhile.Go(expectNews)
 	return reply, c.leader(ctx, MethodWait, req, nil, reply)
 }
-
-// expectNews makes what reads news. The first use of a message makes it otherwise, when somebody waits for what is in it.
-var expectNews = sync.OnceFunc(func() {
-	all := &procpb.WaitReply{Job: &procpb.Job{}, Spec: &procpb.Spec{}, Tasks: []*procpb.Task{{Procs: []*procpb.Process{{}}}}, Ended: []*procpb.Report{{}}}
-	if b, err := proto.Marshal(all); err == nil {
-		_ = proto.Unmarshal(b, &procpb.WaitReply{}) // it is for what it does on the way
-	}
-})
 
 // Inspect tells everything about a job.
 func (c *Client) Inspect(ctx context.Context, req *procpb.InspectRequest) (*procpb.InspectReply, error) {
@@ -126,12 +109,8 @@ func (c *Client) Stdin(ctx context.Context, node sys.NodeID, req *procpb.StdinRe
 
 // leader has the leader answer a request: its header, payload and reply, the
 // first two of which may be nil.
-func (c *Client) leader(ctx context.Context, m wire.Method, header, payload, reply proto.Message) error {
-	h, p, err := marshal(header, payload)
-	if err != nil {
-		return err
-	}
-	r, err := c.cluster.CallLeader(ctx, m, h, p)
+func (c *Client) leader(ctx context.Context, m wire.Method, header, payload, reply pb.Message) error {
+	r, err := c.cluster.CallLeader(ctx, m, encoded(header), encoded(payload))
 	if err != nil {
 		return err
 	}
@@ -142,11 +121,7 @@ func (c *Client) leader(ctx context.Context, m wire.Method, header, payload, rep
 const nodeTimeout = 10 * time.Second
 
 // node has a node answer a request.
-func (c *Client) node(ctx context.Context, id sys.NodeID, m wire.Method, header proto.Message, payload []byte, reply proto.Message) error {
-	h, _, err := marshal(header, nil)
-	if err != nil {
-		return err
-	}
+func (c *Client) node(ctx context.Context, id sys.NodeID, m wire.Method, header pb.Message, payload []byte, reply pb.Message) error {
 	conn := c.cluster.OpenConn(id)
 	if conn == nil && c.cluster.Map() == nil {
 		if err := c.cluster.Refresh(ctx); err != nil {
@@ -159,30 +134,25 @@ func (c *Client) node(ctx context.Context, id sys.NodeID, m wire.Method, header 
 	}
 	ctx, cancel := context.WithTimeout(ctx, nodeTimeout)
 	defer cancel()
-	r, err := conn.Call(ctx, m, h, payload)
+	r, err := conn.Call(ctx, m, encoded(header), payload)
 	if err != nil {
 		return err
 	}
 	return take(r, reply)
 }
 
-func marshal(header, payload proto.Message) (h, p []byte, err error) {
-	if header != nil {
-		h, err = proto.Marshal(header)
+// encoded is the encoding of a message that may be left out.
+func encoded(m pb.Message) []byte {
+	if m == nil {
+		return nil
 	}
-	if payload != nil && err == nil {
-		p, err = proto.Marshal(payload)
-	}
-	if err != nil {
-		err = sys.E(sys.Op("proc.call"), sys.Invalid, err)
-	}
-	return h, p, err
+	return pb.Marshal(m)
 }
 
 // take reads an answer and releases it.
-func take(r *wire.Reply, m proto.Message) error {
+func take(r *wire.Reply, m pb.Message) error {
 	defer r.Release()
-	if err := proto.Unmarshal(r.Payload, m); err != nil {
+	if err := pb.Unmarshal(r.Payload, m); err != nil {
 		return sys.E(sys.Op("proc.call"), sys.Corrupt, err)
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
@@ -112,7 +113,7 @@ const signalSoon = 20 * time.Millisecond
 
 // signal has the nodes of a task signal its processes. The caller holds mu.
 func (s *Server) signal(t *procpb.Task, sig uint32, grace int64) {
-	header := encode(&procpb.SignalRequest{Job: t.Job, Index: t.Index, Epoch: t.Epoch, Signal: sig, GraceNs: grace})
+	header := pb.Marshal(&procpb.SignalRequest{Job: t.Job, Index: t.Index, Epoch: t.Epoch, Signal: sig, GraceNs: grace})
 	var told []uint64
 	for _, p := range t.Procs {
 		if Over(p.State) || slices.Contains(told, p.Node) {

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/koinon/koinon/commit"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -271,7 +272,7 @@ func (c *command) setNode(n *procpb.Node) *procpb.Result {
 }
 
 func (c *command) saveNode(n *procpb.Node) {
-	c.tx.Set(key(rowNode, n.Id), encode(n))
+	c.tx.Set(key(rowNode, n.Id), pb.Marshal(n))
 	c.delta.nodes = append(c.delta.nodes, n)
 }
 

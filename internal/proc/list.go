@@ -6,9 +6,8 @@ import (
 	"fmt"
 	"slices"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/cluster"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/wire"
@@ -70,7 +69,7 @@ func (p *page) wants(user string) bool { return p.user == "" || p.user == user }
 
 // add adds a job. It returns false when the page is full.
 func (p *page) add(info *procpb.JobInfo) bool {
-	p.size += proto.Size(info)
+	p.size += pb.Size(info)
 	if len(p.reply.Jobs) == p.limit || p.size > listBytes && len(p.reply.Jobs) > 0 {
 		p.reply.More = true
 		return false
@@ -98,7 +97,7 @@ func (m *model) list(r *procpb.ListRequest) *procpb.ListReply {
 func (j *jobModel) info() *procpb.JobInfo {
 	i := &procpb.JobInfo{Job: j.row, Name: j.spec.Name, Argv: j.spec.Argv, User: userOf(j.spec), Size: j.spec.Size, Nodes: slices.Clone(j.nodes), Why: j.waits()}
 	if j.row.Running == 0 && j.starting() {
-		i.Job = proto.CloneOf(j.row)
+		i.Job = j.row.CloneVT()
 		i.Job.State = procpb.State_RESERVING
 	}
 	return i

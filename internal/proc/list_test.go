@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/proc/procpb"
 )
 
@@ -21,8 +22,8 @@ func TestListPages(t *testing.T) {
 	var got []uint64
 	for below := uint64(0); ; {
 		r, err := list(x.rows, &procpb.ListRequest{Below: below})
-		if err != nil || len(r.Jobs) == 0 || proto.Size(r) > listBytes+SpecMax {
-			t.Fatalf("a page of %d jobs and %d bytes, %v", len(r.Jobs), proto.Size(r), err)
+		if err != nil || len(r.Jobs) == 0 || pb.Size(r) > listBytes+SpecMax {
+			t.Fatalf("a page of %d jobs and %d bytes, %v", len(r.Jobs), pb.Size(r), err)
 		}
 		for _, i := range r.Jobs {
 			got = append(got, i.Job.Id)

@@ -4,10 +4,9 @@ import (
 	"fmt"
 	"strings"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/meta/embedded"
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
@@ -38,7 +37,7 @@ func (m *Machine) Apply(tx rsm.Tx, st rsm.Stamp, body []byte) (result []byte, lo
 		t = &treeInState{tx: tx.In(rsm.NSMeta), st: st}
 	}
 	res, inos := m.apply(tx, t, st, body)
-	return encode(res), inos
+	return pb.Marshal(res), inos
 }
 
 // treeInState is the tree as a command of this namespace changes it.
@@ -83,7 +82,7 @@ type store interface {
 // inodes that it changed.
 func (m *Machine) apply(tx store, t tree, st rsm.Stamp, body []byte) (*procpb.Result, []sys.Ino) {
 	var cmd procpb.Command
-	if err := proto.Unmarshal(body, &cmd); err != nil {
+	if err := pb.Unmarshal(body, &cmd); err != nil {
 		return refused(sys.E(sys.Op("proc.Apply"), sys.Invalid, "not a command")), nil
 	}
 	c := &command{tx: tx, tree: t, now: st.TimeNs}
@@ -188,7 +187,7 @@ func (c *command) get(k []byte) []byte {
 	return v
 }
 
-func (c *command) read(k []byte, row proto.Message) bool {
+func (c *command) read(k []byte, row pb.Message) bool {
 	ok, err := load(c.tx, k, row)
 	return ok && err == nil
 }
@@ -239,7 +238,7 @@ func (c *command) item(s *procpb.Spec, job uint64, index uint32) string {
 	if s.Array && strings.Contains(s.Out, "{}") {
 		items := &procpb.Spec{}
 		c.read(key(rowItems, job), items)
-		s = proto.CloneOf(s)
+		s = s.CloneVT()
 		s.Items = items.Items
 	}
 	return Item(s, index)
@@ -302,7 +301,7 @@ func (c *command) setTask(j *procpb.Job, t *procpb.Task, s procpb.State) {
 func (c *command) saveTask(j *procpb.Job, t *procpb.Task) {
 	j.Version++
 	t.Version = j.Version
-	c.tx.Set(key(rowTask, t.Job, uint64(t.Index)), encode(t))
+	c.tx.Set(key(rowTask, t.Job, uint64(t.Index)), pb.Marshal(t))
 	c.delta.tasks = append(c.delta.tasks, t)
 	c.saveJob(j)
 }
@@ -326,6 +325,6 @@ func (c *command) saveJob(j *procpb.Job) {
 }
 
 func (c *command) putJob(j *procpb.Job) {
-	c.tx.Set(key(rowJob, j.Id), encode(j))
-	c.delta.jobs = append(c.delta.jobs, proto.CloneOf(j))
+	c.tx.Set(key(rowJob, j.Id), pb.Marshal(j))
+	c.delta.jobs = append(c.delta.jobs, j.CloneVT())
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/koinon/koinon/commit"
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
@@ -72,7 +73,7 @@ func newTable(t require) *table {
 
 func (x *table) do(cmd *procpb.Command) *procpb.Result {
 	x.now += 1e6
-	res, _ := x.m.apply(x.rows, treeNow{context.Background(), x.tree}, rsm.Stamp{TimeNs: x.now}, encode(cmd))
+	res, _ := x.m.apply(x.rows, treeNow{context.Background(), x.tree}, rsm.Stamp{TimeNs: x.now}, pb.Marshal(cmd))
 	return res
 }
 

@@ -66,7 +66,8 @@ type attempt struct {
 
 type nodeModel struct {
 	row       *procpb.Node
-	heard     time.Duration // Boot time of the last answer to its heartbeat; 0: never
+	labels    map[string]string // the row's
+	heard     time.Duration     // Boot time of the last answer to its heartbeat; 0: never
 	used      *procpb.Resources
 	processes int
 	silent    bool               // it could not be reached since it was heard
@@ -265,7 +266,7 @@ func (m *model) setNode(n *procpb.Node) {
 	if nm.row.GetFence() != n.Fence {
 		nm.losing, nm.used, nm.processes, nm.missing = false, nil, 0, nil
 	}
-	nm.row = n
+	nm.row, nm.labels = n, LabelMap(n.Labels)
 }
 
 // deadAfter is for how long a node may be silent until nothing more is asked of it.
@@ -373,15 +374,16 @@ func (m *model) schedNodes(now time.Duration) []sched.Node {
 	used := m.reserved()
 	for id, n := range m.nodes {
 		if n.alive(now) {
-			out = append(out, schedNode(n.row, used[id]))
+			out = append(out, n.sched(used[id]))
 		}
 	}
 	slices.SortFunc(out, func(a, b sched.Node) int { return cmp.Compare(a.ID, b.ID) })
 	return out
 }
 
-func schedNode(n *procpb.Node, used sched.Resources) sched.Node {
-	return sched.Node{ID: sys.NodeID(n.Id), Name: sys.NodeID(n.Id).String(), Capacity: resources(n.Capacity), Used: used, Labels: n.Labels, Draining: n.Draining}
+func (n *nodeModel) sched(used sched.Resources) sched.Node {
+	id := sys.NodeID(n.row.Id)
+	return sched.Node{ID: id, Name: id.String(), Capacity: resources(n.row.Capacity), Used: used, Labels: n.labels, Draining: n.row.Draining}
 }
 
 // runningOf adds what is known of the ends of a job's tasks.
@@ -446,11 +448,11 @@ func gangOf(j *jobModel, t *taskModel, id sched.GangID) sched.Gang {
 	if int(t.row.Index) < len(s.NearItems) {
 		near = s.NearItems[t.row.Index].Bytes
 	}
-	for n, bytes := range near {
+	for _, h := range near {
 		if g.Near == nil {
 			g.Near = map[sys.NodeID]int64{}
 		}
-		g.Near[sys.NodeID(n)] = bytes
+		g.Near[sys.NodeID(h.Node)] = h.Bytes
 	}
 	if s.Pack {
 		g.Policy = sched.Pack

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -27,7 +28,7 @@ func TestTheLeadersOwnNodeTellsDirectly(t *testing.T) {
 		return runs != nil
 	})
 	report := func(of sys.NodeID) []byte {
-		return encode(&procpb.Ended{Reports: []*procpb.Report{{Job: id, Rank: runs.Ranks[0], Epoch: runs.Epoch, Node: uint64(of),
+		return pb.Marshal(&procpb.Ended{Reports: []*procpb.Report{{Job: id, Rank: runs.Ranks[0], Epoch: runs.Epoch, Node: uint64(of),
 			Process: &procpb.Process{StartedNs: 1, EndedNs: 2}}}})
 	}
 	other := w.nodes[0]
@@ -123,7 +124,7 @@ func (w *world) endTry(job uint64, epoch uint32, printed int) bool {
 			if r.Job != job || r.Epoch != epoch {
 				continue
 			}
-			reply, err := n.peers.CallLeader(w.t.Context(), MethodEnded, nil, encode(&procpb.Ended{Reports: []*procpb.Report{{
+			reply, err := n.peers.CallLeader(w.t.Context(), MethodEnded, nil, pb.Marshal(&procpb.Ended{Reports: []*procpb.Report{{
 				Job: job, Rank: r.Ranks[0], Epoch: epoch, Node: uint64(n.id), Stdout: make([]byte, printed),
 				Process: &procpb.Process{StartedNs: 1, EndedNs: 2, ExitCode: 1}}}}))
 			if err != nil {

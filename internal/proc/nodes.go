@@ -4,9 +4,8 @@ import (
 	"context"
 	"iter"
 	"maps"
+	"slices"
 	"time"
-
-	"google.golang.org/protobuf/proto"
 
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/proc/procpb"
@@ -108,9 +107,27 @@ func (s *Server) writeNode(ctx context.Context, n *procpb.Node) error {
 	return err
 }
 
+// Labels are those of a map, sorted by key.
+func Labels(m map[string]string) []*procpb.Label {
+	var out []*procpb.Label
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		out = append(out, &procpb.Label{Key: k, Value: m[k]})
+	}
+	return out
+}
+
+// LabelMap undoes Labels; it is never nil.
+func LabelMap(labels []*procpb.Label) map[string]string {
+	m := make(map[string]string, len(labels))
+	for _, l := range labels {
+		m[l.Key] = l.Value
+	}
+	return m
+}
+
 // sameNode compares what nodes tell of themselves.
 func sameNode(a, b *procpb.Node) bool {
-	return a.Name == b.Name && proto.Equal(a.Capacity, b.Capacity) && maps.Equal(a.Labels, b.Labels) && a.Mount == b.Mount && a.Limits == b.Limits
+	return a.Name == b.Name && resources(a.Capacity) == resources(b.Capacity) && maps.Equal(LabelMap(a.Labels), LabelMap(b.Labels)) && a.Mount == b.Mount && a.Limits == b.Limits
 }
 
 // beat answers a heartbeat. The caller holds mu.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/koinon/koinon/commit"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/proc/sched"
 	"github.com/koinon/koinon/internal/sys"
@@ -133,7 +134,7 @@ func (s *Server) parts(l *leadership, a *attempt) []commit.Part {
 				r.Ranks = append(r.Ranks, uint32(rank))
 			}
 		}
-		parts = append(parts, commit.Part{Party: PartyOf(n, r.Fence), Payload: encode(r)})
+		parts = append(parts, commit.Part{Party: PartyOf(n, r.Fence), Payload: pb.Marshal(r)})
 	}
 	return parts
 }
@@ -305,7 +306,7 @@ func (s *Server) ask(n sys.NodeID, ms *procpb.Messages) (*procpb.Messages, error
 	if conn == nil {
 		return nil, sys.E(sys.Op("proc.ask"), sys.NotExist, sys.Subject(n.String()))
 	}
-	reply, err := conn.Call(ctx, MethodParty, nil, encode(ms))
+	reply, err := conn.Call(ctx, MethodParty, nil, pb.Marshal(ms))
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/koinon/koinon/commit"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
@@ -61,7 +62,7 @@ func TestTheSameRequestComesTwice(t *testing.T) {
 	var ids [jobs][times + 1]uint64
 	send := func(job, time int) {
 		req := &procpb.Submit{Request: slices.Repeat([]byte{byte(job + 1)}, 16), Spec: specOf(func(s *procpb.Spec) { s.Each.CpuMilli = 100 })}
-		r, err := w.cc.CallLeader(t.Context(), MethodSubmit, nil, encode(req))
+		r, err := w.cc.CallLeader(t.Context(), MethodSubmit, nil, pb.Marshal(req))
 		reply := &procpb.SubmitReply{}
 		if err == nil {
 			err = take(r, reply)

@@ -4,9 +4,8 @@ import (
 	"encoding/binary"
 	"fmt"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/commit"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
@@ -53,26 +52,15 @@ func number(raw []byte) uint64 {
 	return binary.BigEndian.Uint64(raw)
 }
 
-func encode(m proto.Message) []byte {
-	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
-	if err != nil {
-		panic(fmt.Sprintf("proc: expected a %T that encodes, found %v", m, err))
-	}
-	if b == nil {
-		b = []byte{}
-	}
-	return b
-}
-
-func decode(raw []byte, row proto.Message) {
-	if err := proto.Unmarshal(raw, row); err != nil {
+func decode(raw []byte, row pb.Message) {
+	if err := pb.Unmarshal(raw, row); err != nil {
 		panic(fmt.Sprintf("proc: expected a sound %T in the state, found %v", row, err))
 	}
 }
 
 // load fills row from a key and says whether it is there. Trouble of the engine
 // is an error.
-func load(r rsm.Reader, k []byte, row proto.Message) (bool, error) {
+func load(r rsm.Reader, k []byte, row pb.Message) (bool, error) {
 	raw, err := r.Get(k)
 	if err != nil || raw == nil {
 		return false, err

@@ -8,11 +8,10 @@ import (
 	"slices"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/commit"
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/proc/sched"
 	"github.com/koinon/koinon/internal/rsm"
@@ -23,10 +22,10 @@ import (
 // waitMax is how long a request may wait at the leader.
 const waitMax = 10 * time.Second
 
-func respond(m proto.Message) (wire.Response, error) { return wire.Response{Payload: encode(m)}, nil }
+func respond(m pb.Message) (wire.Response, error) { return wire.Response{Payload: pb.Marshal(m)}, nil }
 
-func parse(op sys.Op, raw []byte, m proto.Message) error {
-	if err := proto.Unmarshal(raw, m); err != nil {
+func parse(op sys.Op, raw []byte, m pb.Message) error {
+	if err := pb.Unmarshal(raw, m); err != nil {
 		return sys.E(op, sys.Invalid, err)
 	}
 	return nil
@@ -69,7 +68,7 @@ func (s *Server) canRun(ctx context.Context, spec *procpb.Spec) error {
 		}
 		var nodes []sched.Node
 		for _, n := range l.model.nodes {
-			nodes = append(nodes, schedNode(n.row, sched.Resources{}))
+			nodes = append(nodes, n.sched(sched.Resources{}))
 		}
 		s.mu.Unlock()
 		members := 0

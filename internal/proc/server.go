@@ -7,13 +7,12 @@ import (
 	"sync/atomic"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/commit"
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
@@ -277,12 +276,12 @@ func (s *Server) now() commit.Time { return commit.Time(s.opt.Clock.Boot()) }
 // propose has a command agreed. It returns its result, and which inodes it
 // changed. A refusal is an error.
 func (s *Server) propose(ctx context.Context, cmd *procpb.Command) (*procpb.Result, []sys.Ino, error) {
-	raw, local, err := s.group.Propose(ctx, rsm.Command{NS: rsm.NSProc, Body: encode(cmd), Reserve: cmd.GetSubmit() == nil})
+	raw, local, err := s.group.Propose(ctx, rsm.Command{NS: rsm.NSProc, Body: pb.Marshal(cmd), Reserve: cmd.GetSubmit() == nil})
 	if err != nil {
 		return nil, nil, err
 	}
 	res := &procpb.Result{}
-	if err := proto.Unmarshal(raw, res); err != nil {
+	if err := pb.Unmarshal(raw, res); err != nil {
 		return nil, nil, sys.E(sys.Op("proc.propose"), sys.Corrupt, err)
 	}
 	inos, _ := local.([]sys.Ino)

@@ -15,7 +15,6 @@ import (
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.uber.org/goleak"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/koinon/koinon/commit"
 	"github.com/koinon/koinon/internal/auth"
@@ -24,6 +23,7 @@ import (
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/meta/embedded"
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/replica"
 	"github.com/koinon/koinon/internal/replica/replicatest"
@@ -90,12 +90,12 @@ type groupTree struct{ g *replica.Group }
 
 // Do implements meta.Client.
 func (t groupTree) Do(ctx context.Context, cmd *metapb.Command) (*metapb.Result, error) {
-	raw, _, err := t.g.Propose(ctx, rsm.Command{NS: rsm.NSMeta, Body: encode(cmd)})
+	raw, _, err := t.g.Propose(ctx, rsm.Command{NS: rsm.NSMeta, Body: pb.Marshal(cmd)})
 	if err != nil {
 		return nil, err
 	}
 	res := &metapb.Result{}
-	if err := proto.Unmarshal(raw, res); err != nil {
+	if err := pb.Unmarshal(raw, res); err != nil {
 		return nil, err
 	}
 	if res.Failure != nil {
@@ -134,7 +134,7 @@ func newWorld(t *testing.T) *world {
 	}
 	t.Cleanup(w.close)
 	g := w.leader().host.Group(0)
-	if _, _, err := g.Propose(t.Context(), rsm.Command{NS: rsm.NSCluster, Body: encode(&clusterpb.Command{Map: must(cluster.First("test", members, 16, 3))})}); err != nil {
+	if _, _, err := g.Propose(t.Context(), rsm.Command{NS: rsm.NSCluster, Body: pb.Marshal(&clusterpb.Command{Map: must(cluster.First("test", members, 16, 3))})}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := (groupTree{g}).Do(t.Context(), &metapb.Command{Op: &metapb.Command_Format{Format: &metapb.Format{RetentionNs: 1e9}}}); err != nil {
@@ -269,7 +269,7 @@ func (n *fakeNode) live(ctx context.Context) {
 	for ctx.Err() == nil {
 		n.mu.Lock()
 		fence := n.fence
-		hb := &procpb.Heartbeat{Node: &procpb.Node{Id: uint64(n.id), Name: "host", Fence: fence, Labels: map[string]string{"rack": fmt.Sprint(n.id % 2)},
+		hb := &procpb.Heartbeat{Node: &procpb.Node{Id: uint64(n.id), Name: "host", Fence: fence, Labels: []*procpb.Label{{Key: "rack", Value: fmt.Sprint(n.id % 2)}},
 			Capacity: &procpb.Resources{CpuMilli: 2000, Memory: 1 << 30}}, Leadership: n.answer.Leadership, Mark: n.answer.Mark}
 		dead := n.dead
 		for _, r := range n.running {
@@ -291,7 +291,7 @@ func (n *fakeNode) live(ctx context.Context) {
 func (n *fakeNode) beat(ctx context.Context, hb *procpb.Heartbeat, fence uint64) {
 	one, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	reply, err := n.peers.CallLeader(one, MethodHeartbeat, nil, encode(hb))
+	reply, err := n.peers.CallLeader(one, MethodHeartbeat, nil, pb.Marshal(hb))
 	if err != nil {
 		return
 	}
@@ -313,7 +313,7 @@ func (n *fakeNode) beat(ctx context.Context, hb *procpb.Heartbeat, fence uint64)
 
 func (n *fakeNode) serveParty(_ context.Context, req *wire.Request) (wire.Response, error) {
 	ms := &procpb.Messages{}
-	if err := proto.Unmarshal(req.Payload, ms); err != nil {
+	if err := pb.Unmarshal(req.Payload, ms); err != nil {
 		return wire.Response{}, err
 	}
 	n.mu.Lock()
@@ -371,7 +371,7 @@ func (n *fakeNode) pump() (out []commit.Message) {
 
 func (n *fakeNode) serveSignal(_ context.Context, req *wire.Request) (wire.Response, error) {
 	r := &procpb.SignalRequest{}
-	if err := proto.Unmarshal(req.Header, r); err != nil {
+	if err := pb.Unmarshal(req.Header, r); err != nil {
 		return wire.Response{}, err
 	}
 	n.mu.Lock()
@@ -419,7 +419,7 @@ func (n *fakeNode) end(job uint64, code, sig uint32) {
 	if len(e.Reports) == 0 {
 		return
 	}
-	reply, err := n.peers.CallLeader(n.w.t.Context(), MethodEnded, nil, encode(e))
+	reply, err := n.peers.CallLeader(n.w.t.Context(), MethodEnded, nil, pb.Marshal(e))
 	if err != nil {
 		n.w.t.Fatal(err)
 	}
@@ -512,7 +512,7 @@ func TestTheLeadersOwnNodeIsAskedDirectly(t *testing.T) {
 	var asked atomic.Int32
 	n.server.Own(n.id, func(ctx context.Context, ms *procpb.Messages) (*procpb.Messages, error) {
 		asked.Add(1)
-		r, err := n.serveParty(ctx, &wire.Request{Payload: encode(ms)})
+		r, err := n.serveParty(ctx, &wire.Request{Payload: pb.Marshal(ms)})
 		back := &procpb.Messages{}
 		decode(r.Payload, back)
 		return back, err

@@ -6,8 +6,7 @@ import (
 	"slices"
 	"strings"
 
-	"google.golang.org/protobuf/proto"
-
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -25,7 +24,7 @@ func (c *command) submit(s *procpb.Submit) *procpb.Result {
 	if err := Check(s.Spec); err != nil {
 		return refused(err)
 	}
-	spec := proto.CloneOf(s.Spec)
+	spec := s.Spec.CloneVT()
 	blockers, doomed, err := c.blockers(spec)
 	if err != nil {
 		return refused(err)
@@ -38,13 +37,13 @@ func (c *command) submit(s *procpb.Submit) *procpb.Result {
 	c.tx.Set([]byte{rowLast}, binary.BigEndian.AppendUint64(nil, max(last, id)))
 	c.tx.Set(request, binary.BigEndian.AppendUint64(nil, id))
 	c.tx.Set(key(rowActive, id), nil)
-	c.delta.specs = map[uint64]*procpb.Spec{id: proto.CloneOf(spec)}
+	c.delta.specs = map[uint64]*procpb.Spec{id: spec.CloneVT()}
 	c.before(id, 0)
 	if len(spec.Items) > 0 {
-		c.tx.Set(key(rowItems, id), encode(&procpb.Spec{Items: spec.Items, NearItems: spec.NearItems}))
+		c.tx.Set(key(rowItems, id), pb.Marshal(&procpb.Spec{Items: spec.Items, NearItems: spec.NearItems}))
 		spec.Items, spec.NearItems = nil, nil
 	}
-	c.tx.Set(key(rowSpec, id), encode(spec))
+	c.tx.Set(key(rowSpec, id), pb.Marshal(spec))
 	j := &procpb.Job{Id: id, SubmittedNs: c.now, Tasks: uint32(tasksOf(spec)), Request: s.Request, Version: FirstVersion}
 	state := procpb.State_QUEUED
 	switch {
@@ -59,7 +58,7 @@ func (c *command) submit(s *procpb.Submit) *procpb.Result {
 		if doomed != nil {
 			t.EndedNs, t.Why = c.now, doomedBy(doomed)
 		}
-		c.tx.Set(key(rowTask, id, uint64(i)), encode(t))
+		c.tx.Set(key(rowTask, id, uint64(i)), pb.Marshal(t))
 		c.delta.tasks = append(c.delta.tasks, t)
 	}
 	for _, b := range blockers {
@@ -134,7 +133,7 @@ func (c *command) moveAll(j *procpb.Job, from, to procpb.State, why string) {
 		if Over(to) {
 			t.EndedNs = c.now
 		}
-		c.tx.Set(key(rowTask, t.Job, uint64(t.Index)), encode(t))
+		c.tx.Set(key(rowTask, t.Job, uint64(t.Index)), pb.Marshal(t))
 		c.delta.tasks = append(c.delta.tasks, t)
 	}
 	*count(j, from) -= uint32(len(moved))

@@ -10,11 +10,11 @@ import (
 	"time"
 
 	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/replica/replicapb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/paxos"
-	"google.golang.org/protobuf/proto"
 )
 
 // Group is this node's replica of one group. Its methods may be called
@@ -234,7 +234,7 @@ func (g *Group) OpenSession(ctx context.Context, name string) (sys.SessionID, er
 		return 0, err
 	}
 	var res replicapb.SessionResult
-	if err := proto.Unmarshal(result, &res); err != nil {
+	if err := pb.Unmarshal(result, &res); err != nil {
 		return 0, sys.E(sys.Op("replica.OpenSession"), sys.Corrupt, err)
 	}
 	return sys.SessionID(res.Session), nil
@@ -255,10 +255,7 @@ func endCommand[T ~uint64](idle bool, ids []T) *replicapb.SessionCommand {
 }
 
 func (g *Group) proposeSession(ctx context.Context, cmd *replicapb.SessionCommand) ([]byte, error) {
-	body, err := proto.Marshal(cmd)
-	if err != nil {
-		return nil, sys.E(sys.Op("replica.Session"), err)
-	}
+	body := pb.Marshal(cmd)
 	result, _, err := g.Propose(ctx, rsm.Command{NS: rsm.NSSession, Body: body})
 	return result, err
 }
@@ -292,7 +289,7 @@ func (g *Group) Sessions() ([]rsm.SessionInfo, error) {
 	err := g.ReadLocal(rsm.NSSession, func(r rsm.Reader) error {
 		err := r.Scan([]byte{keySession}, []byte{keySession + 1}, func(key, value []byte) bool {
 			var row replicapb.SessionRow
-			if bad = proto.Unmarshal(value, &row); bad != nil {
+			if bad = pb.Unmarshal(value, &row); bad != nil {
 				return false
 			}
 			id := sys.SessionID(beUint64(key[1:]))

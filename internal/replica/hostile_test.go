@@ -12,11 +12,12 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/replica"
 	"github.com/koinon/koinon/internal/replica/replicapb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
-	"google.golang.org/protobuf/proto"
 )
 
 // trouble makes the disk of one node answer with errors. The zero value leaves
@@ -149,10 +150,7 @@ func TestFollowerWhoseDiskFails(t *testing.T) {
 
 func frame(t *testing.T, msgs ...*replicapb.Message) []byte {
 	t.Helper()
-	b, err := proto.Marshal(&replicapb.Frame{Messages: msgs})
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := pb.Marshal(&replicapb.Frame{Messages: msgs})
 	return b
 }
 
@@ -188,13 +186,10 @@ func TestPeerThatSendsNonsense(t *testing.T) {
 		{Op: &replicapb.Request_Chunk{Chunk: &replicapb.SnapshotChunk{}}},
 		{Op: &replicapb.Request_Chunk{Chunk: &replicapb.SnapshotChunk{Stream: 5, Number: 1 << 63, Last: true}}},
 	} {
-		b, err := proto.Marshal(req)
-		if err != nil {
-			t.Fatal(err)
-		}
+		b := pb.Marshal(req)
 		if out, err := h.Call(t.Context(), f, b); err == nil {
 			var reply replicapb.Reply
-			if err := proto.Unmarshal(out, &reply); err != nil || !reply.Refused {
+			if err := pb.Unmarshal(out, &reply); err != nil || !reply.Refused {
 				t.Errorf("%v: an error or a refusal expected, found %v, %v", req, &reply, err)
 			}
 		}

@@ -6,10 +6,10 @@ import (
 	"time"
 
 	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/replica/replicapb"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/paxos"
-	"google.golang.org/protobuf/proto"
 )
 
 // promiseRetry is the pause between two rounds of questions.
@@ -95,11 +95,8 @@ func newer(a, b paxos.History) bool {
 
 // askPromise asks one replica for its promise and who votes.
 func (g *Group) askPromise(to sys.NodeID) (b paxos.Ballot, h paxos.History, ok bool) {
-	req, err := proto.Marshal(&replicapb.Request{Group: uint64(g.id),
+	req := pb.Marshal(&replicapb.Request{Group: uint64(g.id),
 		Op: &replicapb.Request_Promise{Promise: &replicapb.PromiseQuery{}}})
-	if err != nil {
-		panic("replica: a request that can be encoded expected, found " + err.Error())
-	}
 	ctx, cancel := context.WithTimeout(g.host.ctx, time.Second)
 	defer cancel()
 	reply, err := g.host.call(ctx, to, req)

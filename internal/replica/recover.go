@@ -7,11 +7,11 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/replica/replicapb"
 	"github.com/koinon/koinon/internal/replica/wal"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/paxos"
-	"google.golang.org/protobuf/proto"
 )
 
 // replayed is what the log says about a group.
@@ -219,7 +219,7 @@ func (h *Host) call(ctx context.Context, to sys.NodeID, req []byte) (*replicapb.
 		return nil, err
 	}
 	reply := &replicapb.Reply{}
-	if err := proto.Unmarshal(b, reply); err != nil {
+	if err := pb.Unmarshal(b, reply); err != nil {
 		return nil, sys.E(sys.Op("replica.call"), sys.Corrupt, err)
 	}
 	return reply, nil
@@ -229,7 +229,7 @@ func (h *Host) call(ctx context.Context, to sys.NodeID, req []byte) (*replicapb.
 func (h *Host) Call(ctx context.Context, from sys.NodeID, req []byte) ([]byte, error) {
 	const op = sys.Op("replica.Call")
 	var r replicapb.Request
-	if err := proto.Unmarshal(req, &r); err != nil {
+	if err := pb.Unmarshal(req, &r); err != nil {
 		return nil, sys.E(op, sys.Invalid, err)
 	}
 	g := h.Group(sys.GroupID(r.Group))
@@ -251,5 +251,5 @@ func (h *Host) Call(ctx context.Context, from sys.NodeID, req []byte) ([]byte, e
 	if err != nil {
 		return nil, err
 	}
-	return proto.Marshal(reply)
+	return pb.Marshal(reply), nil
 }

@@ -10,10 +10,11 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
+
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/replica/replicapb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
-	"google.golang.org/protobuf/proto"
 )
 
 // Namespace 0 holds sessions:
@@ -161,7 +162,7 @@ func loadRow(byID map[sys.SessionID]*session, last *sys.SessionID, key, value []
 		*last = sys.SessionID(binary.BigEndian.Uint64(value))
 	case len(key) == 9 && key[0] == keySession:
 		var row replicapb.SessionRow
-		if err := proto.Unmarshal(value, &row); err != nil {
+		if err := pb.Unmarshal(value, &row); err != nil {
 			return corrupt()
 		}
 		x := entry(sys.SessionID(binary.BigEndian.Uint64(key[1:])))
@@ -292,7 +293,7 @@ func (a *applier) acknowledge(tx *namespaceTx, s *session, ack uint64) {
 func (a *applier) applySession(st rsm.Stamp, body []byte) (result []byte, err error) {
 	const op = sys.Op("replica.Session")
 	var cmd replicapb.SessionCommand
-	if err := proto.Unmarshal(body, &cmd); err != nil {
+	if err := pb.Unmarshal(body, &cmd); err != nil {
 		return nil, sys.E(op, sys.Invalid, err)
 	}
 	switch {
@@ -301,7 +302,7 @@ func (a *applier) applySession(st rsm.Stamp, body []byte) (result []byte, err er
 		if err != nil {
 			return nil, err
 		}
-		return proto.Marshal(&replicapb.SessionResult{Session: uint64(id)})
+		return pb.Marshal(&replicapb.SessionResult{Session: uint64(id)}), nil
 	case cmd.GetEnd() != nil:
 		for _, id := range cmd.GetEnd().Sessions {
 			if err := a.endSession(st, sys.SessionID(id)); err != nil {
@@ -314,11 +315,7 @@ func (a *applier) applySession(st rsm.Stamp, body []byte) (result []byte, err er
 }
 
 func (a *applier) openSession(st rsm.Stamp, name string) (sys.SessionID, error) {
-	row, err := proto.MarshalOptions{Deterministic: true}.Marshal(
-		&replicapb.SessionRow{Name: name, OpenedNs: st.TimeNs})
-	if err != nil {
-		return 0, err
-	}
+	row := pb.Marshal(&replicapb.SessionRow{Name: name, OpenedNs: st.TimeNs})
 	s := &session{results: map[uint64][]byte{}}
 	s.heard.Store(int64(a.now))
 	a.sessions.mu.Lock()
@@ -367,10 +364,7 @@ func (g *Group) endIdle(before time.Duration) {
 	if len(ids) == 0 {
 		return
 	}
-	body, err := proto.Marshal(endCommand(true, ids))
-	if err != nil {
-		panic("replica: a session command that can be encoded expected, found " + err.Error())
-	}
+	body := pb.Marshal(endCommand(true, ids))
 	if err := g.enqueue(&rsm.Command{NS: rsm.NSSession, Body: body}, nil); err != nil {
 		g.host.cfg.Logger.Debug("idle sessions are not ended yet", "group", g.id, "err", err)
 	}

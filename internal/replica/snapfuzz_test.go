@@ -7,12 +7,13 @@ import (
 	"testing"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+
 	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/replica/replicapb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/paxos"
-	"google.golang.org/protobuf/proto"
 )
 
 // silence is a transport on which nothing arrives.
@@ -86,7 +87,7 @@ func (r *receiver) call(from sys.NodeID, req []byte) *replicapb.Reply {
 	if err != nil {
 		return nil
 	}
-	if err := proto.Unmarshal(out, reply); err != nil {
+	if err := pb.Unmarshal(out, reply); err != nil {
 		r.t.Fatalf("an answer that cannot be read: %v", err)
 	}
 	if reply.Refused {
@@ -96,10 +97,7 @@ func (r *receiver) call(from sys.NodeID, req []byte) *replicapb.Reply {
 }
 
 func (r *receiver) request(from sys.NodeID, req *replicapb.Request) {
-	b, err := proto.Marshal(req)
-	if err != nil {
-		r.t.Fatal(err)
-	}
+	b := pb.Marshal(req)
 	reply := r.call(from, b)
 	if reply == nil {
 		return

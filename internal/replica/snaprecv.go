@@ -11,12 +11,13 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/objstorage/objstorageprovider"
 	"github.com/cockroachdb/pebble/v2/sstable"
+
 	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/replica/replicapb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/paxos"
-	"google.golang.org/protobuf/proto"
 )
 
 const (
@@ -97,7 +98,7 @@ func (in *incoming) resume(h *Host, g *Group) error {
 		return err
 	}
 	var p replicapb.SnapshotProgress
-	err = proto.Unmarshal(b, &p)
+	err = pb.Unmarshal(b, &p)
 	if err == nil && p.Offer == nil {
 		err = errors.New("it is empty")
 	}
@@ -143,11 +144,8 @@ func (in *incoming) unlock() { in.turn <- struct{}{} }
 // save makes durable how much has arrived, at the end of a table.
 func (in *incoming) save() error {
 	fs := in.h.cfg.FS
-	b, err := proto.Marshal(&replicapb.SnapshotProgress{Offer: in.offer(), From: uint64(in.from), Next: in.next,
+	b := pb.Marshal(&replicapb.SnapshotProgress{Offer: in.offer(), From: uint64(in.from), Next: in.next,
 		Total: in.total, LastKey: in.lastKey, Tables: uint64(len(in.files))})
-	if err != nil {
-		return err
-	}
 	return writeFile(fs, in.path(in.progressName()), b)
 }
 

@@ -8,12 +8,13 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
+
 	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/replica/replicapb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/paxos"
-	"google.golang.org/protobuf/proto"
 )
 
 const (
@@ -276,10 +277,7 @@ func (s *sender) unexpected(want, found uint64) error {
 // ask sends a request until it is answered, and gives up after some tries.
 func (s *sender) ask(r *replicapb.Request, timeout time.Duration) (*replicapb.Reply, error) {
 	r.Group = uint64(s.g.id)
-	req, err := proto.Marshal(r)
-	if err != nil {
-		return nil, err
-	}
+	req := pb.Marshal(r)
 	for try := 1; ; try++ {
 		ctx, cancel := context.WithTimeout(s.h.ctx, timeout)
 		reply, err := s.h.call(ctx, s.to, req)

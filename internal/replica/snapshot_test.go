@@ -9,10 +9,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/replica"
 	"github.com/koinon/koinon/internal/replica/replicapb"
 	"github.com/koinon/koinon/internal/sys"
-	"google.golang.org/protobuf/proto"
 )
 
 // bigRows is how many rows of rowBytes the state of a snapshot test has: more
@@ -66,7 +66,7 @@ type tap struct {
 
 func (p *tap) see(_, _ sys.NodeID, req []byte) ([]byte, error) {
 	var r replicapb.Request
-	if err := proto.Unmarshal(req, &r); err != nil {
+	if err := pb.Unmarshal(req, &r); err != nil {
 		return nil, err
 	}
 	p.mu.Lock()
@@ -84,7 +84,7 @@ func (p *tap) see(_, _ sys.NodeID, req []byte) ([]byte, error) {
 	if p.alter != nil && p.alter(&r) {
 		return nil, errLost
 	}
-	return proto.Marshal(&r)
+	return pb.Marshal(&r), nil
 }
 
 // breaks lets so many more chunks through and is broken then.

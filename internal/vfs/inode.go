@@ -8,8 +8,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -202,7 +200,7 @@ func (i *inode) overlay(attr *metapb.Attr) *metapb.Attr {
 	if len(i.dirty) == 0 {
 		return attr
 	}
-	attr = proto.CloneOf(attr)
+	attr = attr.CloneVT()
 	attr.Size = i.sizeOn(attr)
 	attr.Stored = min(attr.Stored+i.dirtySum(), attr.Size) // what is overwritten may count twice until it is flushed
 	attr.MtimeNs = max(attr.MtimeNs, i.wroteNs)

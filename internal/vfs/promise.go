@@ -5,8 +5,6 @@ import (
 	"slices"
 	"sync"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -123,7 +121,7 @@ func (p *promises) dated(attr *metapb.Attr) *metapb.Attr {
 	if d == nil {
 		return attr
 	}
-	attr = proto.CloneOf(attr)
+	attr = attr.CloneVT()
 	attr.MtimeNs, attr.CtimeNs = max(attr.MtimeNs, d.lastNs), max(attr.CtimeNs, d.lastNs)
 	return attr
 }

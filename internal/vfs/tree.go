@@ -3,8 +3,6 @@ package vfs
 import (
 	"context"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -198,7 +196,7 @@ func (fs *FS) ReadDir(ctx context.Context, cred *metapb.Cred, ino sys.Ino, after
 			continue
 		}
 		if attr := fs.local(e.GetAttr()); attr != e.GetAttr() {
-			own := proto.CloneOf(e)
+			own := e.CloneVT()
 			own.Attr = attr
 			entries[n] = own
 		}

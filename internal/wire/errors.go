@@ -6,8 +6,7 @@ import (
 	"math"
 	"strings"
 
-	"google.golang.org/protobuf/proto"
-
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire/wirepb"
 )
@@ -62,11 +61,7 @@ func Detail(err error, detail []byte) error {
 
 // encodeError writes err as the header of an error frame.
 func encodeError(err error) []byte {
-	b, merr := proto.Marshal(errorToProto(err, maxErrorDepth))
-	if merr != nil {
-		panic("wire: expected an error message to marshal, found " + merr.Error())
-	}
-	return b
+	return pb.Marshal(errorToProto(err, maxErrorDepth))
 }
 
 func errorToProto(err error, depth int) *wirepb.Error {
@@ -106,7 +101,7 @@ func kindOf(err error) sys.Kind {
 	return k
 }
 
-// clip bounds s and makes it valid UTF-8, as protobuf demands.
+// clip bounds s and makes it valid UTF-8.
 func clip(s string) string {
 	if len(s) > maxErrorText {
 		s = s[:maxErrorText]
@@ -118,7 +113,7 @@ func clip(s string) string {
 // *sys.Error.
 func decodeError(header, detail []byte, notExecuted bool) error {
 	var p wirepb.Error
-	if err := proto.Unmarshal(header, &p); err != nil {
+	if err := pb.Unmarshal(header, &p); err != nil {
 		return sys.E(sys.Op("wire.decodeError"), sys.Other, "the peer sent an error that cannot be read: "+err.Error())
 	}
 	r := &remote{}

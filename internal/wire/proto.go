@@ -3,8 +3,7 @@ package wire
 import (
 	"context"
 
-	"google.golang.org/protobuf/proto"
-
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -27,18 +26,15 @@ func typed(header, payload []byte) []byte {
 
 // Invoke calls m with req and decodes the answer into resp. Errors are those
 // of Caller.Call; req over MaxPayload is sys.Invalid.
-func Invoke(ctx context.Context, c Caller, m Method, req, resp proto.Message) error {
-	b, err := proto.Marshal(req)
-	if err != nil {
-		return sys.E(sys.Op("wire.Invoke"), sys.Invalid, &unsent{err})
-	}
+func Invoke(ctx context.Context, c Caller, m Method, req, resp pb.Message) error {
+	b := pb.Marshal(req)
 	header, payload := split(b)
 	r, err := c.Call(ctx, m, header, payload)
 	if err != nil {
 		return err
 	}
 	defer r.Release()
-	if err := proto.Unmarshal(typed(r.Header, r.Payload), resp); err != nil {
+	if err := pb.Unmarshal(typed(r.Header, r.Payload), resp); err != nil {
 		return sys.E(sys.Op("wire.Invoke"), sys.Corrupt, err)
 	}
 	return nil
@@ -48,24 +44,21 @@ func Invoke(ctx context.Context, c Caller, m Method, req, resp proto.Message) er
 // belongs to the handler and stays valid after it returns.
 func HandleProto[Q, R any, PQ interface {
 	*Q
-	proto.Message
+	pb.Message
 }, PR interface {
 	*R
-	proto.Message
+	pb.Message
 }](s *Server, m Method, h func(ctx context.Context, peer Identity, req PQ) (PR, error)) {
 	s.Handle(m, func(ctx context.Context, req *Request) (Response, error) {
 		q := PQ(new(Q))
-		if err := proto.Unmarshal(typed(req.Header, req.Payload), q); err != nil {
+		if err := pb.Unmarshal(typed(req.Header, req.Payload), q); err != nil {
 			return Response{}, sys.E(sys.Op("wire.HandleProto"), sys.Invalid, err)
 		}
 		r, err := h(ctx, req.Peer, q)
 		if err != nil {
 			return Response{}, err
 		}
-		b, err := proto.Marshal(r)
-		if err != nil {
-			return Response{}, sys.E(sys.Op("wire.HandleProto"), err)
-		}
+		b := pb.Marshal(r)
 		header, payload := split(b)
 		return Response{Header: header, Payload: payload}, nil
 	})

@@ -4,10 +4,9 @@ import (
 	"context"
 	"fmt"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/block"
 	"github.com/koinon/koinon/internal/block/blockpb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
 )
@@ -29,10 +28,7 @@ func remoteTo(c Cluster, id sys.NodeID) (remote, error) {
 }
 
 func (r remote) put(ctx context.Context, epoch uint64, key sys.BlockKey, data []byte, sums block.Sums) error {
-	header, err := proto.Marshal(&blockpb.PutRequest{Slice: uint64(key.Slice), Index: key.Index, Epoch: epoch, Sums: sums})
-	if err != nil {
-		return sys.E(sys.Op("spread.Put"), err)
-	}
+	header := pb.Marshal(&blockpb.PutRequest{Slice: uint64(key.Slice), Index: key.Index, Epoch: epoch, Sums: sums})
 	reply, err := r.conn.Call(ctx, MethodPut, header, data)
 	if err != nil {
 		return err
@@ -51,16 +47,13 @@ type read struct {
 // sums.
 func (r remote) get(ctx context.Context, key sys.BlockKey, off, n int) (read, error) {
 	const op = sys.Op("spread.Get")
-	header, err := proto.Marshal(&blockpb.GetRequest{Slice: uint64(key.Slice), Index: key.Index, Offset: uint32(off), Length: uint32(n)})
-	if err != nil {
-		return read{}, sys.E(op, err)
-	}
+	header := pb.Marshal(&blockpb.GetRequest{Slice: uint64(key.Slice), Index: key.Index, Offset: uint32(off), Length: uint32(n)})
 	reply, err := r.conn.Call(ctx, MethodGet, header, nil)
 	if err != nil {
 		return read{}, err
 	}
 	var m blockpb.GetReply
-	if err := proto.Unmarshal(reply.Header, &m); err != nil {
+	if err := pb.Unmarshal(reply.Header, &m); err != nil {
 		reply.Release()
 		return read{}, sys.E(op, sys.Corrupt, nodeSubject(r.id), err)
 	}

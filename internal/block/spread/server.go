@@ -6,10 +6,9 @@ import (
 	"log/slog"
 	"sync"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/block"
 	"github.com/koinon/koinon/internal/block/blockpb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
 )
@@ -78,7 +77,7 @@ func (s *Server) check(ctx context.Context, op sys.Op, epoch uint64, groups ...s
 
 func (s *Server) handlePut(ctx context.Context, req *wire.Request) (wire.Response, error) {
 	var m blockpb.PutRequest
-	if err := proto.Unmarshal(req.Header, &m); err != nil {
+	if err := pb.Unmarshal(req.Header, &m); err != nil {
 		return wire.Response{}, sys.E(sys.Op("block.Put"), sys.Invalid, err)
 	}
 	key := sys.BlockKey{Slice: sys.SliceID(m.GetSlice()), Index: m.GetIndex()}
@@ -95,7 +94,7 @@ func (s *Server) put(ctx context.Context, epoch uint64, key sys.BlockKey, data [
 func (s *Server) handleGet(ctx context.Context, req *wire.Request) (wire.Response, error) {
 	var m blockpb.GetRequest
 	const op = sys.Op("block.Get")
-	if err := proto.Unmarshal(req.Header, &m); err != nil {
+	if err := pb.Unmarshal(req.Header, &m); err != nil {
 		return wire.Response{}, sys.E(op, sys.Invalid, err)
 	}
 	if m.GetLength() > sys.BlockSize || m.GetOffset() > sys.BlockSize {
@@ -110,11 +109,7 @@ func (s *Server) handleGet(ctx context.Context, req *wire.Request) (wire.Respons
 		release()
 		return wire.Response{}, err
 	}
-	header, err := proto.Marshal(&blockpb.GetReply{Size: uint32(p.Size), Sums: p.Sums, Before: p.Before, After: p.After})
-	if err != nil {
-		release()
-		return wire.Response{}, sys.E(op, err)
-	}
+	header := pb.Marshal(&blockpb.GetReply{Size: uint32(p.Size), Sums: p.Sums, Before: p.Before, After: p.After})
 	return wire.Response{Header: header, Payload: buf[:n], Release: release}, nil
 }
 

@@ -17,9 +17,9 @@ import (
 	"io"
 
 	"github.com/klauspost/compress/zstd"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -63,13 +63,10 @@ func newWriter(w io.Writer, h *metapb.DumpHeader) (*writer, error) {
 	return d, z.Flush() // so the header of a dump that is cut off can be read
 }
 
-func (d *writer) frame(f *metapb.DumpFrame) (err error) {
+func (d *writer) frame(f *metapb.DumpFrame) error {
 	f.Number = d.frames
 	d.frames++
-	d.buf, err = proto.MarshalOptions{}.MarshalAppend(append(d.buf[:0], make([]byte, headLen)...), f)
-	if err != nil {
-		return err
-	}
+	d.buf = pb.Append(append(d.buf[:0], make([]byte, headLen)...), f)
 	body := d.buf[headLen:]
 	if len(body) > frameMax {
 		return sys.E(sys.Op("dump.Write"), sys.TooBig, fmt.Sprintf("a frame of %d bytes", len(body)))
@@ -77,7 +74,7 @@ func (d *writer) frame(f *metapb.DumpFrame) (err error) {
 	binary.BigEndian.PutUint32(d.buf, uint32(len(body)))
 	binary.BigEndian.PutUint32(d.buf[4:], crc32.Checksum(body, castagnoli))
 	d.sum.Write(d.buf)
-	_, err = d.z.Write(d.buf)
+	_, err := d.z.Write(d.buf)
 	return err
 }
 
@@ -155,7 +152,7 @@ func (d *reader) frame() (*metapb.DumpFrame, error) {
 		return nil, bad(fmt.Sprintf("the checksum of frame %d is wrong: the dump was altered", d.frames))
 	}
 	f := &metapb.DumpFrame{}
-	if err := proto.Unmarshal(body, f); err != nil {
+	if err := pb.Unmarshal(body, f); err != nil {
 		return nil, bad(fmt.Sprintf("frame %d does not decode", d.frames))
 	}
 	if f.Number != d.frames {

@@ -4,10 +4,9 @@ import (
 	"context"
 	"io"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -80,7 +79,7 @@ func (d *writer) addAll(rows []*metapb.Row) error {
 	for len(rows) > 0 {
 		n, cost := 0, 0
 		for n < len(rows) && (n == 0 || cost < batchCost) {
-			cost += proto.Size(rows[n])
+			cost += pb.Size(rows[n])
 			n++
 		}
 		if err := d.add(rows[:n]); err != nil {

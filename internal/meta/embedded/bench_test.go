@@ -5,9 +5,8 @@ import (
 	"fmt"
 	"testing"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -19,14 +18,11 @@ func benchTree(b *testing.B) (f *fake, do func(cmd *metapb.Command) *metapb.Resu
 	f = newFake()
 	now := int64(0)
 	do = func(cmd *metapb.Command) *metapb.Result {
-		body, err := proto.Marshal(cmd)
-		if err != nil {
-			b.Fatal(err)
-		}
+		body := pb.Marshal(cmd)
 		now++
 		out, _ := apply(f, rsm.Stamp{TimeNs: now}, body)
 		res := &metapb.Result{}
-		if err := proto.Unmarshal(out, res); err != nil || res.Failure != nil {
+		if err := pb.Unmarshal(out, res); err != nil || res.Failure != nil {
 			b.Fatal(err, res)
 		}
 		return res

@@ -8,10 +8,9 @@ package embedded
 import (
 	"fmt"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -59,7 +58,7 @@ func (Machine) SessionEnded(tx rsm.Tx, st rsm.Stamp, session sys.SessionID) {
 
 func apply(store Store, st rsm.Stamp, body []byte) (result []byte, local any) {
 	cmd := &metapb.Command{}
-	if err := proto.Unmarshal(body, cmd); err != nil {
+	if err := pb.Unmarshal(body, cmd); err != nil {
 		failure := &metapb.Failure{Kind: uint32(sys.Invalid), Op: "meta.Apply", Cause: "not a command"}
 		return encode(&metapb.Result{Failure: failure}), nil
 	}
@@ -86,11 +85,7 @@ func run(store Store, st rsm.Stamp, cmd *metapb.Command) (*metapb.Result, *Outco
 }
 
 func encode(res *metapb.Result) []byte {
-	b, err := rowOptions.Marshal(res)
-	if err != nil {
-		panic(fmt.Sprintf("embedded: expected a result that encodes, found %v", err))
-	}
-	return b
+	return pb.Marshal(res)
 }
 
 // Read answers a query from a view of the tree. A refusal is in the Answer; an

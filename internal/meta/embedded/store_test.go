@@ -9,8 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"go.uber.org/goleak"
 
@@ -18,6 +16,7 @@ import (
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/meta/metatest"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/replica"
 	"github.com/koinon/koinon/internal/replica/replicatest"
 	"github.com/koinon/koinon/internal/rsm"
@@ -92,16 +91,13 @@ func TestEngine(t *testing.T) {
 type client struct{ group *replica.Group }
 
 func (c *client) Do(ctx context.Context, cmd *metapb.Command) (*metapb.Result, error) {
-	body, err := proto.Marshal(cmd)
-	if err != nil {
-		return nil, err
-	}
+	body := pb.Marshal(cmd)
 	out, local, err := c.group.Propose(ctx, rsm.Command{NS: rsm.NSMeta, Body: body})
 	if err != nil {
 		return nil, err
 	}
 	res := &metapb.Result{}
-	if err := proto.Unmarshal(out, res); err != nil {
+	if err := pb.Unmarshal(out, res); err != nil {
 		return nil, err
 	}
 	if f := res.GetFailure(); f != nil {
@@ -213,7 +209,7 @@ func TestApplyGarbage(t *testing.T) {
 	for _, body := range [][]byte{nil, {0xff}, []byte("garbage")} {
 		out, _ := apply(f, rsm.Stamp{TimeNs: 1}, body)
 		res := &metapb.Result{}
-		if err := proto.Unmarshal(out, res); err != nil {
+		if err := pb.Unmarshal(out, res); err != nil {
 			t.Fatal(err)
 		}
 		if res.Failure == nil {
@@ -228,10 +224,7 @@ func TestApplyGarbage(t *testing.T) {
 // The stamp's time counts, not the sender's.
 func TestApplyStamps(t *testing.T) {
 	f := newFake()
-	body, err := proto.Marshal(&metapb.Command{TimeNs: 5, Op: &metapb.Command_Format{Format: &metapb.Format{}}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	body := pb.Marshal(&metapb.Command{TimeNs: 5, Op: &metapb.Command_Format{Format: &metapb.Format{}}})
 	_, local := apply(f, rsm.Stamp{TimeNs: 7}, body)
 	o, ok := local.(*Outcome)
 	if !ok || len(o.Attrs) != 1 || o.Attrs[0].CtimeNs != 7 || o.Inos[0] != sys.RootIno {
@@ -258,9 +251,6 @@ func TestDamage(t *testing.T) {
 			t.Fatal("expected a command on damaged rows to panic")
 		}
 	}()
-	body, err := proto.Marshal(&metapb.Command{Op: &metapb.Command_Unlink{Unlink: &metapb.Unlink{Parent: 1, Name: []byte("f")}}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	body := pb.Marshal(&metapb.Command{Op: &metapb.Command_Unlink{Unlink: &metapb.Unlink{Parent: 1, Name: []byte("f")}}})
 	apply(f, rsm.Stamp{}, body)
 }

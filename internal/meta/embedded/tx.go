@@ -7,10 +7,9 @@ import (
 	"fmt"
 	"math"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -62,10 +61,8 @@ func (readOnly) Delete(key []byte) {
 	panic(fmt.Sprintf("embedded: expected a query to write nothing, found a delete of %x", key))
 }
 
-var rowOptions = proto.MarshalOptions{Deterministic: true}
-
 // get reads a row into m. It is false when there is none.
-func (t *Tx) get(key []byte, m proto.Message) (bool, error) {
+func (t *Tx) get(key []byte, m pb.Message) (bool, error) {
 	v, err := t.load(key)
 	if err != nil || v == nil {
 		return false, err
@@ -81,19 +78,15 @@ func (t *Tx) load(key []byte) ([]byte, error) {
 	return v, err
 }
 
-func decode(key, value []byte, m proto.Message) error {
-	if err := proto.Unmarshal(value, m); err != nil {
+func decode(key, value []byte, m pb.Message) error {
+	if err := pb.Unmarshal(value, m); err != nil {
 		return sys.E(sys.Op("embedded.decode"), sys.Corrupt, sys.Subject(fmt.Sprintf("row %x", key)), err)
 	}
 	return nil
 }
 
-func (t *Tx) set(key []byte, m proto.Message) error {
-	v, err := rowOptions.Marshal(m)
-	if err != nil {
-		return fmt.Errorf("embedded: row %x: %w", key, err)
-	}
-	t.store.Set(key, v)
+func (t *Tx) set(key []byte, m pb.Message) error {
+	t.store.Set(key, pb.Marshal(m))
 	return nil
 }
 

@@ -4,10 +4,9 @@ import (
 	"context"
 	"sync"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -67,12 +66,8 @@ func (l *local) Query(_ context.Context, q *metapb.Query) (*metapb.Answer, error
 }
 
 // recode copies a message through its encoding.
-func recode[M proto.Message](from, to M) M {
-	b, err := proto.Marshal(from)
-	if err == nil {
-		err = proto.Unmarshal(b, to)
-	}
-	if err != nil {
+func recode[M pb.Message](from, to M) M {
+	if err := pb.Unmarshal(pb.Marshal(from), to); err != nil {
 		panic(err)
 	}
 	return to

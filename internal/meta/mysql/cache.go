@@ -5,8 +5,6 @@ import (
 	"slices"
 	"sync"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/sys"
@@ -59,7 +57,7 @@ func (c *cache) reset() {
 }
 
 // inode returns a copy, nil when it is not known.
-func (c *cache) inode(ino sys.Ino) *metapb.Attr { return cloneAttr(c.inodes[ino]) }
+func (c *cache) inode(ino sys.Ino) *metapb.Attr { return c.inodes[ino].CloneVT() }
 
 func (c *cache) counter(name meta.Counter) (int64, bool) {
 	n, ok := c.counters[name]
@@ -73,7 +71,7 @@ func (c *cache) entry(parent sys.Ino, name []byte) (d *metapb.Dentry, known bool
 		return nil, false
 	}
 	d, known = dir.known[string(name)]
-	return proto.CloneOf(d), known || dir.whole
+	return d.CloneVT(), known || dir.whole
 }
 
 // list returns copies of the entries of a directory from a cookie on, in order,
@@ -85,7 +83,7 @@ func (c *cache) list(parent sys.Ino, from uint64, limit int) (page []keyed[named
 	}
 	for name, d := range dir.known {
 		if d.Cookie >= from {
-			page = append(page, keyed[namedEntry]{d.Cookie, namedEntry{[]byte(name), proto.CloneOf(d)}})
+			page = append(page, keyed[namedEntry]{d.Cookie, namedEntry{[]byte(name), d.CloneVT()}})
 		}
 	}
 	slices.SortFunc(page, func(a, b keyed[namedEntry]) int { return cmp.Compare(a.key, b.key) })

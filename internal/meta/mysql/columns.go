@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strings"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/meta/metapb"
 )
 
@@ -63,21 +61,6 @@ func (o *origin) message() *metapb.Origin {
 	}
 	return &metapb.Origin{Parent: o.parent.V, Name: o.name, RemovedNs: o.removed.V}
 }
-
-// cloneAttr copies without reflection; nil stays nil.
-func cloneAttr(a *metapb.Attr) *metapb.Attr {
-	if a == nil {
-		return nil
-	}
-	return &metapb.Attr{
-		Ino: a.Ino, Type: a.Type, Mode: a.Mode, Uid: a.Uid, Gid: a.Gid, Size: a.Size, Nlink: a.Nlink,
-		AtimeNs: a.AtimeNs, MtimeNs: a.MtimeNs, CtimeNs: a.CtimeNs, Rdev: a.Rdev, Parent: a.Parent,
-		Version: a.Version, NextCookie: a.NextCookie, Target: append([]byte(nil), a.Target...),
-		Xattrs: a.Xattrs, DeadlineNs: a.DeadlineNs, Purging: a.Purging, Stored: a.Stored,
-	}
-}
-
-var rowOptions = proto.MarshalOptions{Deterministic: true}
 
 // statements are the prepared reads. They belong to the pool they were
 // prepared on, which prepares them again on each of its connections.

@@ -8,10 +8,9 @@ import (
 	"fmt"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -59,7 +58,7 @@ func (b *carried) run(w *waiting) error {
 		}
 	}
 	cmd := &metapb.Command{}
-	if err := proto.Unmarshal(r.Body, cmd); err != nil {
+	if err := pb.Unmarshal(r.Body, cmd); err != nil {
 		return err
 	}
 	cmd.TimeNs = b.nowNs
@@ -69,10 +68,7 @@ func (b *carried) run(w *waiting) error {
 		return err
 	}
 	b.ran++
-	raw, err := rowOptions.Marshal(res)
-	if err != nil {
-		return err
-	}
+	raw := pb.Marshal(res)
 	w.reply = meta.Reply{Result: raw, Outcome: outcome}
 	if r.Session != 0 {
 		keepResult(b.results, r.Session, r.Seq, raw)

@@ -19,6 +19,7 @@ import (
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/meta/metatest"
 	"github.com/koinon/koinon/internal/meta/mysql/mysqltest"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -67,16 +68,13 @@ func (c *client) Do(ctx context.Context, cmd *metapb.Command) (*metapb.Result, e
 }
 
 func body(cmd *metapb.Command) []byte {
-	raw, err := proto.Marshal(cmd)
-	if err != nil {
-		panic(err)
-	}
+	raw := pb.Marshal(cmd)
 	return raw
 }
 
 func result(r meta.Reply) *metapb.Result {
 	res := &metapb.Result{}
-	if err := proto.Unmarshal(r.Result, res); err != nil {
+	if err := pb.Unmarshal(r.Result, res); err != nil {
 		panic(err)
 	}
 	return res

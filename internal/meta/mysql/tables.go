@@ -4,9 +4,8 @@ import (
 	"database/sql"
 	"math"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -83,7 +82,7 @@ func (t *Tx) AllChunks(ino sys.Ino, n uint32, fn func(sys.Ino, uint32, *metapb.C
 			return row, err
 		}
 		row.val = &metapb.Chunk{}
-		if err := proto.Unmarshal(layout, row.val); err != nil {
+		if err := pb.Unmarshal(layout, row.val); err != nil {
 			return row, badLayout(uint32(row.key), err)
 		}
 		if len(inline) > 0 {

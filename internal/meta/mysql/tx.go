@@ -7,10 +7,9 @@ import (
 	"fmt"
 	"math"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -69,7 +68,7 @@ func (t *Tx) changes() *writes {
 func (t *Tx) Inode(ino sys.Ino) (*metapb.Attr, error) {
 	if t.over != nil {
 		if a, ok := t.over.inodes[ino]; ok {
-			return cloneAttr(a), nil
+			return a.CloneVT(), nil
 		}
 		if a := t.cache.inode(ino); a != nil || t.cache.noInode(ino) {
 			return a, nil
@@ -85,14 +84,14 @@ func (t *Tx) Inode(ino sys.Ino) (*metapb.Attr, error) {
 		return r.Scan(attrFields(found)...)
 	}, t.st.inode, uint64(ino))
 	if err == nil && t.over != nil && found != nil {
-		t.cache.keep(ino, cloneAttr(found))
+		t.cache.keep(ino, found.CloneVT())
 	}
 	return found, err
 }
 
 // SetInode is of meta.Tx.
 func (t *Tx) SetInode(ino sys.Ino, a *metapb.Attr) error {
-	t.changes().inodes[ino] = cloneAttr(a)
+	t.changes().inodes[ino] = a.CloneVT()
 	return nil
 }
 
@@ -100,7 +99,7 @@ func (t *Tx) SetInode(ino sys.Ino, a *metapb.Attr) error {
 func (t *Tx) Dentry(parent sys.Ino, name []byte) (*metapb.Dentry, error) {
 	if t.over != nil {
 		if d, ok := t.over.entries[parent][string(name)]; ok {
-			return proto.CloneOf(d), nil
+			return d.CloneVT(), nil
 		}
 		if d, known := t.cache.entry(parent, name); known {
 			return d, nil
@@ -115,7 +114,7 @@ func (t *Tx) Dentry(parent sys.Ino, name []byte) (*metapb.Dentry, error) {
 		return err
 	}, t.st.entry, uint64(parent), name)
 	if err == nil && t.over != nil && parent != sys.QuarantineIno {
-		t.cache.keepEntry(parent, string(name), proto.CloneOf(found))
+		t.cache.keepEntry(parent, string(name), found.CloneVT())
 	}
 	return found, err
 }
@@ -129,7 +128,7 @@ func (t *Tx) SetDentry(parent sys.Ino, name []byte, d *metapb.Dentry) error {
 	if w.entries[parent] == nil {
 		w.entries[parent] = map[string]*metapb.Dentry{}
 	}
-	w.entries[parent][string(name)] = proto.CloneOf(d)
+	w.entries[parent][string(name)] = d.CloneVT()
 	return nil
 }
 
@@ -151,7 +150,7 @@ func (t *Tx) ScanDentries(parent sys.Ino, after uint64, fn func(name []byte, d *
 		changed := t.over.entries[parent]
 		for name, d := range changed {
 			if d != nil {
-				s.over = append(s.over, keyed[namedEntry]{d.Cookie, namedEntry{[]byte(name), proto.CloneOf(d)}})
+				s.over = append(s.over, keyed[namedEntry]{d.Cookie, namedEntry{[]byte(name), d.CloneVT()}})
 			}
 		}
 		s.hidden = func(e keyed[namedEntry]) bool { _, ok := changed[string(e.val.name)]; return ok }
@@ -188,7 +187,7 @@ func (t *Tx) entryPage(parent sys.Ino, from uint64, limit int) (page []keyed[nam
 func (t *Tx) Chunk(ino sys.Ino, n uint32) (*metapb.Chunk, error) {
 	if t.over != nil {
 		if c, ok := t.over.chunks[ino][n]; ok {
-			return proto.CloneOf(c), nil
+			return c.CloneVT(), nil
 		}
 		if t.cache.noChunks(ino) {
 			return nil, nil
@@ -208,7 +207,7 @@ func (t *Tx) SetChunk(ino sys.Ino, n uint32, c *metapb.Chunk) error {
 	if w.chunks[ino] == nil {
 		w.chunks[ino] = map[uint32]*metapb.Chunk{}
 	}
-	w.chunks[ino][n] = proto.CloneOf(c)
+	w.chunks[ino][n] = c.CloneVT()
 	return nil
 }
 
@@ -229,7 +228,7 @@ func (t *Tx) ScanChunks(ino sys.Ino, from uint32, fn func(n uint32, c *metapb.Ch
 		changed := t.over.chunks[ino]
 		for n, c := range changed {
 			if c != nil {
-				s.over = append(s.over, keyed[*metapb.Chunk]{uint64(n), proto.CloneOf(c)})
+				s.over = append(s.over, keyed[*metapb.Chunk]{uint64(n), c.CloneVT()})
 			}
 		}
 		s.hidden = func(c keyed[*metapb.Chunk]) bool { _, ok := changed[uint32(c.key)]; return ok }
@@ -248,7 +247,7 @@ func readChunk(r *sql.Rows) (n uint32, c *metapb.Chunk, err error) {
 		return 0, nil, err
 	}
 	c = &metapb.Chunk{}
-	if err := proto.Unmarshal(layout, c); err != nil {
+	if err := pb.Unmarshal(layout, c); err != nil {
 		return 0, nil, badLayout(n, err)
 	}
 	if len(inline) > 0 {
@@ -261,7 +260,7 @@ func readChunk(r *sql.Rows) (n uint32, c *metapb.Chunk, err error) {
 func (t *Tx) Xattrs(ino sys.Ino) (*metapb.Xattrs, error) {
 	if t.over != nil {
 		if x, ok := t.over.xattrs[ino]; ok {
-			return proto.CloneOf(x), nil
+			return x.CloneVT(), nil
 		}
 	}
 	var found *metapb.Xattrs
@@ -281,7 +280,7 @@ func (t *Tx) Xattrs(ino sys.Ino) (*metapb.Xattrs, error) {
 
 // SetXattrs is of meta.Tx.
 func (t *Tx) SetXattrs(ino sys.Ino, x *metapb.Xattrs) error {
-	t.changes().xattrs[ino] = proto.CloneOf(x)
+	t.changes().xattrs[ino] = x.CloneVT()
 	return nil
 }
 
@@ -311,7 +310,7 @@ func (t *Tx) ScanInodes(after sys.Ino, fn func(a *metapb.Attr) bool) error {
 	if t.over != nil {
 		for ino, a := range t.over.inodes {
 			if a != nil {
-				s.over = append(s.over, keyed[*metapb.Attr]{uint64(ino), cloneAttr(a)})
+				s.over = append(s.over, keyed[*metapb.Attr]{uint64(ino), a.CloneVT()})
 			}
 		}
 		s.hidden = func(a keyed[*metapb.Attr]) bool { _, ok := t.over.inodes[sys.Ino(a.key)]; return ok }

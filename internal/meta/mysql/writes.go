@@ -8,6 +8,7 @@ import (
 
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/sys"
 )
 
@@ -227,10 +228,7 @@ func (w *writes) insert(s *script, t *tails, c *cache, fresh bool) error {
 			if chunk == nil {
 				continue
 			}
-			layout, err := rowOptions.Marshal(&metapb.Chunk{Slices: chunk.Slices, Ranges: chunk.Ranges, FreedNs: chunk.FreedNs})
-			if err != nil {
-				return fmt.Errorf("mysql: chunk %d of inode %d: %w", n, ino, err)
-			}
+			layout := pb.Marshal(&metapb.Chunk{Slices: chunk.Slices, Ranges: chunk.Ranges, FreedNs: chunk.FreedNs})
 			s.row(insertChunk, tail(t.chunk), uint64(ino), n, chunk.Inline, uint32(len(chunk.Slices)), layout)
 		}
 	}

@@ -28,7 +28,7 @@ func (c *cache) answer(q *metapb.Query) (*metapb.Answer, error) {
 			if err := meta.CheckAccess(e.attr, q.Cred, op.Access.Want); err != nil {
 				return nil, err
 			}
-			return &metapb.Answer{Attr: cloneAttr(e.attr)}, nil
+			return &metapb.Answer{Attr: e.attr.CloneVT()}, nil
 		}
 	case *metapb.Query_GetXattr:
 		if a := c.attrOf(sys.Ino(op.GetXattr.Ino)); a != nil && a.Xattrs == 0 {
@@ -92,7 +92,7 @@ func (c *cache) open(cred *metapb.Cred, op *metapb.Open) (*metapb.Answer, error)
 			return nil, err
 		}
 	}
-	return &metapb.Answer{Attr: cloneAttr(e.attr), Chunks: e.chunks}, nil
+	return &metapb.Answer{Attr: e.attr.CloneVT(), Chunks: e.chunks}, nil
 }
 
 // learn caches the answer of a query that left at tick.
@@ -113,7 +113,7 @@ func (c *cache) learn(q *metapb.Query, a *metapb.Answer, inos []uint64, term, se
 	}
 	keep := func(attr *metapb.Attr) {
 		if attr != nil && granted[sys.Ino(attr.Ino)] {
-			c.at(sys.Ino(attr.Ino)).attr = cloneAttr(attr)
+			c.at(sys.Ino(attr.Ino)).attr = attr.CloneVT()
 		}
 	}
 	keep(a.Attr)

@@ -233,15 +233,7 @@ func (e *cached) find(n string) (name, bool) {
 // attrOf returns a copy of an inode's attributes, nil when they are not here.
 func (c *cache) attrOf(ino sys.Ino) *metapb.Attr {
 	if e := c.inos[ino]; e != nil && e.attr != nil {
-		return cloneAttr(e.attr)
+		return e.attr.CloneVT()
 	}
 	return nil
-}
-
-// cloneAttr copies what callers may change. target is shared: bytes of a
-// symlink never change.
-func cloneAttr(a *metapb.Attr) *metapb.Attr {
-	return &metapb.Attr{Ino: a.Ino, Type: a.Type, Mode: a.Mode, Uid: a.Uid, Gid: a.Gid, Size: a.Size, Nlink: a.Nlink,
-		AtimeNs: a.AtimeNs, MtimeNs: a.MtimeNs, CtimeNs: a.CtimeNs, Rdev: a.Rdev, Parent: a.Parent, Version: a.Version,
-		NextCookie: a.NextCookie, Target: a.Target, Xattrs: a.Xattrs, DeadlineNs: a.DeadlineNs, Purging: a.Purging, Stored: a.Stored}
 }

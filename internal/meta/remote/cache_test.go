@@ -4,39 +4,10 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/reflect/protoreflect"
-
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/meta/remote/remotepb"
 	"github.com/koinon/koinon/internal/sys"
 )
-
-// TestCloneAttr fails when a field is added to Attr and not copied.
-func TestCloneAttr(t *testing.T) {
-	a := &metapb.Attr{}
-	m := a.ProtoReflect()
-	for i := range m.Descriptor().Fields().Len() {
-		f := m.Descriptor().Fields().Get(i)
-		switch f.Kind() {
-		case protoreflect.Uint64Kind:
-			m.Set(f, protoreflect.ValueOfUint64(uint64(i+1)))
-		case protoreflect.Uint32Kind:
-			m.Set(f, protoreflect.ValueOfUint32(uint32(i+1)))
-		case protoreflect.Int64Kind:
-			m.Set(f, protoreflect.ValueOfInt64(int64(i+1)))
-		case protoreflect.BoolKind:
-			m.Set(f, protoreflect.ValueOfBool(true))
-		case protoreflect.BytesKind:
-			m.Set(f, protoreflect.ValueOfBytes([]byte{1}))
-		default:
-			t.Fatalf("field %s is of a kind the test does not set", f.Name())
-		}
-	}
-	if got := cloneAttr(a); !proto.Equal(a, got) {
-		t.Errorf("cloneAttr lost a field:\n got %v\nwant %v", got, a)
-	}
-}
 
 const dirIno, fileIno = sys.Ino(100), sys.Ino(101)
 

@@ -7,13 +7,12 @@ import (
 	"sync/atomic"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/meta/remote/remotepb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
 )
@@ -128,14 +127,8 @@ func (c *Client) Query(ctx context.Context, q *metapb.Query) (*metapb.Answer, er
 
 // query asks the leader in a session, or in none.
 func (c *Client) query(ctx context.Context, session sys.SessionID, q *metapb.Query) (*metapb.Answer, error) {
-	raw, err := proto.Marshal(q)
-	if err != nil {
-		return nil, sys.E(sys.Op("meta.Query"), sys.Invalid, err)
-	}
-	header, err := proto.Marshal(&remotepb.QueryRequest{Session: uint64(session)})
-	if err != nil {
-		return nil, sys.E(sys.Op("meta.Query"), sys.Invalid, err)
-	}
+	raw := pb.Marshal(q)
+	header := pb.Marshal(&remotepb.QueryRequest{Session: uint64(session)})
 	tick := c.cache.now()
 	reply, err := c.opts.Cluster.CallLeader(ctx, MethodQuery, header, raw)
 	if err != nil {
@@ -156,11 +149,11 @@ func (c *Client) query(ctx context.Context, session sys.SessionID, q *metapb.Que
 	return a, nil
 }
 
-func unmarshalBoth(reply *wire.Reply, header, payload proto.Message) error {
-	if err := proto.Unmarshal(reply.Header, header); err != nil {
+func unmarshalBoth(reply *wire.Reply, header, payload pb.Message) error {
+	if err := pb.Unmarshal(reply.Header, header); err != nil {
 		return sys.E(sys.Op("meta.call"), sys.Corrupt, err)
 	}
-	if err := proto.Unmarshal(reply.Payload, payload); err != nil {
+	if err := pb.Unmarshal(reply.Payload, payload); err != nil {
 		return sys.E(sys.Op("meta.call"), sys.Corrupt, err)
 	}
 	return nil
@@ -238,20 +231,13 @@ func (c *Client) try(ctx context.Context, cmd *metapb.Command) (_ *metapb.Result
 	if op, ok := cmd.Op.(*metapb.Command_AllocSlices); ok {
 		op.AllocSlices.Session = uint64(t.Session)
 	}
-	raw, err := proto.Marshal(cmd)
-	if err != nil {
-		return nil, false, sys.E(sys.Op("meta.Do"), sys.Invalid, err)
-	}
+	raw := pb.Marshal(cmd)
 	e := c.cache.begin(cmd)
 	req := &remotepb.DoRequest{Session: uint64(t.Session), Seq: t.Seq, Ack: t.Ack, Sole: c.promises.Load() != nil}
 	for _, ino := range e.inos {
 		req.Dropped = append(req.Dropped, uint64(ino))
 	}
-	header, err := proto.Marshal(req)
-	if err != nil {
-		c.cache.end(e, nil, nil, nil)
-		return nil, false, sys.E(sys.Op("meta.Do"), sys.Invalid, err)
-	}
+	header := pb.Marshal(req)
 	reply, open, err := c.opts.Cluster.CallLeaderCounted(ctx, MethodDo, header, raw)
 	if err != nil {
 		c.cache.end(e, nil, nil, nil)
@@ -301,14 +287,11 @@ func (c *Client) renew(ctx context.Context) {
 			}
 			continue
 		}
-		header, err := proto.Marshal(&remotepb.RenewRequest{Session: uint64(session), Acked: acked, Term: term, Owes: owes})
-		if err != nil {
-			panic("remote: a renewal does not encode: " + err.Error())
-		}
+		header := pb.Marshal(&remotepb.RenewRequest{Session: uint64(session), Acked: acked, Term: term, Owes: owes})
 		sent, r := c.opts.Clock.Boot(), remotepb.RenewReply{}
 		reply, err := c.opts.Cluster.CallLeader(ctx, MethodRenew, header, nil)
 		if err == nil {
-			err = proto.Unmarshal(reply.Payload, &r)
+			err = pb.Unmarshal(reply.Payload, &r)
 			reply.Release()
 		}
 		switch {

@@ -10,11 +10,11 @@ import (
 	"time"
 
 	"golang.org/x/sync/semaphore"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -144,10 +144,7 @@ func (d *inDatabase) serving(ctx context.Context, op sys.Op) (meta.DatabaseLeade
 
 // runLoad runs a step of a load on the rows in the database.
 func runLoad(ctx context.Context, l meta.DatabaseLeader, step *metapb.Load) ([]byte, error) {
-	body, err := proto.Marshal(&metapb.Command{Op: &metapb.Command_Load{Load: step}})
-	if err != nil {
-		return nil, sys.E(opLoad, sys.Invalid, err)
-	}
+	body := pb.Marshal(&metapb.Command{Op: &metapb.Command_Load{Load: step}})
 	r, err := l.Do(ctx, &meta.Request{Body: body})
 	return r.Result, err
 }
@@ -250,10 +247,7 @@ func (d *inDatabase) tidy(ctx context.Context) error {
 		if slices.ContainsFunc(infos, func(i rsm.SessionInfo) bool { return i.ID == id }) {
 			continue
 		}
-		body, err := proto.Marshal(&metapb.Command{Op: &metapb.Command_EndSession{EndSession: &metapb.EndSession{Session: uint64(id)}}})
-		if err != nil {
-			return err
-		}
+		body := pb.Marshal(&metapb.Command{Op: &metapb.Command_EndSession{EndSession: &metapb.EndSession{Session: uint64(id)}}})
 		r, err := l.Do(ctx, &meta.Request{Ends: id, Body: body})
 		if err != nil {
 			return err

@@ -185,7 +185,7 @@ func (c *cache) end(e effects, res *metapb.Result, touched []*metapb.Attr, g *re
 			continue // of another promise that was kept at the same time
 		}
 		if ok[sys.Ino(a.Ino)] && (contains(e.inos, sys.Ino(a.Ino)) || c.stirs[stirSlot(sys.Ino(a.Ino))].last <= e.began) {
-			c.at(sys.Ino(a.Ino)).attr = cloneAttr(a)
+			c.at(sys.Ino(a.Ino)).attr = a.CloneVT()
 		}
 	}
 	if ino := sys.Ino(res.GetAttr().GetIno()); e.known && ok[ino] && (res.Created || e.body != nil && res.Attr.Version == e.version) {

@@ -5,11 +5,10 @@ import (
 	"fmt"
 	"strings"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/meta/embedded"
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
@@ -21,7 +20,7 @@ const opLoad = sys.Op("meta.Load")
 // server knows it fills in.
 func (s *Server) serveLoad(ctx context.Context, req *wire.Request) (wire.Response, error) {
 	l := &metapb.Load{}
-	if err := proto.Unmarshal(req.Payload, l); err != nil || l.Step == nil || l.GetAway() != nil {
+	if err := pb.Unmarshal(req.Payload, l); err != nil || l.Step == nil || l.GetAway() != nil {
 		return wire.Response{}, sys.E(opLoad, sys.Invalid, fmt.Sprintf("not a step this node knows (%v): are all nodes of one version?", err))
 	}
 	if _, err := s.lead(ctx, opLoad); err != nil {
@@ -63,17 +62,14 @@ func (s *Server) unused() error {
 
 // Load runs a step of a load at the leader.
 func Load(ctx context.Context, c *cluster.Client, l *metapb.Load) (*metapb.Result, error) {
-	raw, err := proto.Marshal(l)
-	if err != nil {
-		return nil, sys.E(opLoad, sys.Invalid, err)
-	}
+	raw := pb.Marshal(l)
 	reply, err := c.CallLeader(ctx, MethodLoad, nil, raw)
 	if err != nil {
 		return nil, err
 	}
 	defer reply.Release()
 	res := &metapb.Result{}
-	if err := proto.Unmarshal(reply.Header, res); err != nil {
+	if err := pb.Unmarshal(reply.Header, res); err != nil {
 		return nil, sys.E(opLoad, sys.Corrupt, err)
 	}
 	return res, nil
@@ -137,10 +133,7 @@ func (l inLog) load(ctx context.Context, step *metapb.Load) ([]byte, error) {
 
 // proposeLoad runs a step on the rows in the log.
 func proposeLoad(ctx context.Context, g rsm.Group, step *metapb.Load) ([]byte, error) {
-	body, err := proto.Marshal(&metapb.Command{Op: &metapb.Command_Load{Load: step}})
-	if err != nil {
-		return nil, sys.E(opLoad, sys.Invalid, err)
-	}
+	body := pb.Marshal(&metapb.Command{Op: &metapb.Command_Load{Load: step}})
 	raw, _, err := g.Propose(ctx, rsm.Command{NS: rsm.NSMeta, Body: body})
 	return raw, err
 }

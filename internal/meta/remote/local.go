@@ -3,10 +3,9 @@ package remote
 import (
 	"context"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -16,10 +15,7 @@ var _ meta.Client = (*Server)(nil)
 // Do runs a command of the leader's own, such as the collector's. It is not
 // retried, and fails with NotLeader elsewhere.
 func (s *Server) Do(ctx context.Context, cmd *metapb.Command) (*metapb.Result, error) {
-	body, err := proto.Marshal(cmd)
-	if err != nil {
-		return nil, sys.E(sys.Op("meta.Do"), sys.Invalid, err)
-	}
+	body := pb.Marshal(cmd)
 	raw, local, err := s.rows.propose(ctx, rsm.Command{NS: rsm.NSMeta, Body: body, Reserve: true})
 	if err != nil {
 		return nil, err

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/koinon/koinon/internal/auth"
 	"github.com/koinon/koinon/internal/cluster"
@@ -19,6 +18,7 @@ import (
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/meta/embedded"
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/replica"
 	"github.com/koinon/koinon/internal/replica/replicatest"
 	"github.com/koinon/koinon/internal/rsm"
@@ -60,11 +60,11 @@ func oneVoter(t *testing.T, addr string) *replica.Group {
 	<-leads
 	stop()
 	first := must(cluster.First("test", []*clusterpb.Member{{Id: 1, Addr: addr, Weight: 1}}, 16, 1))
-	for ns, cmd := range map[rsm.Namespace]proto.Message{
+	for ns, cmd := range map[rsm.Namespace]pb.Message{
 		rsm.NSCluster: &clusterpb.Command{Map: first},
 		rsm.NSMeta:    &metapb.Command{Op: &metapb.Command_Format{Format: &metapb.Format{}}},
 	} {
-		if _, _, err := group.Propose(t.Context(), rsm.Command{NS: ns, Body: must(proto.Marshal(cmd))}); err != nil {
+		if _, _, err := group.Propose(t.Context(), rsm.Command{NS: ns, Body: pb.Marshal(cmd)}); err != nil {
 			t.Fatal(err)
 		}
 	}

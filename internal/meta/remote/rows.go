@@ -3,11 +3,10 @@ package remote
 import (
 	"context"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/embedded"
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -107,7 +106,7 @@ func readNothing(ctx context.Context, g rsm.Group) error {
 // decodeResult returns the result of a command, or its refusal.
 func decodeResult(raw []byte) (*metapb.Result, error) {
 	res := &metapb.Result{}
-	if err := proto.Unmarshal(raw, res); err != nil {
+	if err := pb.Unmarshal(raw, res); err != nil {
 		return nil, sys.E(sys.Op("meta.Do"), sys.Corrupt, err)
 	}
 	if res.Failure != nil {

@@ -7,13 +7,13 @@ import (
 	"slices"
 
 	"golang.org/x/sync/semaphore"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/meta/remote/remotepb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
@@ -158,7 +158,7 @@ func (s *Server) changed(at uint64, session sys.SessionID, seq uint64, o *meta.O
 func (s *Server) serveDo(ctx context.Context, req *wire.Request) (wire.Response, error) {
 	const op = sys.Op("meta.Do")
 	var r remotepb.DoRequest
-	if err := proto.Unmarshal(req.Header, &r); err != nil {
+	if err := pb.Unmarshal(req.Header, &r); err != nil {
 		return wire.Response{}, sys.E(op, sys.Invalid, err)
 	}
 	var cmd metapb.Command
@@ -243,7 +243,7 @@ func (s *Server) release(ctx context.Context, term uint64, r *remotepb.DoRequest
 // checkCommand refuses what cannot be a command, or only the leader itself may
 // run, before it gets into the log. frees says that it makes space.
 func checkCommand(body []byte, cmd *metapb.Command) (frees bool, _ error) {
-	if err := proto.Unmarshal(body, cmd); err != nil || cmd.Op == nil {
+	if err := pb.Unmarshal(body, cmd); err != nil || cmd.Op == nil {
 		return false, sys.E(sys.Op("meta.Do"), sys.Invalid, fmt.Sprintf("not a command this node knows (%v): are all nodes of one version?", err))
 	}
 	switch cmd.Op.(type) {
@@ -274,22 +274,19 @@ func directories(reply *remotepb.DoReply) (dirs []uint64) {
 	return dirs
 }
 
-func respond(header proto.Message, payload []byte) wire.Response {
-	raw, err := proto.Marshal(header)
-	if err != nil {
-		panic(fmt.Sprintf("remote: %T does not encode: %v", header, err))
-	}
+func respond(header pb.Message, payload []byte) wire.Response {
+	raw := pb.Marshal(header)
 	return wire.Response{Header: raw, Payload: payload}
 }
 
 func (s *Server) serveQuery(ctx context.Context, req *wire.Request) (wire.Response, error) {
 	const op = sys.Op("meta.Query")
 	var r remotepb.QueryRequest
-	if err := proto.Unmarshal(req.Header, &r); err != nil {
+	if err := pb.Unmarshal(req.Header, &r); err != nil {
 		return wire.Response{}, sys.E(op, sys.Invalid, err)
 	}
 	q := &metapb.Query{}
-	if err := proto.Unmarshal(req.Payload, q); err != nil || q.Op == nil {
+	if err := pb.Unmarshal(req.Payload, q); err != nil || q.Op == nil {
 		return wire.Response{}, sys.E(op, sys.Invalid, fmt.Sprintf("not a query this node knows (%v): are all nodes of one version?", err))
 	}
 	term, err := s.lead(ctx, op)
@@ -329,10 +326,7 @@ func (s *Server) serveQuery(ctx context.Context, req *wire.Request) (wire.Respon
 	if cacheable(q) {
 		reply.Grant = s.grant(term, session, seenAt{slot: seen}, inos)
 	}
-	raw, err := proto.Marshal(a)
-	if err != nil {
-		return wire.Response{}, sys.E(op, err)
-	}
+	raw := pb.Marshal(a)
 	return respond(reply, raw), nil
 }
 
@@ -390,7 +384,7 @@ func inosOf(q *metapb.Query, a *metapb.Answer) []sys.Ino {
 
 func (s *Server) serveRenew(ctx context.Context, req *wire.Request) (wire.Response, error) {
 	var r remotepb.RenewRequest
-	if err := proto.Unmarshal(req.Header, &r); err != nil {
+	if err := pb.Unmarshal(req.Header, &r); err != nil {
 		return wire.Response{}, sys.E(sys.Op("meta.Renew"), sys.Invalid, err)
 	}
 	if _, err := s.lead(ctx, "meta.Renew"); err != nil {
@@ -406,9 +400,6 @@ func (s *Server) serveRenew(ctx context.Context, req *wire.Request) (wire.Respon
 	if err := readNothing(ctx, s.group); err != nil {
 		return cluster.LeaderHint(err)
 	}
-	raw, err := proto.Marshal(&remotepb.RenewReply{Term: n.term, Seq: n.seq, Inos: n.inos, Reset_: n.reset})
-	if err != nil {
-		return wire.Response{}, sys.E(sys.Op("meta.Renew"), err)
-	}
+	raw := pb.Marshal(&remotepb.RenewReply{Term: n.term, Seq: n.seq, Inos: n.inos, Reset_: n.reset})
 	return wire.Response{Payload: raw}, nil
 }

@@ -7,9 +7,8 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
 )
@@ -237,7 +236,7 @@ func TestRequestsWaitForEarlierPromises(t *testing.T) {
 	look := func() error {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 		defer cancel()
-		q := must(proto.Marshal(&metapb.Query{Op: &metapb.Query_Lookup{Lookup: &metapb.Lookup{Parent: 1, Name: []byte("f")}}}))
+		q := pb.Marshal(&metapb.Query{Op: &metapb.Query_Lookup{Lookup: &metapb.Lookup{Parent: 1, Name: []byte("f")}}})
 		_, err := s.serveQuery(ctx, &wire.Request{Payload: q})
 		return err
 	}

@@ -7,13 +7,12 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/meta"
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/meta/remote/remotepb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
 )
@@ -118,7 +117,7 @@ func (s *Server) Viewed() (bool, error) {
 func (s *Server) serveView(ctx context.Context, req *wire.Request) (wire.Response, error) {
 	const op = sys.Op("meta.View")
 	var r remotepb.ViewRequest
-	if err := proto.Unmarshal(req.Header, &r); err != nil {
+	if err := pb.Unmarshal(req.Header, &r); err != nil {
 		return wire.Response{}, sys.E(op, sys.Invalid, err)
 	}
 	if r.Close != 0 {
@@ -153,10 +152,7 @@ func (s *Server) queryView(ctx context.Context, id uint64, q *metapb.Query) (_ w
 	if !h.pinned.Good() {
 		return wire.Response{}, gone
 	}
-	raw, err := proto.Marshal(a)
-	if err != nil {
-		return wire.Response{}, sys.E(op, err)
-	}
+	raw := pb.Marshal(a)
 	return respond(&remotepb.QueryReply{}, raw), nil
 }
 
@@ -178,17 +174,14 @@ func (c *Client) View(ctx context.Context) (meta.View, error) {
 }
 
 func (c *Client) callView(ctx context.Context, req *remotepb.ViewRequest) (*remotepb.ViewReply, error) {
-	header, err := proto.Marshal(req)
-	if err != nil {
-		return nil, sys.E(sys.Op("meta.View"), sys.Invalid, err)
-	}
+	header := pb.Marshal(req)
 	reply, err := c.opts.Cluster.CallLeader(ctx, MethodView, header, nil)
 	if err != nil {
 		return nil, err
 	}
 	defer reply.Release()
 	r := &remotepb.ViewReply{}
-	if err := proto.Unmarshal(reply.Header, r); err != nil {
+	if err := pb.Unmarshal(reply.Header, r); err != nil {
 		return nil, sys.E(sys.Op("meta.View"), sys.Corrupt, err)
 	}
 	return r, nil
@@ -196,14 +189,8 @@ func (c *Client) callView(ctx context.Context, req *remotepb.ViewRequest) (*remo
 
 // Query implements meta.View.
 func (v *view) Query(ctx context.Context, q *metapb.Query) (*metapb.Answer, error) {
-	raw, err := proto.Marshal(q)
-	if err != nil {
-		return nil, sys.E(sys.Op("meta.Query"), sys.Invalid, err)
-	}
-	header, err := proto.Marshal(&remotepb.QueryRequest{View: v.id})
-	if err != nil {
-		return nil, sys.E(sys.Op("meta.Query"), sys.Invalid, err)
-	}
+	raw := pb.Marshal(q)
+	header := pb.Marshal(&remotepb.QueryRequest{View: v.id})
 	reply, err := v.c.opts.Cluster.CallLeader(ctx, MethodQuery, header, raw)
 	if sys.Is(err, sys.Stale) { // a refusal of the rules comes in the answer
 		return nil, sys.E(sys.Op("meta.Query"), sys.Stale, meta.ErrViewGone)

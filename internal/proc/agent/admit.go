@@ -8,10 +8,10 @@ import (
 	"runtime"
 
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/koinon/koinon/commit"
 	"github.com/koinon/koinon/internal/env/envfs"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -35,7 +35,7 @@ func detect(want *procpb.Resources) (*procpb.Resources, error) {
 
 func readReservation(raw []byte) (*procpb.Reservation, error) {
 	res := &procpb.Reservation{}
-	if err := proto.Unmarshal(raw, res); err != nil {
+	if err := pb.Unmarshal(raw, res); err != nil {
 		return nil, sys.E(sys.Op("agent.Prepare"), sys.Invalid, err)
 	}
 	if res.Spec == nil || res.Spec.User == nil || len(res.Ranks) == 0 || len(res.Spec.Argv) == 0 {

@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/koinon/koinon/commit"
 	"github.com/koinon/koinon/internal/auth"
@@ -26,6 +25,7 @@ import (
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/meta"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/proc"
 	"github.com/koinon/koinon/internal/proc/executor"
 	"github.com/koinon/koinon/internal/proc/procpb"
@@ -310,13 +310,13 @@ func (w *world) send(ms []commit.Message) {
 			req.Messages = append(req.Messages, toWire(m))
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		reply, err := conn.Call(ctx, proc.MethodParty, nil, must(proto.Marshal(req)))
+		reply, err := conn.Call(ctx, proc.MethodParty, nil, pb.Marshal(req))
 		cancel()
 		if err != nil {
 			return // it is down; they are sent again
 		}
 		answers := &procpb.Messages{}
-		if err := proto.Unmarshal(reply.Payload, answers); err != nil {
+		if err := pb.Unmarshal(reply.Payload, answers); err != nil {
 			w.t.Error(err)
 		}
 		reply.Release()
@@ -337,7 +337,7 @@ func (w *world) step(answers *procpb.Messages) []commit.Message {
 
 func (w *world) serveVotes(_ context.Context, req *wire.Request) (wire.Response, error) {
 	ms := &procpb.Messages{}
-	if err := proto.Unmarshal(req.Payload, ms); err != nil {
+	if err := pb.Unmarshal(req.Payload, ms); err != nil {
 		return wire.Response{}, err
 	}
 	out := w.step(ms)
@@ -347,7 +347,7 @@ func (w *world) serveVotes(_ context.Context, req *wire.Request) (wire.Response,
 
 func (w *world) serveHeartbeat(_ context.Context, req *wire.Request) (wire.Response, error) {
 	hb := &procpb.Heartbeat{}
-	if err := proto.Unmarshal(req.Payload, hb); err != nil {
+	if err := pb.Unmarshal(req.Payload, hb); err != nil {
 		return wire.Response{}, err
 	}
 	w.mu.Lock()
@@ -366,7 +366,7 @@ func (w *world) serveHeartbeat(_ context.Context, req *wire.Request) (wire.Respo
 
 func (w *world) serveBegan(_ context.Context, req *wire.Request) (wire.Response, error) {
 	b := &procpb.Began{}
-	if err := proto.Unmarshal(req.Payload, b); err != nil {
+	if err := pb.Unmarshal(req.Payload, b); err != nil {
 		return wire.Response{}, err
 	}
 	w.mu.Lock()
@@ -378,7 +378,7 @@ func (w *world) serveBegan(_ context.Context, req *wire.Request) (wire.Response,
 
 func (w *world) serveEnded(_ context.Context, req *wire.Request) (wire.Response, error) {
 	e := &procpb.Ended{}
-	if err := proto.Unmarshal(req.Payload, e); err != nil {
+	if err := pb.Unmarshal(req.Payload, e); err != nil {
 		return wire.Response{}, err
 	}
 	w.mu.Lock()
@@ -406,7 +406,7 @@ func (w *world) reservation(job uint64, script string, edit ...func(*procpb.Rese
 func (w *world) ask(res *procpb.Reservation) commit.Tx {
 	w.t.Helper()
 	w.mu.Lock()
-	tx, err := w.coord.Begin(commit.Time(env.System{}.Boot()), []commit.Part{{Party: proc.PartyOf(agentNode, w.fence), Payload: must(proto.Marshal(res))}})
+	tx, err := w.coord.Begin(commit.Time(env.System{}.Boot()), []commit.Part{{Party: proc.PartyOf(agentNode, w.fence), Payload: pb.Marshal(res)}})
 	out := w.settle()
 	w.mu.Unlock()
 	if err != nil {

@@ -114,7 +114,7 @@ func (a *Agent) report(ctx context.Context) (*procpb.Heartbeat, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	beat := &procpb.Heartbeat{
-		Node: &procpb.Node{Id: uint64(a.opts.Node), Name: a.opts.Name, Capacity: a.capacity, Labels: labels, Fence: a.fence, Mount: mount,
+		Node: &procpb.Node{Id: uint64(a.opts.Node), Name: a.opts.Name, Capacity: a.capacity, Labels: proc.Labels(labels), Fence: a.fence, Mount: mount,
 			Limits: limits(a.exec.Enforced())},
 		Used: &procpb.Resources{CpuMilli: a.used.CpuMilli, Memory: a.used.Memory}, Leadership: a.leadership, Mark: a.mark,
 	}

@@ -7,8 +7,7 @@ import (
 	"fmt"
 	"sync"
 
-	"google.golang.org/protobuf/proto"
-
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
@@ -134,7 +133,7 @@ func (a *Agent) feed(ctx context.Context, p *process) {
 func (a *Agent) serveStdin(ctx context.Context, req *wire.Request) (wire.Response, error) {
 	const op = sys.Op("agent.Stdin")
 	q := &procpb.StdinRequest{}
-	if err := proto.Unmarshal(req.Header, q); err != nil {
+	if err := pb.Unmarshal(req.Header, q); err != nil {
 		return wire.Response{}, sys.E(op, sys.Invalid, err)
 	}
 	p := a.find(taskKey{q.Job, q.Index, q.Epoch}, q.Rank)

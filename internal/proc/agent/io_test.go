@@ -10,8 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/proc"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/sys"
@@ -43,13 +42,13 @@ func (w *world) output(job uint64, each func(*procpb.OutputReply)) (stdout, stde
 
 func (w *world) outputOnce(q *procpb.OutputRequest) *procpb.OutputReply {
 	w.t.Helper()
-	r, err := w.conn.Call(w.t.Context(), proc.MethodOutput, must(proto.Marshal(q)), nil)
+	r, err := w.conn.Call(w.t.Context(), proc.MethodOutput, pb.Marshal(q), nil)
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	defer r.Release()
 	reply := &procpb.OutputReply{}
-	if err := proto.Unmarshal(r.Payload, reply); err != nil {
+	if err := pb.Unmarshal(r.Payload, reply); err != nil {
 		w.t.Fatal(err)
 	}
 	return reply
@@ -72,13 +71,13 @@ func (w *world) stdin(job uint64, offset int64, data string, end bool) *procpb.S
 }
 
 func (w *world) stdinOnce(job uint64, offset int64, data string, end bool) (*procpb.StdinReply, error) {
-	r, err := w.conn.Call(w.t.Context(), proc.MethodStdin, must(proto.Marshal(&procpb.StdinRequest{Job: job, Epoch: 1, Offset: offset, End: end})), []byte(data))
+	r, err := w.conn.Call(w.t.Context(), proc.MethodStdin, pb.Marshal(&procpb.StdinRequest{Job: job, Epoch: 1, Offset: offset, End: end}), []byte(data))
 	if err != nil {
 		return nil, err
 	}
 	defer r.Release()
 	reply := &procpb.StdinReply{}
-	return reply, proto.Unmarshal(r.Payload, reply)
+	return reply, pb.Unmarshal(r.Payload, reply)
 }
 
 // TestOutputWhileItRuns: each line comes when it is printed, and the end with

@@ -14,10 +14,10 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/koinon/koinon/commit"
 	"github.com/koinon/koinon/internal/meta/metapb"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/proc"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/sys"
@@ -591,7 +591,7 @@ func TestSignalWhileItStarts(t *testing.T) {
 
 func (w *world) signal(job uint64, sig uint32, grace time.Duration) error {
 	r, err := w.conn.Call(w.t.Context(), proc.MethodSignal,
-		must(proto.Marshal(&procpb.SignalRequest{Job: job, Epoch: 1, Signal: sig, GraceNs: int64(grace)})), nil)
+		pb.Marshal(&procpb.SignalRequest{Job: job, Epoch: 1, Signal: sig, GraceNs: int64(grace)}), nil)
 	r.Release()
 	return err
 }

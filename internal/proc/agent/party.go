@@ -7,9 +7,8 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/commit"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/proc"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/sys"
@@ -41,7 +40,7 @@ func (a *Agent) serveParty(ctx context.Context, req *wire.Request) (wire.Respons
 		return wire.Response{}, sys.E(op, sys.Access, "only nodes may ask for reservations")
 	}
 	ms := &procpb.Messages{}
-	if err := proto.Unmarshal(req.Payload, ms); err != nil {
+	if err := pb.Unmarshal(req.Payload, ms); err != nil {
 		return wire.Response{}, sys.E(op, sys.Invalid, err)
 	}
 	answers, err := a.Party(ctx, ms)
@@ -70,12 +69,11 @@ func (a *Agent) Party(ctx context.Context, ms *procpb.Messages) (*procpb.Message
 
 func errStopping(op sys.Op) error { return sys.E(op, sys.Unavailable, "the node is stopping") }
 
-func respond(m proto.Message, err error) (wire.Response, error) {
+func respond(m pb.Message, err error) (wire.Response, error) {
 	if err != nil {
 		return wire.Response{}, err
 	}
-	raw, err := proto.Marshal(m)
-	return wire.Response{Payload: raw}, err
+	return wire.Response{Payload: pb.Marshal(m)}, nil
 }
 
 // owner is the goroutine that has the participant.
@@ -281,16 +279,13 @@ func (a *Agent) tellVotes(ctx context.Context) {
 }
 
 // callLeader sends the leader a message and reads its answer, which may be nil.
-func (a *Agent) callLeader(ctx context.Context, m wire.Method, req, reply proto.Message) error {
-	raw, err := proto.Marshal(req)
-	if err != nil {
-		return err
-	}
+func (a *Agent) callLeader(ctx context.Context, m wire.Method, req, reply pb.Message) error {
+	raw := pb.Marshal(req)
 	if a.opts.Leader != nil {
 		if answer, ok := a.opts.Leader(ctx, m, raw); ok && reply == nil {
 			return nil
 		} else if ok {
-			return proto.Unmarshal(answer, reply)
+			return pb.Unmarshal(answer, reply)
 		}
 	}
 	r, err := a.opts.Cluster.CallLeader(ctx, m, nil, raw)
@@ -301,5 +296,5 @@ func (a *Agent) callLeader(ctx context.Context, m wire.Method, req, reply proto.
 	if reply == nil {
 		return nil
 	}
-	return proto.Unmarshal(r.Payload, reply)
+	return pb.Unmarshal(r.Payload, reply)
 }

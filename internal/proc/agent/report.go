@@ -9,8 +9,7 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/proc"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/sys"
@@ -104,7 +103,7 @@ func (r *reporter) next() (batch []*process, reports []*procpb.Report, round uin
 			continue
 		}
 		batch, reports = append(batch, p), append(reports, report)
-		bytes += proto.Size(report)
+		bytes += pb.Size(report)
 	}
 	return batch, reports, r.round
 }
@@ -112,7 +111,7 @@ func (r *reporter) next() (batch []*process, reports []*procpb.Report, round uin
 func (r *reporter) send(ctx context.Context, reports []*procpb.Report) error {
 	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
 	defer cancel()
-	var req proto.Message = &procpb.Ended{Reports: reports}
+	var req pb.Message = &procpb.Ended{Reports: reports}
 	if r.method == proc.MethodBegan {
 		req = &procpb.Began{Reports: reports}
 	}

@@ -10,8 +10,7 @@ import (
 	"syscall"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/proc"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/sys"
@@ -31,7 +30,7 @@ const (
 func (a *Agent) serveSignal(ctx context.Context, req *wire.Request) (wire.Response, error) {
 	const op = sys.Op("agent.Signal")
 	q := &procpb.SignalRequest{}
-	switch err := proto.Unmarshal(req.Header, q); {
+	switch err := pb.Unmarshal(req.Header, q); {
 	case err != nil:
 		return wire.Response{}, sys.E(op, sys.Invalid, err)
 	case req.Peer.Node == 0:
@@ -76,7 +75,7 @@ func (a *Agent) serveSignal(ctx context.Context, req *wire.Request) (wire.Respon
 func (a *Agent) serveOutput(ctx context.Context, req *wire.Request) (wire.Response, error) {
 	const op = sys.Op("agent.Output")
 	q := &procpb.OutputRequest{}
-	if err := proto.Unmarshal(req.Header, q); err != nil {
+	if err := pb.Unmarshal(req.Header, q); err != nil {
 		return wire.Response{}, sys.E(op, sys.Invalid, err)
 	}
 	waiting, cancel := context.WithTimeout(ctx, min(time.Duration(max(0, q.WaitNs)), outputWaitMax))
@@ -148,7 +147,7 @@ func (r *reader) read(ctx context.Context) (*procpb.OutputReply, error) {
 	}
 	if final {
 		r.p.mu.Lock()
-		reply.Final, reply.Process = true, proto.CloneOf(r.p.end)
+		reply.Final, reply.Process = true, r.p.end.CloneVT()
 		r.p.mu.Unlock()
 	}
 	return reply, nil

@@ -15,11 +15,11 @@ import (
 	"strings"
 
 	"github.com/cockroachdb/pebble/v2"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/koinon/koinon/commit"
 	"github.com/koinon/koinon/internal/atomicfile"
 	"github.com/koinon/koinon/internal/env/envfs"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -175,7 +175,7 @@ func (s *store) load() (*saved, error) {
 			was.party.Records = append(was.party.Records, commit.Change{Tx: readTx(k[1:]), State: commit.State(v[0]), Payload: v[1:]})
 		case rowTask:
 			res := &procpb.Reservation{}
-			err = proto.Unmarshal(v, res)
+			err = pb.Unmarshal(v, res)
 			tasks[readTaskKey(k[1:])] = len(was.tasks)
 			was.tasks = append(was.tasks, savedTask{res, map[uint32]*savedRank{}})
 		}
@@ -209,7 +209,7 @@ func (t *savedTask) load(k, v []byte) error {
 	switch k[4] {
 	case rankUnborn:
 		r.unborn = &procpb.Process{}
-		return proto.Unmarshal(v, r.unborn)
+		return pb.Unmarshal(v, r.unborn)
 	case rankFiles:
 		r.files = [2]sys.Ino{sys.Ino(binary.BigEndian.Uint64(v)), sys.Ino(binary.BigEndian.Uint64(v[8:]))}
 	case rankTaken:
@@ -241,11 +241,7 @@ func (s *store) apply(floor commit.Tx, changes []commit.Change, started []*task)
 		}
 	}
 	for _, t := range started {
-		raw, merr := proto.Marshal(t.res)
-		if merr != nil {
-			return merr
-		}
-		set(t.key.append([]byte{rowTask}), raw)
+		set(t.key.append([]byte{rowTask}), pb.Marshal(t.res))
 	}
 	if err != nil {
 		return err
@@ -255,11 +251,7 @@ func (s *store) apply(floor commit.Tx, changes []commit.Change, started []*task)
 
 // setUnborn notes how a process ended that was never started.
 func (s *store) setUnborn(p *process, end *procpb.Process) error {
-	raw, err := proto.Marshal(end)
-	if err != nil {
-		return err
-	}
-	return s.db.Set(p.row(rankUnborn), raw, pebble.Sync)
+	return s.db.Set(p.row(rankUnborn), pb.Marshal(end), pebble.Sync)
 }
 
 // setFiles notes which files of the tree are a process's.

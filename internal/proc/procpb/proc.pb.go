@@ -338,19 +338,19 @@ func (x *After) GetAny() bool {
 type Spec struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Argv          []string               `protobuf:"bytes,2,rep,name=argv,proto3" json:"argv,omitempty"`                                                                             // {} stands for the index or the item
-	Env           []string               `protobuf:"bytes,3,rep,name=env,proto3" json:"env,omitempty"`                                                                               // NAME=VALUE
-	Dir           string                 `protobuf:"bytes,4,opt,name=dir,proto3" json:"dir,omitempty"`                                                                               // working directory, a path in the tree; empty: the tree's root, or any where it is not mounted
-	Each          *Resources             `protobuf:"bytes,5,opt,name=each,proto3" json:"each,omitempty"`                                                                             // of every process
-	Size          uint32                 `protobuf:"varint,6,opt,name=size,proto3" json:"size,omitempty"`                                                                            // processes of a task, 1 to SizeMax
-	Want          []*Label               `protobuf:"bytes,7,rep,name=want,proto3" json:"want,omitempty"`                                                                             // labels that a node must have
-	On            []uint64               `protobuf:"varint,8,rep,packed,name=on,proto3" json:"on,omitempty"`                                                                         // the only nodes that will do
-	Near          map[uint64]int64       `protobuf:"bytes,9,rep,name=near,proto3" json:"near,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // bytes held by each node of what the job is near to
-	Pack          bool                   `protobuf:"varint,10,opt,name=pack,proto3" json:"pack,omitempty"`                                                                           // on few nodes, not spread
-	TimeoutNs     int64                  `protobuf:"varint,11,opt,name=timeout_ns,json=timeoutNs,proto3" json:"timeout_ns,omitempty"`                                                // a task is stopped after so long; 0: never
-	GraceNs       int64                  `protobuf:"varint,12,opt,name=grace_ns,json=graceNs,proto3" json:"grace_ns,omitempty"`                                                      // from TERM to KILL; 0: 10 s
-	Retries       uint32                 `protobuf:"varint,13,opt,name=retries,proto3" json:"retries,omitempty"`                                                                     // further tries of a task that fails or is lost
-	Array         bool                   `protobuf:"varint,14,opt,name=array,proto3" json:"array,omitempty"`                                                                         // indices first..last are meant; else one task, index 0
+	Argv          []string               `protobuf:"bytes,2,rep,name=argv,proto3" json:"argv,omitempty"`                              // {} stands for the index or the item
+	Env           []string               `protobuf:"bytes,3,rep,name=env,proto3" json:"env,omitempty"`                                // NAME=VALUE
+	Dir           string                 `protobuf:"bytes,4,opt,name=dir,proto3" json:"dir,omitempty"`                                // working directory, a path in the tree; empty: the tree's root, or any where it is not mounted
+	Each          *Resources             `protobuf:"bytes,5,opt,name=each,proto3" json:"each,omitempty"`                              // of every process
+	Size          uint32                 `protobuf:"varint,6,opt,name=size,proto3" json:"size,omitempty"`                             // processes of a task, 1 to SizeMax
+	Want          []*Label               `protobuf:"bytes,7,rep,name=want,proto3" json:"want,omitempty"`                              // labels that a node must have
+	On            []uint64               `protobuf:"varint,8,rep,packed,name=on,proto3" json:"on,omitempty"`                          // the only nodes that will do
+	Near          []*Held                `protobuf:"bytes,9,rep,name=near,proto3" json:"near,omitempty"`                              // who holds the bytes of what the job is near to
+	Pack          bool                   `protobuf:"varint,10,opt,name=pack,proto3" json:"pack,omitempty"`                            // on few nodes, not spread
+	TimeoutNs     int64                  `protobuf:"varint,11,opt,name=timeout_ns,json=timeoutNs,proto3" json:"timeout_ns,omitempty"` // a task is stopped after so long; 0: never
+	GraceNs       int64                  `protobuf:"varint,12,opt,name=grace_ns,json=graceNs,proto3" json:"grace_ns,omitempty"`       // from TERM to KILL; 0: 10 s
+	Retries       uint32                 `protobuf:"varint,13,opt,name=retries,proto3" json:"retries,omitempty"`                      // further tries of a task that fails or is lost
+	Array         bool                   `protobuf:"varint,14,opt,name=array,proto3" json:"array,omitempty"`                          // indices first..last are meant; else one task, index 0
 	First         uint32                 `protobuf:"varint,15,opt,name=first,proto3" json:"first,omitempty"`
 	Last          uint32                 `protobuf:"varint,16,opt,name=last,proto3" json:"last,omitempty"`
 	AtOnce        uint32                 `protobuf:"varint,17,opt,name=at_once,json=atOnce,proto3" json:"at_once,omitempty"`         // tasks that may run at the same time; 0: all
@@ -451,7 +451,7 @@ func (x *Spec) GetOn() []uint64 {
 	return nil
 }
 
-func (x *Spec) GetNear() map[uint64]int64 {
+func (x *Spec) GetNear() []*Held {
 	if x != nil {
 		return x.Near
 	}
@@ -565,7 +565,7 @@ func (x *Spec) GetNearPath() string {
 
 type NearItem struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Bytes         map[uint64]int64       `protobuf:"bytes,1,rep,name=bytes,proto3" json:"bytes,omitempty" protobuf_key:"varint,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Bytes         []*Held                `protobuf:"bytes,1,rep,name=bytes,proto3" json:"bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -600,11 +600,64 @@ func (*NearItem) Descriptor() ([]byte, []int) {
 	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{5}
 }
 
-func (x *NearItem) GetBytes() map[uint64]int64 {
+func (x *NearItem) GetBytes() []*Held {
 	if x != nil {
 		return x.Bytes
 	}
 	return nil
+}
+
+// Held is how many bytes of something a node holds.
+type Held struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          uint64                 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
+	Bytes         int64                  `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Held) Reset() {
+	*x = Held{}
+	mi := &file_proc_procpb_proc_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Held) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Held) ProtoMessage() {}
+
+func (x *Held) ProtoReflect() protoreflect.Message {
+	mi := &file_proc_procpb_proc_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Held.ProtoReflect.Descriptor instead.
+func (*Held) Descriptor() ([]byte, []int) {
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Held) GetNode() uint64 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *Held) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
 }
 
 // Process is one member of a task's gang, as of the task's latest try.
@@ -628,7 +681,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[6]
+	mi := &file_proc_procpb_proc_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -640,7 +693,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[6]
+	mi := &file_proc_procpb_proc_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -653,7 +706,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{6}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Process) GetNode() uint64 {
@@ -766,7 +819,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[7]
+	mi := &file_proc_procpb_proc_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -778,7 +831,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[7]
+	mi := &file_proc_procpb_proc_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -791,7 +844,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{7}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Task) GetJob() uint64 {
@@ -942,7 +995,7 @@ type Job struct {
 
 func (x *Job) Reset() {
 	*x = Job{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[8]
+	mi := &file_proc_procpb_proc_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -954,7 +1007,7 @@ func (x *Job) String() string {
 func (*Job) ProtoMessage() {}
 
 func (x *Job) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[8]
+	mi := &file_proc_procpb_proc_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -967,7 +1020,7 @@ func (x *Job) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Job.ProtoReflect.Descriptor instead.
 func (*Job) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{8}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Job) GetId() uint64 {
@@ -1114,9 +1167,9 @@ func (x *Job) GetExitIndex() uint32 {
 type Node struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`         // host name
-	Capacity      *Resources             `protobuf:"bytes,3,opt,name=capacity,proto3" json:"capacity,omitempty"` // what it gives to processes
-	Labels        map[string]string      `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`          // host name
+	Capacity      *Resources             `protobuf:"bytes,3,opt,name=capacity,proto3" json:"capacity,omitempty"`  // what it gives to processes
+	Labels        []*Label               `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty"`      // sorted by key
 	Draining      bool                   `protobuf:"varint,5,opt,name=draining,proto3" json:"draining,omitempty"` // takes nothing new
 	Fence         uint64                 `protobuf:"varint,6,opt,name=fence,proto3" json:"fence,omitempty"`       // raised when the node is declared lost: what it ran under a lower one has ended
 	Lost          bool                   `protobuf:"varint,7,opt,name=lost,proto3" json:"lost,omitempty"`         // it was, and has not come back
@@ -1128,7 +1181,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[9]
+	mi := &file_proc_procpb_proc_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1140,7 +1193,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[9]
+	mi := &file_proc_procpb_proc_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1153,7 +1206,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{9}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Node) GetId() uint64 {
@@ -1177,7 +1230,7 @@ func (x *Node) GetCapacity() *Resources {
 	return nil
 }
 
-func (x *Node) GetLabels() map[string]string {
+func (x *Node) GetLabels() []*Label {
 	if x != nil {
 		return x.Labels
 	}
@@ -1241,7 +1294,7 @@ type Command struct {
 
 func (x *Command) Reset() {
 	*x = Command{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[10]
+	mi := &file_proc_procpb_proc_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1253,7 +1306,7 @@ func (x *Command) String() string {
 func (*Command) ProtoMessage() {}
 
 func (x *Command) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[10]
+	mi := &file_proc_procpb_proc_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1266,7 +1319,7 @@ func (x *Command) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Command.ProtoReflect.Descriptor instead.
 func (*Command) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{10}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Command) GetOp() isCommand_Op {
@@ -1442,7 +1495,7 @@ type Submit struct {
 
 func (x *Submit) Reset() {
 	*x = Submit{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[11]
+	mi := &file_proc_procpb_proc_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1454,7 +1507,7 @@ func (x *Submit) String() string {
 func (*Submit) ProtoMessage() {}
 
 func (x *Submit) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[11]
+	mi := &file_proc_procpb_proc_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1467,7 +1520,7 @@ func (x *Submit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Submit.ProtoReflect.Descriptor instead.
 func (*Submit) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{11}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Submit) GetRequest() []byte {
@@ -1512,7 +1565,7 @@ type Agree struct {
 
 func (x *Agree) Reset() {
 	*x = Agree{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[12]
+	mi := &file_proc_procpb_proc_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1524,7 +1577,7 @@ func (x *Agree) String() string {
 func (*Agree) ProtoMessage() {}
 
 func (x *Agree) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[12]
+	mi := &file_proc_procpb_proc_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1537,7 +1590,7 @@ func (x *Agree) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Agree.ProtoReflect.Descriptor instead.
 func (*Agree) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{12}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Agree) GetKind() uint32 {
@@ -1627,7 +1680,7 @@ type Began struct {
 
 func (x *Began) Reset() {
 	*x = Began{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[13]
+	mi := &file_proc_procpb_proc_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1639,7 +1692,7 @@ func (x *Began) String() string {
 func (*Began) ProtoMessage() {}
 
 func (x *Began) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[13]
+	mi := &file_proc_procpb_proc_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1652,7 +1705,7 @@ func (x *Began) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Began.ProtoReflect.Descriptor instead.
 func (*Began) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{13}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Began) GetReports() []*Report {
@@ -1673,7 +1726,7 @@ type Ended struct {
 
 func (x *Ended) Reset() {
 	*x = Ended{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[14]
+	mi := &file_proc_procpb_proc_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1685,7 +1738,7 @@ func (x *Ended) String() string {
 func (*Ended) ProtoMessage() {}
 
 func (x *Ended) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[14]
+	mi := &file_proc_procpb_proc_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1698,7 +1751,7 @@ func (x *Ended) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ended.ProtoReflect.Descriptor instead.
 func (*Ended) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{14}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Ended) GetReports() []*Report {
@@ -1726,7 +1779,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[15]
+	mi := &file_proc_procpb_proc_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1738,7 +1791,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[15]
+	mi := &file_proc_procpb_proc_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1751,7 +1804,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{15}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Report) GetJob() uint64 {
@@ -1831,7 +1884,7 @@ type Kill struct {
 
 func (x *Kill) Reset() {
 	*x = Kill{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[16]
+	mi := &file_proc_procpb_proc_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1843,7 +1896,7 @@ func (x *Kill) String() string {
 func (*Kill) ProtoMessage() {}
 
 func (x *Kill) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[16]
+	mi := &file_proc_procpb_proc_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1856,7 +1909,7 @@ func (x *Kill) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kill.ProtoReflect.Descriptor instead.
 func (*Kill) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{16}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Kill) GetJob() uint64 {
@@ -1903,7 +1956,7 @@ type SetNode struct {
 
 func (x *SetNode) Reset() {
 	*x = SetNode{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[17]
+	mi := &file_proc_procpb_proc_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1915,7 +1968,7 @@ func (x *SetNode) String() string {
 func (*SetNode) ProtoMessage() {}
 
 func (x *SetNode) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[17]
+	mi := &file_proc_procpb_proc_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1928,7 +1981,7 @@ func (x *SetNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNode.ProtoReflect.Descriptor instead.
 func (*SetNode) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{17}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SetNode) GetNode() *Node {
@@ -1949,7 +2002,7 @@ type LoseNode struct {
 
 func (x *LoseNode) Reset() {
 	*x = LoseNode{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[18]
+	mi := &file_proc_procpb_proc_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1961,7 +2014,7 @@ func (x *LoseNode) String() string {
 func (*LoseNode) ProtoMessage() {}
 
 func (x *LoseNode) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[18]
+	mi := &file_proc_procpb_proc_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1974,7 +2027,7 @@ func (x *LoseNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoseNode.ProtoReflect.Descriptor instead.
 func (*LoseNode) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{18}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LoseNode) GetNode() uint64 {
@@ -2008,7 +2061,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[19]
+	mi := &file_proc_procpb_proc_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2020,7 +2073,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[19]
+	mi := &file_proc_procpb_proc_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2033,7 +2086,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{19}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Drain) GetNode() uint64 {
@@ -2060,7 +2113,7 @@ type Expire struct {
 
 func (x *Expire) Reset() {
 	*x = Expire{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[20]
+	mi := &file_proc_procpb_proc_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2072,7 +2125,7 @@ func (x *Expire) String() string {
 func (*Expire) ProtoMessage() {}
 
 func (x *Expire) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[20]
+	mi := &file_proc_procpb_proc_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2085,7 +2138,7 @@ func (x *Expire) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Expire.ProtoReflect.Descriptor instead.
 func (*Expire) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{20}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Expire) GetBeforeNs() int64 {
@@ -2112,7 +2165,7 @@ type Refuse struct {
 
 func (x *Refuse) Reset() {
 	*x = Refuse{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[21]
+	mi := &file_proc_procpb_proc_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2124,7 +2177,7 @@ func (x *Refuse) String() string {
 func (*Refuse) ProtoMessage() {}
 
 func (x *Refuse) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[21]
+	mi := &file_proc_procpb_proc_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2137,7 +2190,7 @@ func (x *Refuse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refuse.ProtoReflect.Descriptor instead.
 func (*Refuse) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{21}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Refuse) GetJob() uint64 {
@@ -2166,7 +2219,7 @@ type Failure struct {
 
 func (x *Failure) Reset() {
 	*x = Failure{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[22]
+	mi := &file_proc_procpb_proc_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2178,7 +2231,7 @@ func (x *Failure) String() string {
 func (*Failure) ProtoMessage() {}
 
 func (x *Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[22]
+	mi := &file_proc_procpb_proc_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2191,7 +2244,7 @@ func (x *Failure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failure.ProtoReflect.Descriptor instead.
 func (*Failure) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{22}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Failure) GetKind() uint32 {
@@ -2229,7 +2282,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[23]
+	mi := &file_proc_procpb_proc_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2241,7 +2294,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[23]
+	mi := &file_proc_procpb_proc_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2254,7 +2307,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{23}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Result) GetFailure() *Failure {
@@ -2301,7 +2354,7 @@ type SubmitReply struct {
 
 func (x *SubmitReply) Reset() {
 	*x = SubmitReply{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[24]
+	mi := &file_proc_procpb_proc_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2313,7 +2366,7 @@ func (x *SubmitReply) String() string {
 func (*SubmitReply) ProtoMessage() {}
 
 func (x *SubmitReply) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[24]
+	mi := &file_proc_procpb_proc_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2326,7 +2379,7 @@ func (x *SubmitReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitReply.ProtoReflect.Descriptor instead.
 func (*SubmitReply) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{24}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SubmitReply) GetJob() uint64 {
@@ -2349,7 +2402,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[25]
+	mi := &file_proc_procpb_proc_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2361,7 +2414,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[25]
+	mi := &file_proc_procpb_proc_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2374,7 +2427,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{25}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListRequest) GetAll() bool {
@@ -2415,7 +2468,7 @@ type ListReply struct {
 
 func (x *ListReply) Reset() {
 	*x = ListReply{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[26]
+	mi := &file_proc_procpb_proc_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2427,7 +2480,7 @@ func (x *ListReply) String() string {
 func (*ListReply) ProtoMessage() {}
 
 func (x *ListReply) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[26]
+	mi := &file_proc_procpb_proc_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2440,7 +2493,7 @@ func (x *ListReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReply.ProtoReflect.Descriptor instead.
 func (*ListReply) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{26}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListReply) GetJobs() []*JobInfo {
@@ -2472,7 +2525,7 @@ type JobInfo struct {
 
 func (x *JobInfo) Reset() {
 	*x = JobInfo{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[27]
+	mi := &file_proc_procpb_proc_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2484,7 +2537,7 @@ func (x *JobInfo) String() string {
 func (*JobInfo) ProtoMessage() {}
 
 func (x *JobInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[27]
+	mi := &file_proc_procpb_proc_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2497,7 +2550,7 @@ func (x *JobInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobInfo.ProtoReflect.Descriptor instead.
 func (*JobInfo) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{27}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *JobInfo) GetJob() *Job {
@@ -2564,7 +2617,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[28]
+	mi := &file_proc_procpb_proc_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2576,7 +2629,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[28]
+	mi := &file_proc_procpb_proc_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2589,7 +2642,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{28}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WaitRequest) GetJob() uint64 {
@@ -2639,7 +2692,7 @@ type WaitReply struct {
 
 func (x *WaitReply) Reset() {
 	*x = WaitReply{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[29]
+	mi := &file_proc_procpb_proc_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2651,7 +2704,7 @@ func (x *WaitReply) String() string {
 func (*WaitReply) ProtoMessage() {}
 
 func (x *WaitReply) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[29]
+	mi := &file_proc_procpb_proc_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2664,7 +2717,7 @@ func (x *WaitReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitReply.ProtoReflect.Descriptor instead.
 func (*WaitReply) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{29}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WaitReply) GetJob() *Job {
@@ -2706,7 +2759,7 @@ type InspectRequest struct {
 
 func (x *InspectRequest) Reset() {
 	*x = InspectRequest{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[30]
+	mi := &file_proc_procpb_proc_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2718,7 +2771,7 @@ func (x *InspectRequest) String() string {
 func (*InspectRequest) ProtoMessage() {}
 
 func (x *InspectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[30]
+	mi := &file_proc_procpb_proc_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2731,7 +2784,7 @@ func (x *InspectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectRequest.ProtoReflect.Descriptor instead.
 func (*InspectRequest) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{30}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *InspectRequest) GetJob() uint64 {
@@ -2760,7 +2813,7 @@ type InspectReply struct {
 
 func (x *InspectReply) Reset() {
 	*x = InspectReply{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[31]
+	mi := &file_proc_procpb_proc_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2772,7 +2825,7 @@ func (x *InspectReply) String() string {
 func (*InspectReply) ProtoMessage() {}
 
 func (x *InspectReply) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[31]
+	mi := &file_proc_procpb_proc_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2785,7 +2838,7 @@ func (x *InspectReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectReply.ProtoReflect.Descriptor instead.
 func (*InspectReply) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{31}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *InspectReply) GetJob() *Job {
@@ -2829,7 +2882,7 @@ type Explanation struct {
 
 func (x *Explanation) Reset() {
 	*x = Explanation{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[32]
+	mi := &file_proc_procpb_proc_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2841,7 +2894,7 @@ func (x *Explanation) String() string {
 func (*Explanation) ProtoMessage() {}
 
 func (x *Explanation) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[32]
+	mi := &file_proc_procpb_proc_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2854,7 +2907,7 @@ func (x *Explanation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Explanation.ProtoReflect.Descriptor instead.
 func (*Explanation) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{32}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Explanation) GetIndex() uint32 {
@@ -2897,7 +2950,7 @@ type NodeReason struct {
 
 func (x *NodeReason) Reset() {
 	*x = NodeReason{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[33]
+	mi := &file_proc_procpb_proc_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2909,7 +2962,7 @@ func (x *NodeReason) String() string {
 func (*NodeReason) ProtoMessage() {}
 
 func (x *NodeReason) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[33]
+	mi := &file_proc_procpb_proc_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2922,7 +2975,7 @@ func (x *NodeReason) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReason.ProtoReflect.Descriptor instead.
 func (*NodeReason) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{33}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *NodeReason) GetNode() uint64 {
@@ -2965,7 +3018,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[34]
+	mi := &file_proc_procpb_proc_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2977,7 +3030,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[34]
+	mi := &file_proc_procpb_proc_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2990,7 +3043,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{34}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Refusal) GetNode() uint64 {
@@ -3033,7 +3086,7 @@ type KillRequest struct {
 
 func (x *KillRequest) Reset() {
 	*x = KillRequest{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[35]
+	mi := &file_proc_procpb_proc_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3045,7 +3098,7 @@ func (x *KillRequest) String() string {
 func (*KillRequest) ProtoMessage() {}
 
 func (x *KillRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[35]
+	mi := &file_proc_procpb_proc_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3058,7 +3111,7 @@ func (x *KillRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillRequest.ProtoReflect.Descriptor instead.
 func (*KillRequest) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{35}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *KillRequest) GetJob() uint64 {
@@ -3098,7 +3151,7 @@ type NodesReply struct {
 
 func (x *NodesReply) Reset() {
 	*x = NodesReply{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[36]
+	mi := &file_proc_procpb_proc_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3110,7 +3163,7 @@ func (x *NodesReply) String() string {
 func (*NodesReply) ProtoMessage() {}
 
 func (x *NodesReply) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[36]
+	mi := &file_proc_procpb_proc_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3123,7 +3176,7 @@ func (x *NodesReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodesReply.ProtoReflect.Descriptor instead.
 func (*NodesReply) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{36}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *NodesReply) GetNodes() []*NodeInfo {
@@ -3146,7 +3199,7 @@ type NodeInfo struct {
 
 func (x *NodeInfo) Reset() {
 	*x = NodeInfo{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[37]
+	mi := &file_proc_procpb_proc_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3158,7 +3211,7 @@ func (x *NodeInfo) String() string {
 func (*NodeInfo) ProtoMessage() {}
 
 func (x *NodeInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[37]
+	mi := &file_proc_procpb_proc_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3171,7 +3224,7 @@ func (x *NodeInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeInfo.ProtoReflect.Descriptor instead.
 func (*NodeInfo) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{37}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *NodeInfo) GetNode() *Node {
@@ -3219,7 +3272,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[38]
+	mi := &file_proc_procpb_proc_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3231,7 +3284,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[38]
+	mi := &file_proc_procpb_proc_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3244,7 +3297,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{38}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *DrainRequest) GetNode() uint64 {
@@ -3279,7 +3332,7 @@ type Message struct {
 
 func (x *Message) Reset() {
 	*x = Message{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[39]
+	mi := &file_proc_procpb_proc_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3291,7 +3344,7 @@ func (x *Message) String() string {
 func (*Message) ProtoMessage() {}
 
 func (x *Message) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[39]
+	mi := &file_proc_procpb_proc_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3304,7 +3357,7 @@ func (x *Message) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Message.ProtoReflect.Descriptor instead.
 func (*Message) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{39}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Message) GetKind() uint32 {
@@ -3379,7 +3432,7 @@ type Messages struct {
 
 func (x *Messages) Reset() {
 	*x = Messages{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[40]
+	mi := &file_proc_procpb_proc_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3391,7 +3444,7 @@ func (x *Messages) String() string {
 func (*Messages) ProtoMessage() {}
 
 func (x *Messages) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[40]
+	mi := &file_proc_procpb_proc_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3404,7 +3457,7 @@ func (x *Messages) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Messages.ProtoReflect.Descriptor instead.
 func (*Messages) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{40}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Messages) GetMessages() []*Message {
@@ -3434,7 +3487,7 @@ type Reservation struct {
 
 func (x *Reservation) Reset() {
 	*x = Reservation{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[41]
+	mi := &file_proc_procpb_proc_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3446,7 +3499,7 @@ func (x *Reservation) String() string {
 func (*Reservation) ProtoMessage() {}
 
 func (x *Reservation) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[41]
+	mi := &file_proc_procpb_proc_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3459,7 +3512,7 @@ func (x *Reservation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reservation.ProtoReflect.Descriptor instead.
 func (*Reservation) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{41}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Reservation) GetJob() uint64 {
@@ -3553,7 +3606,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[42]
+	mi := &file_proc_procpb_proc_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3565,7 +3618,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[42]
+	mi := &file_proc_procpb_proc_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3578,7 +3631,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{42}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Heartbeat) GetNode() *Node {
@@ -3630,7 +3683,7 @@ type Running struct {
 
 func (x *Running) Reset() {
 	*x = Running{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[43]
+	mi := &file_proc_procpb_proc_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3642,7 +3695,7 @@ func (x *Running) String() string {
 func (*Running) ProtoMessage() {}
 
 func (x *Running) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[43]
+	mi := &file_proc_procpb_proc_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3655,7 +3708,7 @@ func (x *Running) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Running.ProtoReflect.Descriptor instead.
 func (*Running) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{43}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Running) GetJob() uint64 {
@@ -3713,7 +3766,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[44]
+	mi := &file_proc_procpb_proc_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3725,7 +3778,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[44]
+	mi := &file_proc_procpb_proc_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3738,7 +3791,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{44}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *HeartbeatReply) GetFence() uint64 {
@@ -3790,7 +3843,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[45]
+	mi := &file_proc_procpb_proc_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3802,7 +3855,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[45]
+	mi := &file_proc_procpb_proc_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3815,7 +3868,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{45}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *SignalRequest) GetJob() uint64 {
@@ -3870,7 +3923,7 @@ type OutputRequest struct {
 
 func (x *OutputRequest) Reset() {
 	*x = OutputRequest{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[46]
+	mi := &file_proc_procpb_proc_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3882,7 +3935,7 @@ func (x *OutputRequest) String() string {
 func (*OutputRequest) ProtoMessage() {}
 
 func (x *OutputRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[46]
+	mi := &file_proc_procpb_proc_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3895,7 +3948,7 @@ func (x *OutputRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputRequest.ProtoReflect.Descriptor instead.
 func (*OutputRequest) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{46}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *OutputRequest) GetJob() uint64 {
@@ -3960,7 +4013,7 @@ type OutputReply struct {
 
 func (x *OutputReply) Reset() {
 	*x = OutputReply{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[47]
+	mi := &file_proc_procpb_proc_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3972,7 +4025,7 @@ func (x *OutputReply) String() string {
 func (*OutputReply) ProtoMessage() {}
 
 func (x *OutputReply) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[47]
+	mi := &file_proc_procpb_proc_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3985,7 +4038,7 @@ func (x *OutputReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputReply.ProtoReflect.Descriptor instead.
 func (*OutputReply) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{47}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *OutputReply) GetStdout() []byte {
@@ -4039,7 +4092,7 @@ type StdinRequest struct {
 
 func (x *StdinRequest) Reset() {
 	*x = StdinRequest{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[48]
+	mi := &file_proc_procpb_proc_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4051,7 +4104,7 @@ func (x *StdinRequest) String() string {
 func (*StdinRequest) ProtoMessage() {}
 
 func (x *StdinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[48]
+	mi := &file_proc_procpb_proc_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4064,7 +4117,7 @@ func (x *StdinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StdinRequest.ProtoReflect.Descriptor instead.
 func (*StdinRequest) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{48}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *StdinRequest) GetJob() uint64 {
@@ -4119,7 +4172,7 @@ type StdinReply struct {
 
 func (x *StdinReply) Reset() {
 	*x = StdinReply{}
-	mi := &file_proc_procpb_proc_proto_msgTypes[49]
+	mi := &file_proc_procpb_proc_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4131,7 +4184,7 @@ func (x *StdinReply) String() string {
 func (*StdinReply) ProtoMessage() {}
 
 func (x *StdinReply) ProtoReflect() protoreflect.Message {
-	mi := &file_proc_procpb_proc_proto_msgTypes[49]
+	mi := &file_proc_procpb_proc_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4144,7 +4197,7 @@ func (x *StdinReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StdinReply.ProtoReflect.Descriptor instead.
 func (*StdinReply) Descriptor() ([]byte, []int) {
-	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{49}
+	return file_proc_procpb_proc_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *StdinReply) GetOffset() int64 {
@@ -4180,7 +4233,7 @@ const file_proc_procpb_proc_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value\"+\n" +
 	"\x05After\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\x04R\x03job\x12\x10\n" +
-	"\x03any\x18\x02 \x01(\bR\x03any\"\xe9\x05\n" +
+	"\x03any\x18\x02 \x01(\bR\x03any\"\xa6\x05\n" +
 	"\x04Spec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04argv\x18\x02 \x03(\tR\x04argv\x12\x10\n" +
@@ -4189,8 +4242,8 @@ const file_proc_procpb_proc_proto_rawDesc = "" +
 	"\x04each\x18\x05 \x01(\v2\x19.koinon.proc.v1.ResourcesR\x04each\x12\x12\n" +
 	"\x04size\x18\x06 \x01(\rR\x04size\x12)\n" +
 	"\x04want\x18\a \x03(\v2\x15.koinon.proc.v1.LabelR\x04want\x12\x0e\n" +
-	"\x02on\x18\b \x03(\x04R\x02on\x122\n" +
-	"\x04near\x18\t \x03(\v2\x1e.koinon.proc.v1.Spec.NearEntryR\x04near\x12\x12\n" +
+	"\x02on\x18\b \x03(\x04R\x02on\x12(\n" +
+	"\x04near\x18\t \x03(\v2\x14.koinon.proc.v1.HeldR\x04near\x12\x12\n" +
 	"\x04pack\x18\n" +
 	" \x01(\bR\x04pack\x12\x1d\n" +
 	"\n" +
@@ -4208,16 +4261,12 @@ const file_proc_procpb_proc_proto_rawDesc = "" +
 	"\x03out\x18\x15 \x01(\tR\x03out\x12\x14\n" +
 	"\x05stdin\x18\x16 \x01(\bR\x05stdin\x12(\n" +
 	"\x04user\x18\x17 \x01(\v2\x14.koinon.proc.v1.UserR\x04user\x12\x1b\n" +
-	"\tnear_path\x18\x18 \x01(\tR\bnearPath\x1a7\n" +
-	"\tNearEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\x04R\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\x7f\n" +
-	"\bNearItem\x129\n" +
-	"\x05bytes\x18\x01 \x03(\v2#.koinon.proc.v1.NearItem.BytesEntryR\x05bytes\x1a8\n" +
-	"\n" +
-	"BytesEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\x04R\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xbd\x02\n" +
+	"\tnear_path\x18\x18 \x01(\tR\bnearPath\"6\n" +
+	"\bNearItem\x12*\n" +
+	"\x05bytes\x18\x01 \x03(\v2\x14.koinon.proc.v1.HeldR\x05bytes\"0\n" +
+	"\x04Held\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\"\xbd\x02\n" +
 	"\aProcess\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\rR\x03pid\x12\x1d\n" +
@@ -4277,20 +4326,17 @@ const file_proc_procpb_proc_proto_rawDesc = "" +
 	"blocked_by\x18\x12 \x03(\x04R\tblockedBy\x12\x16\n" +
 	"\x06blocks\x18\x13 \x03(\x04R\x06blocks\x12\x1d\n" +
 	"\n" +
-	"exit_index\x18\x14 \x01(\rR\texitIndex\"\xca\x02\n" +
+	"exit_index\x18\x14 \x01(\rR\texitIndex\"\x84\x02\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x125\n" +
-	"\bcapacity\x18\x03 \x01(\v2\x19.koinon.proc.v1.ResourcesR\bcapacity\x128\n" +
-	"\x06labels\x18\x04 \x03(\v2 .koinon.proc.v1.Node.LabelsEntryR\x06labels\x12\x1a\n" +
+	"\bcapacity\x18\x03 \x01(\v2\x19.koinon.proc.v1.ResourcesR\bcapacity\x12-\n" +
+	"\x06labels\x18\x04 \x03(\v2\x15.koinon.proc.v1.LabelR\x06labels\x12\x1a\n" +
 	"\bdraining\x18\x05 \x01(\bR\bdraining\x12\x14\n" +
 	"\x05fence\x18\x06 \x01(\x04R\x05fence\x12\x12\n" +
 	"\x04lost\x18\a \x01(\bR\x04lost\x12\x14\n" +
 	"\x05mount\x18\b \x01(\tR\x05mount\x12\x16\n" +
-	"\x06limits\x18\t \x01(\tR\x06limits\x1a9\n" +
-	"\vLabelsEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfc\x03\n" +
+	"\x06limits\x18\t \x01(\tR\x06limits\"\xfc\x03\n" +
 	"\aCommand\x120\n" +
 	"\x06submit\x18\x01 \x01(\v2\x16.koinon.proc.v1.SubmitH\x00R\x06submit\x12-\n" +
 	"\x05agree\x18\x02 \x01(\v2\x15.koinon.proc.v1.AgreeH\x00R\x05agree\x12-\n" +
@@ -4543,7 +4589,7 @@ func file_proc_procpb_proc_proto_rawDescGZIP() []byte {
 }
 
 var file_proc_procpb_proc_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_proc_procpb_proc_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
+var file_proc_procpb_proc_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_proc_procpb_proc_proto_goTypes = []any{
 	(State)(0),             // 0: koinon.proc.v1.State
 	(*Resources)(nil),      // 1: koinon.proc.v1.Resources
@@ -4552,107 +4598,105 @@ var file_proc_procpb_proc_proto_goTypes = []any{
 	(*After)(nil),          // 4: koinon.proc.v1.After
 	(*Spec)(nil),           // 5: koinon.proc.v1.Spec
 	(*NearItem)(nil),       // 6: koinon.proc.v1.NearItem
-	(*Process)(nil),        // 7: koinon.proc.v1.Process
-	(*Task)(nil),           // 8: koinon.proc.v1.Task
-	(*Job)(nil),            // 9: koinon.proc.v1.Job
-	(*Node)(nil),           // 10: koinon.proc.v1.Node
-	(*Command)(nil),        // 11: koinon.proc.v1.Command
-	(*Submit)(nil),         // 12: koinon.proc.v1.Submit
-	(*Agree)(nil),          // 13: koinon.proc.v1.Agree
-	(*Began)(nil),          // 14: koinon.proc.v1.Began
-	(*Ended)(nil),          // 15: koinon.proc.v1.Ended
-	(*Report)(nil),         // 16: koinon.proc.v1.Report
-	(*Kill)(nil),           // 17: koinon.proc.v1.Kill
-	(*SetNode)(nil),        // 18: koinon.proc.v1.SetNode
-	(*LoseNode)(nil),       // 19: koinon.proc.v1.LoseNode
-	(*Drain)(nil),          // 20: koinon.proc.v1.Drain
-	(*Expire)(nil),         // 21: koinon.proc.v1.Expire
-	(*Refuse)(nil),         // 22: koinon.proc.v1.Refuse
-	(*Failure)(nil),        // 23: koinon.proc.v1.Failure
-	(*Result)(nil),         // 24: koinon.proc.v1.Result
-	(*SubmitReply)(nil),    // 25: koinon.proc.v1.SubmitReply
-	(*ListRequest)(nil),    // 26: koinon.proc.v1.ListRequest
-	(*ListReply)(nil),      // 27: koinon.proc.v1.ListReply
-	(*JobInfo)(nil),        // 28: koinon.proc.v1.JobInfo
-	(*WaitRequest)(nil),    // 29: koinon.proc.v1.WaitRequest
-	(*WaitReply)(nil),      // 30: koinon.proc.v1.WaitReply
-	(*InspectRequest)(nil), // 31: koinon.proc.v1.InspectRequest
-	(*InspectReply)(nil),   // 32: koinon.proc.v1.InspectReply
-	(*Explanation)(nil),    // 33: koinon.proc.v1.Explanation
-	(*NodeReason)(nil),     // 34: koinon.proc.v1.NodeReason
-	(*Refusal)(nil),        // 35: koinon.proc.v1.Refusal
-	(*KillRequest)(nil),    // 36: koinon.proc.v1.KillRequest
-	(*NodesReply)(nil),     // 37: koinon.proc.v1.NodesReply
-	(*NodeInfo)(nil),       // 38: koinon.proc.v1.NodeInfo
-	(*DrainRequest)(nil),   // 39: koinon.proc.v1.DrainRequest
-	(*Message)(nil),        // 40: koinon.proc.v1.Message
-	(*Messages)(nil),       // 41: koinon.proc.v1.Messages
-	(*Reservation)(nil),    // 42: koinon.proc.v1.Reservation
-	(*Heartbeat)(nil),      // 43: koinon.proc.v1.Heartbeat
-	(*Running)(nil),        // 44: koinon.proc.v1.Running
-	(*HeartbeatReply)(nil), // 45: koinon.proc.v1.HeartbeatReply
-	(*SignalRequest)(nil),  // 46: koinon.proc.v1.SignalRequest
-	(*OutputRequest)(nil),  // 47: koinon.proc.v1.OutputRequest
-	(*OutputReply)(nil),    // 48: koinon.proc.v1.OutputReply
-	(*StdinRequest)(nil),   // 49: koinon.proc.v1.StdinRequest
-	(*StdinReply)(nil),     // 50: koinon.proc.v1.StdinReply
-	nil,                    // 51: koinon.proc.v1.Spec.NearEntry
-	nil,                    // 52: koinon.proc.v1.NearItem.BytesEntry
-	nil,                    // 53: koinon.proc.v1.Node.LabelsEntry
+	(*Held)(nil),           // 7: koinon.proc.v1.Held
+	(*Process)(nil),        // 8: koinon.proc.v1.Process
+	(*Task)(nil),           // 9: koinon.proc.v1.Task
+	(*Job)(nil),            // 10: koinon.proc.v1.Job
+	(*Node)(nil),           // 11: koinon.proc.v1.Node
+	(*Command)(nil),        // 12: koinon.proc.v1.Command
+	(*Submit)(nil),         // 13: koinon.proc.v1.Submit
+	(*Agree)(nil),          // 14: koinon.proc.v1.Agree
+	(*Began)(nil),          // 15: koinon.proc.v1.Began
+	(*Ended)(nil),          // 16: koinon.proc.v1.Ended
+	(*Report)(nil),         // 17: koinon.proc.v1.Report
+	(*Kill)(nil),           // 18: koinon.proc.v1.Kill
+	(*SetNode)(nil),        // 19: koinon.proc.v1.SetNode
+	(*LoseNode)(nil),       // 20: koinon.proc.v1.LoseNode
+	(*Drain)(nil),          // 21: koinon.proc.v1.Drain
+	(*Expire)(nil),         // 22: koinon.proc.v1.Expire
+	(*Refuse)(nil),         // 23: koinon.proc.v1.Refuse
+	(*Failure)(nil),        // 24: koinon.proc.v1.Failure
+	(*Result)(nil),         // 25: koinon.proc.v1.Result
+	(*SubmitReply)(nil),    // 26: koinon.proc.v1.SubmitReply
+	(*ListRequest)(nil),    // 27: koinon.proc.v1.ListRequest
+	(*ListReply)(nil),      // 28: koinon.proc.v1.ListReply
+	(*JobInfo)(nil),        // 29: koinon.proc.v1.JobInfo
+	(*WaitRequest)(nil),    // 30: koinon.proc.v1.WaitRequest
+	(*WaitReply)(nil),      // 31: koinon.proc.v1.WaitReply
+	(*InspectRequest)(nil), // 32: koinon.proc.v1.InspectRequest
+	(*InspectReply)(nil),   // 33: koinon.proc.v1.InspectReply
+	(*Explanation)(nil),    // 34: koinon.proc.v1.Explanation
+	(*NodeReason)(nil),     // 35: koinon.proc.v1.NodeReason
+	(*Refusal)(nil),        // 36: koinon.proc.v1.Refusal
+	(*KillRequest)(nil),    // 37: koinon.proc.v1.KillRequest
+	(*NodesReply)(nil),     // 38: koinon.proc.v1.NodesReply
+	(*NodeInfo)(nil),       // 39: koinon.proc.v1.NodeInfo
+	(*DrainRequest)(nil),   // 40: koinon.proc.v1.DrainRequest
+	(*Message)(nil),        // 41: koinon.proc.v1.Message
+	(*Messages)(nil),       // 42: koinon.proc.v1.Messages
+	(*Reservation)(nil),    // 43: koinon.proc.v1.Reservation
+	(*Heartbeat)(nil),      // 44: koinon.proc.v1.Heartbeat
+	(*Running)(nil),        // 45: koinon.proc.v1.Running
+	(*HeartbeatReply)(nil), // 46: koinon.proc.v1.HeartbeatReply
+	(*SignalRequest)(nil),  // 47: koinon.proc.v1.SignalRequest
+	(*OutputRequest)(nil),  // 48: koinon.proc.v1.OutputRequest
+	(*OutputReply)(nil),    // 49: koinon.proc.v1.OutputReply
+	(*StdinRequest)(nil),   // 50: koinon.proc.v1.StdinRequest
+	(*StdinReply)(nil),     // 51: koinon.proc.v1.StdinReply
 }
 var file_proc_procpb_proc_proto_depIdxs = []int32{
 	1,  // 0: koinon.proc.v1.Spec.each:type_name -> koinon.proc.v1.Resources
 	3,  // 1: koinon.proc.v1.Spec.want:type_name -> koinon.proc.v1.Label
-	51, // 2: koinon.proc.v1.Spec.near:type_name -> koinon.proc.v1.Spec.NearEntry
+	7,  // 2: koinon.proc.v1.Spec.near:type_name -> koinon.proc.v1.Held
 	6,  // 3: koinon.proc.v1.Spec.near_items:type_name -> koinon.proc.v1.NearItem
 	4,  // 4: koinon.proc.v1.Spec.after:type_name -> koinon.proc.v1.After
 	2,  // 5: koinon.proc.v1.Spec.user:type_name -> koinon.proc.v1.User
-	52, // 6: koinon.proc.v1.NearItem.bytes:type_name -> koinon.proc.v1.NearItem.BytesEntry
+	7,  // 6: koinon.proc.v1.NearItem.bytes:type_name -> koinon.proc.v1.Held
 	0,  // 7: koinon.proc.v1.Process.state:type_name -> koinon.proc.v1.State
 	0,  // 8: koinon.proc.v1.Task.state:type_name -> koinon.proc.v1.State
-	7,  // 9: koinon.proc.v1.Task.procs:type_name -> koinon.proc.v1.Process
+	8,  // 9: koinon.proc.v1.Task.procs:type_name -> koinon.proc.v1.Process
 	0,  // 10: koinon.proc.v1.Job.state:type_name -> koinon.proc.v1.State
 	1,  // 11: koinon.proc.v1.Node.capacity:type_name -> koinon.proc.v1.Resources
-	53, // 12: koinon.proc.v1.Node.labels:type_name -> koinon.proc.v1.Node.LabelsEntry
-	12, // 13: koinon.proc.v1.Command.submit:type_name -> koinon.proc.v1.Submit
-	13, // 14: koinon.proc.v1.Command.agree:type_name -> koinon.proc.v1.Agree
-	15, // 15: koinon.proc.v1.Command.ended:type_name -> koinon.proc.v1.Ended
-	17, // 16: koinon.proc.v1.Command.kill:type_name -> koinon.proc.v1.Kill
-	18, // 17: koinon.proc.v1.Command.set_node:type_name -> koinon.proc.v1.SetNode
-	19, // 18: koinon.proc.v1.Command.lose_node:type_name -> koinon.proc.v1.LoseNode
-	20, // 19: koinon.proc.v1.Command.drain:type_name -> koinon.proc.v1.Drain
-	21, // 20: koinon.proc.v1.Command.expire:type_name -> koinon.proc.v1.Expire
-	14, // 21: koinon.proc.v1.Command.began:type_name -> koinon.proc.v1.Began
-	22, // 22: koinon.proc.v1.Command.refuse:type_name -> koinon.proc.v1.Refuse
+	3,  // 12: koinon.proc.v1.Node.labels:type_name -> koinon.proc.v1.Label
+	13, // 13: koinon.proc.v1.Command.submit:type_name -> koinon.proc.v1.Submit
+	14, // 14: koinon.proc.v1.Command.agree:type_name -> koinon.proc.v1.Agree
+	16, // 15: koinon.proc.v1.Command.ended:type_name -> koinon.proc.v1.Ended
+	18, // 16: koinon.proc.v1.Command.kill:type_name -> koinon.proc.v1.Kill
+	19, // 17: koinon.proc.v1.Command.set_node:type_name -> koinon.proc.v1.SetNode
+	20, // 18: koinon.proc.v1.Command.lose_node:type_name -> koinon.proc.v1.LoseNode
+	21, // 19: koinon.proc.v1.Command.drain:type_name -> koinon.proc.v1.Drain
+	22, // 20: koinon.proc.v1.Command.expire:type_name -> koinon.proc.v1.Expire
+	15, // 21: koinon.proc.v1.Command.began:type_name -> koinon.proc.v1.Began
+	23, // 22: koinon.proc.v1.Command.refuse:type_name -> koinon.proc.v1.Refuse
 	5,  // 23: koinon.proc.v1.Submit.spec:type_name -> koinon.proc.v1.Spec
-	12, // 24: koinon.proc.v1.Agree.submit:type_name -> koinon.proc.v1.Submit
-	16, // 25: koinon.proc.v1.Began.reports:type_name -> koinon.proc.v1.Report
-	16, // 26: koinon.proc.v1.Ended.reports:type_name -> koinon.proc.v1.Report
-	7,  // 27: koinon.proc.v1.Report.process:type_name -> koinon.proc.v1.Process
-	10, // 28: koinon.proc.v1.SetNode.node:type_name -> koinon.proc.v1.Node
-	23, // 29: koinon.proc.v1.Result.failure:type_name -> koinon.proc.v1.Failure
-	28, // 30: koinon.proc.v1.ListReply.jobs:type_name -> koinon.proc.v1.JobInfo
-	9,  // 31: koinon.proc.v1.JobInfo.job:type_name -> koinon.proc.v1.Job
-	9,  // 32: koinon.proc.v1.WaitReply.job:type_name -> koinon.proc.v1.Job
-	8,  // 33: koinon.proc.v1.WaitReply.tasks:type_name -> koinon.proc.v1.Task
+	13, // 24: koinon.proc.v1.Agree.submit:type_name -> koinon.proc.v1.Submit
+	17, // 25: koinon.proc.v1.Began.reports:type_name -> koinon.proc.v1.Report
+	17, // 26: koinon.proc.v1.Ended.reports:type_name -> koinon.proc.v1.Report
+	8,  // 27: koinon.proc.v1.Report.process:type_name -> koinon.proc.v1.Process
+	11, // 28: koinon.proc.v1.SetNode.node:type_name -> koinon.proc.v1.Node
+	24, // 29: koinon.proc.v1.Result.failure:type_name -> koinon.proc.v1.Failure
+	29, // 30: koinon.proc.v1.ListReply.jobs:type_name -> koinon.proc.v1.JobInfo
+	10, // 31: koinon.proc.v1.JobInfo.job:type_name -> koinon.proc.v1.Job
+	10, // 32: koinon.proc.v1.WaitReply.job:type_name -> koinon.proc.v1.Job
+	9,  // 33: koinon.proc.v1.WaitReply.tasks:type_name -> koinon.proc.v1.Task
 	5,  // 34: koinon.proc.v1.WaitReply.spec:type_name -> koinon.proc.v1.Spec
-	16, // 35: koinon.proc.v1.WaitReply.ended:type_name -> koinon.proc.v1.Report
-	9,  // 36: koinon.proc.v1.InspectReply.job:type_name -> koinon.proc.v1.Job
+	17, // 35: koinon.proc.v1.WaitReply.ended:type_name -> koinon.proc.v1.Report
+	10, // 36: koinon.proc.v1.InspectReply.job:type_name -> koinon.proc.v1.Job
 	5,  // 37: koinon.proc.v1.InspectReply.spec:type_name -> koinon.proc.v1.Spec
-	8,  // 38: koinon.proc.v1.InspectReply.tasks:type_name -> koinon.proc.v1.Task
-	33, // 39: koinon.proc.v1.InspectReply.explanations:type_name -> koinon.proc.v1.Explanation
-	34, // 40: koinon.proc.v1.Explanation.nodes:type_name -> koinon.proc.v1.NodeReason
-	35, // 41: koinon.proc.v1.Explanation.refusals:type_name -> koinon.proc.v1.Refusal
-	38, // 42: koinon.proc.v1.NodesReply.nodes:type_name -> koinon.proc.v1.NodeInfo
-	10, // 43: koinon.proc.v1.NodeInfo.node:type_name -> koinon.proc.v1.Node
+	9,  // 38: koinon.proc.v1.InspectReply.tasks:type_name -> koinon.proc.v1.Task
+	34, // 39: koinon.proc.v1.InspectReply.explanations:type_name -> koinon.proc.v1.Explanation
+	35, // 40: koinon.proc.v1.Explanation.nodes:type_name -> koinon.proc.v1.NodeReason
+	36, // 41: koinon.proc.v1.Explanation.refusals:type_name -> koinon.proc.v1.Refusal
+	39, // 42: koinon.proc.v1.NodesReply.nodes:type_name -> koinon.proc.v1.NodeInfo
+	11, // 43: koinon.proc.v1.NodeInfo.node:type_name -> koinon.proc.v1.Node
 	1,  // 44: koinon.proc.v1.NodeInfo.used:type_name -> koinon.proc.v1.Resources
-	40, // 45: koinon.proc.v1.Messages.messages:type_name -> koinon.proc.v1.Message
+	41, // 45: koinon.proc.v1.Messages.messages:type_name -> koinon.proc.v1.Message
 	5,  // 46: koinon.proc.v1.Reservation.spec:type_name -> koinon.proc.v1.Spec
-	10, // 47: koinon.proc.v1.Heartbeat.node:type_name -> koinon.proc.v1.Node
-	44, // 48: koinon.proc.v1.Heartbeat.running:type_name -> koinon.proc.v1.Running
+	11, // 47: koinon.proc.v1.Heartbeat.node:type_name -> koinon.proc.v1.Node
+	45, // 48: koinon.proc.v1.Heartbeat.running:type_name -> koinon.proc.v1.Running
 	1,  // 49: koinon.proc.v1.Heartbeat.used:type_name -> koinon.proc.v1.Resources
-	44, // 50: koinon.proc.v1.HeartbeatReply.stop:type_name -> koinon.proc.v1.Running
-	7,  // 51: koinon.proc.v1.OutputReply.process:type_name -> koinon.proc.v1.Process
+	45, // 50: koinon.proc.v1.HeartbeatReply.stop:type_name -> koinon.proc.v1.Running
+	8,  // 51: koinon.proc.v1.OutputReply.process:type_name -> koinon.proc.v1.Process
 	52, // [52:52] is the sub-list for method output_type
 	52, // [52:52] is the sub-list for method input_type
 	52, // [52:52] is the sub-list for extension type_name
@@ -4665,7 +4709,7 @@ func file_proc_procpb_proc_proto_init() {
 	if File_proc_procpb_proc_proto != nil {
 		return
 	}
-	file_proc_procpb_proc_proto_msgTypes[10].OneofWrappers = []any{
+	file_proc_procpb_proc_proto_msgTypes[11].OneofWrappers = []any{
 		(*Command_Submit)(nil),
 		(*Command_Agree)(nil),
 		(*Command_Ended)(nil),
@@ -4683,7 +4727,7 @@ func file_proc_procpb_proc_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_proc_procpb_proc_proto_rawDesc), len(file_proc_procpb_proc_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   53,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -6,8 +6,6 @@ import (
 	"slices"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/proc"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/sys"
@@ -75,7 +73,7 @@ func (t *Table) List(_ context.Context, req *procpb.ListRequest) (*procpb.ListRe
 			r.More = true
 			break
 		}
-		info := &procpb.JobInfo{Job: proto.CloneOf(j.row), Name: j.spec.Name, Argv: j.spec.Argv, User: j.spec.User.GetName(), Size: j.spec.Size}
+		info := &procpb.JobInfo{Job: j.row.CloneVT(), Name: j.spec.Name, Argv: j.spec.Argv, User: j.spec.User.GetName(), Size: j.spec.Size}
 		for _, k := range j.tasks {
 			for _, p := range k.Procs {
 				if !slices.Contains(info.Nodes, p.Node) {
@@ -103,13 +101,13 @@ func (t *Table) Wait(ctx context.Context, req *procpb.WaitRequest) (*procpb.Wait
 			return nil, none(req.Job)
 		}
 		if j.row.Version > req.Version {
-			r := &procpb.WaitReply{Job: proto.CloneOf(j.row)}
+			r := &procpb.WaitReply{Job: j.row.CloneVT()}
 			if req.Version == 0 {
 				r.Spec = j.spec
 			}
 			for _, k := range j.tasks {
 				if req.Tasks && j.version[k.Index] > req.Version {
-					r.Tasks = append(r.Tasks, proto.CloneOf(k))
+					r.Tasks = append(r.Tasks, k.CloneVT())
 				}
 			}
 			r.Ended = j.ended(r.Tasks)
@@ -152,10 +150,10 @@ func (t *Table) Inspect(_ context.Context, req *procpb.InspectRequest) (*procpb.
 	if j == nil {
 		return nil, none(req.Job)
 	}
-	r := &procpb.InspectReply{Job: proto.CloneOf(j.row), Spec: j.spec, Explanations: j.explain}
+	r := &procpb.InspectReply{Job: j.row.CloneVT(), Spec: j.spec, Explanations: j.explain}
 	for _, k := range j.tasks {
 		if len(req.Indices) == 0 || slices.Contains(req.Indices, k.Index) {
-			r.Tasks = append(r.Tasks, proto.CloneOf(k))
+			r.Tasks = append(r.Tasks, k.CloneVT())
 		}
 	}
 	return r, nil
@@ -233,7 +231,7 @@ func (t *Table) Output(ctx context.Context, node sys.NodeID, req *procpb.OutputR
 		}
 		r := &procpb.OutputReply{Stdout: slices.Clone(s.out[req.Stdout:]), Stderr: slices.Clone(s.err[req.Stderr:]), Final: s.ended}
 		if r.Final {
-			r.Process = proto.CloneOf(s.process)
+			r.Process = s.process.CloneVT()
 		}
 		changed := t.changed
 		t.mu.Unlock()

@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/koinon/koinon/internal/proc"
 	"github.com/koinon/koinon/internal/proc/procpb"
 	"github.com/koinon/koinon/internal/sys"
@@ -56,7 +54,7 @@ func New(n int) *Table {
 	t := &Table{changed: make(chan struct{}), jobs: map[uint64]*job{}, drains: map[sys.NodeID]bool{}, calls: map[string]int{}, away: map[sys.NodeID]bool{}}
 	for id := uint64(1); id <= uint64(n); id++ {
 		t.nodes = append(t.nodes, &procpb.NodeInfo{Alive: true, Used: &procpb.Resources{}, Node: &procpb.Node{
-			Id: id, Name: "host" + string(rune('0'+id)), Capacity: &procpb.Resources{CpuMilli: 2000, Memory: 4 << 30}, Labels: map[string]string{"arch": "amd64"}, Limits: "cgroup v2",
+			Id: id, Name: "host" + string(rune('0'+id)), Capacity: &procpb.Resources{CpuMilli: 2000, Memory: 4 << 30}, Labels: []*procpb.Label{{Key: "arch", Value: "amd64"}}, Limits: "cgroup v2",
 		}})
 	}
 	return t
@@ -93,7 +91,7 @@ func (t *Table) Job(id uint64) *procpb.Job {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if j := t.jobs[id]; j != nil {
-		return proto.CloneOf(j.row)
+		return j.row.CloneVT()
 	}
 	return nil
 }
