@@ -6,6 +6,7 @@ import (
 	"go/token"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -91,7 +92,7 @@ var pure = []string{"paxos", "commit", "internal/placement", "internal/electorat
 
 // nodeOnly are beginnings of imports that neither the client's program nor a program that uses the root package has: what is
 // linked is started each time that a program is (docs/decisions/0022-two-programs.md).
-var nodeOnly = []string{"github.com/cockroachdb/", "github.com/prometheus/", "github.com/hanwen/", "github.com/containerd/", "net/http"}
+var nodeOnly = []string{"github.com/cockroachdb/", "github.com/prometheus/", "github.com/hanwen/", "github.com/containerd/", "net/http", module + "/internal/node"}
 
 // impure are the imports that a pure package may not have.
 var impure = []string{"time", "os", "net", "io", "sync", "context", "log", "log/slog"}
@@ -137,7 +138,6 @@ func TestTidy(t *testing.T) {
 			t.Errorf("%s: package %s has no package comment", f.path, f.file.Name.Name)
 		}
 	}
-	checkClients(t, files)
 	for name := range longFunctions {
 		t.Errorf("%s keeps to the limit now (or is gone): take it from longFunctions", name)
 	}
@@ -230,34 +230,22 @@ func checkLayers(t *testing.T, f source) {
 	}
 }
 
-// checkClients follows the imports of the client's program and of the root package.
-func checkClients(t *testing.T, files []source) {
-	seen := map[string]bool{}
-	var follow func(pkg, whence string)
-	follow = func(pkg, whence string) {
-		if seen[pkg] {
-			return
+// TestClientsLinkNoNode looks at all that is linked, also by what is imported.
+func TestClientsLinkNoNode(t *testing.T) {
+	for _, pkg := range []string{".", "./cmd/koinon"} {
+		out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "-tags", "client", pkg).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
 		}
-		seen[pkg] = true
-		for _, f := range files {
-			if f.pkg != pkg || f.test || strings.HasPrefix(f.text, "//go:build linux && !client\n") {
-				continue
-			}
-			for _, imp := range f.file.Imports {
-				path := strings.Trim(imp.Path.Value, `"`)
-				if ours, ok := strings.CutPrefix(path, module); ok {
-					follow(strings.TrimPrefix(ours, "/"), whence+" > "+f.path)
-				} else if slices.ContainsFunc(nodeOnly, func(p string) bool { return strings.HasPrefix(path, p) }) {
-					t.Errorf("%s > %s links %s, which is for nodes", whence, f.path, path)
-				}
+		linked := strings.Fields(string(out))
+		if !slices.Contains(linked, module+"/internal/proc") {
+			t.Fatalf("%s links no processes: found %q", pkg, linked)
+		}
+		for _, p := range linked {
+			if slices.ContainsFunc(nodeOnly, func(n string) bool { return strings.HasPrefix(p, n) }) {
+				t.Errorf("%s links %s, which is for nodes", pkg, p)
 			}
 		}
-	}
-	for _, pkg := range []string{"", "cmd/koinon"} {
-		follow(pkg, "clients")
-	}
-	if !seen["internal/proc"] || seen["internal/node"] {
-		t.Errorf("clients link package proc: %v, and node: %v", seen["internal/proc"], seen["internal/node"])
 	}
 }
 

@@ -122,7 +122,7 @@ type copyShow struct {
 // found out while the copy runs.
 func (t *treeApp) showCopy(ctx context.Context, from []transfer.Location, opt *transfer.Options) *copyShow {
 	s := &copyShow{bar: t.progress("copying", -1)}
-	if s.bar.bar == nil {
+	if !s.bar.shown() {
 		return s
 	}
 	ctx, s.cancel = context.WithCancel(ctx)

@@ -5,8 +5,9 @@ import (
 	"io"
 	"strings"
 
-	"github.com/koinon/koinon/internal/client"
 	"github.com/spf13/cobra"
+
+	"github.com/koinon/koinon/internal/client"
 )
 
 func newNodeCommand(a *app) *cobra.Command {

@@ -10,9 +10,7 @@ import (
 	"os"
 	"sync"
 	"text/tabwriter"
-	"time"
 
-	"github.com/schollz/progressbar/v3"
 	"golang.org/x/term"
 )
 
@@ -156,64 +154,4 @@ func byteSize(n uint64) string {
 		v /= 1024
 	}
 	return fmt.Sprintf("%.1f %ciB", v, units[i])
-}
-
-// progress shows on a terminal how far a long copy is. Its methods may be
-// called concurrently. One that is not shown does nothing.
-type progress struct {
-	bar *progressbar.ProgressBar // nil when not shown
-}
-
-// progress starts to show a copy of total bytes, -1 when that is not known.
-// It shows nothing with --quiet, with -o json or when standard error is no
-// terminal. Finish it before printing anything else.
-func (a *app) progress(what string, total int64) *progress {
-	if a.quiet || a.json() || !isTerminal(a.err) {
-		return &progress{}
-	}
-	return &progress{bar: progressbar.NewOptions64(total,
-		progressbar.OptionSetDescription(what),
-		progressbar.OptionSetWriter(a.err),
-		progressbar.OptionShowBytes(true),
-		progressbar.OptionUseIECUnits(true),
-		progressbar.OptionThrottle(100*time.Millisecond),
-		progressbar.OptionFullWidth(),
-		progressbar.OptionSetPredictTime(total > 0),
-		progressbar.OptionClearOnFinish(),
-	)}
-}
-
-// Add counts n more bytes. A bar that cannot be drawn must not fail a copy,
-// so errors of the terminal are dropped.
-func (p *progress) Add(n int64) {
-	if p.bar != nil {
-		_ = p.bar.Add64(n)
-	}
-}
-
-// Write counts len(b) bytes, for io.MultiWriter and io.TeeReader.
-func (p *progress) Write(b []byte) (int, error) {
-	p.Add(int64(len(b)))
-	return len(b), nil
-}
-
-// Total sets the number of bytes, once it is known.
-func (p *progress) Total(n int64) {
-	if p.bar != nil {
-		p.bar.ChangeMax64(n)
-	}
-}
-
-// Describe changes the words before the bar.
-func (p *progress) Describe(what string) {
-	if p.bar != nil {
-		p.bar.Describe(what)
-	}
-}
-
-// Finish takes the bar off the terminal.
-func (p *progress) Finish() {
-	if p.bar != nil {
-		_ = p.bar.Finish()
-	}
 }

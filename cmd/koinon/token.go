@@ -6,8 +6,9 @@ import (
 	"io"
 	"time"
 
-	"github.com/koinon/koinon/internal/client"
 	"github.com/spf13/cobra"
+
+	"github.com/koinon/koinon/internal/client"
 )
 
 // tokenLife is how long a token is good for when nothing else is asked for.
