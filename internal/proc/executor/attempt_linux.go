@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/koinon/koinon/internal/daemon"
 )
 
 // markerName is the variable by which what belongs to an attempt is found where there are no cgroups.
@@ -57,7 +59,7 @@ func (f family) has(pid int) bool {
 	if f.marker == "" {
 		return false
 	}
-	env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+	env, err := daemon.ReadKernel(fmt.Sprintf("/proc/%d/environ", pid))
 	if err != nil {
 		return false // another user's, whom we do not run
 	}
@@ -95,7 +97,7 @@ type procStat struct {
 // residentPeak is the most memory that this process had resident, in bytes (proc_pid_status(5), VmHWM). That of getrusage(2)
 // also has what it was forked from.
 func residentPeak() (int64, error) {
-	text, err := os.ReadFile("/proc/self/status")
+	text, err := daemon.ReadKernel("/proc/self/status")
 	if err != nil {
 		return 0, err
 	}
@@ -110,7 +112,7 @@ const ticksPerSecond = 100
 
 // readStat reads /proc/PID/stat, see proc_pid_stat(5).
 func readStat(pid int) (procStat, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	text, err := daemon.ReadKernel(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return procStat{}, err
 	}

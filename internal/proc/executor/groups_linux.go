@@ -1,7 +1,6 @@
 package executor
 
 import (
-	"bufio"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -199,7 +198,7 @@ type place struct {
 	name   string
 	v1     cgroup1.Cgroup
 	peak   string   // file with the most memory that was in use at once, bytes; "" for none
-	memory bool     // it has had a limit of memory, which what is left there would count for
+	limits *Limits  // those that are set; nil for none yet
 	tenant *tenancy // the last one; nil for none
 }
 
@@ -212,8 +211,7 @@ type tenancy struct {
 }
 
 // occupy begins the time of a process.
-func (p *place) occupy(l Limits) *tenancy {
-	p.memory = p.memory || l.Memory > 0
+func (p *place) occupy() *tenancy {
 	p.tenant = &tenancy{v1: p.v1, peak: p.peak, over: make(chan struct{}), left: make(chan bool, 1)}
 	return p.tenant
 }
@@ -294,7 +292,7 @@ const leftMost = 1 << 20
 // asNew reports whether a process that ended has left its place as it was: nothing that runs, no memory (such as pages of
 // files that it has read) that would count for the next one, no limits that cannot be taken back.
 func (g *groups) asNew(p *place) bool {
-	if p.memory {
+	if p.limits == nil || p.limits.Memory > 0 {
 		return false
 	}
 	for _, s := range g.v1 {
@@ -305,7 +303,7 @@ func (g *groups) asNew(p *place) bool {
 		if s.Name() != cgroup1.Memory {
 			continue
 		}
-		used, err := os.ReadFile(filepath.Join(dir, "memory.usage_in_bytes"))
+		used, err := daemon.ReadKernel(filepath.Join(dir, "memory.usage_in_bytes"))
 		if err != nil {
 			return false
 		}
@@ -315,15 +313,19 @@ func (g *groups) asNew(p *place) bool {
 		if os.WriteFile(p.peak, []byte("0"), 0) != nil { // the most of now on
 			return false
 		}
-		if killed, err := os.ReadFile(filepath.Join(dir, "memory.oom_control")); err != nil || !strings.Contains(string(killed), "oom_kill 0\n") {
+		if killed, err := daemon.ReadKernel(filepath.Join(dir, "memory.oom_control")); err != nil || !strings.Contains(string(killed), "oom_kill 0\n") {
 			return false
 		}
 	}
 	return true
 }
 
-// limitV1 sets limits on a group of v1.
-func (g *groups) limitV1(c cgroup1.Cgroup, l Limits) error {
+// limitV1 sets limits on a place.
+func (g *groups) limitV1(p *place, l Limits) error {
+	if p.limits != nil && *p.limits == l {
+		return nil
+	}
+	p.limits = nil
 	res := &specs.LinuxResources{}
 	if l.CPU > 0 {
 		quota, period := l.CPU*cpuPeriod/1000, uint64(cpuPeriod)
@@ -338,7 +340,11 @@ func (g *groups) limitV1(c cgroup1.Cgroup, l Limits) error {
 			res.Memory.Swap = &l.Memory // memory and swap together
 		}
 	}
-	return c.Update(res)
+	if err := p.v1.Update(res); err != nil {
+		return err
+	}
+	p.limits = &l
+	return nil
 }
 
 // tracked reports whether the kernel knows what belongs to the process.
@@ -358,11 +364,17 @@ func (g *group) cpu() time.Duration {
 	if g.v2 == nil {
 		return 0
 	}
-	m, err := g.v2.StatFiltered(cgroup2.StatCPU)
+	text, err := daemon.ReadKernel(filepath.Join(g.path, "cpu.stat"))
 	if err != nil {
 		return 0
 	}
-	return time.Duration(m.CPU.UsageUsec) * time.Microsecond
+	_, rest, _ := strings.Cut(string(text), "usage_usec ")
+	used, _, _ := strings.Cut(rest, "\n")
+	us, err := strconv.ParseInt(used, 10, 64)
+	if err != nil {
+		return 0
+	}
+	return time.Duration(us) * time.Microsecond
 }
 
 // peak is the most memory that all in the group has used at once, in bytes; 0 when the kernel does not tell.
@@ -375,7 +387,7 @@ func (g *group) peak() int64 {
 		files = append(files, filepath.Join(g.path, "memory.peak")) // since Linux 5.19, with the controller
 	}
 	for _, file := range files {
-		text, err := os.ReadFile(file)
+		text, err := daemon.ReadKernel(file)
 		if err != nil {
 			continue
 		}
@@ -462,20 +474,19 @@ func killIf(pid int, meant func() bool) error {
 
 // cgroupPIDs returns the processes in a cgroup but ourselves: a thread of ours may be in one of v1.
 func cgroupPIDs(path string) ([]int, error) {
-	f, err := os.Open(filepath.Join(path, "cgroup.procs"))
+	text, err := daemon.ReadKernel(filepath.Join(path, "cgroup.procs"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	} else if err != nil {
 		return nil, err
 	}
 	var pids []int
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		if pid, err := strconv.Atoi(lines.Text()); err == nil && pid != os.Getpid() {
+	for line := range strings.Lines(string(text)) {
+		if pid, err := strconv.Atoi(strings.TrimSpace(line)); err == nil && pid != os.Getpid() {
 			pids = append(pids, pid)
 		}
 	}
-	return pids, errors.Join(lines.Err(), f.Close())
+	return pids, nil
 }
 
 // awaitEmpty returns when nothing runs in a cgroup any more. What was killed ends for certain, but when it likes.

@@ -188,8 +188,8 @@ func (l *launcher) serve(c chan *launch, at *place) (more bool) {
 		case one := <-c:
 			var err error
 			if at != nil {
-				one.group.place = at.occupy(one.spec.Limits)
-				err = l.groups.limitV1(at.v1, one.spec.Limits)
+				one.group.place = at.occupy()
+				err = l.groups.limitV1(at, one.spec.Limits)
 			}
 			if err == nil {
 				err = l.fork(one)
