@@ -1,7 +1,6 @@
 package executor
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,8 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"net"
-	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"sync"
@@ -41,7 +38,7 @@ type Executor struct {
 	dir     string
 	home    *os.File // the directory, which may have been removed or replaced by now
 	opts    Options
-	http    *http.Client
+	calls   calls
 	mu      sync.Mutex     // held while a supervisor is being started
 	started daemon.Process // the last one that was started here
 	failure error          // of the last try to start one; nil: it did start
@@ -78,7 +75,7 @@ func Open(ctx context.Context, dir string, opts Options) (*Executor, error) {
 	}
 	x := &Executor{dir: dir, home: home, opts: opts}
 	x.closed, x.close = context.WithCancel(context.Background())
-	x.http = &http.Client{Transport: &http.Transport{DialContext: x.dial, MaxIdleConnsPerHost: 16, DisableCompression: true}}
+	x.calls.dial = x.dial
 	reply, err := call[enforcedReply](ctx, x, callEnforced, struct{}{})
 	if err != nil {
 		return nil, errors.Join(err, x.Close())
@@ -91,8 +88,7 @@ func Open(ctx context.Context, dir string, opts Options) (*Executor, error) {
 func (x *Executor) Close() error {
 	x.close()
 	x.waiting.Wait()
-	x.http.CloseIdleConnections()
-	return x.home.Close()
+	return errors.Join(x.calls.close(), x.home.Close())
 }
 
 // Shutdown kills all processes, records them as Fenced, and ends the supervisor. What was not forgotten is there again
@@ -286,7 +282,7 @@ func call[Reply, Request any](ctx context.Context, x *Executor, name string, req
 	defer cancel()
 	var cause error // of what took too long
 	for begun := time.Now(); ; {
-		err = x.post(ctx, name, body, &reply)
+		err = x.calls.post(ctx, name, body, &reply)
 		if ctx.Err() == nil {
 			cause = err
 		}
@@ -310,33 +306,8 @@ func call[Reply, Request any](ctx context.Context, x *Executor, name string, req
 	}
 }
 
-func (x *Executor) post(ctx context.Context, name string, body []byte, reply any) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://supervisor"+wirePrefix+name, bytes.NewReader(body))
-	if err != nil {
-		return err
-	}
-	res, err := x.http.Do(req)
-	if u, ok := errors.AsType[*url.Error](err); ok {
-		return u.Err // without the address, which says nothing
-	} else if err != nil {
-		return err
-	}
-	text, err := io.ReadAll(res.Body)
-	if err = errors.Join(err, res.Body.Close()); err != nil {
-		return err
-	}
-	if res.StatusCode == http.StatusOK {
-		return json.Unmarshal(text, reply)
-	}
-	var f failure
-	if json.Unmarshal(text, &f) != nil {
-		return fmt.Errorf("the supervisor answers %s: %q", res.Status, text)
-	}
-	return f.error()
-}
-
 // dial connects to the supervisor, after starting one if nobody listens.
-func (x *Executor) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+func (x *Executor) dial(ctx context.Context) (net.Conn, error) {
 	conn, err := dialSocket(ctx, x.home)
 	if err == nil || !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.ENOENT) {
 		return conn, err
