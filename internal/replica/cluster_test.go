@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -70,7 +71,7 @@ type cluster struct {
 
 	fs  map[sys.NodeID]vfs.FS
 	cfg func(*replica.Config)
-	n   int // nodes, from 1 on
+	n   atomic.Int64 // nodes, from 1 on
 	// voters are those of the beginning, the first ones. Later nodes join.
 	voters  int
 	rng     *rand.Rand
@@ -84,7 +85,8 @@ const nodesMax = 9
 func newCluster(t testing.TB, n int, cfg func(*replica.Config)) *cluster {
 	t.Helper()
 	c := &cluster{t: t, net: replicatest.NewNetwork(1), hosts: map[sys.NodeID]*replica.Host{},
-		fs: map[sys.NodeID]vfs.FS{}, cfg: cfg, n: n, voters: n, rng: rand.New(rand.NewPCG(1, 2))}
+		fs: map[sys.NodeID]vfs.FS{}, cfg: cfg, voters: n, rng: rand.New(rand.NewPCG(1, 2))}
+	c.n.Store(int64(n))
 	for id := sys.NodeID(1); id <= sys.NodeID(n); id++ {
 		c.fs[id] = vfs.NewCrashableMem()
 		c.net.Endpoint(id)
@@ -202,7 +204,7 @@ func (c *cluster) await(what string, ok func() bool) {
 	deadline := time.Now().Add(time.Minute)
 	for !ok() {
 		if time.Now().After(deadline) {
-			for id := sys.NodeID(1); id <= sys.NodeID(c.n); id++ {
+			for id := sys.NodeID(1); id <= sys.NodeID(c.n.Load()); id++ {
 				if h := c.host(id); h != nil {
 					c.t.Logf("%v: %v, %+v", id, h.Err(), h.Group(0).Status())
 				}
@@ -218,7 +220,7 @@ func (c *cluster) leader() sys.NodeID {
 	c.t.Helper()
 	var id sys.NodeID
 	c.await("a leader", func() bool {
-		for n := sys.NodeID(1); n <= sys.NodeID(c.n); n++ {
+		for n := sys.NodeID(1); n <= sys.NodeID(c.n.Load()); n++ {
 			h := c.host(n)
 			if h == nil {
 				continue
@@ -235,7 +237,7 @@ func (c *cluster) leader() sys.NodeID {
 
 func (c *cluster) follower() sys.NodeID {
 	l := c.leader()
-	return l%sys.NodeID(c.n) + 1
+	return l%sys.NodeID(c.n.Load()) + 1
 }
 
 // do proposes at whoever leads until it is done. With a session that is safe.
@@ -262,7 +264,7 @@ func (c *cluster) do(ctx context.Context, cmd rsm.Command) ([]byte, error) {
 			target = to
 			continue
 		}
-		target = target%sys.NodeID(c.n) + 1
+		target = target%sys.NodeID(c.n.Load()) + 1
 		time.Sleep(2 * time.Millisecond)
 	}
 }

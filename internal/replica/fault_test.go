@@ -65,7 +65,7 @@ func (c *cluster) openSession(name string) (sys.SessionID, error) {
 // agree waits until all replicas have the same counter.
 func (c *cluster) agree(want uint64) {
 	c.t.Helper()
-	for id := sys.NodeID(1); id <= sys.NodeID(c.n); id++ {
+	for id := sys.NodeID(1); id <= sys.NodeID(c.n.Load()); id++ {
 		c.await(fmt.Sprintf("%v to count %d", id, want), func() bool { return c.count(id, "x") == want })
 	}
 }

@@ -53,7 +53,7 @@ func (h *history) run(client int, in counterInput, op func() uint64) {
 // read reads the counter at whoever leads.
 func (c *cluster) read(key string) uint64 {
 	for n := 0; ; n++ {
-		h := c.host(sys.NodeID(n%c.n + 1))
+		h := c.host(sys.NodeID(n%int(c.n.Load()) + 1))
 		if h == nil {
 			continue
 		}
@@ -66,7 +66,7 @@ func (c *cluster) read(key string) uint64 {
 		if err == nil {
 			return out
 		}
-		if n%c.n == 0 {
+		if n%int(c.n.Load()) == 0 {
 			time.Sleep(time.Millisecond)
 		}
 	}

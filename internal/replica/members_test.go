@@ -19,8 +19,7 @@ import (
 // join opens a new node, which knows nothing, and returns its ID.
 func (c *cluster) join() sys.NodeID {
 	c.t.Helper()
-	c.n++
-	id := sys.NodeID(c.n)
+	id := sys.NodeID(c.n.Add(1))
 	c.fs[id] = vfs.NewCrashableMem()
 	c.net.Endpoint(id)
 	c.open(id)
