@@ -275,7 +275,7 @@ func TestRefusals(t *testing.T) {
 	}
 	b.fails(5, sys.Busy, txn(putEphemeral("k", "")))
 	b.fails(5, sys.Busy, acquire("l"))
-	if res := b.m.apply(b.store, b.stamp(0), []byte{0xff}); !bytes.Contains(res, []byte("proto")) {
+	if res := b.m.apply(b.store, b.stamp(0), []byte{0xff}); !bytes.Contains(res, []byte("1 bytes are no *kvpb.Command")) {
 		t.Errorf("garbage was answered with %q", res)
 	}
 }

@@ -37,9 +37,12 @@ func Append(b []byte, m Message) []byte {
 // Size is how many bytes Marshal makes of m.
 func Size(m Message) int { return m.SizeVT() }
 
-// Unmarshal makes m what b encodes, and keeps nothing of b. After an error m is
-// anything.
+// Unmarshal makes m what b encodes, and keeps nothing of b. After an error, which
+// says what m should have been, m is anything.
 func Unmarshal(b []byte, m Message) error {
 	m.Reset()
-	return m.UnmarshalVT(b)
+	if err := m.UnmarshalVT(b); err != nil {
+		return fmt.Errorf("%d bytes are no %T: %w", len(b), m, err)
+	}
+	return nil
 }
