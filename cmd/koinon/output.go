@@ -137,8 +137,11 @@ func isTerminal(w any) bool {
 // fit cuts a line at n characters, so that it stays one line.
 func fit(line string, n int) string {
 	runes := []rune(line)
-	if len(runes) <= n {
+	switch {
+	case len(runes) <= n:
 		return line
+	case n <= 0:
+		return ""
 	}
 	return string(runes[:n-1]) + "…"
 }

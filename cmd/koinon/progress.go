@@ -16,9 +16,21 @@ type progress struct {
 	mu          sync.Mutex
 	what        string
 	done, total int64 // total is -1 while it is not known
-	rate        float64
+	rate        rate
 	drawn       time.Time // when
 	then        int64     // what was done then
+}
+
+// rate is an average over about the last rateOver: older seconds count less, by a
+// power of e.
+type rate struct{ bytes, seconds float64 }
+
+// add takes in what was done in some time, and returns the average, in bytes a
+// second.
+func (r *rate) add(bytes int64, in time.Duration) float64 {
+	old := math.Exp(-in.Seconds() / rateOver.Seconds())
+	r.bytes, r.seconds = r.bytes*old+float64(bytes), r.seconds*old+in.Seconds()
+	return r.bytes / r.seconds
 }
 
 const (
@@ -71,13 +83,9 @@ func (p *progress) change(set func()) {
 	if past < redraw {
 		return
 	}
-	last := float64(p.done-p.then) / past.Seconds()
-	if p.rate == 0 {
-		p.rate = last
-	}
-	p.rate += (last - p.rate) * (1 - math.Exp(-past.Seconds()/rateOver.Seconds()))
+	speed := p.rate.add(p.done-p.then, past)
 	p.drawn, p.then = now, p.done
-	p.line.set(progressText(p.what, p.done, p.total, p.rate, terminalWidth(p.line.w)-1))
+	p.line.set(progressText(p.what, p.done, p.total, speed, terminalWidth(p.line.w)-1))
 }
 
 // progressText is a line of a width: words, a bar when it is known how much

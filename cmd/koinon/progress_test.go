@@ -4,7 +4,34 @@ import (
 	"math"
 	"strings"
 	"testing"
+	"time"
 )
+
+// TestRate: the beginning of a copy, in which little happens, says little of its rate later.
+func TestRate(t *testing.T) {
+	var r rate
+	r.add(0, 100*time.Millisecond)
+	if got := r.add(100<<20, time.Second); got < 90<<20 || got > 100<<20 {
+		t.Errorf("about 95 MiB/s expected, found %.0f", got)
+	}
+	for range 200 {
+		r.add(10<<20, 100*time.Millisecond)
+	}
+	for range 200 {
+		r.add(1<<20, 100*time.Millisecond)
+	}
+	if got := r.add(1<<20, 100*time.Millisecond); got < 10<<20 || got > 13<<20 {
+		t.Errorf("about 10 MiB/s expected, found %.0f", got)
+	}
+}
+
+func TestFit(t *testing.T) {
+	for n, want := range map[int]string{-1: "", 0: "", 1: "…", 3: "lö…", 4: "löng", 5: "löng"} {
+		if got := fit("löng", n); got != want {
+			t.Errorf("%d columns: found %q, expected %q", n, got, want)
+		}
+	}
+}
 
 func TestProgressText(t *testing.T) {
 	const mib = 1 << 20

@@ -67,11 +67,9 @@ func (c *Cluster) Start(ctx context.Context, numbers ...int) (err error) {
 	defer func() { err = errors.Join(err, lock.unlock()) }()
 	var started []*node
 	for _, n := range nodes {
-		_, st, err := n.find()
-		if err != nil {
+		if goesOn, err := c.goesOn(ctx, n); err != nil {
 			return err
-		}
-		if st == running {
+		} else if goesOn {
 			c.say("node %d runs already", n.number)
 			continue
 		}
@@ -123,6 +121,34 @@ func (c *Cluster) awaitAnswers(ctx context.Context, nodes []*node) error {
 		case <-time.After(readyPoll):
 		}
 	}
+}
+
+// endingWait is how long a process that does not answer may still be one that was
+// killed just now, and is about to end.
+const endingWait = 2 * time.Second
+
+// goesOn says that a node runs and is not about to end, as one that was killed is.
+func (c *Cluster) goesOn(ctx context.Context, n *node) (bool, error) {
+	id, st, err := n.find()
+	if err != nil || st != running {
+		return false, err
+	}
+	p := c.newProbe()
+	defer p.close()
+	waiting, cancel := context.WithTimeout(ctx, endingWait)
+	defer cancel()
+	for waiting.Err() == nil {
+		if _, ok := p.answers(waiting)[n.id]; ok {
+			return true, nil
+		}
+		soon, cancel := context.WithTimeout(waiting, readyPoll)
+		err := id.Wait(soon)
+		cancel()
+		if err == nil {
+			return false, nil
+		}
+	}
+	return true, ctx.Err()
 }
 
 // Stop unmounts the tree, which writes out what is buffered, then stops the

@@ -481,6 +481,33 @@ func TestFrozenNode(t *testing.T) {
 	expect(t, c, "leader follower unresponsive")
 }
 
+// A node that is about to end, as one that was killed is, is started again. It is stopped here, so that it is there for a while.
+func TestNodeAboutToEnd(t *testing.T) {
+	c, _ := up(t, options(t, ""))
+	id, _, err := c.nodes[2].find()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := id.Signal(unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	var killed sync.WaitGroup
+	defer killed.Wait()
+	killed.Go(func() {
+		time.Sleep(endingWait / 4)
+		if err := id.Signal(unix.SIGKILL); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := c.Start(t.Context(), 3); err != nil {
+		t.Fatal(err)
+	}
+	if now, st, err := c.nodes[2].find(); err != nil || st != running || now == id {
+		t.Errorf("another process expected, found %v as before %v, %v, %v", now, id, st, err)
+	}
+	expect(t, c, "leader follower follower")
+}
+
 // A node that does not heed SIGTERM is killed: at once when hurried.
 func TestStubbornNode(t *testing.T) {
 	opts := options(t, "n2-stubborn")

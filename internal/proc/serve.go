@@ -297,6 +297,10 @@ func (s *Server) explain(l *leadership, reply *procpb.InspectReply) {
 		}
 		if at := slices.IndexFunc(who, func(a *attempt) bool { return a.task == tm }); at >= 0 {
 			for _, r := range sched.Explain(snap, sched.GangID(at+1)) {
+				if r.Holder != 0 {
+					held := who[r.Holder-1]
+					r.Why += fmt.Sprintf(" (job %v)", TaskName(held.job.spec, held.job.row.Id, held.task.row.Index))
+				}
 				e.Nodes = append(e.Nodes, &procpb.NodeReason{Node: uint64(r.Node), Name: r.Name, Room: r.Room, Why: r.Why})
 			}
 		}

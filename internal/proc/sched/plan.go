@@ -402,6 +402,8 @@ type Reason struct {
 	Name string
 	Room int64  // processes that would fit now
 	Why  string // why not all of the gang
+	// Holder is the gang for which some of what is short is held; 0 for none.
+	Holder GangID
 }
 
 // Explain tells of every node, by ID, whether a gang of the queue would find room there when it is its turn in the next
@@ -421,6 +423,9 @@ func Explain(s *Snapshot, id GangID) []Reason {
 			r.Room = min(n.open(g, st.now).slots(g.Each), int64(g.Size))
 			if r.Room < int64(g.Size) {
 				r.Why = fmt.Sprintf("room for %d of %d: %s", r.Room, g.Size, n.lacks(g, st.now))
+				if n.open(g, st.now) != n.free {
+					r.Holder = n.holder
+				}
 			}
 		}
 		reasons = append(reasons, r)
@@ -443,7 +448,7 @@ func (n *nodeState) lacks(g *Gang, now Time) string {
 		short = append(short, fmt.Sprintf("%d of %d MiB free, %d needed for each", max(n.free.Memory, 0)>>20, n.Capacity.Memory>>20, g.Each.Memory>>20))
 	}
 	if open != n.free {
-		short = append(short, fmt.Sprintf("%v held for %d, which has waited long", n.held, n.holder))
+		short = append(short, fmt.Sprintf("%v held for another that has waited long", n.held))
 	}
 	return strings.Join(short, "; ")
 }

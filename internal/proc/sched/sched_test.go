@@ -237,7 +237,7 @@ func TestHold(t *testing.T) {
 	if !slices.Equal(w.Held, []sys.NodeID{1, 2}) || !strings.Contains(w.Why, "held on 2 nodes") {
 		t.Errorf("places held on n1 and n2 expected, found %+v", w)
 	}
-	if r := Explain(&s, 2); !strings.Contains(r[0].Why, "4 CPUs held for 1") {
+	if r := Explain(&s, 2); !strings.Contains(r[0].Why, "4 CPUs held for another") || r[0].Holder != 1 || r[2].Holder != 0 {
 		t.Errorf("a reason expected that names the hold, found %+v", r)
 	}
 	s.Running[0].Until = 111 * second
