@@ -55,6 +55,7 @@ type Job struct {
 	Array     bool       `json:"array"`
 	Tasks     TaskCounts `json:"tasks"`
 	BlockedBy []uint64   `json:"blocked_by,omitempty"` // jobs that it still waits for
+	Cut       int        `json:"cut,omitempty"`        // processes that have ended whose output is not whole
 	// Nodes are where it runs or ran, and Why is why it waits. Jobs tells both,
 	// other methods do not.
 	Nodes []uint64 `json:"nodes,omitempty"`
@@ -106,7 +107,7 @@ func exitCode(s State, code uint32) *int {
 
 func newJob(j *procpb.Job) Job {
 	return Job{
-		ID: j.GetId(), State: newState(j.GetState()), ExitCode: exitCode(newState(j.GetState()), j.GetExitCode()), BlockedBy: j.GetBlockedBy(),
+		ID: j.GetId(), State: newState(j.GetState()), ExitCode: exitCode(newState(j.GetState()), j.GetExitCode()), BlockedBy: j.GetBlockedBy(), Cut: int(j.GetCut()),
 		Submitted: time.Unix(0, j.GetSubmittedNs()), Started: moment(j.GetStartedNs()), Ended: moment(j.GetEndedNs()),
 		Tasks: TaskCounts{
 			Total: int(j.GetTasks()), Waiting: int(j.GetWaiting()), Queued: int(j.GetQueued()), Running: int(j.GetRunning()),
@@ -169,6 +170,7 @@ type Process struct {
 	Signal    int           `json:"signal,omitempty"`    // that ended it
 	Why       string        `json:"why,omitempty"`
 	OOM       bool          `json:"oom,omitempty"` // killed for want of memory
+	Cut       string        `json:"cut,omitempty"` // why what it printed is not whole
 	Started   *time.Time    `json:"started,omitempty"`
 	Ended     *time.Time    `json:"ended,omitempty"`
 	CPU       time.Duration `json:"cpu_ns"`     // user and system
@@ -189,7 +191,7 @@ func newTask(spec *procpb.Spec, t *procpb.Task) Task {
 		name := proc.ProcessName(spec, t.Job, t.Index, uint32(rank))
 		task.Processes = append(task.Processes, Process{
 			Name: name.String(), Rank: rank, Node: p.Node, PID: int(p.Pid), State: newState(p.State),
-			ExitCode: exitCode(newState(p.State), p.ExitCode), Signal: int(p.Signal), Why: p.Why, OOM: p.Oom, Started: moment(p.StartedNs), Ended: moment(p.EndedNs), CPU: time.Duration(p.CpuNs), MemoryMax: p.RssMax,
+			ExitCode: exitCode(newState(p.State), p.ExitCode), Signal: int(p.Signal), Why: p.Why, OOM: p.Oom, Cut: p.Cut, Started: moment(p.StartedNs), Ended: moment(p.EndedNs), CPU: time.Duration(p.CpuNs), MemoryMax: p.RssMax,
 			Files: proc.FilesDir(name),
 		})
 	}

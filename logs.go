@@ -27,6 +27,7 @@ func (p *Procs) Logs(ctx context.Context, name string, out func(Chunk) error) er
 	if err := f.check(); err != nil {
 		return err
 	}
+	var cut error
 	for _, t := range r.Tasks {
 		for rank, q := range t.Procs {
 			if n.Rank >= 0 && rank != n.Rank {
@@ -36,9 +37,12 @@ func (p *Procs) Logs(ctx context.Context, name string, out func(Chunk) error) er
 			if err := f.sofar(ctx, y, proc.Over(q.State)); err != nil {
 				return err
 			}
+			if q.Cut != "" && cut == nil {
+				cut = sys.E(sys.Op("koinon.Logs"), sys.NoSpace, sys.Subject("job "+f.chunk(y).Process), q.Cut)
+			}
 		}
 	}
-	return nil
+	return cut
 }
 
 // sofar passes on what a process has written by now.

@@ -28,12 +28,28 @@ func TestFloodFillsTheTree(t *testing.T) {
 		t.Errorf("the flood's exit code is %d, expected 7", code(err))
 	}
 	says(t, d.koinon("inspect", flood), "its output was cut", "no space left")
+	for _, follow := range []string{"--", "-f"} {
+		logs := d.runCommand("logs", follow, flood)
+		var said bytes.Buffer
+		logs.Stderr = &said
+		if err := logs.Run(); code(err) != 1 {
+			t.Errorf("logs of an output that was cut ends with %d, expected 1", code(err))
+		}
+		says(t, said.String(), "job "+flood, "its output was cut", "no space left")
+	}
 	if err := os.WriteFile(turn, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.runCommand("wait", writer).Run(); code(err) != 3 {
 		t.Errorf("the writer's exit code is %d, expected 3", code(err))
 	}
+	attended := d.runCommand("run", "-c", "0.5", "--", "sh", "-c", "yes koinon | head -c 100000000")
+	var told bytes.Buffer
+	attended.Stderr = &told
+	if err := attended.Run(); code(err) != 125 {
+		t.Errorf("a run whose output was cut ends with %d, expected 125", code(err))
+	}
+	says(t, told.String(), "its output was cut", "no space left")
 	said, err := os.ReadFile(turn + ".said")
 	if err != nil || !bytes.Contains(said, []byte("No space left on device")) {
 		t.Errorf("dd says %q, %v", said, err)
@@ -42,12 +58,12 @@ func TestFloodFillsTheTree(t *testing.T) {
 		ID    json.Number `json:"id"`
 		State string      `json:"state"`
 	}
-	if err := json.Unmarshal([]byte(d.koinon("ps", "-a", "-o", "json")), &jobs); err != nil || len(jobs) != 2 {
+	if err := json.Unmarshal([]byte(d.koinon("ps", "-a", "-o", "json")), &jobs); err != nil || len(jobs) != 3 {
 		t.Fatalf("%d jobs, %v", len(jobs), err)
 	}
-	for _, j := range jobs {
-		if j.State != "failed" {
-			t.Errorf("job %v is %s, expected failed", j.ID, j.State)
+	for i, want := range []string{"exited", "failed", "failed"} { // the last one first
+		if j := jobs[i]; j.State != want {
+			t.Errorf("job %v is %s, expected %s", j.ID, j.State, want)
 		}
 	}
 	// What it printed before is kept, whole lines of it.

@@ -27,8 +27,11 @@ directory for each process; they stay for as long as the job is remembered.
 			return p.with(cmd.Context(), func(ctx context.Context, procs *koinon.Procs) error {
 				t := &tagged{name: args[0], json: p.json(), out: p.out, err: p.err, skipOut: onlyErr, skipErr: onlyOut}
 				if follow {
-					_, err := procs.Follow(ctx, args[0], koinon.FollowOptions{Output: t.write})
-					return err
+					job, err := procs.Follow(ctx, args[0], koinon.FollowOptions{Output: t.write})
+					if err != nil {
+						return err
+					}
+					return cut(ctx, procs, job)
 				}
 				return procs.Logs(ctx, args[0], t.write)
 			})

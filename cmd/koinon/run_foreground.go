@@ -239,11 +239,38 @@ func (r *attended) broken(ctx context.Context, err error) error {
 // outcome is the exit code of a job that has ended, with what its processes
 // cannot have said themselves.
 func (r *attended) outcome(ctx context.Context, job *koinon.Job) error {
+	lost := cut(ctx, r.procs, job)
 	code := job.Exit()
-	if code == 0 {
+	if code == 0 && lost == nil {
+		return nil
+	} else if code == 0 {
+		return &exitError{koinon.ExitTrouble, lost}
+	}
+	return &exitError{code, errors.Join(r.failure(ctx, r.procs, job), lost)}
+}
+
+// cut says whose output is not whole, and why; nil when all is.
+func cut(ctx context.Context, procs *koinon.Procs, job *koinon.Job) error {
+	if job.Cut == 0 {
 		return nil
 	}
-	return &exitError{code, r.failure(ctx, r.procs, job)}
+	d, err := procs.Inspect(ctx, strconv.FormatUint(job.ID, 10))
+	if err != nil {
+		return &toldError{fmt.Sprintf("of job %d the output is not whole; why is not to be had: %s", job.ID, words(err)), err}
+	}
+	for _, t := range d.TaskList {
+		for _, q := range t.Processes {
+			if q.Cut == "" {
+				continue
+			}
+			others := ""
+			if job.Cut > 1 {
+				others = fmt.Sprintf("; so was that of %d others", job.Cut-1)
+			}
+			return fmt.Errorf("job %s: %s%s", q.Name, q.Cut, others)
+		}
+	}
+	return nil
 }
 
 // failure says what has become of a job that did not end well; nil when its

@@ -123,7 +123,7 @@ func (c *command) ended(e *procpb.Ended) *procpb.Result {
 		q := r.Process
 		p.Pid, p.StartedNs, p.EndedNs = q.Pid, q.StartedNs, max(q.EndedNs, 1)
 		p.ExitCode, p.Signal, p.Why, p.Oom = q.ExitCode, q.Signal, q.Why, q.Oom
-		p.CpuNs, p.RssMax, p.Unstarted = q.CpuNs, q.RssMax, q.Unstarted
+		p.CpuNs, p.RssMax, p.Unstarted, p.Cut = q.CpuNs, q.RssMax, q.Unstarted, q.Cut
 		switch {
 		case q.State == procpb.State_LOST:
 			p.State = procpb.State_LOST

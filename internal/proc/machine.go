@@ -290,6 +290,11 @@ func (c *command) setTask(j *procpb.Job, t *procpb.Task, s procpb.State) {
 	}
 	if Over(s) {
 		t.EndedNs = c.now
+		for _, p := range t.Procs {
+			if p.Cut != "" {
+				j.Cut++
+			}
+		}
 		if t.ExitCode != 0 && (j.ExitCode == 0 || t.Index < j.ExitIndex) {
 			j.ExitCode, j.ExitIndex = t.ExitCode, t.Index
 		}

@@ -179,7 +179,8 @@ func (a *Agent) endReport(p *process, recorded bool, why string) (*procpb.Report
 			why = cutReason(err)
 		}
 	}
-	if why != "" && p.end.Why == "" {
+	p.end.Cut = why
+	if p.end.Why == "" {
 		p.end.Why = why
 	}
 	return r, err

@@ -675,6 +675,7 @@ type Process struct {
 	RssMax        int64                  `protobuf:"varint,10,opt,name=rss_max,json=rssMax,proto3" json:"rss_max,omitempty"`          // bytes
 	Oom           bool                   `protobuf:"varint,11,opt,name=oom,proto3" json:"oom,omitempty"`                              // it was killed for want of memory
 	Unstarted     bool                   `protobuf:"varint,12,opt,name=unstarted,proto3" json:"unstarted,omitempty"`                  // LOST, and it had not begun: its node could not start it, another may
+	Cut           string                 `protobuf:"bytes,13,opt,name=cut,proto3" json:"cut,omitempty"`                               // why what it printed is not whole; empty when it is
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -791,6 +792,13 @@ func (x *Process) GetUnstarted() bool {
 		return x.Unstarted
 	}
 	return false
+}
+
+func (x *Process) GetCut() string {
+	if x != nil {
+		return x.Cut
+	}
+	return ""
 }
 
 // Task is the row of a task.
@@ -989,6 +997,7 @@ type Job struct {
 	BlockedBy     []uint64               `protobuf:"varint,18,rep,packed,name=blocked_by,json=blockedBy,proto3" json:"blocked_by,omitempty"` // jobs that it still waits for
 	Blocks        []uint64               `protobuf:"varint,19,rep,packed,name=blocks,proto3" json:"blocks,omitempty"`                        // jobs that wait for it
 	ExitIndex     uint32                 `protobuf:"varint,20,opt,name=exit_index,json=exitIndex,proto3" json:"exit_index,omitempty"`        // of the task that exit_code is of, when that is not 0
+	Cut           uint32                 `protobuf:"varint,21,opt,name=cut,proto3" json:"cut,omitempty"`                                     // how many processes have ended whose output is not whole
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1159,6 +1168,13 @@ func (x *Job) GetBlocks() []uint64 {
 func (x *Job) GetExitIndex() uint32 {
 	if x != nil {
 		return x.ExitIndex
+	}
+	return 0
+}
+
+func (x *Job) GetCut() uint32 {
+	if x != nil {
+		return x.Cut
 	}
 	return 0
 }
@@ -4266,7 +4282,7 @@ const file_proc_procpb_proc_proto_rawDesc = "" +
 	"\x05bytes\x18\x01 \x03(\v2\x14.koinon.proc.v1.HeldR\x05bytes\"0\n" +
 	"\x04Held\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x14\n" +
-	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\"\xbd\x02\n" +
+	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\"\xcf\x02\n" +
 	"\aProcess\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\rR\x03pid\x12\x1d\n" +
@@ -4281,7 +4297,8 @@ const file_proc_procpb_proc_proto_rawDesc = "" +
 	"\arss_max\x18\n" +
 	" \x01(\x03R\x06rssMax\x12\x10\n" +
 	"\x03oom\x18\v \x01(\bR\x03oom\x12\x1c\n" +
-	"\tunstarted\x18\f \x01(\bR\tunstarted\"\xd3\x03\n" +
+	"\tunstarted\x18\f \x01(\bR\tunstarted\x12\x10\n" +
+	"\x03cut\x18\r \x01(\tR\x03cut\"\xd3\x03\n" +
 	"\x04Task\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\x04R\x03job\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\rR\x05index\x12+\n" +
@@ -4301,7 +4318,7 @@ const file_proc_procpb_proc_proto_rawDesc = "" +
 	"\aout_ino\x18\x0e \x01(\x04R\x06outIno\x12\x18\n" +
 	"\aversion\x18\x0f \x01(\x04R\aversion\x12\x16\n" +
 	"\x06placed\x18\x10 \x01(\tR\x06placed\x12\x1c\n" +
-	"\tunstarted\x18\x11 \x01(\rR\tunstarted\"\xa2\x04\n" +
+	"\tunstarted\x18\x11 \x01(\rR\tunstarted\"\xb4\x04\n" +
 	"\x03Job\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12+\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x15.koinon.proc.v1.StateR\x05state\x12!\n" +
@@ -4326,7 +4343,8 @@ const file_proc_procpb_proc_proto_rawDesc = "" +
 	"blocked_by\x18\x12 \x03(\x04R\tblockedBy\x12\x16\n" +
 	"\x06blocks\x18\x13 \x03(\x04R\x06blocks\x12\x1d\n" +
 	"\n" +
-	"exit_index\x18\x14 \x01(\rR\texitIndex\"\x84\x02\n" +
+	"exit_index\x18\x14 \x01(\rR\texitIndex\x12\x10\n" +
+	"\x03cut\x18\x15 \x01(\rR\x03cut\"\x84\x02\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x125\n" +

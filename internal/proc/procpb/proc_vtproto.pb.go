@@ -236,6 +236,7 @@ func (m *Process) CloneVT() *Process {
 	r.RssMax = m.RssMax
 	r.Oom = m.Oom
 	r.Unstarted = m.Unstarted
+	r.Cut = m.Cut
 	if len(m.unknownFields) > 0 {
 		r.unknownFields = make([]byte, len(m.unknownFields))
 		copy(r.unknownFields, m.unknownFields)
@@ -308,6 +309,7 @@ func (m *Job) CloneVT() *Job {
 	r.ExitCode = m.ExitCode
 	r.Version = m.Version
 	r.ExitIndex = m.ExitIndex
+	r.Cut = m.Cut
 	if rhs := m.Request; rhs != nil {
 		tmpBytes := make([]byte, len(rhs))
 		copy(tmpBytes, rhs)
@@ -1999,6 +2001,13 @@ func (m *Process) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if len(m.Cut) > 0 {
+		i -= len(m.Cut)
+		copy(dAtA[i:], m.Cut)
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(len(m.Cut)))
+		i--
+		dAtA[i] = 0x6a
+	}
 	if m.Unstarted {
 		i--
 		if m.Unstarted {
@@ -2243,6 +2252,13 @@ func (m *Job) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 	if m.unknownFields != nil {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
+	}
+	if m.Cut != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.Cut))
+		i--
+		dAtA[i] = 0x1
+		i--
+		dAtA[i] = 0xa8
 	}
 	if m.ExitIndex != 0 {
 		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.ExitIndex))
@@ -5514,6 +5530,10 @@ func (m *Process) SizeVT() (n int) {
 	if m.Unstarted {
 		n += 2
 	}
+	l = len(m.Cut)
+	if l > 0 {
+		n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
+	}
 	n += len(m.unknownFields)
 	return n
 }
@@ -5659,6 +5679,9 @@ func (m *Job) SizeVT() (n int) {
 	}
 	if m.ExitIndex != 0 {
 		n += 2 + protohelpers.SizeOfVarint(uint64(m.ExitIndex))
+	}
+	if m.Cut != 0 {
+		n += 2 + protohelpers.SizeOfVarint(uint64(m.Cut))
 	}
 	n += len(m.unknownFields)
 	return n
@@ -8561,6 +8584,38 @@ func (m *Process) UnmarshalVT(dAtA []byte) error {
 				}
 			}
 			m.Unstarted = bool(v != 0)
+		case 13:
+			if wireType != 2 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Cut", wireType)
+			}
+			var stringLen uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				stringLen |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			intStringLen := int(stringLen)
+			if intStringLen < 0 {
+				return protohelpers.ErrInvalidLength
+			}
+			postIndex := iNdEx + intStringLen
+			if postIndex < 0 {
+				return protohelpers.ErrInvalidLength
+			}
+			if postIndex > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.Cut = string(dAtA[iNdEx:postIndex])
+			iNdEx = postIndex
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])
@@ -9546,6 +9601,25 @@ func (m *Job) UnmarshalVT(dAtA []byte) error {
 				b := dAtA[iNdEx]
 				iNdEx++
 				m.ExitIndex |= uint32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 21:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Cut", wireType)
+			}
+			m.Cut = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Cut |= uint32(b&0x7F) << shift
 				if b < 0x80 {
 					break
 				}

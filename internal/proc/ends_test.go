@@ -1,0 +1,24 @@
+package proc
+
+import (
+	"testing"
+
+	"github.com/koinon/koinon/internal/proc/procpb"
+)
+
+// TestCutOutputs counts the processes whose output is not whole, of the tries that count.
+func TestCutOutputs(t *testing.T) {
+	x := newTable(t)
+	gang := x.submit(specOf(func(s *procpb.Spec) { s.Size, s.Retries = 3, 1 }))
+	x.start(gang, 0, 1, 2, 3)
+	x.end(gang, 0, 0, &procpb.Process{ExitCode: 1, Cut: "first"})
+	x.end(gang, 0, 1, &procpb.Process{})
+	x.end(gang, 0, 2, &procpb.Process{})
+	x.start(gang, 0, 1, 2, 3)
+	for rank, why := range []string{"full", "", "full"} {
+		x.end(gang, 0, uint32(rank), &procpb.Process{Cut: why})
+	}
+	if j, k := x.job(gang), x.task(gang, 0); j.State != procpb.State_EXITED || j.Cut != 2 || k.Procs[0].Cut != "full" || k.Procs[1].Cut != "" {
+		t.Fatalf("expected two outputs that are not whole, found %v, %v", j, k)
+	}
+}
