@@ -28,7 +28,8 @@ type FollowOptions struct {
 	// process in order. It is called by one goroutine at a time. An error ends
 	// Follow.
 	Output func(Chunk) error
-	// Changed gets the job whenever it has changed. It must not block.
+	// Changed gets the job, or that Part of it, whenever the job has changed. It
+	// must not block.
 	Changed func(Job)
 	// Stdin is what the process of a job submitted with Stdin reads. Follow
 	// does not wait for a read that is under way when the process has ended.
@@ -36,7 +37,8 @@ type FollowOptions struct {
 }
 
 // Follow follows what name means, a job, a task or a process, to its end, and
-// returns the job as it is then. When ctx ends the job goes on.
+// returns the job as it is then: of a task or a process, that Part of it. When
+// ctx ends the job goes on.
 func (p *Procs) Follow(ctx context.Context, name string, opt FollowOptions) (*Job, error) {
 	n, err := proc.ParseName(name)
 	if err != nil {
@@ -59,8 +61,9 @@ func (p *Procs) Follow(ctx context.Context, name string, opt FollowOptions) (*Jo
 	return job, nil
 }
 
-// Wait waits for the end of what name means, a job or a task, and returns the
-// job as it is then.
+// Wait waits for the end of what name means, a job, a task or a process, and
+// returns it as Follow does. A process has ended when no further try of its task
+// can take its place.
 func (p *Procs) Wait(ctx context.Context, name string) (*Job, error) {
 	return p.Follow(ctx, name, FollowOptions{})
 }
@@ -109,7 +112,10 @@ const settle = 20 * time.Millisecond
 // be under way.
 func (f *follow) run(ctx context.Context) (*Job, error) {
 	version := uint64(0)
-	if f.spec = f.p.submitted(f.name.Job); f.spec != nil {
+	if f.name.IsJob() { // else of every task is to be told
+		f.spec = f.p.submitted(f.name.Job)
+	}
+	if f.spec != nil {
 		version = proc.FirstVersion // what there is to know of it at first is known
 		if err := f.check(); err != nil {
 			return nil, err
@@ -134,12 +140,12 @@ func (f *follow) run(ctx context.Context) (*Job, error) {
 			return nil, sys.E(sys.Op("koinon.Follow"), sys.Corrupt, "the leader tells nothing of the job")
 		}
 		f.learn(ctx, r.Tasks, r.Ended)
-		job := specified(r.Job, f.spec)
+		job := f.job(r.Job)
 		if f.opt.Changed != nil && r.Job.Version != version {
 			f.opt.Changed(job)
 		}
 		version = r.Job.Version
-		if proc.Over(r.Job.State) || f.over() {
+		if proc.Over(r.Job.State) || job.State.Over() {
 			return &job, nil
 		}
 	}
@@ -164,12 +170,26 @@ func checkName(name proc.Name, spec *procpb.Spec) error {
 	return nil
 }
 
-// over says that the one task that is followed has ended.
-func (f *follow) over() bool {
+// job is what is followed, as it was last heard of.
+func (f *follow) job(row *procpb.Job) Job {
+	if f.name.IsJob() {
+		return specified(row, f.spec)
+	}
+	first, last := uint64(f.spec.First), uint64(f.spec.Last)
+	if f.name.Index >= 0 {
+		first, last = uint64(f.name.Index), uint64(f.name.Index)
+	}
+	var tasks []*procpb.Task
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	t := f.tasks[uint32(max(0, f.name.Index))]
-	return f.name.Index >= 0 && t != nil && proc.Over(t.State)
+	for i := first; i <= last; i++ {
+		if t := f.tasks[uint32(i)]; t != nil {
+			tasks = append(tasks, t)
+		}
+	}
+	job := specified(proc.Part(row, f.spec, tasks, f.name.Rank), f.spec)
+	job.Part = f.name.String()
+	return job
 }
 
 // learn takes in changed tasks and processes that have ended, and follows what has begun to run.

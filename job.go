@@ -37,7 +37,10 @@ func (s State) Over() bool {
 
 // Job is a row of the process table.
 type Job struct {
-	ID      uint64   `json:"id"`
+	ID uint64 `json:"id"`
+	// Part is the task or the process, such as "17.4" or "17:1", that State,
+	// ExitCode, times and Tasks are of; empty for the job as a whole.
+	Part    string   `json:"part,omitempty"`
 	Name    string   `json:"name,omitempty"`
 	Command []string `json:"command"`
 	User    string   `json:"user"`

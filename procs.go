@@ -3,6 +3,7 @@ package koinon
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 
 	"github.com/koinon/koinon/internal/client"
@@ -149,7 +150,8 @@ func (p *Procs) Jobs(ctx context.Context, opt ListJobs) (jobs []Job, next uint64
 	return jobs, next, nil
 }
 
-// Inspect tells everything about a job, or about the tasks that name means.
+// Inspect tells everything about a job; TaskList has only the tasks, and of them
+// the processes, that name means.
 func (p *Procs) Inspect(ctx context.Context, name string) (*JobDetails, error) {
 	n, err := proc.ParseName(name)
 	if err != nil {
@@ -162,7 +164,14 @@ func (p *Procs) Inspect(ctx context.Context, name string) (*JobDetails, error) {
 	if err := checkName(n, r.Spec); err != nil {
 		return nil, err
 	}
-	return newJobDetails(r), nil
+	d := newJobDetails(r)
+	if n.Rank >= 0 {
+		for i := range d.TaskList {
+			t := &d.TaskList[i]
+			t.Processes = slices.DeleteFunc(t.Processes, func(q Process) bool { return q.Rank != n.Rank })
+		}
+	}
+	return d, nil
 }
 
 // indices are the tasks that a name means: none for all.

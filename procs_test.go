@@ -173,14 +173,14 @@ func TestFollowHearsOfShortProcesses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	follow := func(name string) string {
+	follow := func(name string, want State) string {
 		var got strings.Builder
 		job, err := p.Follow(t.Context(), name, FollowOptions{Output: func(c Chunk) error {
 			fmt.Fprintf(&got, "%s %v %q %v; ", c.Process, c.Stderr, c.Data, c.End)
 			return nil
 		}})
-		if err != nil || job.State != StateFailed {
-			t.Errorf("the job is %+v, %v", job, err)
+		if err != nil || job.State != want {
+			t.Errorf("%s is %+v, %v", name, job, err)
 		}
 		return got.String()
 	}
@@ -189,10 +189,10 @@ func TestFollowHearsOfShortProcesses(t *testing.T) {
 	table.End(id, 0, 0, 3)
 	table.End(id, 0, 1, 0)
 	const zero, one = `1:0 false "out" false; 1:0 true "err" false; 1:0 false "" true; `, `1:1 false "" true; `
-	if got := follow("1"); got != zero+one || table.Calls("Output") != 0 {
+	if got := follow("1", StateFailed); got != zero+one || table.Calls("Output") != 0 {
 		t.Errorf("%d requests for output, told: %s", table.Calls("Output"), got)
 	}
-	if got := follow("1:1"); got != one {
+	if got := follow("1:1", StateExited); got != one {
 		t.Errorf("of one rank: %s", got)
 	}
 
@@ -207,7 +207,7 @@ func TestFollowHearsOfShortProcesses(t *testing.T) {
 		table.Write(id, 0, 0, "late", "")
 		table.End(id, 0, 0, 1)
 	}()
-	if got := follow("2"); got != `2 false "early " false; 2 false "late" false; 2 false "" true; ` {
+	if got := follow("2", StateFailed); got != `2 false "early " false; 2 false "late" false; 2 false "" true; ` {
 		t.Errorf("of a process that is followed: %s", got)
 	}
 }

@@ -18,8 +18,8 @@ func newInspectCommand(p *procsApp) *cobra.Command {
 		Use:   "inspect JOB",
 		Short: "Tell everything about a job: why it waits, where it runs",
 		Long: `Tell everything about a job: what was asked for, why it waits and which nodes have
-refused it, where its processes run and why there, and how they ended. JOB.INDEX
-is one task of an array.`,
+refused it, where its processes run and why there, and how they ended. JOB may be
+JOB.INDEX, JOB:RANK or JOB.INDEX:RANK: of its tasks and processes only these.`,
 		Example: "  koinon inspect 17\n  koinon inspect 17.4 -o json",
 		Args:    arguments(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {

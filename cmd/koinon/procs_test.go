@@ -526,31 +526,6 @@ func TestRunRefuses(t *testing.T) {
 	}
 }
 
-func TestWait(t *testing.T) {
-	j := newJobs(t)
-	for range 3 {
-		j.runs("run", "-d", "--", "work")
-	}
-	s := j.start(nothing, "wait", "1", "2", "3")
-	j.table.Start(2, 0, 1)
-	j.table.End(2, 0, 0, 3)
-	j.table.Set(3, 0, procpb.State_CANCELLED, 0)
-	j.table.Start(1, 0, 1)
-	j.table.End(1, 0, 0, 0)
-	s.ends(3, "", "koinon: job 3 was never run\n")
-	if out, _, _ := j.runs("ps", "-a", "--limit", "1"); !strings.Contains(out, "cancelled  -     125 ") {
-		t.Errorf("what was never run ended as wait says: %s", out)
-	}
-	if out, _, code := j.runs("wait", "1", "-o", "json"); code != 0 || !strings.Contains(out, `"state": "exited"`) {
-		t.Errorf("json: %d, %s", code, out)
-	}
-	for arg, want := range map[string]string{"9": "job 9: there is no such job", "x": "a job's number is wanted", "": "an argument is missing"} {
-		if _, errOut, code := j.runs(append([]string{"wait"}, strings.Fields(arg)...)...); code != 125 || !strings.Contains(errOut, want) {
-			t.Errorf("wait %s: %d, %q", arg, code, errOut)
-		}
-	}
-}
-
 func TestLogs(t *testing.T) {
 	j := newJobs(t)
 	j.runs("run", "-d", "-n", "2", "--", "work")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -273,19 +274,24 @@ func cut(ctx context.Context, procs *koinon.Procs, job *koinon.Job) error {
 	return nil
 }
 
-// failure says what has become of a job that did not end well; nil when its
-// exit code says everything.
+// failure says what has become of a job, or a part of one, that did not end
+// well; nil when its exit code says everything.
 func (p *procsApp) failure(ctx context.Context, procs *koinon.Procs, job *koinon.Job) error {
-	single := !job.Array && job.Size == 1
+	ranked := strings.Contains(job.Part, ":")
+	single := (!job.Array || strings.Contains(job.Part, ".")) && (job.Size == 1 || ranked)
 	if single && job.State == koinon.StateFailed && job.Exit() < koinon.ExitTrouble {
 		return nil
 	}
-	d, err := procs.Inspect(ctx, strconv.FormatUint(job.ID, 10))
+	name := cmp.Or(job.Part, strconv.FormatUint(job.ID, 10))
+	d, err := procs.Inspect(ctx, name)
 	if err != nil {
-		return &toldError{fmt.Sprintf("job %d is %s; why is not to be had: %s", job.ID, job.State, words(err)), err}
+		return &toldError{fmt.Sprintf("job %s is %s; why is not to be had: %s", name, job.State, words(err)), err}
 	}
 	var failed []koinon.Task
 	for _, t := range d.TaskList {
+		if ranked {
+			t = ofRank(t)
+		}
 		if t.State.Over() && t.State != koinon.StateExited {
 			failed = append(failed, t)
 		}
@@ -298,10 +304,26 @@ func (p *procsApp) failure(ctx context.Context, procs *koinon.Procs, job *koinon
 		return nil
 	}
 	text := fmt.Sprintf("job %s %s", first.Name, endWords(first))
-	if job.Array {
+	if job.Array && !strings.Contains(job.Part, ".") {
 		text = fmt.Sprintf("%d of %d tasks did not succeed: %s", len(failed), job.Tasks.Total, text)
 	}
 	return errors.New(text)
+}
+
+// ofRank is a task of which only one process is told, with how that ended.
+func ofRank(t koinon.Task) koinon.Task {
+	if len(t.Processes) != 1 {
+		return t // it was never run
+	}
+	q := t.Processes[0]
+	if t.Name = q.Name; !q.State.Over() {
+		return t
+	}
+	if q.State != koinon.StateKilled { // who killed it is known of the task
+		t.Why, t.TimedOut = q.Why, false
+	}
+	t.State, t.ExitCode = q.State, q.ExitCode
+	return t
 }
 
 // reason is why a task ended as it did, where that is known.

@@ -12,10 +12,13 @@ func newWaitCommand(p *procsApp) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "wait JOB...",
 		Short: "Wait for the end of jobs",
-		Long: `Wait for the end of jobs. The exit code is that of koinon run for the first of them
-that did not succeed, in the order in which they are given, else 0. With -o json
-the jobs are printed as they are then.`,
-		Example: "  koinon wait 17\n  koinon wait 17 18 && koinon cat koinon:/results/total",
+		Long: `Wait for the end of jobs. JOB may be JOB.INDEX, JOB:RANK or JOB.INDEX:RANK: then
+only that task of an array, or that process of a gang, is waited for and told of.
+
+The exit code is that of koinon run for the first of them that did not succeed, in
+the order in which they are given, else 0. With -o json they are printed as they
+are then.`,
+		Example: "  koinon wait 17\n  koinon wait 17 18 && koinon cat koinon:/results/total\n  koinon wait 17.4 18:1",
 		Args:    arguments(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.with(cmd.Context(), func(ctx context.Context, procs *koinon.Procs) error { return p.wait(ctx, procs, args) })

@@ -198,7 +198,7 @@ func (c *command) finish(j *procpb.Job, t *procpb.Task) {
 	if state == procpb.State_KILLED && t.Killer != "" {
 		t.Why = "ended by " + t.Killer
 	}
-	again := (state == procpb.State_FAILED || state == procpb.State_LOST) && t.Epoch <= spec.Retries+t.Unstarted && t.Signal == 0
+	again := (state == procpb.State_FAILED || state == procpb.State_LOST) && triesLeft(spec, t)
 	if again {
 		if unstarted {
 			t.Why = "it could not be started where it was placed: " + t.Why

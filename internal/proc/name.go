@@ -48,6 +48,9 @@ func ParseName(s string) (Name, error) {
 	return n, nil
 }
 
+// IsJob says that the name means a job as a whole.
+func (n Name) IsJob() bool { return n.Index < 0 && n.Rank < 0 }
+
 // String is what ParseName reads.
 func (n Name) String() string {
 	s := strconv.FormatUint(n.Job, 10)
