@@ -280,6 +280,25 @@ func TestRunGang(t *testing.T) {
 	s.ends(4, "[2] whole\n[1] half a line\n[1] no end\n", "koinon: job 1 failed with exit code 4, rank 1 on n2 first\n")
 }
 
+// The rank that is named is the one whose end decided: the first, and of a gang that is lost the first that was.
+func TestRunGangNamesWhoDecided(t *testing.T) {
+	j := newJobs(t)
+	s := j.start(nothing, "run", "-n", "2", "--", "work")
+	j.made(1)
+	j.table.Start(1, 0, 1, 2)
+	j.table.Why(1, 0, 0, "it followed")
+	j.table.End(1, 0, 1, 4)
+	j.table.End(1, 0, 0, 3)
+	s.ends(4, "", "koinon: job 1 failed with exit code 4, rank 1 on n2 first\n")
+	early, late := time.Unix(1, 0), time.Unix(2, 0)
+	lost := client.Task{State: client.StateLost, Processes: []client.Process{
+		{State: client.StateFailed, Rank: 0, Node: 1, Ended: &early}, {State: client.StateLost, Rank: 1, Node: 2, Ended: &late}, {State: client.StateRunning, Rank: 2, Node: 3},
+	}}
+	if got := endWords(lost); got != "was lost with its node, rank 1 on n2 first" {
+		t.Errorf("lost: %q", got)
+	}
+}
+
 func TestRunArray(t *testing.T) {
 	j := newJobs(t)
 	s := j.start(nothing, "run", "--array", "3-5%2", "--", "work", "{}")

@@ -331,13 +331,25 @@ func reason(t koinon.Task) string {
 	if t.TimedOut {
 		return "its time was over"
 	}
-	why := t.Why
-	for _, q := range t.Processes {
-		if why == "" && q.State != koinon.StateExited {
-			why = q.Why
+	if q := decider(t); t.Why == "" && q != nil {
+		return q.Why
+	}
+	return t.Why
+}
+
+// decider is the process whose end decided that of a task that did not end well: the first that did not, and when the task is lost
+// the first that was; nil for none.
+func decider(t koinon.Task) (first *koinon.Process) {
+	for i := range t.Processes {
+		q := &t.Processes[i]
+		if q.Ended == nil || q.State == koinon.StateExited || t.State == koinon.StateLost && q.State != koinon.StateLost {
+			continue
+		}
+		if first == nil || q.Ended.Before(*first.Ended) {
+			first = q
 		}
 	}
-	return why
+	return first
 }
 
 // endWords says how a task ended that did not end well.
@@ -346,11 +358,8 @@ func endWords(t koinon.Task) string {
 		koinon.StateFailed: "failed with exit code " + exitWords(t.State, t.ExitCode, 0), koinon.StateKilled: "was ended",
 		koinon.StateLost: "was lost with its node", koinon.StateCancelled: "was never run",
 	}[t.State]
-	for _, q := range t.Processes {
-		if q.State != koinon.StateExited && len(t.Processes) > 1 {
-			words += fmt.Sprintf(", rank %d on %s first", q.Rank, nodeID(q.Node))
-			break
-		}
+	if q := decider(t); q != nil && len(t.Processes) > 1 {
+		words += fmt.Sprintf(", rank %d on %s first", q.Rank, nodeID(q.Node))
 	}
 	if why := reason(t); why != "" {
 		words += ": " + why
