@@ -29,6 +29,23 @@ func checkNew(s *procpb.Spec) error {
 			return sys.E(sys.Op("proc.Check"), sys.Invalid, sys.Subject(name), "names of variables that begin with "+OwnVariables+" are Koinon's own: choose another one")
 		}
 	}
+	return checkOutApart(s)
+}
+
+// checkOutApart refuses items whose outputs would be one directory: only those of the task that ends first could appear.
+func checkOutApart(s *procpb.Spec) error {
+	if s.Out == "" {
+		return nil
+	}
+	whose := make(map[string]string, len(s.Items))
+	for _, item := range s.Items {
+		out := outOfItem(s, item)
+		if first, twice := whose[out]; twice {
+			return sys.E(sys.Op("proc.Check"), sys.Invalid, fmt.Sprintf(
+				"the outputs of %q and %q would both appear as %s: {} in --out is the last element of a path; run them as jobs of their own, or rename one", first, item, out))
+		}
+		whose[out] = item
+	}
 	return nil
 }
 

@@ -46,3 +46,23 @@ func TestTextOfOtherBytes(t *testing.T) {
 		}
 	}
 }
+
+// TestOutputsOfOneName: two items whose outputs would be one directory are refused by name, by the leader alone: logs hold such jobs.
+func TestOutputsOfOneName(t *testing.T) {
+	for _, c := range []struct {
+		out, want string
+		items     []string
+	}{
+		{"/oo/{}", `the outputs of "da/f" and "db/f" would both appear as /oo/f: `, []string{"x", "da/f", "db/f", "da/f"}},
+		{"/oo/{}", "", []string{"da/f", "db/g"}},
+		{"", "", []string{"da/f", "db/f"}},
+	} {
+		s := specOf(func(s *procpb.Spec) { s.Array, s.Last, s.Items, s.Out = true, uint32(len(c.items)-1), c.items, c.out })
+		if err := Check(s); err != nil {
+			t.Errorf("%q: the machine refuses: %v", c.items, err)
+		}
+		if err := checkNew(s); (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%q: expected %q, found %v", c.items, c.want, err)
+		}
+	}
+}
