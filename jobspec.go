@@ -84,23 +84,28 @@ type Dependency struct {
 	Any bool   `json:"any,omitempty"`
 }
 
-// cpuMin is the least that a process can be given.
-const cpuMin = float64(proc.CPUMin) / milli
+// The least and the most that a process can be given.
+const (
+	cpuMin = float64(proc.CPUMin) / milli
+	cpuMax = 1 << 20
+)
 
 // check refuses what the wire has no room for; proc.Check refuses the rest.
 func (s *JobSpec) check() error {
 	refuse := func(text string) error { return sys.E(sys.Op("koinon.Submit"), sys.Invalid, text) }
 	switch {
-	case s.CPUs < 0 || s.CPUs > 1<<20 || math.IsNaN(s.CPUs) || s.CPUs > 0 && s.CPUs < cpuMin:
-		return refuse(fmt.Sprintf("CPUs are a number from %g on", cpuMin))
-	case s.Size < 0 || s.Retries < 0 || s.AtOnce < 0 || s.Retries > math.MaxInt32 || s.AtOnce > math.MaxInt32:
+	case s.CPUs < 0 || s.CPUs > cpuMax || math.IsNaN(s.CPUs) || s.CPUs > 0 && s.CPUs < cpuMin:
+		return refuse(fmt.Sprintf("CPUs are a number from %g to %d, not %g", cpuMin, cpuMax, s.CPUs))
+	case s.Size < 0 || s.Retries < 0 || s.AtOnce < 0:
 		return refuse("numbers of processes, tries and tasks are not negative")
+	case s.Retries > math.MaxInt32 || s.AtOnce > math.MaxInt32:
+		return refuse(fmt.Sprintf("numbers of tries and tasks are at most %d, not %d", math.MaxInt32, max(s.Retries, s.AtOnce)))
 	case s.Size > proc.SizeMax:
 		return refuse(fmt.Sprintf("a gang has at most %d processes, not %d", proc.SizeMax, s.Size))
 	case s.Array != nil && len(s.Items) > 0:
 		return refuse("a job has indices or items, not both")
 	case s.Array != nil && (s.Array.First < 0 || s.Array.Last < s.Array.First || s.Array.Last > math.MaxInt32):
-		return refuse(fmt.Sprintf("%d to %d are no indices", s.Array.First, s.Array.Last))
+		return refuse(fmt.Sprintf("%d to %d are no indices: give numbers up to %d, the lower one first", s.Array.First, s.Array.Last, math.MaxInt32))
 	case len(s.Items) > proc.ArrayMax:
 		return refuse(fmt.Sprintf("%d items are more than %d, the most tasks of a job", len(s.Items), proc.ArrayMax))
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strconv"
 	"sync"
 
 	"github.com/koinon/koinon/internal/client"
@@ -192,12 +193,29 @@ func (p *Procs) Kill(ctx context.Context, name string, signal int, by string) (t
 		return 0, err
 	}
 	if n.Rank >= 0 {
-		return 0, sys.E(sys.Op("koinon.Kill"), sys.Invalid, sys.Subject(name), "the processes of a gang are signalled together: leave out :"+name[len(name)-1:])
+		return 0, sys.E(sys.Op("koinon.Kill"), sys.Invalid, sys.Subject(name), "the processes of a gang are signalled together: leave out :"+strconv.Itoa(n.Rank))
 	}
 	if signal < 1 || signal > signalMax {
 		return 0, sys.E(sys.Op("koinon.Kill"), sys.Invalid, "a signal is a number from 1 to 64")
 	}
+	if n.Index >= 0 {
+		if err := p.has(ctx, n); err != nil {
+			return 0, err
+		}
+	}
 	return p.c.Kill(ctx, &procpb.KillRequest{Job: n.Job, Indices: indices(n), Signal: uint32(signal), By: by})
+}
+
+// has refuses a name that a job has not.
+func (p *Procs) has(ctx context.Context, n proc.Name) error {
+	if spec := p.submitted(n.Job); spec != nil {
+		return checkName(n, spec)
+	}
+	r, err := p.c.Wait(ctx, &procpb.WaitRequest{Job: n.Job}) // which of version 0 waits for nothing
+	if err != nil {
+		return err
+	}
+	return checkName(n, r.Spec)
 }
 
 // signalMax is the highest signal of Linux, which the nodes run.

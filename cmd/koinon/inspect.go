@@ -151,7 +151,7 @@ func writeTasks(w io.Writer, d *koinon.JobDetails, now time.Time) {
 				memory = byteSize(uint64(q.MemoryMax))
 			}
 			why := t.Why
-			if q.Why != "" && q.Why != why {
+			if !strings.Contains(why, q.Why) { // why a task is tried again holds it
 				why = strings.TrimPrefix(why+"; "+q.Why, "; ")
 			}
 			if q.OOM {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 
 	"github.com/spf13/cobra"
 
@@ -24,6 +25,9 @@ directory for each process; they stay for as long as the job is remembered.
 		Example: "  koinon logs 17\n  koinon logs -f 17.4\n  koinon logs --stderr 17:1",
 		Args:    arguments(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if onlyOut && onlyErr {
+				return &usageError{cmd: cmd.CommandPath(), err: errors.New("--stdout leaves out what --stderr is for: give one of them, or neither for both")}
+			}
 			return p.with(cmd.Context(), func(ctx context.Context, procs *koinon.Procs) error {
 				t := &tagged{name: args[0], json: p.json(), out: p.out, err: p.err, skipOut: onlyErr, skipErr: onlyOut}
 				if follow {
@@ -40,7 +44,6 @@ directory for each process; they stay for as long as the job is remembered.
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what is written, to the end of the job")
 	cmd.Flags().BoolVar(&onlyOut, "stdout", false, "standard output only")
 	cmd.Flags().BoolVar(&onlyErr, "stderr", false, "standard error only")
-	cmd.MarkFlagsMutuallyExclusive("stdout", "stderr")
 	cmd.ValidArgsFunction = p.completeJobs(true)
 	return cmd
 }

@@ -503,6 +503,11 @@ func TestRunRefuses(t *testing.T) {
 		{"-n 300 -- true", "at most 256 processes"},
 		{"-c 0 -- true", "some CPU or memory"},
 		{"-c -1 -- true", "some CPU or memory"},
+		{"-c 1e9 -- true", "CPUs are a number from 0.01 to 1048576"},
+		{"--retries 99999999999 -- true", "at most 2147483647"},
+		{"--array 2147483647-2147483648 -- true", "at most 2147483647"},
+		{"--array 0-9%2147483648 -- true", "at most 2147483647"},
+		{"-o json -- true", "add -d, and use `koinon wait -o json"},
 		{"-m 64MB -- true", "--memory is \"64MB\""},
 		{"--timeout 5 -- true", "--timeout"},
 		{"--array 9-0 -- true", "0-99"},
@@ -578,6 +583,9 @@ func TestLogs(t *testing.T) {
 	if out, errOut, code := j.runs("logs", "1"); out != "[0] kept\n" || errOut != "" || code != 0 {
 		t.Errorf("kept: %d, %q, %q", code, out, errOut)
 	}
+	if _, errOut, code := j.runs("logs", "--stdout", "--stderr", "1"); code != 2 || !strings.Contains(errOut, "give one of them") {
+		t.Errorf("logs --stdout --stderr: %d, %q", code, errOut)
+	}
 	for arg, want := range map[string]string{"1:2": "no such rank", "1.0": "no array", "2": "no such job", "-f 1.0": "no array", "one": "a job's number"} {
 		if _, errOut, code := j.runs(append([]string{"logs"}, strings.Fields(arg)...)...); code != 1 || !strings.Contains(errOut, want) {
 			t.Errorf("logs %s: %d, %q", arg, code, errOut)
@@ -611,6 +619,7 @@ func TestKill(t *testing.T) {
 		code       int
 	}{
 		{"1", "nothing of job 1 runs or waits any more", 1}, {"8 9", "job 9: there is no such job", 1}, {"1:0", "signalled together", 1},
+		{"1:10", "leave out :10", 1}, {"2.0", "2.0: the job is no array", 1}, {"-s HUP 2.1", "2.1: the job is no array", 1}, {"1.4", "1.4: the job has no such index", 1},
 		{"-s FROB 1", "no signal", 2}, {"-s 65 1", "no signal", 2}, {"", "an argument is missing", 2},
 	} {
 		if _, errOut, code := j.runs(append([]string{"kill"}, strings.Fields(tc.args)...)...); code != tc.code || !strings.Contains(errOut, tc.want) {
@@ -648,6 +657,9 @@ func TestPs(t *testing.T) {
 	if out, _, _ := j.runs("ps", "-u", "nobody-here", "-o", "json"); out != "[]\n" {
 		t.Errorf("another user has %s", out)
 	}
+	if out, errOut, code := j.runs("ps", "-u", ""); code != 2 || out != "" || !strings.Contains(errOut, "--user is empty") {
+		t.Errorf("ps -u '': %d, %q, %q", code, out, errOut)
+	}
 	if out, _, _ := j.runs("ps", "-o", "json", "-a"); strings.Count(out, `"id":`) != 3 || !strings.Contains(out, `"state": "exited"`) {
 		t.Errorf("json is %s", out)
 	}
@@ -672,6 +684,11 @@ func TestInspect(t *testing.T) {
 		if !strings.Contains(out, want) {
 			t.Errorf("%q is not told in\n%s", want, out)
 		}
+	}
+	var again bytes.Buffer
+	writeTasks(&again, &client.JobDetails{TaskList: []client.Task{{Why: "try 1 of 2 has failed; not mounted", Processes: []client.Process{{Why: "not mounted"}, {Why: "full"}}}}}, time.Now())
+	if out := again.String(); strings.Count(out, "not mounted") != 2 || !strings.Contains(out, "not mounted; full") {
+		t.Errorf("a reason is told more than once:\n%s", out)
 	}
 	if out, _, _ := j.runs("inspect", "1", "-o", "json"); !strings.Contains(out, `"name": "1:1"`) || !strings.Contains(out, `"files": "/.koinon/proc/1:1"`) {
 		t.Errorf("json is %s", out)

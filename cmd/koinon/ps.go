@@ -28,6 +28,9 @@ first that failed.`,
 			if opt.Limit < 0 {
 				return &usageError{cmd: cmd.CommandPath(), err: fmt.Errorf("--limit is %d: give how many jobs to list, 0 for all", opt.Limit)}
 			}
+			if err := notEmpty(cmd.Flags()); err != nil {
+				return &usageError{cmd: cmd.CommandPath(), err: err}
+			}
 			return p.with(cmd.Context(), func(ctx context.Context, procs *koinon.Procs) error {
 				jobs, err := allJobs(ctx, procs, opt)
 				if err != nil {

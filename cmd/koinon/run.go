@@ -70,6 +70,9 @@ func newRunCommand(p *procsApp) *cobra.Command {
 			if len(args) == 0 {
 				return errors.New("a command is missing: koinon run -- COMMAND [ARG...]")
 			}
+			if p.json() && !f.detach {
+				return errors.New("-o json: in the foreground all output is the command's own: add -d, and use `koinon wait -o json` or `koinon inspect -o json`")
+			}
 			return errors.Join(notEmpty(cmd.Flags()), f.check())
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {

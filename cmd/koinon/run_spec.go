@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"strconv"
 	"strings"
@@ -178,7 +180,12 @@ func dependencies(args []string) ([]koinon.Dependency, error) {
 
 // parseArray reads FIRST-LAST[%ATONCE], or a single index.
 func parseArray(s string) (*koinon.IndexRange, int, error) {
-	bad := fmt.Errorf("--array is %q: give the first and the last index, such as 0-99, or 0-99%%10 for at most ten tasks at once", s)
+	bad := func(err error) error {
+		if errors.Is(err, strconv.ErrRange) {
+			return fmt.Errorf("--array is %q: its numbers are at most %d", s, math.MaxInt32)
+		}
+		return fmt.Errorf("--array is %q: give the first and the last index, such as 0-99, or 0-99%%10 for at most ten tasks at once", s)
+	}
 	indices, most, limited := strings.Cut(s, "%")
 	first, last, ranged := strings.Cut(indices, "-")
 	if !ranged {
@@ -187,13 +194,13 @@ func parseArray(s string) (*koinon.IndexRange, int, error) {
 	a, aerr := strconv.ParseUint(first, 10, 31)
 	b, berr := strconv.ParseUint(last, 10, 31)
 	if aerr != nil || berr != nil || b < a {
-		return nil, 0, bad
+		return nil, 0, bad(cmp.Or(aerr, berr))
 	}
 	atOnce := uint64(0)
 	if limited {
 		var err error
 		if atOnce, err = strconv.ParseUint(most, 10, 31); err != nil || atOnce == 0 {
-			return nil, 0, bad
+			return nil, 0, bad(err)
 		}
 	}
 	return &koinon.IndexRange{First: int(a), Last: int(b)}, int(atOnce), nil
