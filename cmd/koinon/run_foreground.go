@@ -250,14 +250,18 @@ func (r *attended) outcome(ctx context.Context, job *koinon.Job) error {
 	return &exitError{code, errors.Join(r.failure(ctx, r.procs, job), lost)}
 }
 
+// nameOf is by which name a job, or a part of one, is asked for.
+func nameOf(job *koinon.Job) string { return cmp.Or(job.Part, strconv.FormatUint(job.ID, 10)) }
+
 // cut says whose output is not whole, and why; nil when all is.
 func cut(ctx context.Context, procs *koinon.Procs, job *koinon.Job) error {
 	if job.Cut == 0 {
 		return nil
 	}
-	d, err := procs.Inspect(ctx, strconv.FormatUint(job.ID, 10))
+	name := nameOf(job)
+	d, err := procs.Inspect(ctx, name)
 	if err != nil {
-		return &toldError{fmt.Sprintf("of job %d the output is not whole; why is not to be had: %s", job.ID, words(err)), err}
+		return &toldError{fmt.Sprintf("of job %s the output is not whole; why is not to be had: %s", name, words(err)), err}
 	}
 	for _, t := range d.TaskList {
 		for _, q := range t.Processes {
@@ -282,7 +286,7 @@ func (p *procsApp) failure(ctx context.Context, procs *koinon.Procs, job *koinon
 	if single && job.State == koinon.StateFailed && job.Exit() < koinon.ExitTrouble {
 		return nil
 	}
-	name := cmp.Or(job.Part, strconv.FormatUint(job.ID, 10))
+	name := nameOf(job)
 	d, err := procs.Inspect(ctx, name)
 	if err != nil {
 		return &toldError{fmt.Sprintf("job %s is %s; why is not to be had: %s", name, job.State, words(err)), err}

@@ -21,4 +21,9 @@ func TestCutOutputs(t *testing.T) {
 	if j, k := x.job(gang), x.task(gang, 0); j.State != procpb.State_EXITED || j.Cut != 2 || k.Procs[0].Cut != "full" || k.Procs[1].Cut != "" {
 		t.Fatalf("expected two outputs that are not whole, found %v, %v", j, k)
 	}
+	for rank, want := range map[int]uint32{-1: 2, 0: 1, 1: 0, 2: 1} {
+		if p := Part(x.job(gang), specOf(func(s *procpb.Spec) { s.Size, s.Retries = 3, 1 }), []*procpb.Task{x.task(gang, 0)}, rank); p.Cut != want {
+			t.Errorf("rank %d: %d outputs expected, found %v", rank, want, p)
+		}
+	}
 }

@@ -16,6 +16,11 @@ func Part(j *procpb.Job, spec *procpb.Spec, tasks []*procpb.Task, rank int) *pro
 			part.StartedNs = started
 		}
 		part.EndedNs = max(part.EndedNs, ended)
+		for i, p := range t.Procs {
+			if p.Cut != "" && (rank < 0 || i == rank) {
+				part.Cut++
+			}
+		}
 		if Over(state) && part.ExitCode == 0 {
 			part.ExitCode, part.ExitIndex = code, t.Index
 		}
