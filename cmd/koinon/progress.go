@@ -38,6 +38,8 @@ const (
 	redraw = 100 * time.Millisecond
 	// rateOver is for how long the past counts for the rate.
 	rateOver = 5 * time.Second
+	// leftMax is from how long on nobody wants to know how long it takes still.
+	leftMax = 100 * time.Hour
 )
 
 // progress starts to show work on total bytes, -1 when that is not known. It
@@ -98,7 +100,7 @@ func progressText(what string, done, total int64, rate float64, width int) strin
 	}
 	share := min(float64(done)/float64(total), 1)
 	text := fmt.Sprintf(" %3.0f%%  %s of %s  %s", math.Floor(100*share), byteSize(uint64(done)), byteSize(uint64(total)), speed)
-	if left := float64(total-done) / rate; rate >= 1 && left >= 1 {
+	if left := float64(total-done) / rate; left >= 1 && left < leftMax.Seconds() {
 		text += fmt.Sprintf(", %s left", (time.Duration(left) * time.Second).String())
 	}
 	bar := width - len([]rune(what)) - len(text) - len("  []")

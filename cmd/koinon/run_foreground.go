@@ -294,7 +294,7 @@ func (p *procsApp) failure(ctx context.Context, procs *koinon.Procs, job *koinon
 	var failed []koinon.Task
 	for _, t := range d.TaskList {
 		if ranked {
-			t = ofRank(t)
+			t = ofRank(t, job)
 		}
 		if t.State.Over() && t.State != koinon.StateExited {
 			failed = append(failed, t)
@@ -314,14 +314,14 @@ func (p *procsApp) failure(ctx context.Context, procs *koinon.Procs, job *koinon
 	return errors.New(text)
 }
 
-// ofRank is a task of which only one process is told, with how that ended.
-func ofRank(t koinon.Task) koinon.Task {
+// ofRank is a task of which only one process is told, with how that ended, as a part of a job.
+func ofRank(t koinon.Task, job *koinon.Job) koinon.Task {
 	if len(t.Processes) != 1 {
 		return t // it was never run
 	}
 	q := t.Processes[0]
-	if t.Name = q.Name; !q.State.Over() {
-		return t
+	if t.Name = q.Name; !q.State.Over() || job.Tasks.Total == 1 && q.State != job.State {
+		return t // the task was taken out of the queue, after a try that does not count
 	}
 	if q.State != koinon.StateKilled { // who killed it is known of the task
 		t.Why, t.TimedOut = q.Why, false

@@ -4,7 +4,7 @@
 // long as a thousand later ones, which short commands feel.
 //
 // Equal messages have equal bytes, which replicated states need: no message holds a
-// map. Text is not tested to be UTF-8. Functions may be called at the same time, for
+// map. Text is not tested to be UTF-8, and a oneof that holds nil is left out. Functions may be called at the same time, for
 // messages that nobody changes meanwhile.
 package pb
 

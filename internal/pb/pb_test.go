@@ -52,9 +52,9 @@ func TestAsProtobuf(t *testing.T) {
 			if again := pb.Append([]byte("x"), in.(pb.Message)); !bytes.Equal(again[1:], ours) || again[0] != 'x' {
 				t.Fatal("the same message has other bytes the second time")
 			}
-			theirs, err := proto.Marshal(in)
-			if err != nil {
-				t.Fatal(err)
+			theirs, err := proto.MarshalOptions{Deterministic: true}.Marshal(in)
+			if err != nil || !bytes.Equal(ours, theirs) {
+				t.Fatalf("%v\nis %x\nby protobuf %x, %v", in, ours, theirs, err)
 			}
 			fromOurs, fromTheirs := mt.New().Interface(), mt.New().Interface()
 			fill(rnd, fromTheirs.ProtoReflect(), 3) // is overwritten

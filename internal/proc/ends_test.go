@@ -1,6 +1,9 @@
 package proc
 
 import (
+	"context"
+	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/koinon/koinon/internal/proc/procpb"
@@ -25,5 +28,24 @@ func TestCutOutputs(t *testing.T) {
 		if p := Part(x.job(gang), specOf(func(s *procpb.Spec) { s.Size, s.Retries = 3, 1 }), []*procpb.Task{x.task(gang, 0)}, rank); p.Cut != want {
 			t.Errorf("rank %d: %d outputs expected, found %v", rank, want, p)
 		}
+	}
+}
+
+// TestNoPlaceForOutput: what was put where the files of a process go costs its output, which is told, and not its end.
+func TestNoPlaceForOutput(t *testing.T) {
+	x := newTable(t)
+	f := files{treeNow{context.Background(), x.tree}}
+	dir, err := f.under("/.koinon", "proc", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := x.submit(specOf())
+	if err := f.put(dir, fmt.Sprint(id), []byte("in the way"), nil); err != nil {
+		t.Fatal(err)
+	}
+	x.start(id, 0, 1)
+	x.end(id, 0, 0, &procpb.Process{})
+	if j, p := x.job(id), x.task(id, 0).Procs[0]; j.State != procpb.State_EXITED || j.Cut != 1 || !strings.Contains(p.Cut, "could not be written") {
+		t.Fatalf("expected an end without output, found %v, %v", j, p)
 	}
 }

@@ -245,7 +245,9 @@ func (c *command) recordOutput(t *procpb.Task, r *procpb.Report) {
 		err = files{c.tree}.output(home, c.spec(t.Job), r)
 	}
 	if err != nil {
-		note(t.Procs[r.Rank], fmt.Sprintf("its output could not be written to the tree: %v", err))
+		p := t.Procs[r.Rank]
+		p.Cut = fmt.Sprintf("its output could not be written to the tree: %v", err)
+		note(p, p.Cut)
 	}
 }
 

@@ -159,6 +159,9 @@ func (a *Agent) run(e *era, p *process) {
 	recorded, why := false, ""
 	if p.goesToTree() {
 		why, recorded = a.record(ctx, p), true
+		if ctx.Err() != nil {
+			return // and why is nothing but that
+		}
 	}
 	select {
 	case <-ctx.Done():
