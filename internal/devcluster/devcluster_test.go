@@ -481,7 +481,7 @@ func TestFrozenNode(t *testing.T) {
 	expect(t, c, "leader follower unresponsive")
 }
 
-// A node that is about to end, as one that was killed is, is started again. It is stopped here, so that it is there for a while.
+// A node that is about to end, as one that was killed is, is started again. Here it ends when it has been found running.
 func TestNodeAboutToEnd(t *testing.T) {
 	c, _ := up(t, options(t, ""))
 	id, _, err := c.nodes[2].find()
@@ -491,14 +491,15 @@ func TestNodeAboutToEnd(t *testing.T) {
 	if err := id.Signal(unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	var killed sync.WaitGroup
-	defer killed.Wait()
-	killed.Go(func() {
-		time.Sleep(endingWait / 4)
-		if err := id.Signal(unix.SIGKILL); err != nil {
-			t.Error(err)
-		}
-	})
+	var kill sync.Once
+	c.opts.Connect = func(ctx context.Context, client *config.Client) (Prober, error) {
+		kill.Do(func() {
+			if err := id.Signal(unix.SIGKILL); err != nil {
+				t.Error(err)
+			}
+		})
+		return fakeConnect(ctx, client)
+	}
 	if err := c.Start(t.Context(), 3); err != nil {
 		t.Fatal(err)
 	}
