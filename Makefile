@@ -69,6 +69,7 @@ cross: ## builds the binary for other systems, into nowhere
 generate: deps-generate ## protobuf code; the result is committed
 	$(GO) build -modfile=tools/go.mod -o bin/ google.golang.org/protobuf/cmd/protoc-gen-go github.com/planetscale/vtprotobuf/cmd/protoc-gen-go-vtproto
 	cd internal && PATH="$$PWD/../bin:$$PATH" protoc -I. --go_out=. --go_opt=paths=source_relative --go-vtproto_out=. --go-vtproto_opt=paths=source_relative,features=marshal+unmarshal+size+clone $$(find . -name '*.proto' | sed 's|^\./||' | sort)
+	$(GO) run ./internal/pb/plain $$(find internal -name '*.proto' | sed 's|\.proto$$|.pb.go|' | sort)
 
 bench: build ## ./bin/koinon bench on DIR
 	bin/koinon bench $(DIR)

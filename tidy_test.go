@@ -74,6 +74,7 @@ var layers = map[string][]string{
 		"internal/config", "internal/engine", "internal/fsck", "internal/kv", "internal/meta", "internal/meta/dump", "internal/meta/remote",
 		"internal/placement", "internal/proc", "internal/vfs", "internal/wire"},
 	"internal/program":      {},
+	"internal/pb/plain":     {},
 	"internal/program/join": {"internal/atomicfile", "internal/program"},
 	"":                      {"internal/accounts", "internal/vfs", "internal/client", "internal/config", "internal/meta", "internal/block", "internal/kv", "internal/proc"},
 	"cmd/koinon":            {"*"},
@@ -92,7 +93,7 @@ var pure = []string{"paxos", "commit", "internal/placement", "internal/electorat
 
 // nodeOnly are beginnings of imports that neither the client's program nor a program that uses the root package has: what is
 // linked is started each time that a program is (docs/decisions/0022-two-programs.md).
-var nodeOnly = []string{"github.com/cockroachdb/", "github.com/prometheus/", "github.com/hanwen/", "github.com/containerd/", "net/http", module + "/internal/node"}
+var nodeOnly = []string{"github.com/cockroachdb/", "github.com/prometheus/", "github.com/hanwen/", "github.com/containerd/", "google.golang.org/", "net/http", module + "/internal/node"}
 
 // impure are the imports that a pure package may not have.
 var impure = []string{"time", "os", "net", "io", "sync", "context", "log", "log/slog"}

@@ -17,7 +17,7 @@ func nodeCommands(a *app) map[string][]subcommand {
 	return map[string][]subcommand{
 		groupStart: {named("dev", a, newDevCommand)},
 		groupCluster: {named("init", a, newInitCommand), named("serve", a, newServeCommand), named("mount", a, newMountCommand),
-			{superviseName, newSuperviseCommand}},
+			{superviseName, newSuperviseCommand}, named("meta", a, newMetaCommand)},
 	}
 }
 

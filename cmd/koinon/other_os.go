@@ -9,12 +9,12 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// nodeCommands are those that need Linux: they are there on other systems too, and say so.
-func nodeCommands(*app) map[string][]subcommand {
+// nodeCommands are those that a client's program would not have. What needs Linux is there on other systems too, and says so.
+func nodeCommands(a *app) map[string][]subcommand {
 	return map[string][]subcommand{
 		groupStart: {linuxOnly("dev", "Run a cluster on this machine")},
 		groupCluster: {linuxOnly("init", "Prepare the first node of a new cluster"), linuxOnly("serve", "Run one node of a cluster"),
-			linuxOnly("mount", "Mount the tree on a directory")},
+			linuxOnly("mount", "Mount the tree on a directory"), named("meta", a, newMetaCommand)},
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/koinon/koinon/cmd/koinon/internal/transfer"
 	"github.com/koinon/koinon/internal/mountinfo"
@@ -15,26 +16,38 @@ import (
 // place is where the user stands: a directory of this machine, which may be in
 // a mount of the cluster's tree.
 type place struct {
-	cluster string
-	dir     string // absolute, free of symbolic links
+	dir string // absolute, free of symbolic links
+	// outside says that dir is in no tree at all, which takes less to find out than trees does.
+	outside bool
+	trees   func() (trees, error)
+}
+
+// trees is what a place is looked up in.
+type trees struct {
+	cluster string // the chosen one
 	mounts  []mountinfo.Mount
 }
 
-// here is the place of this process, for the chosen cluster.
+// here is the place of this process.
 func (a *app) here() (place, error) {
-	cfg, err := a.clientConfig()
-	if err != nil {
-		return place{}, err
-	}
-	mounts, err := mountinfo.List()
-	if err != nil {
-		return place{}, err
-	}
 	dir, err := os.Getwd()
 	if err != nil {
 		return place{}, err
 	}
-	return place{cluster: cfg.Cluster, dir: physical(dir), mounts: mounts}, nil
+	w := place{dir: physical(dir), trees: sync.OnceValues(a.trees)}
+	if w.outside = !mountinfo.MayBeTree(w.dir); !w.outside {
+		_, err = w.trees() // who is in one will ask
+	}
+	return w, err
+}
+
+func (a *app) trees() (trees, error) {
+	cfg, err := a.clientConfig()
+	if err != nil {
+		return trees{}, err
+	}
+	mounts, err := mountinfo.List()
+	return trees{cfg.Cluster, mounts}, err
 }
 
 // physical is an absolute path free of symbolic links, as far as it exists.
@@ -51,11 +64,18 @@ func physical(p string) string {
 
 // treeDir is the user's directory as a path in the tree; empty when it is not in
 // the tree.
-func (w place) treeDir() string {
-	if m, ok := mountinfo.Of(w.mounts, w.dir); ok && m.Tree() && m.Cluster() == w.cluster {
-		return m.InTree(w.dir)
+func (w place) treeDir() (string, error) {
+	if w.outside {
+		return "", nil
 	}
-	return ""
+	in, err := w.trees()
+	if err != nil {
+		return "", err
+	}
+	if m, ok := mountinfo.Of(in.mounts, w.dir); ok && m.Tree() && m.Cluster() == in.cluster {
+		return m.InTree(w.dir), nil
+	}
+	return "", nil
 }
 
 // path is the path in the tree that an argument means: koinon:/PATH, or a path
@@ -70,12 +90,16 @@ func (w place) path(arg string) (string, error) {
 		p = filepath.Join(w.dir, p)
 	}
 	p = physical(p)
-	m, ok := mountinfo.Of(w.mounts, p)
+	in, err := w.trees()
+	if err != nil {
+		return "", err
+	}
+	m, ok := mountinfo.Of(in.mounts, p)
 	switch {
-	case ok && m.Tree() && m.Cluster() == w.cluster:
+	case ok && m.Tree() && m.Cluster() == in.cluster:
 		return m.InTree(p), nil
 	case ok && m.Tree():
-		return "", sys.E(op, sys.Invalid, sys.Subject(arg), fmt.Sprintf("that is in the tree of cluster %q, not of %q, which is spoken to: choose the cluster with --config", m.Cluster(), w.cluster))
+		return "", sys.E(op, sys.Invalid, sys.Subject(arg), fmt.Sprintf("that is in the tree of cluster %q, not of %q, which is spoken to: choose the cluster with --config", m.Cluster(), in.cluster))
 	}
 	inTree := arg
 	if !strings.HasPrefix(inTree, "/") {

@@ -108,10 +108,12 @@ func (j *jobs) startTo(in io.Reader, out io.Writer, args ...string) *started {
 	p := newProcsApp(a)
 	p.open = func(context.Context) (*client.Procs, error) { return client.NewProcs(j.table, j.tree.c), nil }
 	p.where = func() (place, error) {
-		return place{cluster: "lab", dir: j.dir, mounts: []mountinfo.Mount{
-			{Path: "/", Root: "/", Type: "ext4"},
-			{Path: "/tree", Root: "/", Type: "fuse.koinon", Source: "koinon:lab"},
-			{Path: "/other", Root: "/", Type: "fuse.koinon", Source: "koinon:home"},
+		return place{dir: j.dir, trees: func() (trees, error) {
+			return trees{"lab", []mountinfo.Mount{
+				{Path: "/", Root: "/", Type: "ext4"},
+				{Path: "/tree", Root: "/", Type: "fuse.koinon", Source: "koinon:lab"},
+				{Path: "/other", Root: "/", Type: "fuse.koinon", Source: "koinon:home"},
+			}}, nil
 		}}, nil
 	}
 	p.signals = func() (<-chan os.Signal, func()) { return j.signals, func() {} }

@@ -113,13 +113,12 @@ func named[T any](name string, with T, make func(T) *cobra.Command) subcommand {
 // subcommands are those of the root, by their group in the help.
 func subcommands(a *app) map[string][]subcommand {
 	all := map[string][]subcommand{
-		groupStart: {named("status", a, newStatusCommand)},
-		groupCluster: {named("node", a, newNodeCommand), named("fsck", a, newFsckCommand), named("meta", a, newMetaCommand),
-			named("blocks", a, newBlocksCommand)},
-		groupTree:  treeCommands(a, a.openTree),
-		groupProcs: processCommands(newProcsApp(a)),
-		groupKeys:  {named("kv", a, newKVCommand), named("lock", a, newLockCommand)},
-		groupTools: {named("bench", a, newBenchCommand), named("version", a, newVersionCommand)},
+		groupStart:   {named("status", a, newStatusCommand)},
+		groupCluster: {named("node", a, newNodeCommand), named("fsck", a, newFsckCommand), named("blocks", a, newBlocksCommand)},
+		groupTree:    treeCommands(a, a.openTree),
+		groupProcs:   processCommands(newProcsApp(a)),
+		groupKeys:    {named("kv", a, newKVCommand), named("lock", a, newLockCommand)},
+		groupTools:   {named("bench", a, newBenchCommand), named("version", a, newVersionCommand)},
 	}
 	for group, cmds := range nodeCommands(a) {
 		all[group] = append(all[group], cmds...)

@@ -76,7 +76,9 @@ func (p *procsApp) paths(ctx context.Context, procs *koinon.Procs, f runFlags, s
 	if err != nil {
 		return err
 	}
-	s.Dir = at.treeDir()
+	if s.Dir, err = at.treeDir(); err != nil {
+		return err
+	}
 	for _, a := range []struct {
 		arg string
 		to  *string

@@ -73,7 +73,7 @@ func TestWaitForAPart(t *testing.T) {
 	j.table.Why(2, 0, 1, "work: command not found")
 	j.table.End(2, 0, 1, 127)
 	s.ends(127, "", "koinon: job 2:1 failed with exit code 127: work: command not found\n")
-	if out, _, _ := j.runs("inspect", "2:1"); strings.Contains(out, "2:0") || !strings.Contains(out, "2:1") {
+	if out, _, _ := j.runs("inspect", "2:1"); strings.Contains(out, "\n2:0 ") || !strings.Contains(out, "\n2:1 ") {
 		t.Errorf("inspect 2:1 tells\n%s", out)
 	}
 }

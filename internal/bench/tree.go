@@ -93,7 +93,8 @@ func DefaultTree(ctx context.Context) string {
 	return src
 }
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+// castagnoli is no variable: see block.Checksum.
+func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) }
 
 func makeTreeRoot(b *bed) error {
 	b.copied = make([]bool, len(b.plan.files))
@@ -114,7 +115,7 @@ func warmSource(b *bed) error {
 		if int64(len(data)) != f.size {
 			return fmt.Errorf("%s changed during the run; name a tree that stays as it is with --tree", f.path)
 		}
-		f.crc = crc32.Checksum(data, castagnoli)
+		f.crc = crc32.Checksum(data, castagnoli())
 	}
 	return nil
 }
@@ -206,7 +207,7 @@ func readWhole(path string, f *planFile, buf []byte) error {
 		if err != nil {
 			return closing(h, err)
 		}
-		crc = crc32.Update(crc, castagnoli, buf[:n])
+		crc = crc32.Update(crc, castagnoli(), buf[:n])
 		if off += int64(n); n < copyUnit {
 			break
 		}

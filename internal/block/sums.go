@@ -6,10 +6,6 @@ import (
 	"github.com/koinon/koinon/internal/sys"
 )
 
-// castagnoli is the polynomial of CRC32C (RFC 3720, appendix B.4), which both
-// amd64 and arm64 compute in hardware.
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
 // Sums are the CRC32C of each sys.PageSize bytes of a block; the last page may
 // be short. The writing client computes them, every copy keeps them, and the
 // reading client checks them.
@@ -18,8 +14,12 @@ type Sums []uint32
 // PageCount returns how many pages size bytes have.
 func PageCount(size int) int { return (size + sys.PageSize - 1) / sys.PageSize }
 
-// Checksum returns the CRC32C of data.
-func Checksum(data []byte) uint32 { return crc32.Checksum(data, castagnoli) }
+// Checksum returns the CRC32C of data (RFC 3720, appendix B.4), which both amd64
+// and arm64 compute in hardware. The first call makes what that needs, which takes
+// long for a short command: it must not be a package's variable.
+func Checksum(data []byte) uint32 {
+	return crc32.Checksum(data, crc32.MakeTable(crc32.Castagnoli))
+}
 
 // SumData returns the sums of a block that holds data.
 func SumData(data []byte) Sums { return AppendSums(make(Sums, 0, PageCount(len(data))), data) }

@@ -8,16 +8,7 @@ import (
 	binary "encoding/binary"
 	fmt "fmt"
 	protohelpers "github.com/planetscale/vtprotobuf/protohelpers"
-	proto "google.golang.org/protobuf/proto"
-	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	io "io"
-)
-
-const (
-	// Verify that this generated code is sufficiently up-to-date.
-	_ = protoimpl.EnforceVersion(20 - protoimpl.MinVersion)
-	// Verify that runtime/protoimpl is sufficiently up-to-date.
-	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
 func (m *Key) CloneVT() *Key {
@@ -32,10 +23,6 @@ func (m *Key) CloneVT() *Key {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Key) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Keys) CloneVT() *Keys {
@@ -60,10 +47,6 @@ func (m *Keys) CloneVT() *Keys {
 	return r
 }
 
-func (m *Keys) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *PutRequest) CloneVT() *PutRequest {
 	if m == nil {
 		return (*PutRequest)(nil)
@@ -84,10 +67,6 @@ func (m *PutRequest) CloneVT() *PutRequest {
 	return r
 }
 
-func (m *PutRequest) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *GetRequest) CloneVT() *GetRequest {
 	if m == nil {
 		return (*GetRequest)(nil)
@@ -102,10 +81,6 @@ func (m *GetRequest) CloneVT() *GetRequest {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *GetRequest) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *GetReply) CloneVT() *GetReply {
@@ -128,10 +103,6 @@ func (m *GetReply) CloneVT() *GetReply {
 	return r
 }
 
-func (m *GetReply) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *DeleteRequest) CloneVT() *DeleteRequest {
 	if m == nil {
 		return (*DeleteRequest)(nil)
@@ -146,10 +117,6 @@ func (m *DeleteRequest) CloneVT() *DeleteRequest {
 	return r
 }
 
-func (m *DeleteRequest) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *DeleteReply) CloneVT() *DeleteReply {
 	if m == nil {
 		return (*DeleteReply)(nil)
@@ -160,10 +127,6 @@ func (m *DeleteReply) CloneVT() *DeleteReply {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *DeleteReply) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *SyncRequest) CloneVT() *SyncRequest {
@@ -184,10 +147,6 @@ func (m *SyncRequest) CloneVT() *SyncRequest {
 	return r
 }
 
-func (m *SyncRequest) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *SyncReply) CloneVT() *SyncReply {
 	if m == nil {
 		return (*SyncReply)(nil)
@@ -199,10 +158,6 @@ func (m *SyncReply) CloneVT() *SyncReply {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *SyncReply) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *ListRequest) CloneVT() *ListRequest {
@@ -218,10 +173,6 @@ func (m *ListRequest) CloneVT() *ListRequest {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *ListRequest) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *ListReply) CloneVT() *ListReply {
@@ -242,10 +193,6 @@ func (m *ListReply) CloneVT() *ListReply {
 	return r
 }
 
-func (m *ListReply) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *DigestRequest) CloneVT() *DigestRequest {
 	if m == nil {
 		return (*DigestRequest)(nil)
@@ -258,10 +205,6 @@ func (m *DigestRequest) CloneVT() *DigestRequest {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *DigestRequest) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *DigestReply) CloneVT() *DigestReply {
@@ -287,10 +230,6 @@ func (m *DigestReply) CloneVT() *DigestReply {
 	return r
 }
 
-func (m *DigestReply) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *RepairRequest) CloneVT() *RepairRequest {
 	if m == nil {
 		return (*RepairRequest)(nil)
@@ -302,10 +241,6 @@ func (m *RepairRequest) CloneVT() *RepairRequest {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *RepairRequest) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *RepairReply) CloneVT() *RepairReply {
@@ -322,10 +257,6 @@ func (m *RepairReply) CloneVT() *RepairReply {
 	return r
 }
 
-func (m *RepairReply) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *UsageRequest) CloneVT() *UsageRequest {
 	if m == nil {
 		return (*UsageRequest)(nil)
@@ -336,10 +267,6 @@ func (m *UsageRequest) CloneVT() *UsageRequest {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *UsageRequest) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *UsageReply) CloneVT() *UsageReply {
@@ -358,10 +285,6 @@ func (m *UsageReply) CloneVT() *UsageReply {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *UsageReply) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Key) MarshalVT() (dAtA []byte, err error) {

@@ -8,17 +8,8 @@ import (
 	binary "encoding/binary"
 	fmt "fmt"
 	protohelpers "github.com/planetscale/vtprotobuf/protohelpers"
-	proto "google.golang.org/protobuf/proto"
-	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	io "io"
 	math "math"
-)
-
-const (
-	// Verify that this generated code is sufficiently up-to-date.
-	_ = protoimpl.EnforceVersion(20 - protoimpl.MinVersion)
-	// Verify that runtime/protoimpl is sufficiently up-to-date.
-	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
 func (m *Member) CloneVT() *Member {
@@ -37,10 +28,6 @@ func (m *Member) CloneVT() *Member {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Member) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Map) CloneVT() *Map {
@@ -71,10 +58,6 @@ func (m *Map) CloneVT() *Map {
 	return r
 }
 
-func (m *Map) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *BlockStore) CloneVT() *BlockStore {
 	if m == nil {
 		return (*BlockStore)(nil)
@@ -86,10 +69,6 @@ func (m *BlockStore) CloneVT() *BlockStore {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *BlockStore) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Token) CloneVT() *Token {
@@ -122,10 +101,6 @@ func (m *Token) CloneVT() *Token {
 	return r
 }
 
-func (m *Token) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Command) CloneVT() *Command {
 	if m == nil {
 		return (*Command)(nil)
@@ -141,10 +116,6 @@ func (m *Command) CloneVT() *Command {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Command) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Command_AddToken) CloneVT() isCommand_Op {
@@ -222,10 +193,6 @@ func (m *AddToken) CloneVT() *AddToken {
 	return r
 }
 
-func (m *AddToken) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *RemoveToken) CloneVT() *RemoveToken {
 	if m == nil {
 		return (*RemoveToken)(nil)
@@ -237,10 +204,6 @@ func (m *RemoveToken) CloneVT() *RemoveToken {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *RemoveToken) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Admit) CloneVT() *Admit {
@@ -269,10 +232,6 @@ func (m *Admit) CloneVT() *Admit {
 	return r
 }
 
-func (m *Admit) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *SetAddr) CloneVT() *SetAddr {
 	if m == nil {
 		return (*SetAddr)(nil)
@@ -289,10 +248,6 @@ func (m *SetAddr) CloneVT() *SetAddr {
 	return r
 }
 
-func (m *SetAddr) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *RemoveMember) CloneVT() *RemoveMember {
 	if m == nil {
 		return (*RemoveMember)(nil)
@@ -304,10 +259,6 @@ func (m *RemoveMember) CloneVT() *RemoveMember {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *RemoveMember) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *SetState) CloneVT() *SetState {
@@ -324,10 +275,6 @@ func (m *SetState) CloneVT() *SetState {
 	return r
 }
 
-func (m *SetState) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Result) CloneVT() *Result {
 	if m == nil {
 		return (*Result)(nil)
@@ -342,10 +289,6 @@ func (m *Result) CloneVT() *Result {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Result) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *TokensReply) CloneVT() *TokensReply {
@@ -365,10 +308,6 @@ func (m *TokensReply) CloneVT() *TokensReply {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *TokensReply) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *JoinRequest) CloneVT() *JoinRequest {
@@ -396,10 +335,6 @@ func (m *JoinRequest) CloneVT() *JoinRequest {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *JoinRequest) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *JoinReply) CloneVT() *JoinReply {
@@ -431,10 +366,6 @@ func (m *JoinReply) CloneVT() *JoinReply {
 	return r
 }
 
-func (m *JoinReply) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *MapRequest) CloneVT() *MapRequest {
 	if m == nil {
 		return (*MapRequest)(nil)
@@ -445,10 +376,6 @@ func (m *MapRequest) CloneVT() *MapRequest {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *MapRequest) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *AnnounceRequest) CloneVT() *AnnounceRequest {
@@ -464,10 +391,6 @@ func (m *AnnounceRequest) CloneVT() *AnnounceRequest {
 	return r
 }
 
-func (m *AnnounceRequest) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *StatusRequest) CloneVT() *StatusRequest {
 	if m == nil {
 		return (*StatusRequest)(nil)
@@ -478,10 +401,6 @@ func (m *StatusRequest) CloneVT() *StatusRequest {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *StatusRequest) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Drained) CloneVT() *Drained {
@@ -500,10 +419,6 @@ func (m *Drained) CloneVT() *Drained {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Drained) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *StatusReply) CloneVT() *StatusReply {
@@ -564,10 +479,6 @@ func (m *StatusReply) CloneVT() *StatusReply {
 	return r
 }
 
-func (m *StatusReply) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *PeerLag) CloneVT() *PeerLag {
 	if m == nil {
 		return (*PeerLag)(nil)
@@ -583,10 +494,6 @@ func (m *PeerLag) CloneVT() *PeerLag {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *PeerLag) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *LogLoad) CloneVT() *LogLoad {
@@ -616,10 +523,6 @@ func (m *LogLoad) CloneVT() *LogLoad {
 	return r
 }
 
-func (m *LogLoad) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Spread) CloneVT() *Spread {
 	if m == nil {
 		return (*Spread)(nil)
@@ -637,10 +540,6 @@ func (m *Spread) CloneVT() *Spread {
 	return r
 }
 
-func (m *Spread) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *OpenSessionRequest) CloneVT() *OpenSessionRequest {
 	if m == nil {
 		return (*OpenSessionRequest)(nil)
@@ -654,10 +553,6 @@ func (m *OpenSessionRequest) CloneVT() *OpenSessionRequest {
 	return r
 }
 
-func (m *OpenSessionRequest) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *OpenSessionReply) CloneVT() *OpenSessionReply {
 	if m == nil {
 		return (*OpenSessionReply)(nil)
@@ -669,10 +564,6 @@ func (m *OpenSessionReply) CloneVT() *OpenSessionReply {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *OpenSessionReply) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Member) MarshalVT() (dAtA []byte, err error) {

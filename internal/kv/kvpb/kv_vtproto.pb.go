@@ -7,16 +7,7 @@ package kvpb
 import (
 	fmt "fmt"
 	protohelpers "github.com/planetscale/vtprotobuf/protohelpers"
-	proto "google.golang.org/protobuf/proto"
-	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	io "io"
-)
-
-const (
-	// Verify that this generated code is sufficiently up-to-date.
-	_ = protoimpl.EnforceVersion(20 - protoimpl.MinVersion)
-	// Verify that runtime/protoimpl is sufficiently up-to-date.
-	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
 func (m *Command) CloneVT() *Command {
@@ -32,10 +23,6 @@ func (m *Command) CloneVT() *Command {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Command) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Command_Txn) CloneVT() isCommand_Op {
@@ -118,10 +105,6 @@ func (m *Txn) CloneVT() *Txn {
 	return r
 }
 
-func (m *Txn) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Compare) CloneVT() *Compare {
 	if m == nil {
 		return (*Compare)(nil)
@@ -140,10 +123,6 @@ func (m *Compare) CloneVT() *Compare {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Compare) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Compare_ModRevision) CloneVT() isCompare_Want {
@@ -197,10 +176,6 @@ func (m *Change) CloneVT() *Change {
 	return r
 }
 
-func (m *Change) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Change_Put) CloneVT() isChange_Change {
 	if m == nil {
 		return (*Change_Put)(nil)
@@ -237,10 +212,6 @@ func (m *Put) CloneVT() *Put {
 	return r
 }
 
-func (m *Put) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Delete) CloneVT() *Delete {
 	if m == nil {
 		return (*Delete)(nil)
@@ -251,10 +222,6 @@ func (m *Delete) CloneVT() *Delete {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Delete) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Open) CloneVT() *Open {
@@ -269,10 +236,6 @@ func (m *Open) CloneVT() *Open {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Open) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Acquire) CloneVT() *Acquire {
@@ -293,10 +256,6 @@ func (m *Acquire) CloneVT() *Acquire {
 	return r
 }
 
-func (m *Acquire) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Release) CloneVT() *Release {
 	if m == nil {
 		return (*Release)(nil)
@@ -314,10 +273,6 @@ func (m *Release) CloneVT() *Release {
 	return r
 }
 
-func (m *Release) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Compact) CloneVT() *Compact {
 	if m == nil {
 		return (*Compact)(nil)
@@ -333,10 +288,6 @@ func (m *Compact) CloneVT() *Compact {
 	return r
 }
 
-func (m *Compact) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Begin) CloneVT() *Begin {
 	if m == nil {
 		return (*Begin)(nil)
@@ -347,10 +298,6 @@ func (m *Begin) CloneVT() *Begin {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Begin) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Result) CloneVT() *Result {
@@ -382,10 +329,6 @@ func (m *Result) CloneVT() *Result {
 	return r
 }
 
-func (m *Result) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Failure) CloneVT() *Failure {
 	if m == nil {
 		return (*Failure)(nil)
@@ -398,10 +341,6 @@ func (m *Failure) CloneVT() *Failure {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Failure) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *KeyState) CloneVT() *KeyState {
@@ -423,10 +362,6 @@ func (m *KeyState) CloneVT() *KeyState {
 	return r
 }
 
-func (m *KeyState) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Key) CloneVT() *Key {
 	if m == nil {
 		return (*Key)(nil)
@@ -443,10 +378,6 @@ func (m *Key) CloneVT() *Key {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Key) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Version) CloneVT() *Version {
@@ -470,10 +401,6 @@ func (m *Version) CloneVT() *Version {
 	return r
 }
 
-func (m *Version) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Step) CloneVT() *Step {
 	if m == nil {
 		return (*Step)(nil)
@@ -494,10 +421,6 @@ func (m *Step) CloneVT() *Step {
 	return r
 }
 
-func (m *Step) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Lease) CloneVT() *Lease {
 	if m == nil {
 		return (*Lease)(nil)
@@ -511,10 +434,6 @@ func (m *Lease) CloneVT() *Lease {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Lease) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Lock) CloneVT() *Lock {
@@ -546,10 +465,6 @@ func (m *Lock) CloneVT() *Lock {
 	return r
 }
 
-func (m *Lock) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Waiter) CloneVT() *Waiter {
 	if m == nil {
 		return (*Waiter)(nil)
@@ -562,10 +477,6 @@ func (m *Waiter) CloneVT() *Waiter {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Waiter) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *DoRequest) CloneVT() *DoRequest {
@@ -583,10 +494,6 @@ func (m *DoRequest) CloneVT() *DoRequest {
 	return r
 }
 
-func (m *DoRequest) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Query) CloneVT() *Query {
 	if m == nil {
 		return (*Query)(nil)
@@ -601,10 +508,6 @@ func (m *Query) CloneVT() *Query {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Query) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Query_Get) CloneVT() isQuery_Op {
@@ -652,10 +555,6 @@ func (m *Get) CloneVT() *Get {
 	return r
 }
 
-func (m *Get) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *List) CloneVT() *List {
 	if m == nil {
 		return (*List)(nil)
@@ -681,10 +580,6 @@ func (m *List) CloneVT() *List {
 	return r
 }
 
-func (m *List) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Locks) CloneVT() *Locks {
 	if m == nil {
 		return (*Locks)(nil)
@@ -706,10 +601,6 @@ func (m *Locks) CloneVT() *Locks {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Locks) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Answer) CloneVT() *Answer {
@@ -747,10 +638,6 @@ func (m *Answer) CloneVT() *Answer {
 	return r
 }
 
-func (m *Answer) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Entry) CloneVT() *Entry {
 	if m == nil {
 		return (*Entry)(nil)
@@ -778,10 +665,6 @@ func (m *Entry) CloneVT() *Entry {
 	return r
 }
 
-func (m *Entry) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *WatchRequest) CloneVT() *WatchRequest {
 	if m == nil {
 		return (*WatchRequest)(nil)
@@ -800,10 +683,6 @@ func (m *WatchRequest) CloneVT() *WatchRequest {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *WatchRequest) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *WatchReply) CloneVT() *WatchReply {
@@ -828,10 +707,6 @@ func (m *WatchReply) CloneVT() *WatchReply {
 	return r
 }
 
-func (m *WatchReply) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Event) CloneVT() *Event {
 	if m == nil {
 		return (*Event)(nil)
@@ -845,10 +720,6 @@ func (m *Event) CloneVT() *Event {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Event) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *AwaitRequest) CloneVT() *AwaitRequest {
@@ -870,10 +741,6 @@ func (m *AwaitRequest) CloneVT() *AwaitRequest {
 	return r
 }
 
-func (m *AwaitRequest) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *AwaitReply) CloneVT() *AwaitReply {
 	if m == nil {
 		return (*AwaitReply)(nil)
@@ -887,10 +754,6 @@ func (m *AwaitReply) CloneVT() *AwaitReply {
 	return r
 }
 
-func (m *AwaitReply) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *RenewRequest) CloneVT() *RenewRequest {
 	if m == nil {
 		return (*RenewRequest)(nil)
@@ -902,10 +765,6 @@ func (m *RenewRequest) CloneVT() *RenewRequest {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *RenewRequest) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Command) MarshalVT() (dAtA []byte, err error) {

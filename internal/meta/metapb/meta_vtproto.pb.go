@@ -7,16 +7,7 @@ package metapb
 import (
 	fmt "fmt"
 	protohelpers "github.com/planetscale/vtprotobuf/protohelpers"
-	proto "google.golang.org/protobuf/proto"
-	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	io "io"
-)
-
-const (
-	// Verify that this generated code is sufficiently up-to-date.
-	_ = protoimpl.EnforceVersion(20 - protoimpl.MinVersion)
-	// Verify that runtime/protoimpl is sufficiently up-to-date.
-	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
 func (m *Cred) CloneVT() *Cred {
@@ -36,10 +27,6 @@ func (m *Cred) CloneVT() *Cred {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Cred) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Attr) CloneVT() *Attr {
@@ -77,10 +64,6 @@ func (m *Attr) CloneVT() *Attr {
 	return r
 }
 
-func (m *Attr) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Slice) CloneVT() *Slice {
 	if m == nil {
 		return (*Slice)(nil)
@@ -96,10 +79,6 @@ func (m *Slice) CloneVT() *Slice {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Slice) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Chunk) CloneVT() *Chunk {
@@ -134,10 +113,6 @@ func (m *Chunk) CloneVT() *Chunk {
 	return r
 }
 
-func (m *Chunk) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Range) CloneVT() *Range {
 	if m == nil {
 		return (*Range)(nil)
@@ -151,10 +126,6 @@ func (m *Range) CloneVT() *Range {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Range) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Dentry) CloneVT() *Dentry {
@@ -171,10 +142,6 @@ func (m *Dentry) CloneVT() *Dentry {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Dentry) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Origin) CloneVT() *Origin {
@@ -196,10 +163,6 @@ func (m *Origin) CloneVT() *Origin {
 	return r
 }
 
-func (m *Origin) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Place) CloneVT() *Place {
 	if m == nil {
 		return (*Place)(nil)
@@ -216,10 +179,6 @@ func (m *Place) CloneVT() *Place {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Place) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Entry) CloneVT() *Entry {
@@ -244,10 +203,6 @@ func (m *Entry) CloneVT() *Entry {
 	return r
 }
 
-func (m *Entry) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Command) CloneVT() *Command {
 	if m == nil {
 		return (*Command)(nil)
@@ -263,10 +218,6 @@ func (m *Command) CloneVT() *Command {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Command) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Command_Mknod) CloneVT() isCommand_Op {
@@ -487,10 +438,6 @@ func (m *Mknod) CloneVT() *Mknod {
 	return r
 }
 
-func (m *Mknod) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Unlink) CloneVT() *Unlink {
 	if m == nil {
 		return (*Unlink)(nil)
@@ -509,10 +456,6 @@ func (m *Unlink) CloneVT() *Unlink {
 	return r
 }
 
-func (m *Unlink) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Rmdir) CloneVT() *Rmdir {
 	if m == nil {
 		return (*Rmdir)(nil)
@@ -529,10 +472,6 @@ func (m *Rmdir) CloneVT() *Rmdir {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Rmdir) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Rename) CloneVT() *Rename {
@@ -561,10 +500,6 @@ func (m *Rename) CloneVT() *Rename {
 	return r
 }
 
-func (m *Rename) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Link) CloneVT() *Link {
 	if m == nil {
 		return (*Link)(nil)
@@ -582,10 +517,6 @@ func (m *Link) CloneVT() *Link {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Link) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *SetAttr) CloneVT() *SetAttr {
@@ -632,10 +563,6 @@ func (m *SetAttr) CloneVT() *SetAttr {
 	return r
 }
 
-func (m *SetAttr) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *SetXattr) CloneVT() *SetXattr {
 	if m == nil {
 		return (*SetXattr)(nil)
@@ -661,10 +588,6 @@ func (m *SetXattr) CloneVT() *SetXattr {
 	return r
 }
 
-func (m *SetXattr) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *RemoveXattr) CloneVT() *RemoveXattr {
 	if m == nil {
 		return (*RemoveXattr)(nil)
@@ -681,10 +604,6 @@ func (m *RemoveXattr) CloneVT() *RemoveXattr {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *RemoveXattr) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Commit) CloneVT() *Commit {
@@ -721,10 +640,6 @@ func (m *Commit) CloneVT() *Commit {
 	return r
 }
 
-func (m *Commit) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *ChunkSlice) CloneVT() *ChunkSlice {
 	if m == nil {
 		return (*ChunkSlice)(nil)
@@ -737,10 +652,6 @@ func (m *ChunkSlice) CloneVT() *ChunkSlice {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *ChunkSlice) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Fallocate) CloneVT() *Fallocate {
@@ -758,10 +669,6 @@ func (m *Fallocate) CloneVT() *Fallocate {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Fallocate) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Merge) CloneVT() *Merge {
@@ -797,10 +704,6 @@ func (m *Merge) CloneVT() *Merge {
 	return r
 }
 
-func (m *Merge) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *AllocSlices) CloneVT() *AllocSlices {
 	if m == nil {
 		return (*AllocSlices)(nil)
@@ -815,10 +718,6 @@ func (m *AllocSlices) CloneVT() *AllocSlices {
 	return r
 }
 
-func (m *AllocSlices) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *AllocInos) CloneVT() *AllocInos {
 	if m == nil {
 		return (*AllocInos)(nil)
@@ -830,10 +729,6 @@ func (m *AllocInos) CloneVT() *AllocInos {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *AllocInos) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *KeepOpen) CloneVT() *KeepOpen {
@@ -855,10 +750,6 @@ func (m *KeepOpen) CloneVT() *KeepOpen {
 	return r
 }
 
-func (m *KeepOpen) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Purge) CloneVT() *Purge {
 	if m == nil {
 		return (*Purge)(nil)
@@ -870,10 +761,6 @@ func (m *Purge) CloneVT() *Purge {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Purge) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *DropFreed) CloneVT() *DropFreed {
@@ -894,10 +781,6 @@ func (m *DropFreed) CloneVT() *DropFreed {
 	return r
 }
 
-func (m *DropFreed) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Format) CloneVT() *Format {
 	if m == nil {
 		return (*Format)(nil)
@@ -911,10 +794,6 @@ func (m *Format) CloneVT() *Format {
 	return r
 }
 
-func (m *Format) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *EndSession) CloneVT() *EndSession {
 	if m == nil {
 		return (*EndSession)(nil)
@@ -926,10 +805,6 @@ func (m *EndSession) CloneVT() *EndSession {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *EndSession) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *GiveUp) CloneVT() *GiveUp {
@@ -951,10 +826,6 @@ func (m *GiveUp) CloneVT() *GiveUp {
 	return r
 }
 
-func (m *GiveUp) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Restore) CloneVT() *Restore {
 	if m == nil {
 		return (*Restore)(nil)
@@ -974,10 +845,6 @@ func (m *Restore) CloneVT() *Restore {
 	return r
 }
 
-func (m *Restore) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Load) CloneVT() *Load {
 	if m == nil {
 		return (*Load)(nil)
@@ -992,10 +859,6 @@ func (m *Load) CloneVT() *Load {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Load) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Load_Begin) CloneVT() isLoad_Step {
@@ -1055,10 +918,6 @@ func (m *LoadBegin) CloneVT() *LoadBegin {
 	return r
 }
 
-func (m *LoadBegin) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *LoadClear) CloneVT() *LoadClear {
 	if m == nil {
 		return (*LoadClear)(nil)
@@ -1070,10 +929,6 @@ func (m *LoadClear) CloneVT() *LoadClear {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *LoadClear) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *LoadRows) CloneVT() *LoadRows {
@@ -1096,10 +951,6 @@ func (m *LoadRows) CloneVT() *LoadRows {
 	return r
 }
 
-func (m *LoadRows) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *LoadEnd) CloneVT() *LoadEnd {
 	if m == nil {
 		return (*LoadEnd)(nil)
@@ -1115,10 +966,6 @@ func (m *LoadEnd) CloneVT() *LoadEnd {
 	return r
 }
 
-func (m *LoadEnd) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *LoadAway) CloneVT() *LoadAway {
 	if m == nil {
 		return (*LoadAway)(nil)
@@ -1130,10 +977,6 @@ func (m *LoadAway) CloneVT() *LoadAway {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *LoadAway) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Row) CloneVT() *Row {
@@ -1149,10 +992,6 @@ func (m *Row) CloneVT() *Row {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Row) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Row_Inode) CloneVT() isRow_Row {
@@ -1219,10 +1058,6 @@ func (m *EntryRow) CloneVT() *EntryRow {
 	return r
 }
 
-func (m *EntryRow) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *ChunkRow) CloneVT() *ChunkRow {
 	if m == nil {
 		return (*ChunkRow)(nil)
@@ -1236,10 +1071,6 @@ func (m *ChunkRow) CloneVT() *ChunkRow {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *ChunkRow) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *XattrsRow) CloneVT() *XattrsRow {
@@ -1256,10 +1087,6 @@ func (m *XattrsRow) CloneVT() *XattrsRow {
 	return r
 }
 
-func (m *XattrsRow) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *CounterRow) CloneVT() *CounterRow {
 	if m == nil {
 		return (*CounterRow)(nil)
@@ -1272,10 +1099,6 @@ func (m *CounterRow) CloneVT() *CounterRow {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *CounterRow) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Failure) CloneVT() *Failure {
@@ -1292,10 +1115,6 @@ func (m *Failure) CloneVT() *Failure {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Failure) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Result) CloneVT() *Result {
@@ -1323,10 +1142,6 @@ func (m *Result) CloneVT() *Result {
 	return r
 }
 
-func (m *Result) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Query) CloneVT() *Query {
 	if m == nil {
 		return (*Query)(nil)
@@ -1341,10 +1156,6 @@ func (m *Query) CloneVT() *Query {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Query) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Query_Lookup) CloneVT() isQuery_Op {
@@ -1482,10 +1293,6 @@ func (m *Lookup) CloneVT() *Lookup {
 	return r
 }
 
-func (m *Lookup) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *GetAttr) CloneVT() *GetAttr {
 	if m == nil {
 		return (*GetAttr)(nil)
@@ -1497,10 +1304,6 @@ func (m *GetAttr) CloneVT() *GetAttr {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *GetAttr) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Open) CloneVT() *Open {
@@ -1515,10 +1318,6 @@ func (m *Open) CloneVT() *Open {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Open) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *GetChunks) CloneVT() *GetChunks {
@@ -1536,10 +1335,6 @@ func (m *GetChunks) CloneVT() *GetChunks {
 	return r
 }
 
-func (m *GetChunks) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *ReadDir) CloneVT() *ReadDir {
 	if m == nil {
 		return (*ReadDir)(nil)
@@ -1554,10 +1349,6 @@ func (m *ReadDir) CloneVT() *ReadDir {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *ReadDir) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *GetXattr) CloneVT() *GetXattr {
@@ -1578,10 +1369,6 @@ func (m *GetXattr) CloneVT() *GetXattr {
 	return r
 }
 
-func (m *GetXattr) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *ListXattr) CloneVT() *ListXattr {
 	if m == nil {
 		return (*ListXattr)(nil)
@@ -1595,10 +1382,6 @@ func (m *ListXattr) CloneVT() *ListXattr {
 	return r
 }
 
-func (m *ListXattr) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *StatFS) CloneVT() *StatFS {
 	if m == nil {
 		return (*StatFS)(nil)
@@ -1609,10 +1392,6 @@ func (m *StatFS) CloneVT() *StatFS {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *StatFS) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *ScanInodes) CloneVT() *ScanInodes {
@@ -1630,10 +1409,6 @@ func (m *ScanInodes) CloneVT() *ScanInodes {
 	return r
 }
 
-func (m *ScanInodes) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *ReadFreed) CloneVT() *ReadFreed {
 	if m == nil {
 		return (*ReadFreed)(nil)
@@ -1648,10 +1423,6 @@ func (m *ReadFreed) CloneVT() *ReadFreed {
 	return r
 }
 
-func (m *ReadFreed) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *ScanRows) CloneVT() *ScanRows {
 	if m == nil {
 		return (*ScanRows)(nil)
@@ -1663,10 +1434,6 @@ func (m *ScanRows) CloneVT() *ScanRows {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *ScanRows) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Cursor) CloneVT() *Cursor {
@@ -1684,10 +1451,6 @@ func (m *Cursor) CloneVT() *Cursor {
 	return r
 }
 
-func (m *Cursor) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *TreeState) CloneVT() *TreeState {
 	if m == nil {
 		return (*TreeState)(nil)
@@ -1698,10 +1461,6 @@ func (m *TreeState) CloneVT() *TreeState {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *TreeState) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Access) CloneVT() *Access {
@@ -1716,10 +1475,6 @@ func (m *Access) CloneVT() *Access {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Access) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Answer) CloneVT() *Answer {
@@ -1789,10 +1544,6 @@ func (m *Answer) CloneVT() *Answer {
 	return r
 }
 
-func (m *Answer) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *NumberedChunk) CloneVT() *NumberedChunk {
 	if m == nil {
 		return (*NumberedChunk)(nil)
@@ -1805,10 +1556,6 @@ func (m *NumberedChunk) CloneVT() *NumberedChunk {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *NumberedChunk) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Inode) CloneVT() *Inode {
@@ -1831,10 +1578,6 @@ func (m *Inode) CloneVT() *Inode {
 	return r
 }
 
-func (m *Inode) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Xattrs) CloneVT() *Xattrs {
 	if m == nil {
 		return (*Xattrs)(nil)
@@ -1852,10 +1595,6 @@ func (m *Xattrs) CloneVT() *Xattrs {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Xattrs) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Xattr) CloneVT() *Xattr {
@@ -1880,10 +1619,6 @@ func (m *Xattr) CloneVT() *Xattr {
 	return r
 }
 
-func (m *Xattr) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *DumpFrame) CloneVT() *DumpFrame {
 	if m == nil {
 		return (*DumpFrame)(nil)
@@ -1898,10 +1633,6 @@ func (m *DumpFrame) CloneVT() *DumpFrame {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *DumpFrame) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *DumpFrame_Header) CloneVT() isDumpFrame_Part {
@@ -1947,10 +1678,6 @@ func (m *DumpHeader) CloneVT() *DumpHeader {
 	return r
 }
 
-func (m *DumpHeader) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *DumpRows) CloneVT() *DumpRows {
 	if m == nil {
 		return (*DumpRows)(nil)
@@ -1970,10 +1697,6 @@ func (m *DumpRows) CloneVT() *DumpRows {
 	return r
 }
 
-func (m *DumpRows) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *DumpEnd) CloneVT() *DumpEnd {
 	if m == nil {
 		return (*DumpEnd)(nil)
@@ -1990,10 +1713,6 @@ func (m *DumpEnd) CloneVT() *DumpEnd {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *DumpEnd) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Cred) MarshalVT() (dAtA []byte, err error) {

@@ -7,16 +7,7 @@ package placementpb
 import (
 	fmt "fmt"
 	protohelpers "github.com/planetscale/vtprotobuf/protohelpers"
-	proto "google.golang.org/protobuf/proto"
-	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	io "io"
-)
-
-const (
-	// Verify that this generated code is sufficiently up-to-date.
-	_ = protoimpl.EnforceVersion(20 - protoimpl.MinVersion)
-	// Verify that runtime/protoimpl is sufficiently up-to-date.
-	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
 func (m *Table) CloneVT() *Table {
@@ -40,10 +31,6 @@ func (m *Table) CloneVT() *Table {
 	return r
 }
 
-func (m *Table) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Group) CloneVT() *Group {
 	if m == nil {
 		return (*Group)(nil)
@@ -64,10 +51,6 @@ func (m *Group) CloneVT() *Group {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Group) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Table) MarshalVT() (dAtA []byte, err error) {

@@ -7,16 +7,7 @@ package procpb
 import (
 	fmt "fmt"
 	protohelpers "github.com/planetscale/vtprotobuf/protohelpers"
-	proto "google.golang.org/protobuf/proto"
-	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	io "io"
-)
-
-const (
-	// Verify that this generated code is sufficiently up-to-date.
-	_ = protoimpl.EnforceVersion(20 - protoimpl.MinVersion)
-	// Verify that runtime/protoimpl is sufficiently up-to-date.
-	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
 func (m *Resources) CloneVT() *Resources {
@@ -31,10 +22,6 @@ func (m *Resources) CloneVT() *Resources {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Resources) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *User) CloneVT() *User {
@@ -58,10 +45,6 @@ func (m *User) CloneVT() *User {
 	return r
 }
 
-func (m *User) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Label) CloneVT() *Label {
 	if m == nil {
 		return (*Label)(nil)
@@ -76,10 +59,6 @@ func (m *Label) CloneVT() *Label {
 	return r
 }
 
-func (m *Label) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *After) CloneVT() *After {
 	if m == nil {
 		return (*After)(nil)
@@ -92,10 +71,6 @@ func (m *After) CloneVT() *After {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *After) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Spec) CloneVT() *Spec {
@@ -174,10 +149,6 @@ func (m *Spec) CloneVT() *Spec {
 	return r
 }
 
-func (m *Spec) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *NearItem) CloneVT() *NearItem {
 	if m == nil {
 		return (*NearItem)(nil)
@@ -197,10 +168,6 @@ func (m *NearItem) CloneVT() *NearItem {
 	return r
 }
 
-func (m *NearItem) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Held) CloneVT() *Held {
 	if m == nil {
 		return (*Held)(nil)
@@ -213,10 +180,6 @@ func (m *Held) CloneVT() *Held {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Held) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Process) CloneVT() *Process {
@@ -242,10 +205,6 @@ func (m *Process) CloneVT() *Process {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Process) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Task) CloneVT() *Task {
@@ -281,10 +240,6 @@ func (m *Task) CloneVT() *Task {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Task) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Job) CloneVT() *Job {
@@ -332,10 +287,6 @@ func (m *Job) CloneVT() *Job {
 	return r
 }
 
-func (m *Job) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Node) CloneVT() *Node {
 	if m == nil {
 		return (*Node)(nil)
@@ -363,10 +314,6 @@ func (m *Node) CloneVT() *Node {
 	return r
 }
 
-func (m *Node) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Command) CloneVT() *Command {
 	if m == nil {
 		return (*Command)(nil)
@@ -380,10 +327,6 @@ func (m *Command) CloneVT() *Command {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Command) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Command_Submit) CloneVT() isCommand_Op {
@@ -495,10 +438,6 @@ func (m *Submit) CloneVT() *Submit {
 	return r
 }
 
-func (m *Submit) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Agree) CloneVT() *Agree {
 	if m == nil {
 		return (*Agree)(nil)
@@ -530,10 +469,6 @@ func (m *Agree) CloneVT() *Agree {
 	return r
 }
 
-func (m *Agree) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Began) CloneVT() *Began {
 	if m == nil {
 		return (*Began)(nil)
@@ -553,10 +488,6 @@ func (m *Began) CloneVT() *Began {
 	return r
 }
 
-func (m *Began) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Ended) CloneVT() *Ended {
 	if m == nil {
 		return (*Ended)(nil)
@@ -574,10 +505,6 @@ func (m *Ended) CloneVT() *Ended {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Ended) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Report) CloneVT() *Report {
@@ -609,10 +536,6 @@ func (m *Report) CloneVT() *Report {
 	return r
 }
 
-func (m *Report) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Kill) CloneVT() *Kill {
 	if m == nil {
 		return (*Kill)(nil)
@@ -634,10 +557,6 @@ func (m *Kill) CloneVT() *Kill {
 	return r
 }
 
-func (m *Kill) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *SetNode) CloneVT() *SetNode {
 	if m == nil {
 		return (*SetNode)(nil)
@@ -649,10 +568,6 @@ func (m *SetNode) CloneVT() *SetNode {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *SetNode) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *LoseNode) CloneVT() *LoseNode {
@@ -670,10 +585,6 @@ func (m *LoseNode) CloneVT() *LoseNode {
 	return r
 }
 
-func (m *LoseNode) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Drain) CloneVT() *Drain {
 	if m == nil {
 		return (*Drain)(nil)
@@ -686,10 +597,6 @@ func (m *Drain) CloneVT() *Drain {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Drain) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Expire) CloneVT() *Expire {
@@ -706,10 +613,6 @@ func (m *Expire) CloneVT() *Expire {
 	return r
 }
 
-func (m *Expire) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Refuse) CloneVT() *Refuse {
 	if m == nil {
 		return (*Refuse)(nil)
@@ -722,10 +625,6 @@ func (m *Refuse) CloneVT() *Refuse {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Refuse) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Failure) CloneVT() *Failure {
@@ -741,10 +640,6 @@ func (m *Failure) CloneVT() *Failure {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Failure) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Result) CloneVT() *Result {
@@ -764,10 +659,6 @@ func (m *Result) CloneVT() *Result {
 	return r
 }
 
-func (m *Result) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *SubmitReply) CloneVT() *SubmitReply {
 	if m == nil {
 		return (*SubmitReply)(nil)
@@ -779,10 +670,6 @@ func (m *SubmitReply) CloneVT() *SubmitReply {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *SubmitReply) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *ListRequest) CloneVT() *ListRequest {
@@ -799,10 +686,6 @@ func (m *ListRequest) CloneVT() *ListRequest {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *ListRequest) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *ListReply) CloneVT() *ListReply {
@@ -823,10 +706,6 @@ func (m *ListReply) CloneVT() *ListReply {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *ListReply) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *JobInfo) CloneVT() *JobInfo {
@@ -856,10 +735,6 @@ func (m *JobInfo) CloneVT() *JobInfo {
 	return r
 }
 
-func (m *JobInfo) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *WaitRequest) CloneVT() *WaitRequest {
 	if m == nil {
 		return (*WaitRequest)(nil)
@@ -875,10 +750,6 @@ func (m *WaitRequest) CloneVT() *WaitRequest {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *WaitRequest) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *WaitReply) CloneVT() *WaitReply {
@@ -909,10 +780,6 @@ func (m *WaitReply) CloneVT() *WaitReply {
 	return r
 }
 
-func (m *WaitReply) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *InspectRequest) CloneVT() *InspectRequest {
 	if m == nil {
 		return (*InspectRequest)(nil)
@@ -929,10 +796,6 @@ func (m *InspectRequest) CloneVT() *InspectRequest {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *InspectRequest) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *InspectReply) CloneVT() *InspectReply {
@@ -963,10 +826,6 @@ func (m *InspectReply) CloneVT() *InspectReply {
 	return r
 }
 
-func (m *InspectReply) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Explanation) CloneVT() *Explanation {
 	if m == nil {
 		return (*Explanation)(nil)
@@ -995,10 +854,6 @@ func (m *Explanation) CloneVT() *Explanation {
 	return r
 }
 
-func (m *Explanation) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *NodeReason) CloneVT() *NodeReason {
 	if m == nil {
 		return (*NodeReason)(nil)
@@ -1015,10 +870,6 @@ func (m *NodeReason) CloneVT() *NodeReason {
 	return r
 }
 
-func (m *NodeReason) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Refusal) CloneVT() *Refusal {
 	if m == nil {
 		return (*Refusal)(nil)
@@ -1033,10 +884,6 @@ func (m *Refusal) CloneVT() *Refusal {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Refusal) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *KillRequest) CloneVT() *KillRequest {
@@ -1059,10 +906,6 @@ func (m *KillRequest) CloneVT() *KillRequest {
 	return r
 }
 
-func (m *KillRequest) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *NodesReply) CloneVT() *NodesReply {
 	if m == nil {
 		return (*NodesReply)(nil)
@@ -1082,10 +925,6 @@ func (m *NodesReply) CloneVT() *NodesReply {
 	return r
 }
 
-func (m *NodesReply) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *NodeInfo) CloneVT() *NodeInfo {
 	if m == nil {
 		return (*NodeInfo)(nil)
@@ -1103,10 +942,6 @@ func (m *NodeInfo) CloneVT() *NodeInfo {
 	return r
 }
 
-func (m *NodeInfo) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *DrainRequest) CloneVT() *DrainRequest {
 	if m == nil {
 		return (*DrainRequest)(nil)
@@ -1119,10 +954,6 @@ func (m *DrainRequest) CloneVT() *DrainRequest {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *DrainRequest) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Message) CloneVT() *Message {
@@ -1150,10 +981,6 @@ func (m *Message) CloneVT() *Message {
 	return r
 }
 
-func (m *Message) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Messages) CloneVT() *Messages {
 	if m == nil {
 		return (*Messages)(nil)
@@ -1171,10 +998,6 @@ func (m *Messages) CloneVT() *Messages {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Messages) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Reservation) CloneVT() *Reservation {
@@ -1216,10 +1039,6 @@ func (m *Reservation) CloneVT() *Reservation {
 	return r
 }
 
-func (m *Reservation) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Heartbeat) CloneVT() *Heartbeat {
 	if m == nil {
 		return (*Heartbeat)(nil)
@@ -1243,10 +1062,6 @@ func (m *Heartbeat) CloneVT() *Heartbeat {
 	return r
 }
 
-func (m *Heartbeat) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Running) CloneVT() *Running {
 	if m == nil {
 		return (*Running)(nil)
@@ -1263,10 +1078,6 @@ func (m *Running) CloneVT() *Running {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Running) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *HeartbeatReply) CloneVT() *HeartbeatReply {
@@ -1292,10 +1103,6 @@ func (m *HeartbeatReply) CloneVT() *HeartbeatReply {
 	return r
 }
 
-func (m *HeartbeatReply) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *SignalRequest) CloneVT() *SignalRequest {
 	if m == nil {
 		return (*SignalRequest)(nil)
@@ -1311,10 +1118,6 @@ func (m *SignalRequest) CloneVT() *SignalRequest {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *SignalRequest) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *OutputRequest) CloneVT() *OutputRequest {
@@ -1334,10 +1137,6 @@ func (m *OutputRequest) CloneVT() *OutputRequest {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *OutputRequest) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *OutputReply) CloneVT() *OutputReply {
@@ -1365,10 +1164,6 @@ func (m *OutputReply) CloneVT() *OutputReply {
 	return r
 }
 
-func (m *OutputReply) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *StdinRequest) CloneVT() *StdinRequest {
 	if m == nil {
 		return (*StdinRequest)(nil)
@@ -1387,10 +1182,6 @@ func (m *StdinRequest) CloneVT() *StdinRequest {
 	return r
 }
 
-func (m *StdinRequest) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *StdinReply) CloneVT() *StdinReply {
 	if m == nil {
 		return (*StdinReply)(nil)
@@ -1403,10 +1194,6 @@ func (m *StdinReply) CloneVT() *StdinReply {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *StdinReply) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Resources) MarshalVT() (dAtA []byte, err error) {

@@ -8,16 +8,7 @@ import (
 	binary "encoding/binary"
 	fmt "fmt"
 	protohelpers "github.com/planetscale/vtprotobuf/protohelpers"
-	proto "google.golang.org/protobuf/proto"
-	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	io "io"
-)
-
-const (
-	// Verify that this generated code is sufficiently up-to-date.
-	_ = protoimpl.EnforceVersion(20 - protoimpl.MinVersion)
-	// Verify that runtime/protoimpl is sufficiently up-to-date.
-	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
 func (m *EntryBatch) CloneVT() *EntryBatch {
@@ -41,10 +32,6 @@ func (m *EntryBatch) CloneVT() *EntryBatch {
 	return r
 }
 
-func (m *EntryBatch) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Command) CloneVT() *Command {
 	if m == nil {
 		return (*Command)(nil)
@@ -66,10 +53,6 @@ func (m *Command) CloneVT() *Command {
 	return r
 }
 
-func (m *Command) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Ballot) CloneVT() *Ballot {
 	if m == nil {
 		return (*Ballot)(nil)
@@ -82,10 +65,6 @@ func (m *Ballot) CloneVT() *Ballot {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Ballot) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Entry) CloneVT() *Entry {
@@ -109,10 +88,6 @@ func (m *Entry) CloneVT() *Entry {
 	return r
 }
 
-func (m *Entry) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *LogState) CloneVT() *LogState {
 	if m == nil {
 		return (*LogState)(nil)
@@ -128,10 +103,6 @@ func (m *LogState) CloneVT() *LogState {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *LogState) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Frame) CloneVT() *Frame {
@@ -151,10 +122,6 @@ func (m *Frame) CloneVT() *Frame {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Frame) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Message) CloneVT() *Message {
@@ -192,10 +159,6 @@ func (m *Message) CloneVT() *Message {
 	return r
 }
 
-func (m *Message) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Digest) CloneVT() *Digest {
 	if m == nil {
 		return (*Digest)(nil)
@@ -208,10 +171,6 @@ func (m *Digest) CloneVT() *Digest {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Digest) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Applied) CloneVT() *Applied {
@@ -227,10 +186,6 @@ func (m *Applied) CloneVT() *Applied {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Applied) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Members) CloneVT() *Members {
@@ -251,10 +206,6 @@ func (m *Members) CloneVT() *Members {
 	return r
 }
 
-func (m *Members) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *SessionRow) CloneVT() *SessionRow {
 	if m == nil {
 		return (*SessionRow)(nil)
@@ -270,10 +221,6 @@ func (m *SessionRow) CloneVT() *SessionRow {
 	return r
 }
 
-func (m *SessionRow) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *SessionCommand_Open) CloneVT() *SessionCommand_Open {
 	if m == nil {
 		return (*SessionCommand_Open)(nil)
@@ -285,10 +232,6 @@ func (m *SessionCommand_Open) CloneVT() *SessionCommand_Open {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *SessionCommand_Open) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *SessionCommand_End) CloneVT() *SessionCommand_End {
@@ -309,10 +252,6 @@ func (m *SessionCommand_End) CloneVT() *SessionCommand_End {
 	return r
 }
 
-func (m *SessionCommand_End) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *SessionCommand) CloneVT() *SessionCommand {
 	if m == nil {
 		return (*SessionCommand)(nil)
@@ -326,10 +265,6 @@ func (m *SessionCommand) CloneVT() *SessionCommand {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *SessionCommand) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *SessionCommand_Open_) CloneVT() isSessionCommand_Op {
@@ -363,10 +298,6 @@ func (m *SessionResult) CloneVT() *SessionResult {
 	return r
 }
 
-func (m *SessionResult) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Request) CloneVT() *Request {
 	if m == nil {
 		return (*Request)(nil)
@@ -381,10 +312,6 @@ func (m *Request) CloneVT() *Request {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Request) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Request_Chunk) CloneVT() isRequest_Op {
@@ -435,10 +362,6 @@ func (m *Reply) CloneVT() *Reply {
 	return r
 }
 
-func (m *Reply) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *PromiseQuery) CloneVT() *PromiseQuery {
 	if m == nil {
 		return (*PromiseQuery)(nil)
@@ -449,10 +372,6 @@ func (m *PromiseQuery) CloneVT() *PromiseQuery {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *PromiseQuery) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *SnapshotOffer) CloneVT() *SnapshotOffer {
@@ -473,10 +392,6 @@ func (m *SnapshotOffer) CloneVT() *SnapshotOffer {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *SnapshotOffer) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *SnapshotChunk) CloneVT() *SnapshotChunk {
@@ -503,10 +418,6 @@ func (m *SnapshotChunk) CloneVT() *SnapshotChunk {
 	return r
 }
 
-func (m *SnapshotChunk) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *SnapshotProgress) CloneVT() *SnapshotProgress {
 	if m == nil {
 		return (*SnapshotProgress)(nil)
@@ -529,10 +440,6 @@ func (m *SnapshotProgress) CloneVT() *SnapshotProgress {
 	return r
 }
 
-func (m *SnapshotProgress) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *Row) CloneVT() *Row {
 	if m == nil {
 		return (*Row)(nil)
@@ -553,10 +460,6 @@ func (m *Row) CloneVT() *Row {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Row) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *EntryBatch) MarshalVT() (dAtA []byte, err error) {

@@ -7,16 +7,7 @@ package wirepb
 import (
 	fmt "fmt"
 	protohelpers "github.com/planetscale/vtprotobuf/protohelpers"
-	proto "google.golang.org/protobuf/proto"
-	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	io "io"
-)
-
-const (
-	// Verify that this generated code is sufficiently up-to-date.
-	_ = protoimpl.EnforceVersion(20 - protoimpl.MinVersion)
-	// Verify that runtime/protoimpl is sufficiently up-to-date.
-	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
 func (m *Error) CloneVT() *Error {
@@ -34,10 +25,6 @@ func (m *Error) CloneVT() *Error {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *Error) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Error) MarshalVT() (dAtA []byte, err error) {

@@ -8,16 +8,7 @@ import (
 	fmt "fmt"
 	metapb "github.com/koinon/koinon/internal/meta/metapb"
 	protohelpers "github.com/planetscale/vtprotobuf/protohelpers"
-	proto "google.golang.org/protobuf/proto"
-	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	io "io"
-)
-
-const (
-	// Verify that this generated code is sufficiently up-to-date.
-	_ = protoimpl.EnforceVersion(20 - protoimpl.MinVersion)
-	// Verify that runtime/protoimpl is sufficiently up-to-date.
-	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
 func (m *DoRequest) CloneVT() *DoRequest {
@@ -41,10 +32,6 @@ func (m *DoRequest) CloneVT() *DoRequest {
 	return r
 }
 
-func (m *DoRequest) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *DoReply) CloneVT() *DoReply {
 	if m == nil {
 		return (*DoReply)(nil)
@@ -65,10 +52,6 @@ func (m *DoReply) CloneVT() *DoReply {
 	return r
 }
 
-func (m *DoReply) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *QueryRequest) CloneVT() *QueryRequest {
 	if m == nil {
 		return (*QueryRequest)(nil)
@@ -81,10 +64,6 @@ func (m *QueryRequest) CloneVT() *QueryRequest {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *QueryRequest) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *ViewRequest) CloneVT() *ViewRequest {
@@ -100,10 +79,6 @@ func (m *ViewRequest) CloneVT() *ViewRequest {
 	return r
 }
 
-func (m *ViewRequest) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *ViewReply) CloneVT() *ViewReply {
 	if m == nil {
 		return (*ViewReply)(nil)
@@ -117,10 +92,6 @@ func (m *ViewReply) CloneVT() *ViewReply {
 	return r
 }
 
-func (m *ViewReply) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *QueryReply) CloneVT() *QueryReply {
 	if m == nil {
 		return (*QueryReply)(nil)
@@ -132,10 +103,6 @@ func (m *QueryReply) CloneVT() *QueryReply {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *QueryReply) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *Grant) CloneVT() *Grant {
@@ -162,10 +129,6 @@ func (m *Grant) CloneVT() *Grant {
 	return r
 }
 
-func (m *Grant) CloneMessageVT() proto.Message {
-	return m.CloneVT()
-}
-
 func (m *RenewRequest) CloneVT() *RenewRequest {
 	if m == nil {
 		return (*RenewRequest)(nil)
@@ -180,10 +143,6 @@ func (m *RenewRequest) CloneVT() *RenewRequest {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *RenewRequest) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *RenewReply) CloneVT() *RenewReply {
@@ -204,10 +163,6 @@ func (m *RenewReply) CloneVT() *RenewReply {
 		copy(r.unknownFields, m.unknownFields)
 	}
 	return r
-}
-
-func (m *RenewReply) CloneMessageVT() proto.Message {
-	return m.CloneVT()
 }
 
 func (m *DoRequest) MarshalVT() (dAtA []byte, err error) {
