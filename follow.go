@@ -63,7 +63,7 @@ func (p *Procs) Follow(ctx context.Context, name string, opt FollowOptions) (*Jo
 
 // Wait waits for the end of what name means, a job, a task or a process, and
 // returns it as Follow does. A process has ended when no further try of its task
-// can take its place.
+// can take its place. What has ended wrote what every mount sees from then on.
 func (p *Procs) Wait(ctx context.Context, name string) (*Job, error) {
 	return p.Follow(ctx, name, FollowOptions{})
 }
@@ -145,8 +145,12 @@ func (f *follow) run(ctx context.Context) (*Job, error) {
 			f.opt.Changed(job)
 		}
 		version = r.Job.Version
-		if proc.Over(r.Job.State) || job.State.Over() {
+		switch {
+		case proc.Over(r.Job.State):
 			return &job, nil
+		case job.State.Over(): // a part: who is told of its end is to see what it wrote
+			_, err := f.p.c.Wait(ctx, &procpb.WaitRequest{Job: f.name.Job, Version: version, Seen: true})
+			return &job, err
 		}
 	}
 }

@@ -331,3 +331,21 @@ func TestLocateAndItems(t *testing.T) {
 		}
 	}
 }
+
+// Who waits for a part is told of its end when every mount sees what it wrote; the end of a job is told then in any case.
+func TestWaitForAPartSeesItsFiles(t *testing.T) {
+	table := proctest.New(2)
+	p := NewProcs(table, nil)
+	id, err := p.Submit(t.Context(), JobSpec{Command: []string{"true"}, Array: &IndexRange{First: 0, Last: 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, seen := range []int{1, 1} {
+		table.Start(id, uint32(i), 1)
+		table.End(id, uint32(i), 0, 0)
+		name := []string{"1.0", "1"}[i]
+		if job, err := p.Wait(t.Context(), name); err != nil || job.State != StateExited || table.Calls("Seen") != seen {
+			t.Errorf("%s: %+v, %v, asked %d times", name, job, err, table.Calls("Seen"))
+		}
+	}
+}

@@ -161,8 +161,8 @@ func (s *Server) serveWait(ctx context.Context, req *wire.Request) (wire.Respons
 		if err != nil {
 			return cluster.LeaderHint(err)
 		}
-		if Over(reply.Job.State) {
-			// Who learns that it has ended goes on to look at what it wrote.
+		if r.Seen || Over(reply.Job.State) {
+			// Who learns that it has ended, or a part of it, goes on to look at what it wrote.
 			if err := s.opt.Barrier(ctx); err != nil {
 				return cluster.LeaderHint(err)
 			}

@@ -552,6 +552,29 @@ func TestWhoLearnsOfAnEndSeesTheFiles(t *testing.T) {
 	<-ended
 }
 
+// The same goes for who has learned that a part has ended.
+func TestWhoAsksWhetherMountsSeeWaits(t *testing.T) {
+	w := newWorld(t)
+	id := w.submit(gang(1))
+	w.waitFor(id, procpb.State_RUNNING)
+	stale := make(chan struct{})
+	w.setStale(stale)
+	see := func(during time.Duration) error {
+		ctx, cancel := context.WithTimeout(t.Context(), during)
+		defer cancel()
+		_, err := w.c.Wait(ctx, &procpb.WaitRequest{Job: id, Version: 1 << 40, Seen: true})
+		return err
+	}
+	if see(300*time.Millisecond) == nil {
+		t.Error("Wait was answered while a mount saw the tree as it was")
+	}
+	close(stale)
+	if err := see(time.Minute); err != nil {
+		t.Error(err)
+	}
+	w.finish(id)
+}
+
 func TestARefusalStartsNothingAnywhere(t *testing.T) {
 	w := newWorld(t)
 	w.nodes[1].set(func() { w.nodes[1].refuse = "it is Sunday" })

@@ -2629,6 +2629,7 @@ type WaitRequest struct {
 	WaitNs        int64                  `protobuf:"varint,3,opt,name=wait_ns,json=waitNs,proto3" json:"wait_ns,omitempty"`
 	Tasks         bool                   `protobuf:"varint,4,opt,name=tasks,proto3" json:"tasks,omitempty"`                       // with the tasks that have changed since version
 	SettleNs      int64                  `protobuf:"varint,5,opt,name=settle_ns,json=settleNs,proto3" json:"settle_ns,omitempty"` // news that the job has not ended may be gathered for so long
+	Seen          bool                   `protobuf:"varint,6,opt,name=seen,proto3" json:"seen,omitempty"`                         // answer when every mount sees what the job has done to the tree by now, whatever the version is: of a job that has ended that is so in any case
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2696,6 +2697,13 @@ func (x *WaitRequest) GetSettleNs() int64 {
 		return x.SettleNs
 	}
 	return 0
+}
+
+func (x *WaitRequest) GetSeen() bool {
+	if x != nil {
+		return x.Seen
+	}
+	return false
 }
 
 type WaitReply struct {
@@ -4449,13 +4457,14 @@ const file_proc_procpb_proc_proto_rawDesc = "" +
 	"\x04user\x18\x04 \x01(\tR\x04user\x12\x12\n" +
 	"\x04size\x18\x05 \x01(\rR\x04size\x12\x14\n" +
 	"\x05nodes\x18\x06 \x03(\x04R\x05nodes\x12\x10\n" +
-	"\x03why\x18\a \x01(\tR\x03why\"\x85\x01\n" +
+	"\x03why\x18\a \x01(\tR\x03why\"\x99\x01\n" +
 	"\vWaitRequest\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\x04R\x03job\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x17\n" +
 	"\await_ns\x18\x03 \x01(\x03R\x06waitNs\x12\x14\n" +
 	"\x05tasks\x18\x04 \x01(\bR\x05tasks\x12\x1b\n" +
-	"\tsettle_ns\x18\x05 \x01(\x03R\bsettleNs\"\xb6\x01\n" +
+	"\tsettle_ns\x18\x05 \x01(\x03R\bsettleNs\x12\x12\n" +
+	"\x04seen\x18\x06 \x01(\bR\x04seen\"\xb6\x01\n" +
 	"\tWaitReply\x12%\n" +
 	"\x03job\x18\x01 \x01(\v2\x13.koinon.proc.v1.JobR\x03job\x12*\n" +
 	"\x05tasks\x18\x02 \x03(\v2\x14.koinon.proc.v1.TaskR\x05tasks\x12(\n" +

@@ -1792,6 +1792,7 @@ type WaitRequest struct {
 	WaitNs        int64  `protobuf:"varint,3,opt,name=wait_ns,json=waitNs,proto3" json:"wait_ns,omitempty"`
 	Tasks         bool   `protobuf:"varint,4,opt,name=tasks,proto3" json:"tasks,omitempty"`                       // with the tasks that have changed since version
 	SettleNs      int64  `protobuf:"varint,5,opt,name=settle_ns,json=settleNs,proto3" json:"settle_ns,omitempty"` // news that the job has not ended may be gathered for so long
+	Seen          bool   `protobuf:"varint,6,opt,name=seen,proto3" json:"seen,omitempty"`                         // answer when every mount sees what the job has done to the tree by now, whatever the version is: of a job that has ended that is so in any case
 	unknownFields []byte
 }
 
@@ -1832,6 +1833,13 @@ func (x *WaitRequest) GetSettleNs() int64 {
 		return x.SettleNs
 	}
 	return 0
+}
+
+func (x *WaitRequest) GetSeen() bool {
+	if x != nil {
+		return x.Seen
+	}
+	return false
 }
 
 type WaitReply struct {

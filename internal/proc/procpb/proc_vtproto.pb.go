@@ -745,6 +745,7 @@ func (m *WaitRequest) CloneVT() *WaitRequest {
 	r.WaitNs = m.WaitNs
 	r.Tasks = m.Tasks
 	r.SettleNs = m.SettleNs
+	r.Seen = m.Seen
 	if len(m.unknownFields) > 0 {
 		r.unknownFields = make([]byte, len(m.unknownFields))
 		copy(r.unknownFields, m.unknownFields)
@@ -3602,6 +3603,16 @@ func (m *WaitRequest) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if m.Seen {
+		i--
+		if m.Seen {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x30
+	}
 	if m.SettleNs != 0 {
 		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.SettleNs))
 		i--
@@ -6074,6 +6085,9 @@ func (m *WaitRequest) SizeVT() (n int) {
 	}
 	if m.SettleNs != 0 {
 		n += 1 + protohelpers.SizeOfVarint(uint64(m.SettleNs))
+	}
+	if m.Seen {
+		n += 2
 	}
 	n += len(m.unknownFields)
 	return n
@@ -12928,6 +12942,26 @@ func (m *WaitRequest) UnmarshalVT(dAtA []byte) error {
 					break
 				}
 			}
+		case 6:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Seen", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.Seen = bool(v != 0)
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])

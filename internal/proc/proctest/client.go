@@ -91,7 +91,11 @@ func (t *Table) List(_ context.Context, req *procpb.ListRequest) (*procpb.ListRe
 
 // Wait is proc.Client's.
 func (t *Table) Wait(ctx context.Context, req *procpb.WaitRequest) (*procpb.WaitReply, error) {
-	if err := t.call("Wait"); err != nil {
+	name := "Wait"
+	if req.Seen {
+		name = "Seen"
+	}
+	if err := t.call(name); err != nil {
 		return nil, err
 	}
 	for {
@@ -100,7 +104,7 @@ func (t *Table) Wait(ctx context.Context, req *procpb.WaitRequest) (*procpb.Wait
 			t.mu.Unlock()
 			return nil, none(req.Job)
 		}
-		if j.row.Version > req.Version {
+		if j.row.Version > req.Version || req.Seen {
 			r := &procpb.WaitReply{Job: j.row.CloneVT()}
 			if req.Version == 0 {
 				r.Spec = j.spec
