@@ -274,3 +274,14 @@ func TestExclusiveCreateInNewDirectories(t *testing.T) {
 	}
 	d.fsck()
 }
+
+// TestSetuidIsLostAtOnce asks for nothing but the mode, which the kernel takes for known for as long as a lease says.
+func TestSetuidIsLostAtOnce(t *testing.T) {
+	d := up(t, 1)
+	cmd := exec.CommandContext(t.Context(), "sh", "-euc", `echo x >su; chown 4000 su; chmod 6755 su; stat -c %a su
+		setpriv --reuid 4000 --regid 4000 --clear-groups sh -c 'echo y >>su'; stat -c %a su`)
+	cmd.Dir = d.mount
+	if out, err := cmd.CombinedOutput(); err != nil || string(out) != "6755\n755\n" {
+		t.Errorf("set-id bits before and after a write by their owner: %q, %v", out, err)
+	}
+}

@@ -175,6 +175,10 @@ func (r *rawFS) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (ui
 			if _, err := r.fs.SetAttr(ctx, r.root, &metapb.SetAttr{Ino: in.NodeId, Mode: mode}); err != nil {
 				return 0, r.status(err)
 			}
+			// After a direct write the kernel takes sizes and times for old, but not the mode.
+			if err := notified(r.kernel.InodeNotify(in.NodeId, -1, 0)); err != nil {
+				return 0, r.status(err)
+			}
 		}
 	}
 	write := f.WriteAt

@@ -22,6 +22,7 @@ import (
 	"github.com/koinon/koinon/internal/block/blocktest"
 	"github.com/koinon/koinon/internal/fusefs"
 	"github.com/koinon/koinon/internal/meta"
+	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/vfs"
 )
 
@@ -43,9 +44,12 @@ func serve(dirs []string) int {
 	tree, store := meta.NewMemory(meta.WithRetention(time.Hour)), blocktest.Poison(block.NewMemory())
 	var servers []*fusefs.Server
 	var trees []*vfs.FS
+	keep := func(sys.Ino) time.Duration { // a mount that has the tree to itself keeps what it knows, as under a lease
+		return time.Minute * time.Duration(max(0, 2-len(dirs)))
+	}
 	for _, dir := range dirs {
 		fs := vfs.New(tree, store, vfs.Options{PGs: 16, Logger: logger})
-		s, err := fusefs.Mount(dir, fs, fusefs.Options{Logger: logger, Debug: os.Getenv("KOINON_TEST_DEBUG") != ""})
+		s, err := fusefs.Mount(dir, fs, fusefs.Options{Logger: logger, AttrTTL: keep, Debug: os.Getenv("KOINON_TEST_DEBUG") != ""})
 		if err != nil {
 			fmt.Fprintln(os.Stdout, "error:", err)
 			return 1

@@ -210,7 +210,7 @@ func (s *Server) unmount() error {
 
 // InvalidateAttr makes the kernel forget an inode's attributes, without a lock
 // of the inode, so that it cannot wait for a request that waits for the caller.
-// It must still not be called from within a request.
+// Of the requests only a write may call it: the others answer with attributes, which would come back by that.
 func (s *Server) InvalidateAttr(ino sys.Ino) error {
 	return notified(s.fuse.InodeNotify(uint64(ino), -1, 0))
 }

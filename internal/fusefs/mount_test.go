@@ -216,6 +216,7 @@ func TestOthers(t *testing.T) {
 		{"sticky", `mkdir -m 1777 s; USER touch s/f; ! MEMBER rm -f s/f 2>/dev/null; [ -e s/f ]; USER rm s/f`},
 		{"supplementary group", `mkdir g; chgrp 77 g; chmod 2770 g; MEMBER sh -c 'umask 002; echo x >g/f; mkdir g/d'
 			[ "$(stat -c %u:%g g/f)" = 4001:77 ]; [ "$(stat -c %g:%a g/d)" = 77:2775 ]; ! USER ls g 2>/dev/null; MEMBER rm -r g/f g/d`},
+		{"setuid is lost by writing where its mode is known", `echo x >known; chown 4000 known; chmod 6755 known; stat -c %a known; USER sh -c 'echo q >>known'; [ "$(stat -c %a known)" = 755 ]`},
 		{"setuid is lost by writing", `mkdir -m 777 u; cp /bin/true u/p; chmod 4777 u/p; USER sh -c 'echo >>u/p'; [ "$(stat -c %a u/p)" = 777 ]
 			chmod 4777 u/p; USER truncate -s 1 u/p; [ "$(stat -c %a u/p)" = 777 ]
 			chmod 6777 u/p; USER sh -c ': >u/p'; [ "$(stat -c %a u/p)" = 777 ]

@@ -34,6 +34,7 @@ type rawFS struct {
 	opts    Options
 	root    *metapb.Cred
 	callers callers
+	kernel  *fuse.Server
 	handles handles[*vfs.File]
 	dirs    handles[*listing]
 
@@ -42,6 +43,9 @@ type rawFS struct {
 }
 
 var _ fuse.RawFileSystem = (*rawFS)(nil)
+
+// Init is of fuse.RawFileSystem.
+func (r *rawFS) Init(s *fuse.Server) { r.kernel = s }
 
 // String is of fuse.RawFileSystem.
 func (r *rawFS) String() string { return subtype }

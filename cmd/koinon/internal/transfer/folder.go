@@ -48,8 +48,13 @@ type item struct {
 	size         int64
 	atime, mtime time.Time
 	uid, gid     uint32
-	target       string // of a symbolic link
-	info         *koinon.Info
+	target       string       // of a symbolic link
+	info         *koinon.Info // of the tree
+}
+
+// same reports whether both are one file of the tree, under whatever names.
+func (it item) same(o item) bool {
+	return it.info != nil && o.info != nil && it.info.Ino() == o.info.Ino()
 }
 
 // treeFolder is a directory of the tree.

@@ -210,7 +210,8 @@ func (c *copier) stat(ctx context.Context, l Location, follow bool) (fs.FileInfo
 
 // top copies one source of the command line.
 func (c *copier) top(ctx context.Context, src, to Location, into folder, isDir bool) error {
-	info, err := c.stat(ctx, src, !c.opt.Recursive)
+	// A link that is named as a directory is meant as one.
+	info, err := c.stat(ctx, src, !c.opt.Recursive || nameless(src) || strings.HasSuffix(src.Path, "/"))
 	if err != nil {
 		return err
 	}
@@ -228,9 +229,6 @@ func (c *copier) top(ctx context.Context, src, to Location, into folder, isDir b
 	if err != nil {
 		return err
 	}
-	if parent.same(into) && src.base() == name {
-		return fmt.Errorf("%s and %s are the same file", src, to)
-	}
 	it := item{}
 	if ti, ok := info.(*koinon.Info); ok {
 		it = treeItem(ti)
@@ -242,7 +240,7 @@ func (c *copier) top(ctx context.Context, src, to Location, into folder, isDir b
 			return plain(err, "cannot copy to %s", to)
 		}
 	}
-	c.one(ctx, parent, it, into, name)
+	c.one(ctx, parent, it, into, name, false)
 	return nil
 }
 
@@ -289,8 +287,8 @@ func (c *copier) topDir(ctx context.Context, src, to Location, into folder, isDi
 	if err != nil {
 		return err
 	}
-	if inside(src, to) {
-		return fmt.Errorf("%s lies inside %s: a directory cannot be copied into itself", to, src)
+	if err := c.apart(ctx, src, to, dir, into, isDir, name); err != nil {
+		return err
 	}
 	it := item{mode: info.Mode(), mtime: info.ModTime()}
 	if ti, ok := info.(*koinon.Info); ok {
@@ -298,16 +296,39 @@ func (c *copier) topDir(ctx context.Context, src, to Location, into folder, isDi
 	} else {
 		it.atime, it.uid, it.gid = sysAttrs(info)
 	}
-	target := into
+	target, fresh := into, false
 	if !isDir || !nameless(src) {
-		if target, err = c.makeDir(ctx, into, name, it); err != nil {
+		if target, fresh, err = c.makeDir(ctx, into, name, it); err != nil {
 			return err
 		}
 	}
 	c.target = target
-	c.contents(ctx, dir, target)
+	c.contents(ctx, dir, target, fresh)
 	c.finishDir(ctx, target, it)
 	return nil
+}
+
+// apart refuses to copy a directory to itself, or into itself.
+func (c *copier) apart(ctx context.Context, src, to Location, dir, into folder, isDir bool, name string) error {
+	whole := isDir && nameless(src) // what is in dir is copied right into the folder
+	switch {
+	case inside(src, to):
+		return fmt.Errorf("%s lies inside %s: a directory cannot be copied into itself", to, src)
+	case into.same(dir) && whole:
+		return fmt.Errorf("%s and %s are the same directory", src, to)
+	case into.same(dir):
+		return fmt.Errorf("%s would lie inside %s: a directory cannot be copied into itself", into.full(name), src)
+	case whole:
+		return nil
+	}
+	old, err := into.lstat(ctx, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil && old.mode.IsDir() && into.sub(old).same(dir) {
+		err = fmt.Errorf("%s and %s are the same directory", src, into.full(name))
+	}
+	return err
 }
 
 func nameless(l Location) bool {
@@ -327,23 +348,23 @@ func inside(src, to Location) bool {
 	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../") && rel != "."
 }
 
-// makeDir makes a directory in a folder, or finds it there.
-func (c *copier) makeDir(ctx context.Context, into folder, name string, it item) (folder, error) {
-	d, err := into.mkdir(ctx, name, it.mode.Perm()|0o700)
+// makeDir makes a directory in a folder, or finds it there: then it is not fresh.
+func (c *copier) makeDir(ctx context.Context, into folder, name string, it item) (d folder, fresh bool, err error) {
+	d, err = into.mkdir(ctx, name, it.mode.Perm()|0o700)
 	if !errors.Is(err, fs.ErrExist) {
 		if err == nil {
 			c.dirs.Add(1)
 		}
-		return d, err
+		return d, true, err
 	}
 	old, err := into.lstat(ctx, name)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if !old.mode.IsDir() {
-		return nil, fmt.Errorf("%s is there and is not a directory: remove it or choose another name", into.full(name))
+		return nil, false, fmt.Errorf("%s is there and is not a directory: remove it or choose another name", into.full(name))
 	}
-	return into.sub(old), nil
+	return into.sub(old), false, nil
 }
 
 // finishDir gives a directory the attributes that only hold once it is full.
@@ -378,8 +399,8 @@ func preserved(it item) koinon.Attrs {
 }
 
 // contents copies the entries of a folder, in as many goroutines as there are
-// free slots, else in its own.
-func (c *copier) contents(ctx context.Context, from, to folder) {
+// free slots, else in its own. A fresh one had nothing in it.
+func (c *copier) contents(ctx context.Context, from, to folder, fresh bool) {
 	items, err := from.list(ctx)
 	if err != nil {
 		c.fail(ctx, plain(err, "cannot list %s", from.full("")))
@@ -395,18 +416,24 @@ func (c *copier) contents(ctx context.Context, from, to folder) {
 		case c.slots <- struct{}{}:
 			wg.Go(func() {
 				defer func() { <-c.slots }()
-				c.one(ctx, from, it, to, it.name)
+				c.one(ctx, from, it, to, it.name, fresh)
 			})
 		default:
-			c.one(ctx, from, it, to, it.name)
+			c.one(ctx, from, it, to, it.name, fresh)
 		}
 	}
 }
 
-// one copies an entry under a name.
-func (c *copier) one(ctx context.Context, from folder, it item, to folder, name string) {
+// one copies an entry under a name, which is there already only if to is not fresh.
+func (c *copier) one(ctx context.Context, from folder, it item, to folder, name string, fresh bool) {
 	var err error
+	if !fresh && !it.mode.IsDir() {
+		if old, lerr := to.lstat(ctx, name); lerr == nil && it.same(old) {
+			err = fmt.Errorf("%s and %s are the same file", from.full(it.name), to.full(name))
+		}
+	}
 	switch {
+	case err != nil:
 	case it.mode.IsDir():
 		err = c.dir(ctx, from.sub(it), it, to, name)
 	case it.mode.IsRegular():
@@ -435,11 +462,11 @@ func (c *copier) dir(ctx context.Context, from folder, it item, to folder, name 
 	if c.target != nil && c.target.same(from) {
 		return fmt.Errorf("%s is the target itself: a directory cannot be copied into itself", from.full(""))
 	}
-	d, err := c.makeDir(ctx, to, name, it)
+	d, fresh, err := c.makeDir(ctx, to, name, it)
 	if err != nil {
 		return err
 	}
-	c.contents(ctx, from, d)
+	c.contents(ctx, from, d, fresh)
 	c.finishDir(ctx, d, it)
 	return nil
 }

@@ -5,8 +5,10 @@ package transfer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -175,4 +177,59 @@ func TestAbortLeavesOldFile(t *testing.T) {
 	if len(entries) != 1 || string(data) != "old" {
 		t.Errorf("%v, %d bytes", entries, len(data))
 	}
+}
+
+// What would be copied to itself is refused, under whatever names, and stays what it was.
+func TestCopyToItself(t *testing.T) {
+	c := newClient(t)
+	must(t, c.MkdirAll(t.Context(), "/d/sub", 0o755), c.WriteFile(t.Context(), "/d/f", []byte("x"), 0o644), c.Link(t.Context(), "/d/f", "/d/h"),
+		c.WriteFile(t.Context(), "/d/sub/g", nil, 0o644), c.Symlink(t.Context(), "d", "/l"), c.MkdirAll(t.Context(), "/e/d", 0o755),
+		c.Link(t.Context(), "/d/f", "/e/d/f"))
+	before := tell(t, c, "/")
+	for _, tc := range []struct{ from, to, want string }{
+		{"/d", "/", "koinon:/d and koinon:/d are the same directory"},
+		{"/d", "/l/..", "are the same directory"},
+		{"/d/.", "/d", "koinon:/d/. and koinon:/d are the same directory"},
+		{"/l/.", "/d", "are the same directory"},
+		{"/l/", "/d", "cannot be copied into itself"},
+		{"/d/sub", "/d/sub/..", "are the same directory"},
+		{"/d", "/d", "koinon:/d/d would lie inside koinon:/d"},
+		{"/d", "/l", "would lie inside koinon:/d"},
+		{"/d", "/d/sub", "koinon:/d/sub lies inside koinon:/d"},
+		{"/d/f", "/d/h", "koinon:/d/f and koinon:/d/h are the same file"},
+		{"/d/f", "/d/f", "are the same file"},
+		{"/d/f", "/d", "are the same file"},
+		{"/l", "/", "koinon:/l and koinon:/l are the same file"},
+	} {
+		var told failures
+		_, err := Copy(t.Context(), []Location{Parse("koinon:" + tc.from)}, Parse("koinon:"+tc.to), Options{Client: c, Recursive: true, Failed: told.add})
+		if err == nil || len(told.text) != 1 || !strings.Contains(told.text[0], tc.want) {
+			t.Errorf("%s to %s: %v, %q; expected %q", tc.from, tc.to, err, told.text, tc.want)
+		}
+		if after := tell(t, c, "/"); after != before {
+			t.Fatalf("%s to %s has changed\n%s\ninto\n%s", tc.from, tc.to, before, after)
+		}
+	}
+	// Of a directory that is copied over another, only what is the same file in both.
+	var told failures
+	st, err := Copy(t.Context(), []Location{Parse("koinon:/d")}, Parse("koinon:/e"), Options{Client: c, Recursive: true, Failed: told.add})
+	if err == nil || st.Failed != 1 || st.Files != 2 || !strings.Contains(told.text[0], "koinon:/d/f and koinon:/e/d/f are the same file") {
+		t.Errorf("%+v, %v, %q", st, err, told.text)
+	}
+}
+
+// tell lists everything below a directory, with inodes.
+func tell(t *testing.T, c *koinon.Client, dir string) string {
+	t.Helper()
+	infos, err := c.ReadDir(t.Context(), dir)
+	must(t, err)
+	var b strings.Builder
+	for _, info := range infos {
+		at := path.Join(dir, info.Name())
+		fmt.Fprintln(&b, at, info.Ino(), info.Mode(), info.ModTime())
+		if info.IsDir() {
+			b.WriteString(tell(t, c, at))
+		}
+	}
+	return b.String()
 }
