@@ -1,9 +1,12 @@
 package koinon
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/koinon/koinon/internal/client"
@@ -209,22 +212,52 @@ func Delete(key string) Change {
 // is ErrMismatch.
 type MismatchError struct {
 	// Found is, of each key whose condition does not hold, the revision of its
-	// last change; 0 when it is not there. Of a lock it is its token.
+	// last change; 0 when it is not there.
 	Found map[string]uint64
+	// Locks is, of each lock that is not held under its token, the token under
+	// which it is; 0 when nobody holds it.
+	Locks map[string]uint64
 }
 
-// Error names the keys.
+// Error names the first key, or else lock.
 func (e *MismatchError) Error() string {
-	for key, rev := range e.Found {
-		if len(e.Found) > 1 {
-			return fmt.Sprintf("%d keys are not as expected, %q among them", len(e.Found), key)
-		}
-		if rev == 0 {
-			return fmt.Sprintf("key %q is not as expected: it is not there", key)
-		}
-		return fmt.Sprintf("key %q is not as expected: it was last changed at revision %d", key, rev)
+	found, what, text := e.Found, "key", "it was last changed at revision %d"
+	if len(found) == 0 {
+		found, what, text = e.Locks, "lock", "it is held under the token %d"
 	}
-	return ErrMismatch.Error()
+	if len(found) == 0 {
+		return ErrMismatch.Error()
+	}
+	name := slices.Min(slices.Collect(maps.Keys(found)))
+	if n := len(e.Found) + len(e.Locks); n > 1 {
+		return fmt.Sprintf("%d keys and locks are not as expected, %s %q among them", n, what, name)
+	}
+	state := fmt.Sprintf(text, found[name])
+	if found[name] == 0 {
+		state = map[string]string{"key": "it is not there", "lock": "nobody holds it"}[what]
+	}
+	return fmt.Sprintf("%s %q is not as expected: %s", what, name, state)
+}
+
+// mismatch is the error of conditions of which some, in their order, do not hold.
+func mismatch(conditions []*kvpb.Compare, found []*kvpb.KeyState) *MismatchError {
+	e := &MismatchError{Found: map[string]uint64{}, Locks: map[string]uint64{}}
+	for _, c := range conditions {
+		if len(found) == 0 {
+			break
+		}
+		f := found[0]
+		_, lock := c.Want.(*kvpb.Compare_Fence)
+		if !bytes.Equal(f.Key, c.Key) || lock && f.ModRevision != 0 || !lock && f.Fence != 0 {
+			continue // this one holds
+		}
+		if found = found[1:]; lock {
+			e.Locks[string(f.Key)] = f.Fence
+		} else {
+			e.Found[string(f.Key)] = f.ModRevision
+		}
+	}
+	return e
 }
 
 // Is makes it ErrMismatch.
@@ -260,11 +293,7 @@ func run(ctx context.Context, d doer, t Txn) (*kvpb.Result, error) {
 		return nil, kvError(err)
 	}
 	if res.Mismatch {
-		e := &MismatchError{Found: map[string]uint64{}}
-		for _, f := range res.Found {
-			e.Found[string(f.Key)] = max(f.ModRevision, f.Fence)
-		}
-		return nil, e
+		return nil, mismatch(txn.Compares, res.Found)
 	}
 	return res, nil
 }

@@ -89,6 +89,11 @@ func TestRemovalGoesOn(t *testing.T) {
 	// Each of them can let others in, also without the first three.
 	says(t, d.koinon("status"), "CA key   n1, n2, n3, n4, n5\n")
 	d.koinon("node", "rm", "3") // as far as `dev rm` gets that ends before it has cleared up
+	if out := d.koinon("node", "ls"); strings.Contains(out, "n3 ") {
+		t.Errorf("a node that has left is listed:\n%s", out)
+	}
+	eventually(t, time.Minute, "a node that has left ends", func() bool { return d.status().Nodes[2].State == "down" })
+	d.refused(20*time.Second, []string{"dev", "start", "3", "--dir", d.dir}, "node 3 did not come up", "this node was removed from the cluster")
 	d.koinon("dev", "rm", "3", "--dir", d.dir)
 	d.koinon("dev", "rm", "1", "--dir", d.dir)
 	d.koinon("dev", "stop", "--dir", d.dir)

@@ -46,6 +46,8 @@ func TestKeysFromGo(t *testing.T) {
 	is(t, err, fs.ErrNotExist)
 	_, err = kv.Put(ctx, "", nil)
 	is(t, err, fs.ErrInvalid)
+	_, err = kv.Watch(koinon.WatchOptions{}).Next(ctx) // of all keys it would have a prefix
+	is(t, err, fs.ErrInvalid)
 
 	s, err := kv.NewSession(ctx, 5*time.Second)
 	if err != nil {

@@ -56,6 +56,8 @@ func TestKeys(t *testing.T) {
 	say(0, "kv get /a --stale", "three")
 	say(0, "kv get /a -o json", `"revision": 3`, `"created_revision": 1`, `"version": 3`)
 	say(2, "kv cas /a x", "--if-value")
+	say(2, "kv cas /c x --if-absent=false", "--if-value")
+	say(2, "kv watch /a --limit -1", "--limit is negative")
 	say(2, "kv watch", "koinon kv watch --help")
 	say(1, "kv put "+strings.Repeat("k", 4097)+" v", "4097 bytes, at most 4096")
 	say(0, "kv watch --prefix /a --from 1 --limit 3", "1 put /a one\n2 put /a two\n3 put /a three\n")

@@ -248,7 +248,7 @@ is left as it is then.`,
 					given++
 				}
 			}
-			if given != 1 {
+			if given != 1 || cmd.Flags().Changed("if-absent") && !ifAbsent {
 				return errors.New("expected one of --if-value, --if-revision and --if-absent")
 			}
 			return arguments(2, 2)(cmd, args)

@@ -39,6 +39,9 @@ fewer when they hold more than 64 MiB.`,
 			if f.opt.Key == "" && !f.opt.Prefix {
 				return &usageError{cmd: cmd.CommandPath(), err: errors.New("the key is empty: give --prefix to watch all keys")}
 			}
+			if f.limit < 0 {
+				return &usageError{cmd: cmd.CommandPath(), err: errors.New("--limit is negative")}
+			}
 			return k.run(cmd.Context(), func(ctx context.Context, kv *koinon.KV) error { return k.watch(ctx, kv, f) })
 		},
 	}

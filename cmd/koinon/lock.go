@@ -60,7 +60,7 @@ A lock named ls is taken by "koinon lock -- ls COMMAND".`
 const lockExample = `  koinon lock nightly -- ./backup.sh
   koinon lock --try deploy -- make deploy       give up at once when it is held
   koinon lock --timeout 5m deploy -- make deploy
-  koinon lock --ttl 30s --grace 10s db -- ./migrate --fence '$KOINON_FENCE'
+  koinon lock --ttl 30s --grace 10s db -- sh -c './migrate --fence "$KOINON_FENCE"'
   koinon lock ls                                who holds what, who waits`
 
 // lockFlags are those of koinon lock.

@@ -72,6 +72,7 @@ type NodeStatus struct {
 	MetaStore string `json:"meta_store,omitempty"`
 
 	voters []uint64 // that it knows
+	epoch  uint64   // of the map that it knows
 }
 
 // LogStatus is what to look at when the log is slow. Counters, and the spreads,
@@ -149,11 +150,12 @@ func readStatus(ctx context.Context, cc *cluster.Client, name string) (*Status, 
 	if cc.Map() != nil { // it may name nodes that the configuration does not
 		a.ask(ctx, slices.DeleteFunc(cc.Addrs(), func(addr string) bool { return a.nodes[addr] != nil }))
 	}
+	a.renew(ctx)
 	out := &Status{Cluster: name}
 	for _, addr := range cc.Addrs() { // members first
 		n := a.nodes[addr]
-		if n == nil {
-			continue // of a map that came meanwhile
+		if n == nil || n.left(cc.Map()) {
+			continue // of a map that came meanwhile, or no member any more
 		}
 		if n.ID == 0 {
 			n.ID = cc.IDOf(addr)
@@ -198,6 +200,29 @@ func (a *asked) ask(ctx context.Context, addrs []string) {
 	wg.Wait()
 }
 
+// renew learns the newest map that any of the nodes has: one that was removed and is started again has an older one, in which it is
+// a member.
+func (a *asked) renew(ctx context.Context) {
+	newest, epoch := "", a.cc.Map().GetEpoch()
+	for addr, n := range a.nodes {
+		if n.epoch > epoch {
+			newest, epoch = addr, n.epoch
+		}
+	}
+	if newest == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, StatusTimeout)
+	defer cancel()
+	_ = a.cc.Learn(ctx, newest) // then the older one has to do
+}
+
+// left says that a node which has answered is no member of the map.
+func (n *NodeStatus) left(m *clusterpb.Map) bool {
+	return n.State == "up" && n.ID != 0 && m != nil &&
+		!slices.ContainsFunc(m.GetMembers(), func(x *clusterpb.Member) bool { return sys.NodeID(x.Id) == n.ID })
+}
+
 // reason says in few words why a node did not answer.
 func reason(err error) string {
 	if errno, ok := errors.AsType[syscall.Errno](err); ok {
@@ -217,7 +242,7 @@ func nodeStatus(addr string, r *clusterpb.StatusReply) NodeStatus {
 		UptimeSecs: time.Since(time.Unix(0, r.StartedNs)).Round(time.Second).Seconds(),
 		Signs:      r.CaKey, Drained: r.NoProcesses,
 		Log:    logStatus(r),
-		voters: r.Voters, BlockStore: r.BlockStore, MetaStore: r.MetaStore,
+		voters: r.Voters, epoch: r.Epoch, BlockStore: r.BlockStore, MetaStore: r.MetaStore,
 	}
 }
 

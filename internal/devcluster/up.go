@@ -48,9 +48,16 @@ func Up(ctx, force context.Context, opts Options) (_ *Cluster, _ *UpResult, err 
 	if opts.Nodes < 0 || opts.Nodes > MaxNodes {
 		return nil, nil, sys.E(sys.Op("dev up"), sys.Invalid, fmt.Sprintf("--nodes is %d: it must be 1 to %d", opts.Nodes, MaxNodes))
 	}
-	if opts.Dir, err = makeDir(opts.Dir); err != nil {
+	res := &UpResult{}
+	var made bool
+	if opts.Dir, made, err = makeDir(opts.Dir); err != nil {
 		return nil, nil, err
 	}
+	defer func() {
+		if err != nil && made && !res.Created {
+			unmakeDir(opts.Dir)
+		}
+	}()
 	if opts.Mount != "" {
 		if opts.Mount, err = realMountPoint(opts.Mount); err != nil {
 			return nil, nil, err
@@ -65,7 +72,6 @@ func Up(ctx, force context.Context, opts Options) (_ *Cluster, _ *UpResult, err 
 	}
 	defer func() { err = errors.Join(err, lock.unlock()) }()
 
-	res := &UpResult{}
 	c, err := Open(opts)
 	if errors.As(err, new(NoClusterError)) {
 		// A mount point that cannot be used must not be remembered.
@@ -118,6 +124,9 @@ func besidesOurs(dir, mount string) error {
 	if err != nil {
 		return err
 	}
+	if rel == "." {
+		return sys.E(sys.Op("dev up"), sys.Invalid, sys.Subject(mount), fmt.Sprintf("that is the cluster's own directory: choose another mount point with --mount, such as %s", filepath.Join(dir, "mnt")))
+	}
 	first, _, _ := strings.Cut(rel, string(filepath.Separator))
 	if first != "mnt" && ours().MatchString(first) {
 		return sys.E(sys.Op("dev up"), sys.Invalid, sys.Subject(mount), fmt.Sprintf("the cluster keeps its own files in %s: choose another mount point with --mount", filepath.Join(dir, first)))
@@ -127,24 +136,35 @@ func besidesOurs(dir, mount string) error {
 
 // makeDir makes the cluster's directory and returns it free of symbolic
 // links. A directory that holds something else is left as it is.
-func makeDir(dir string) (string, error) {
+func makeDir(dir string) (real string, made bool, err error) {
 	const op = sys.Op("dev up")
 	if _, err := os.Stat(filepath.Join(dir, "dev.toml")); errors.Is(err, fs.ErrNotExist) {
 		if err := checkNewDir(dir); err != nil {
-			return "", err
+			return "", false, err
 		}
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", sys.E(op, sys.Subject(dir), err)
+	if _, err := os.Stat(dir); err != nil {
+		made = true
 	}
-	real, err := filepath.EvalSymlinks(dir)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", false, sys.E(op, sys.Subject(dir), err)
+	}
+	real, err = filepath.EvalSymlinks(dir)
 	if err == nil {
 		real, err = filepath.Abs(real)
 	}
 	if err != nil {
-		return "", sys.E(op, sys.Subject(dir), err)
+		return "", made, sys.E(op, sys.Subject(dir), err)
 	}
-	return real, nil
+	return real, made, nil
+}
+
+// unmakeDir takes away what makeDir and lockDir have made, unless there is more in it by now.
+func unmakeDir(dir string) {
+	if entries, err := os.ReadDir(dir); err == nil && len(entries) <= 1 {
+		_ = os.Remove(filepath.Join(dir, "lock"))
+		_ = os.Remove(dir)
+	}
 }
 
 // up does the work of Up under the lock.

@@ -20,6 +20,11 @@ func (s *Server) serveWatch(ctx context.Context, req *wire.Request) (wire.Respon
 	if err := pb.Unmarshal(req.Header, &r); err != nil {
 		return wire.Response{}, sys.E(op, sys.Invalid, err)
 	}
+	if !r.Prefix {
+		if err := checkKey("key", r.Key); err != nil {
+			return wire.Response{}, sys.E(op, err)
+		}
+	}
 	term := s.group.Leading()
 	if term == 0 {
 		return cluster.LeaderHint(s.group.NotLeader(op))
