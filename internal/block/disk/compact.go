@@ -204,6 +204,9 @@ func (c *copier) live(h *header) bool {
 // records become few large ones.
 func (c *copier) tombstones(h *header) error {
 	payload, err := readPayload(c.g.file, h, c.buf)
+	if sys.Is(err, sys.Corrupt) {
+		return nil // as a crash leaves them; of live ones compact will miss the room
+	}
 	if err != nil {
 		return sys.E(sys.Op("disk.compact"), err)
 	}

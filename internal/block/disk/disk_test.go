@@ -663,6 +663,69 @@ func TestCompactionKeepsDamagedBlocks(t *testing.T) {
 	mustHave(t, s, bad, 100_000)
 }
 
+// Tombstones that a crash cut were never told to be there, and keep nothing in place.
+func TestCutTombstonesDoNotKeepASegment(t *testing.T) {
+	mem, fs := vfs.NewMem(), vfs.NewMem()
+	s := mustOpen(t, quiet(mem))
+	var all []sys.BlockKey
+	for i := range uint32(10) {
+		all = append(all, blocktest.Key(1, 0, i))
+		mustPut(t, s, all[i], 100_000)
+	}
+	if err := s.Sync(ctx, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Delete(ctx, all[:1]); err != nil {
+		t.Fatal(err)
+	}
+	copyDir(t, mem, fs, "blocks", func(name string, size int64) int64 {
+		if strings.HasSuffix(name, ".seg") {
+			return size - 1
+		}
+		return size
+	})
+	s = mustOpen(t, quiet(fs))
+	if r := s.Recovery(); r.TornBytes == 0 || r.Blocks != len(all) {
+		t.Fatalf("recovered %+v", r)
+	}
+	if err := s.Delete(ctx, all[1:]); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "compaction", func() bool { s.mu.RLock(); defer s.mu.RUnlock(); return s.segments[1] == nil })
+	mustHave(t, s, all[0], 100_000)
+}
+
+// Tombstones that were there and cannot be read any more keep the segment: without them what was deleted could come back.
+func TestCompactionKeepsDamagedTombstones(t *testing.T) {
+	opt := quiet(vfs.NewMem())
+	opt.SegmentBytes = 1 << 20
+	s := mustOpen(t, opt)
+	var all []sys.BlockKey
+	for i := range uint32(20) {
+		all = append(all, blocktest.Key(1, 0, i))
+		mustPut(t, s, all[i], 100_000)
+		if i == 0 {
+			if err := s.Delete(ctx, all[:1]); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	s.mu.RLock()
+	e := s.index.entries[all[0]]
+	s.mu.RUnlock()
+	if !e.deleted() || e.segment != 1 {
+		t.Fatalf("the tombstone is %+v", e)
+	}
+	flip(t, s.fs, s.fs.PathJoin(s.dir, segmentName(1)), e.offset()+sectorSize)
+	waitFor(t, "hint", func() bool { s.mu.RLock(); defer s.mu.RUnlock(); return s.segments[1].hinted })
+	if err := s.Delete(ctx, all[1:9]); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "compaction to give up", func() bool { s.mu.RLock(); defer s.mu.RUnlock(); return s.segments[1].damaged })
+	wantKind(t, "Put of a deleted block", s.Put(ctx, all[0], []byte("x")), sys.Stale)
+	mustHave(t, s, all[19], 100_000)
+}
+
 func TestPutSumsChecksArrival(t *testing.T) {
 	s := mustOpen(t, quiet(vfs.NewMem()))
 	key := blocktest.Key(1, 0, 0)
