@@ -54,8 +54,8 @@ func newServer(tb testing.TB, args ...string) *Server {
 	s := &Server{Port: FreePort(tb), tb: tb, dir: dir, args: args}
 	tb.Cleanup(func() {
 		s.Kill()
-		// A child of it that rewrites the file writes on for a moment.
-		for end := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		// A child of it that rewrites the file writes on until it has written all, which may be much.
+		for end := time.Now().Add(2 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
 			err := os.RemoveAll(dir)
 			if err == nil {
 				return
