@@ -17,6 +17,8 @@ import (
 // a mount of the cluster's tree.
 type place struct {
 	dir string // absolute, free of symbolic links
+	// gone is why dir is not known; nil as a rule.
+	gone error
 	// outside says that dir is in no tree at all, which takes less to find out than trees does.
 	outside bool
 	trees   func() (trees, error)
@@ -30,11 +32,13 @@ type trees struct {
 
 // here is the place of this process.
 func (a *app) here() (place, error) {
+	w := place{trees: sync.OnceValues(a.trees)}
 	dir, err := os.Getwd()
 	if err != nil {
-		return place{}, err
+		w.gone = fmt.Errorf("the working directory is not to be had, it may have been deleted: go to another one, or give whole paths, and -C: %w", err)
+		return w, nil
 	}
-	w := place{dir: physical(dir), trees: sync.OnceValues(a.trees)}
+	w.dir = physical(dir)
 	if w.outside = !mountinfo.MayBeTree(w.dir); !w.outside {
 		_, err = w.trees() // who is in one will ask
 	}
@@ -65,8 +69,8 @@ func physical(p string) string {
 // treeDir is the user's directory as a path in the tree; empty when it is not in
 // the tree.
 func (w place) treeDir() (string, error) {
-	if w.outside {
-		return "", nil
+	if w.outside || w.gone != nil {
+		return "", w.gone
 	}
 	in, err := w.trees()
 	if err != nil {
@@ -87,6 +91,9 @@ func (w place) path(arg string) (string, error) {
 	}
 	p := arg
 	if !filepath.IsAbs(p) {
+		if w.gone != nil {
+			return "", w.gone
+		}
 		p = filepath.Join(w.dir, p)
 	}
 	p = physical(p)

@@ -31,6 +31,7 @@ type jobs struct {
 	table   *proctest.Table
 	tree    *memTree
 	dir     string // where the user stands
+	gone    error  // why that is not known
 	signals chan os.Signal
 	ctx     context.Context // of the commands; nil: the test's
 }
@@ -108,7 +109,7 @@ func (j *jobs) startTo(in io.Reader, out io.Writer, args ...string) *started {
 	p := newProcsApp(a)
 	p.open = func(context.Context) (*client.Procs, error) { return client.NewProcs(j.table, j.tree.c), nil }
 	p.where = func() (place, error) {
-		return place{dir: j.dir, trees: func() (trees, error) {
+		return place{dir: j.dir, gone: j.gone, trees: func() (trees, error) {
 			return trees{"lab", []mountinfo.Mount{
 				{Path: "/", Root: "/", Type: "ext4"},
 				{Path: "/tree", Root: "/", Type: "fuse.koinon", Source: "koinon:lab"},
@@ -786,5 +787,19 @@ func TestPsRefusesNegativeLimit(t *testing.T) {
 	j := newJobs(t)
 	if out, errOut, code := j.runs("ps", "--limit", "-1"); code != 2 || out != "" || !strings.Contains(errOut, "--limit is -1: give how many") {
 		t.Errorf("exit %d, %q, %q", code, out, errOut)
+	}
+}
+
+// TestRunWhereTheDirectoryIsGone needs it only for what is said relative to it.
+func TestRunWhereTheDirectoryIsGone(t *testing.T) {
+	j := newJobs(t)
+	j.gone = errors.New("it is gone")
+	for _, args := range [][]string{{"run", "-d", "--", "true"}, {"run", "-d", "-C", "sub", "--", "true"}, {"run", "-d", "-C", "koinon:/", "--out", "x", "--", "true"}} {
+		if _, errOut, code := j.runs(args...); code != 125 || !strings.Contains(errOut, "it is gone") {
+			t.Errorf("%q: %d, %q", args, code, errOut)
+		}
+	}
+	if out, errOut, code := j.runs("run", "-d", "-C", "koinon:/", "--out", "koinon:/out", "--", "true"); code != 0 || out != "1\n" {
+		t.Errorf("with whole paths: %d, %q, %q", code, out, errOut)
 	}
 }

@@ -76,8 +76,10 @@ func (p *procsApp) paths(ctx context.Context, procs *koinon.Procs, f runFlags, s
 	if err != nil {
 		return err
 	}
-	if s.Dir, err = at.treeDir(); err != nil {
-		return err
+	if f.dir == "" {
+		if s.Dir, err = at.treeDir(); err != nil {
+			return err
+		}
 	}
 	for _, a := range []struct {
 		arg string
