@@ -427,7 +427,7 @@ func (c *copier) contents(ctx context.Context, from, to folder, fresh bool) {
 // one copies an entry under a name, which is there already only if to is not fresh.
 func (c *copier) one(ctx context.Context, from folder, it item, to folder, name string, fresh bool) {
 	var err error
-	if !fresh && !it.mode.IsDir() {
+	if !fresh && it.info != nil && !it.mode.IsDir() { // what comes from the disk is not looked up
 		if old, lerr := to.lstat(ctx, name); lerr == nil && it.same(old) {
 			err = fmt.Errorf("%s and %s are the same file", from.full(it.name), to.full(name))
 		}
