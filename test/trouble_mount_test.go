@@ -288,3 +288,65 @@ func TestJobsWaitForTheMount(t *testing.T) {
 		says(t, d.koinon("logs", job), "bytes")
 	}
 }
+
+// TestJobsUseALivingMount: what starts on a node uses the oldest mount of the tree
+// that answers. Another one that comes, dies or hangs is in nobody's way, and where
+// the oldest does, what was about to start in it goes on in another.
+func TestJobsUseALivingMount(t *testing.T) {
+	d := up(t, 1)
+	writeFile(t, filepath.Join(d.mount, "kept"), "bytes")
+	uses := func(mount string) {
+		t.Helper()
+		out := d.koinon("run", "--", "sh", "-c", "cat kept; echo on $KOINON_TREE")
+		says(t, out, "byteson "+mount+"\n")
+	}
+	uses(d.mount)
+	secondDir := d.besides("second")
+	if err := os.Mkdir(secondDir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	second := d.background("mount", secondDir)
+	second.await(20*time.Second, "mounted on")
+	for range 3 {
+		uses(d.mount)
+	}
+
+	usesSoon := func(mount string) {
+		t.Helper()
+		eventually(t, 30*time.Second, mount+" is the node's", func() bool {
+			return strings.Contains(d.koinon("top", "-o", "json"), `"mount": "`+mount+`"`)
+		})
+		uses(mount)
+	}
+	first := d.mountPID()
+	if err := syscall.Kill(first, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	within := d.koinon("run", "-d", "-q", "--", "cat", "kept") // begun in the one that hangs, or not
+	usesSoon(secondDir)
+	if err := syscall.Kill(first, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	d.koinon("wait", strings.TrimSpace(within))
+	usesSoon(d.mount)
+
+	second.signal(syscall.SIGKILL)
+	_ = second.end(5 * time.Second)
+	for range 3 {
+		uses(d.mount)
+	}
+	second = d.background("mount", secondDir) // over the dead one
+	second.await(20*time.Second, "mounted on")
+	if err := syscall.Kill(first, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		uses(secondDir)
+	}
+	second.signal(syscall.SIGINT)
+	if err := second.end(10 * time.Second); err != nil {
+		t.Error(err)
+	}
+	d.start()
+	uses(d.mount)
+}

@@ -82,10 +82,10 @@ func (a *Agent) obstacle(res *procpb.Reservation) string {
 	if uid := os.Geteuid(); uid != 0 && spec.User.Uid != uint32(uid) {
 		return fmt.Sprintf("the node does not run as root, so it runs processes of user %d alone, not of %d", uid, spec.User.Uid)
 	}
-	if trouble := a.mountTrouble.Load(); trouble != nil {
-		return *trouble
-	}
-	if (spec.Dir != "" || res.Out != "") && a.mount() == "" {
+	switch mount, trouble := a.mount(); {
+	case trouble != "":
+		return trouble
+	case mount == "" && (spec.Dir != "" || res.Out != ""):
 		return "the tree is not mounted on this node: koinon mount DIR"
 	}
 	if u, err := envfs.Disk.GetDiskUsage(a.opts.Dir); err == nil && u.TotalBytes > 0 && u.AvailBytes < diskReserve {

@@ -43,9 +43,9 @@ type Options struct {
 	// FS leads to the tree, for what processes print. It is called often, and
 	// first when there is something to write; the FS stays its owner's.
 	FS func(ctx context.Context) (*vfs.FS, error)
-	// Mount tells where this machine has the tree, "" when nowhere. It is called
-	// for each reservation; nil finds the mount of the cluster.
-	Mount    func() (string, error)
+	// Mounts tells where this machine has the tree, the place that is preferred
+	// first. It is called for each reservation; nil finds the mounts of the cluster.
+	Mounts   func() ([]string, error)
 	Clock    env.Clock // nil is the system's
 	Logger   *slog.Logger
 	Executor executor.Options // the supervisor's directory is appended to Command
@@ -62,9 +62,9 @@ type Agent struct {
 	was      *saved // what New found; for Run
 	mounts   mountinfo.Table
 
-	mountTrouble atomic.Pointer[string] // why the mount cannot be used; nil: it can
-	trouble      atomic.Pointer[string] // why the processes cannot be looked after; nil: they can
-	mountDoubt   wake                   // to look at the mount early
+	dead       atomic.Pointer[map[string]error] // the mounts that do not answer, and how; changed by watchMounts alone
+	mountDoubt wake                             // to look at the mounts early
+	trouble    atomic.Pointer[string]           // why the processes cannot be looked after; nil: they can
 
 	turns  chan *turn     // for the owner of the participant
 	fences chan *newFence // for the same
@@ -126,9 +126,10 @@ func New(ctx context.Context, opts Options) (*Agent, error) {
 	a := &Agent{opts: opts, log: opts.Logger, clock: opts.Clock, capacity: capacity, turns: make(chan *turn), fences: make(chan *newFence),
 		votes: mailbox{wake: newWake()}, beat: newWake(), mountDoubt: newWake(),
 		holds: map[commit.Tx]*hold{}, settled: make(chan struct{}), tasks: map[taskKey]*task{}, procs: map[executor.ID]*process{}}
-	if a.opts.Mount == nil {
-		a.opts.Mount = a.findMount
+	if a.opts.Mounts == nil {
+		a.opts.Mounts = a.findMounts
 	}
+	a.dead.Store(&map[string]error{})
 	a.runCtx, a.stopRun = context.WithCancel(context.Background())
 	a.began = reporter{a: a, method: proc.MethodBegan, wake: newWake()}
 	a.ended = reporter{a: a, method: proc.MethodEnded, wake: newWake()}
@@ -217,7 +218,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.running.Go(func() { a.ended.run(ctx) })
 	a.running.Go(func() { a.tellVotes(ctx) })
 	a.running.Go(func() { a.beats(ctx) })
-	a.running.Go(func() { a.watchMount(ctx) })
+	a.running.Go(func() { a.watchMounts(ctx) })
 	a.running.Go(func() {
 		if err := a.own(ctx, party); err != nil {
 			fail(err)

@@ -94,7 +94,7 @@ type world struct {
 	beat     *procpb.Heartbeat // the last one
 	changed  chan struct{}
 	capacity *procpb.Resources
-	mount    string
+	mounts   []string
 	boot     string // of the agent's machine
 	fsDown   bool
 }
@@ -169,7 +169,7 @@ func (w *world) up() *Agent {
 	a, err := New(w.t.Context(), Options{
 		Node: agentNode, Cluster: w.peers, ID: "test", Dir: filepath.Join(w.dir, "proc"), Boot: w.boot, Name: "here", Capacity: w.capacity,
 		Labels: map[string]string{"gpu": "none"}, Logger: w.log, Executor: executor.Options{Command: []string{os.Args[0], "supervise"}, SpoolMax: 8 << 20},
-		Mount: func() (string, error) { return w.mount, nil },
+		Mounts: func() ([]string, error) { return w.mounts, nil },
 		FS: func(context.Context) (*vfs.FS, error) {
 			w.mu.Lock()
 			defer w.mu.Unlock()

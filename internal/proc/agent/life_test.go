@@ -290,7 +290,7 @@ func TestExecErrors(t *testing.T) {
 			t.Errorf("%s: found %v", c.argv, p)
 		}
 	}
-	w.mount = w.dir
+	w.mounts = []string{w.dir}
 	w.start(w.reservation(9, "exit 0", func(r *procpb.Reservation) { r.Spec.Dir = "/not/there" }))
 	if p := w.end(9).Process; p.ExitCode != proc.ExitTrouble || !strings.Contains(p.Why, "directory") {
 		t.Errorf("found %v", p)
@@ -515,7 +515,7 @@ func TestManyTasks(t *testing.T) {
 // TestEnvironment: what a process finds, and that its own words count.
 func TestEnvironment(t *testing.T) {
 	w := newWorld(t)
-	w.mount = w.dir
+	w.mounts = []string{w.dir}
 	if err := os.Mkdir(filepath.Join(w.dir, "work"), 0o700); err != nil {
 		t.Fatal(err)
 	}

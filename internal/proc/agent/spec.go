@@ -22,10 +22,9 @@ const searchPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 // itemMark stands for the index or the item in a command and its environment.
 const itemMark = "{}"
 
-// spec is what the executor is to run.
-func (a *Agent) spec(p *process) executor.Spec {
+// spec is what the executor is to run, with the tree on mount.
+func (a *Agent) spec(p *process, mount string) executor.Spec {
 	res, spec := p.task.res, p.task.res.Spec
-	mount := a.mount()
 	dir := mount + spec.Dir
 	if dir == "" {
 		dir = "/"

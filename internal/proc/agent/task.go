@@ -202,7 +202,8 @@ func (a *Agent) start(ctx context.Context, p *process) error {
 		a.finish(p, p.unborn, [2]int64{})
 		return nil
 	}
-	spec := a.spec(p)
+	mount, _ := a.mount()
+	spec := a.spec(p, mount)
 	for wait := startPauseMin; ; wait = min(2*wait, startPauseMax) {
 		if p.ordered() != nil {
 			return a.unborn(ctx, p, &procpb.Process{State: procpb.State_KILLED, ExitCode: 128 + uint32(p.ordered().signal), Signal: uint32(p.ordered().signal),
@@ -219,8 +220,13 @@ func (a *Agent) start(ctx context.Context, p *process) error {
 		case failedForGood(err, kind):
 			return a.unborn(ctx, p, &procpb.Process{State: procpb.State_FAILED, ExitCode: uint32(executor.ExitCode(err)), Why: err.Error()})
 		case errors.Is(err, executor.ErrAway):
-			if trouble := a.mountTrouble.Load(); trouble != nil {
-				return a.unborn(ctx, p, &procpb.Process{State: procpb.State_LOST, ExitCode: proc.ExitTrouble, Why: *trouble, Unstarted: true})
+			other, trouble := a.mount()
+			if trouble != "" {
+				return a.unborn(ctx, p, &procpb.Process{State: procpb.State_LOST, ExitCode: proc.ExitTrouble, Why: trouble, Unstarted: true})
+			}
+			if other != mount {
+				mount, spec = other, a.spec(p, other)
+				continue
 			}
 			a.mountDoubt.set()
 		case kind == sys.StaleEpoch:

@@ -300,11 +300,17 @@ func check(spec Spec) error {
 	return nil
 }
 
-// checkDir finds out whether there is a working directory.
+// checkDir finds out whether there is a working directory. It asks the file system
+// that it is on: for a while the kernel knows the directories of a mount that has
+// died, and what starts in one is lost.
 func checkDir(dir string) error {
 	const op = sys.Op("executor.Start")
-	info, err := os.Stat(dir)
-	if err == nil && !info.IsDir() {
+	var info unix.Statx_t
+	err := error(unix.EINTR)
+	for errors.Is(err, unix.EINTR) {
+		err = unix.Statx(unix.AT_FDCWD, dir, unix.AT_STATX_FORCE_SYNC, unix.STATX_TYPE, &info)
+	}
+	if err == nil && info.Mode&unix.S_IFMT != unix.S_IFDIR {
 		err = unix.ENOTDIR
 	}
 	switch {
