@@ -171,6 +171,16 @@ func (c *Client) ReadLink(ctx context.Context, name string) (string, error) {
 	return info.Target(), nil
 }
 
+// RealPath returns the path of what name leads to that goes through no symbolic
+// link, as realpath(3) does.
+func (c *Client) RealPath(ctx context.Context, name string) (string, error) {
+	if err := checkPath(name); err != nil {
+		return "", pathError("realpath", name, err)
+	}
+	p, err := c.fs.RealPath(ctx, c.cred, name)
+	return p, pathError("realpath", name, err)
+}
+
 // Link gives the file old, which is no directory, another name.
 func (c *Client) Link(ctx context.Context, old, name string) error {
 	attr, err := c.resolve(ctx, old, false)

@@ -134,6 +134,27 @@ func TestWriteFileThroughLink(t *testing.T) {
 	}
 }
 
+func TestRealPath(t *testing.T) {
+	c, ctx := newClient(t), t.Context()
+	must(t, c.MkdirAll(ctx, "/d/e", 0o755))
+	must(t, c.WriteFile(ctx, "/d/e/f", nil, 0o644))
+	for target, name := range map[string]string{"d": "/link", "/link/e": "/d/absolute", "../../link/../d": "/d/e/up", "loop": "/loop", "none": "/dangling"} {
+		must(t, c.Symlink(ctx, target, name))
+	}
+	for name, want := range map[string]string{"/": "/", "/..": "/", "d/./e/": "/d/e", "/link": "/d", "/link/absolute": "/d/e", "/link/absolute/f": "/d/e/f",
+		"/link/e/up/e/../e": "/d/e", "/link/../link/..": "/"} {
+		if got, err := c.RealPath(ctx, name); err != nil || got != want {
+			t.Errorf("%s: %q, %v; want %s", name, got, err, want)
+		}
+	}
+	for name, want := range map[string]error{"": fs.ErrNotExist, "/none": fs.ErrNotExist, "/none/x": fs.ErrNotExist, "/dangling": fs.ErrNotExist, "/loop": syscall.ELOOP,
+		"/d/e/f/x": syscall.ENOTDIR, "/d/e/f/": syscall.ENOTDIR} {
+		if got, err := c.RealPath(ctx, name); got != "" || !errors.Is(err, want) {
+			t.Errorf("%s: %q, %v; want %v", name, got, err, want)
+		}
+	}
+}
+
 func TestReplacementAbort(t *testing.T) {
 	for _, size := range []int{10, 2 << 20} {
 		c := newClient(t)

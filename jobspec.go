@@ -21,8 +21,9 @@ type JobSpec struct {
 	Name    string   `json:"name,omitempty"` // for people
 	Command []string `json:"command"`        // {} in it stands for the index or the item
 	Env     []string `json:"env,omitempty"`  // NAME=VALUE; the process gets these and Koinon's own
-	// Dir is the working directory, a path in the tree; empty is the tree's
-	// root, or / on a node that does not mount it.
+	// Dir is the working directory, a path in the tree that goes through no
+	// symbolic link, see Client.RealPath; empty is the tree's root, or / on a node
+	// that does not mount it.
 	Dir string `json:"dir,omitempty"`
 	// CPUs and Memory, in bytes, are reserved for every process and limit it
 	// where the node can enforce limits. Memory 0 is neither reserved nor
@@ -47,9 +48,9 @@ type JobSpec struct {
 	Items   []Item        `json:"items,omitempty"`   // a task for each item, instead
 	AtOnce  int           `json:"at_once,omitempty"` // tasks that may run at the same time, 0 for all
 	After   []Dependency  `json:"after,omitempty"`
-	// Out is where the outputs appear when a task exits with 0, a path in the
-	// tree; {} in it as in Command. The process finds a private directory to
-	// write them to in KOINON_OUT.
+	// Out is where the outputs appear when a task exits with 0, a path as Dir is;
+	// {} in it as in Command. The process finds a private directory to write them
+	// to in KOINON_OUT.
 	Out   string `json:"out,omitempty"`
 	Stdin bool   `json:"stdin,omitempty"` // the single process reads what Follow is given
 }
@@ -61,6 +62,12 @@ const DefaultCPUs = 1
 // OwnVariables is how the names of variables begin that JobSpec.Env may not hold:
 // only Koinon sets them.
 const OwnVariables = proc.OwnVariables
+
+// What a job may have at most.
+const (
+	SizeMax  = proc.SizeMax  // processes of a gang
+	ArrayMax = proc.ArrayMax // tasks of an array
+)
 
 // IndexRange is the indices of an array, both ends included.
 type IndexRange struct {
@@ -100,14 +107,14 @@ func (s *JobSpec) check() error {
 		return refuse("numbers of processes, tries and tasks are not negative")
 	case s.Retries > math.MaxInt32 || s.AtOnce > math.MaxInt32:
 		return refuse(fmt.Sprintf("numbers of tries and tasks are at most %d, not %d", math.MaxInt32, max(s.Retries, s.AtOnce)))
-	case s.Size > proc.SizeMax:
-		return refuse(fmt.Sprintf("a gang has at most %d processes, not %d", proc.SizeMax, s.Size))
+	case s.Size > SizeMax:
+		return refuse(fmt.Sprintf("a gang has at most %d processes, not %d", SizeMax, s.Size))
 	case s.Array != nil && len(s.Items) > 0:
 		return refuse("a job has indices or items, not both")
 	case s.Array != nil && (s.Array.First < 0 || s.Array.Last < s.Array.First || s.Array.Last > math.MaxInt32):
 		return refuse(fmt.Sprintf("%d to %d are no indices: give numbers up to %d, the lower one first", s.Array.First, s.Array.Last, math.MaxInt32))
-	case len(s.Items) > proc.ArrayMax:
-		return refuse(fmt.Sprintf("%d items are more than %d, the most tasks of a job", len(s.Items), proc.ArrayMax))
+	case len(s.Items) > ArrayMax:
+		return refuse(fmt.Sprintf("%d items are more than %d, the most tasks of a job", len(s.Items), ArrayMax))
 	}
 	return nil
 }

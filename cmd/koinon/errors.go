@@ -77,7 +77,9 @@ func flagError(err error) error {
 			want = inner
 		}
 		text := want.Error()
-		if errors.Is(want, strconv.ErrSyntax) || errors.Is(want, strconv.ErrRange) || strings.Contains(text, "strconv.") {
+		if bad.GetFlag().Value.Type() == "duration" {
+			text = "give a number and its unit, such as 30s, 10m or 1h30m"
+		} else if errors.Is(want, strconv.ErrSyntax) || errors.Is(want, strconv.ErrRange) || strings.Contains(text, "strconv.") {
 			text = "give a number"
 		}
 		return &toldError{"--" + bad.GetFlag().Name + " is " + strconv.Quote(bad.GetValue()) + ": " + text, err}

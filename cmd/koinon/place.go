@@ -108,9 +108,6 @@ func (w place) path(arg string) (string, error) {
 	case ok && m.Tree():
 		return "", sys.E(op, sys.Invalid, sys.Subject(arg), fmt.Sprintf("that is in the tree of cluster %q, not of %q, which is spoken to: choose the cluster with --config", m.Cluster(), in.cluster))
 	}
-	inTree := arg
-	if !strings.HasPrefix(inTree, "/") {
-		inTree = "/" + inTree
-	}
+	inTree := path.Join("/", arg)
 	return "", sys.E(op, sys.Invalid, sys.Subject(arg), fmt.Sprintf("that is not in the cluster's tree, which is all that nodes see: go into a mount of the tree, or write %s%s", transfer.Prefix, inTree))
 }

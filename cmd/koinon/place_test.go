@@ -21,3 +21,32 @@ func TestRunWhereTheDirectoryIsGone(t *testing.T) {
 		t.Errorf("with whole paths: %d, %q, %q", code, out, errOut)
 	}
 }
+
+// TestRunFollowsLinks of the tree in the paths that processes and outputs are to be in, as the kernel does in those of the machine.
+func TestRunFollowsLinks(t *testing.T) {
+	j := newJobs(t)
+	j.tree.ok("mkdir", "-p", "/data/in")
+	for target, name := range map[string]string{"data": "/link", "/link/in": "/absolute", "loop": "/loop"} {
+		if err := j.tree.c.Symlink(t.Context(), target, name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, tc := range []struct{ dir, out, wantDir, wantOut string }{
+		{"koinon:/link", "koinon:/link/x", "/data", "/data/x"},
+		{"koinon:/absolute", "koinon:/absolute/{}", "/data/in", "/data/in/{}"},
+		{"koinon:/data", "koinon:/link/{}/x", "/data", "/data/{}/x"},
+		{"koinon:/", "koinon:/x", "/", "/x"},
+	} {
+		if _, errOut, code := j.runs("run", "-d", "-C", tc.dir, "--out", tc.out, "--array", "1-1", "--", "true"); code != 0 {
+			t.Fatalf("%v: %s", tc, errOut)
+		}
+		if s := j.table.Spec(uint64(i + 1)); s.Dir != tc.wantDir || s.Out != tc.wantOut {
+			t.Errorf("%v: in %s, outputs as %s", tc, s.Dir, s.Out)
+		}
+	}
+	for _, flags := range [][]string{{"-C", "koinon:/loop"}, {"--out", "koinon:/loop/x"}} {
+		if _, errOut, code := j.runs(append(append([]string{"run", "-d"}, flags...), "--", "true")...); code != 125 || !strings.Contains(errOut, "too many levels of symbolic links") {
+			t.Errorf("%v: %d, %s", flags, code, errOut)
+		}
+	}
+}

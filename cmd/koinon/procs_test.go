@@ -323,13 +323,18 @@ func TestRunWaits(t *testing.T) {
 	j := newJobs(t)
 	s := j.start(nothing, "run", "-n", "3", "--", "big")
 	j.made(1)
+	j.table.Explain(1, &procpb.Explanation{Why: "n1 refused; tried 1 times, next in 0.5 s"})
+	s.err.await(t, "koinon: job 1 waits: n1 refused; tried 1 times, next in 0.5 s\n")
+	j.table.Explain(1, &procpb.Explanation{Why: "n1 refused; tried 12 times, next in 3.1 s"})
+	for seen := j.table.Calls("Inspect"); j.table.Calls("Inspect") < seen+2; time.Sleep(10 * time.Millisecond) { // the same but for its numbers
+	}
 	j.table.Explain(1, &procpb.Explanation{Why: "room for 2 of 3 processes"})
 	s.err.await(t, "koinon: job 1 waits: room for 2 of 3 processes\n")
 	j.table.Start(1, 0, 1, 2, 3)
 	for rank := range uint32(3) {
 		j.table.End(1, 0, rank, 0)
 	}
-	s.ends(0, "", "koinon: job 1 waits: room for 2 of 3 processes\n")
+	s.ends(0, "", "koinon: job 1 waits: n1 refused; tried 1 times, next in 0.5 s\nkoinon: job 1 waits: room for 2 of 3 processes\n")
 }
 
 // Ctrl-C asks the job to stop, once more kills it, a third one leaves.
@@ -462,7 +467,7 @@ func TestRunDetached(t *testing.T) {
 // Every flag reaches the job.
 func TestRunFlags(t *testing.T) {
 	j := newJobs(t)
-	j.tree.ok("mkdir", "-p", "/data/in", "/data/.hidden")
+	j.tree.ok("mkdir", "-p", "/data/in", "/data/.hidden", "/data/results")
 	for _, name := range []string{"a.txt", "b.txt", "c.dat", ".d.txt"} {
 		j.tree.put("/data/in/"+name, name)
 	}
@@ -512,15 +517,15 @@ func TestRunRefuses(t *testing.T) {
 		{"--array 0-9%2147483648 -- true", "at most 2147483647"},
 		{"-o json -- true", "add -d, and use `koinon wait -o json"},
 		{"-m 64MB -- true", "--memory is \"64MB\""},
-		{"--timeout 5 -- true", "--timeout"},
+		{"--timeout 5 -- true", "--timeout is \"5\": give a number and its unit, such as 30s"},
 		{"--array 9-0 -- true", "0-99"},
 		{"--array 0-9%0 -- true", "0-99"},
 		{"--array 0,3 -- true", "0-99"},
 		{"--array 0-9%2 --at-once 3 -- true", "give one of them"},
 		{"--array 0-9 --each x -- true", "not both"},
 		{"--at-once 3 -- true", "--array and --each"},
-		{"--each koinon:/none/* -- true", "nothing in the tree matches"},
-		{"--each koinon:/[ -- true", "syntax error in pattern"},
+		{"--each koinon:/none/* -- true", "cannot expand --each /none/*: nothing in the tree matches"},
+		{"--each koinon:/[ -- true", "close the ["},
 		{"--after 17 -- true", "ok:ID"},
 		{"--after ok:0 -- true", "ok:ID"},
 		{"--env =x -- true", "K=V"},
@@ -530,15 +535,16 @@ func TestRunRefuses(t *testing.T) {
 		{"--on nowhere -- true", "n1 (host1), n2 (host2), n3 (host3)"},
 		{"--on =v -- true", "LABEL=V"},
 		{"--on a=b --on a=c -- true", "no node has both"},
-		{"-C . -- true", "write koinon:/."},
+		{"-C . -- true", "write koinon:/"},
 		{"-C koinon:/none -- true", "cannot start in /none: no such file or directory"},
-		{"-C koinon:/file -- true", "not a directory"},
+		{"-C koinon:/file -- true", "cannot start in /file: not a directory"},
 		{"-C /other/x -- true", `of cluster "home"`},
 		{"--out results -- true", "not in the cluster's tree"},
 		{"--out= -- true", "--out is empty"},
 		{"--each= -- true", "--each is empty"},
 		{"-n 2 --array= -- true", "--array is empty"},
-		{"--near koinon:/none -- true", "no such file"},
+		{"--near koinon:/none -- true", "cannot place near /none: no such file or directory: --near names"},
+		{"--out koinon:/none/out -- true", "cannot put outputs into /none: no such file or directory: make"},
 		{"-i -n 2 -- true", "single process"},
 		{"-i -d -- true", "give one of them"},
 		{"-i --retries 2 -- true", "cannot read again"},

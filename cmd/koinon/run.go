@@ -95,9 +95,9 @@ func newRunCommand(p *procsApp) *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.SetInterspersed(false) // what follows COMMAND is its own
-	flags.IntVarP(&f.size, "gang", "n", 1, "`N` processes, which start together or not at all")
+	flags.IntVarP(&f.size, "gang", "n", 1, fmt.Sprintf("`N` processes, at most %d, which start together or not at all", koinon.SizeMax))
 	flags.Float64VarP(&f.cpus, "cpus", "c", koinon.DefaultCPUs, "`CPUS` for each process, such as 0.5")
-	flags.VarP(&sizeValue{&f.memory}, "memory", "m", "`MEM` for each process, such as 512MiB: more is not to be had (default no limit)")
+	flags.VarP(&sizeValue{&f.memory}, "memory", "m", "`MEM` for each process, such as 512M or 1.5GiB: more is not to be had (default no limit)")
 	flags.StringVar(&f.near, "near", "", "on nodes that hold the bytes of `PATH`, where they have room")
 	flags.StringArrayVar(&f.on, "on", nil, "only on `NODE` (number or host), or on nodes with LABEL=V; may be repeated")
 	flags.BoolVar(&f.pack, "pack", false, "on few nodes, not spread")
@@ -108,7 +108,7 @@ func newRunCommand(p *procsApp) *cobra.Command {
 	flags.DurationVar(&f.timeout, "timeout", 0, "stop a task `TIME` after its start, such as 10m; 0 is never")
 	flags.DurationVar(&f.grace, "grace", 0, "`TIME` from SIGTERM to SIGKILL; 0 is 10s")
 	flags.IntVar(&f.retries, "retries", 0, "try a task that fails or is lost up to `K` times more")
-	flags.StringVar(&f.array, "array", "", "a task for each index of `FIRST-LAST`; FIRST-LAST%N runs at most N at once")
+	flags.StringVar(&f.array, "array", "", fmt.Sprintf("a task for each index of `FIRST-LAST`, at most %d; FIRST-LAST%%N runs at most N at once", koinon.ArrayMax))
 	flags.StringVar(&f.each, "each", "", "a task for each file that matches `GLOB`")
 	flags.IntVar(&f.atOnce, "at-once", 0, "at most `N` tasks at once; 0 is as many as there is room for")
 	flags.StringArrayVar(&f.after, "after", nil, "not before job ID has succeeded, `ok:ID`, or ended, any:ID; may be repeated")

@@ -61,7 +61,7 @@ type attended struct {
 
 	mu   sync.Mutex
 	job  koinon.Job // as last heard of
-	told string     // why it waits
+	told string     // why it waits, withoutNumbers
 }
 
 // stops passes on signals, without those that come twice (see sameSignal). One that came before signals did is told by early.
@@ -197,8 +197,9 @@ func (r *attended) tellWait(ctx context.Context) {
 	}
 	why := waitReason(d)
 	r.mu.Lock()
-	known := why == r.told
-	r.told = why
+	reason := strings.Map(withoutNumbers, why)
+	known := reason == r.told
+	r.told = reason
 	r.mu.Unlock()
 	text := fmt.Sprintf("koinon: job %d waits: %s", r.id, strings.TrimPrefix(why, "waits "))
 	switch {
@@ -208,6 +209,14 @@ func (r *attended) tellWait(ctx context.Context) {
 	case !known:
 		r.note("%s", text)
 	}
+}
+
+// withoutNumbers leaves out what makes a reason that is told another one each second, such as the time to the next try.
+func withoutNumbers(r rune) rune {
+	if r == '.' || '0' <= r && r <= '9' {
+		return -1
+	}
+	return r
 }
 
 // waitReason is why a job waits, in one line.

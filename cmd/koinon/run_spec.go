@@ -5,13 +5,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math"
 	"os"
+	"path"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/koinon/koinon"
+	"github.com/koinon/koinon/cmd/koinon/internal/transfer"
 )
 
 // check refuses flags that make no sense together.
@@ -92,33 +94,59 @@ func (p *procsApp) paths(ctx context.Context, procs *koinon.Procs, f runFlags, s
 			return err
 		}
 	}
-	if f.dir == "" && f.each == "" {
+	if f.dir == "" && f.near == "" && f.each == "" && !strings.HasPrefix(f.out, transfer.Prefix) {
 		return nil
 	}
 	tree, err := procs.Tree(ctx)
 	if err != nil {
 		return err
 	}
+	if err := realPaths(ctx, tree, f, s); err != nil || f.each == "" {
+		return err
+	}
+	pattern, err := at.path(f.each)
+	if err != nil {
+		return err
+	}
+	if strings.HasSuffix(f.each, "/") { // directories
+		pattern += "/"
+	}
+	s.Items, err = tree.Items(ctx, pattern, s.Dir)
+	return treeError("expand --each", pattern, err, hint{path.ErrBadPattern, `close the [ with a ], or write \[ for the sign itself`})
+}
+
+// realPaths looks whether what the flags name is there, and follows the symbolic links of the tree in the paths that
+// processes and their outputs are to be in.
+func realPaths(ctx context.Context, tree *koinon.Client, f runFlags, s *koinon.JobSpec) error {
+	if f.near != "" {
+		if _, err := tree.Stat(ctx, s.Near); err != nil {
+			return treeError("place near", s.Near, err, hint{syscall.ENOENT, "--near names what is in the tree"})
+		}
+	}
 	if f.dir != "" {
 		info, err := tree.Stat(ctx, s.Dir)
 		if err == nil && !info.IsDir() {
-			err = fmt.Errorf("%w: not a directory", fs.ErrInvalid)
+			err = syscall.ENOTDIR
+		}
+		var dir string
+		if err == nil {
+			dir, err = tree.RealPath(ctx, s.Dir)
 		}
 		if err != nil {
-			return treeError("start in", s.Dir, err)
+			return treeError("start in", s.Dir, err, hint{syscall.ENOENT, "-C names a directory of the tree"})
 		}
+		s.Dir = dir
 	}
-	if f.each != "" {
-		pattern, err := at.path(f.each)
+	if f.out != "" {
+		dir, rest := path.Dir(s.Out), path.Base(s.Out)
+		for strings.Contains(dir, "{}") { // it is another one for each task
+			dir, rest = path.Dir(dir), path.Join(path.Base(dir), rest)
+		}
+		real, err := tree.RealPath(ctx, dir)
 		if err != nil {
-			return err
+			return treeError("put outputs into", dir, err, hint{syscall.ENOENT, "make that directory of the tree first"})
 		}
-		if strings.HasSuffix(f.each, "/") { // directories
-			pattern += "/"
-		}
-		if s.Items, err = tree.Items(ctx, pattern, s.Dir); err != nil {
-			return treeError("expand", pattern, err)
-		}
+		s.Out = path.Join(real, rest)
 	}
 	return nil
 }
@@ -175,7 +203,7 @@ func dependencies(args []string) ([]koinon.Dependency, error) {
 		how, job, _ := strings.Cut(a, ":")
 		id, err := strconv.ParseUint(job, 10, 64)
 		if how != "ok" && how != "any" || err != nil || id == 0 {
-			return nil, fmt.Errorf("--after is %q: give ok:ID to wait for a job's success, any:ID to wait for its end", a)
+			return nil, fmt.Errorf("--after is %q: give ok:ID to wait for a job's success, any:ID to wait for its end; --after once for each job", a)
 		}
 		after = append(after, koinon.Dependency{Job: id, Any: how == "any"})
 	}

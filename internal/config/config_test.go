@@ -247,7 +247,7 @@ func TestNodeErrorsSayWhatToDo(t *testing.T) {
 		{"a client's file", nodeTOML, clientTOML, []string{"configuration of a client", "give a node's"}},
 		{"negative duration", `"90m"`, `"-1m"`, []string{`"retention"`, "give 10s or more"}},
 		{"short retention", `"90m"`, `"9s"`, []string{`"retention"`, "give 10s or more"}},
-		{"no size", `"32MiB"`, `"32 apples"`, []string{"apples", `"64MiB"`}},
+		{"no size", `"32MiB"`, `"32 apples"`, []string{"apples", `"64M"`}},
 		{"no certificate", `cert = "/etc/koinon/node.crt"`, ``, []string{`"tls.cert" is missing`, "certificate"}},
 		{"negative CPUs", `[limits]`, "[proc]\ncpus = -1.0\n[limits]", []string{`"proc.cpus"`, "like 1.5"}},
 		{"next to no CPU", `[limits]`, "[proc]\ncpus = 0.0001\n[limits]", []string{`"proc.cpus"`, "off = true"}},
@@ -307,7 +307,8 @@ func TestMissingFile(t *testing.T) {
 
 func TestSizeAndDuration(t *testing.T) {
 	for text, want := range map[string]Size{"0B": 0, "512KiB": 512 << 10, "1 GiB": 1 << 30, "1025B": 1025, "8388607TiB": 8388607 << 40,
-		"1.5GiB": 3 << 29, "0.25 MiB": 256 << 10, "17.6GiB": 18_897_856_102} {
+		"1.5GiB": 3 << 29, "0.25 MiB": 256 << 10, "17.6GiB": 18_897_856_102,
+		"4G": 4 << 30, "512m": 512 << 20, "1.5 k": 1536, "2T": 2 << 40} {
 		var s Size
 		if err := s.UnmarshalText([]byte(text)); err != nil || s != want {
 			t.Errorf("%q is %d, %v, want %d", text, s, err, want)
@@ -317,7 +318,7 @@ func TestSizeAndDuration(t *testing.T) {
 			t.Errorf("%v reads back as %v, %v", s, again, err)
 		}
 	}
-	for _, text := range []string{"", "B", "12", "-1B", "8388608TiB", "1.5.5GiB", ".GiB", "1e3MiB", "infB", "-1.5GiB", "8388608.5TiB", "99999999999999999999B"} {
+	for _, text := range []string{"", "B", "12", "-1B", "8388608TiB", "1.5.5GiB", ".GiB", "1e3MiB", "infB", "-1.5GiB", "8388608.5TiB", "99999999999999999999B", "G", "4GB", "4Gi", "1e3M", "4GM"} {
 		var s Size
 		if err := s.UnmarshalText([]byte(text)); err == nil {
 			t.Errorf("%q is taken for %v", text, s)

@@ -71,10 +71,14 @@ func (s Size) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
 // UnmarshalText implements encoding.TextUnmarshaler. The number may have a
 // fraction; bytes are cut to whole ones. The unit is one of B, KiB, MiB, GiB and
-// TiB.
+// TiB, for which k, K and so on stand too, as in other tools.
 func (s *Size) UnmarshalText(text []byte) error {
+	full := string(text)
+	if n := len(full); n > 0 && strings.Contains("kmgtKMGT", full[n-1:]) {
+		full = full[:n-1] + strings.ToUpper(full[n-1:]) + "iB"
+	}
 	for _, u := range sizeUnits {
-		digits, ok := strings.CutSuffix(string(text), u.name)
+		digits, ok := strings.CutSuffix(full, u.name)
 		if !ok {
 			continue
 		}
@@ -93,5 +97,5 @@ func (s *Size) UnmarshalText(text []byte) error {
 		*s = Size(n * float64(u.size))
 		return nil
 	}
-	return fmt.Errorf("%q is not a size; write it like \"512KiB\", \"64MiB\" or \"1.5GiB\"", text)
+	return fmt.Errorf("%q is not a size; write it like \"512KiB\", \"64M\" or \"1.5GiB\"", text)
 }

@@ -77,7 +77,7 @@ func (f files) lookup(cred *metapb.Cred, dir uint64, name string) (*metapb.Attr,
 	return a.GetAttr(), err
 }
 
-// walk finds a directory by its path.
+// walk finds a directory by its path, which goes through no symbolic link.
 func (f files) walk(cred *metapb.Cred, p string) (uint64, error) {
 	ino := uint64(sys.RootIno)
 	for _, name := range strings.Split(p, "/") {
@@ -88,12 +88,23 @@ func (f files) walk(cred *metapb.Cred, p string) (uint64, error) {
 		if err == nil && a == nil {
 			err = sys.E(sys.Op("proc.walk"), sys.NotExist, sys.Subject(p))
 		}
+		if err == nil {
+			err = noLink(a, p)
+		}
 		if err != nil {
 			return 0, err
 		}
 		ino = a.Ino
 	}
 	return ino, nil
+}
+
+// noLink refuses a symbolic link in a path.
+func noLink(a *metapb.Attr, p string) error {
+	if sys.FileType(a.GetType()) != sys.TypeSymlink {
+		return nil
+	}
+	return sys.E(sys.Op("proc.walk"), sys.Invalid, sys.Subject(p), fmt.Sprintf("a symbolic link to %q is in that path: name what it leads to", a.Target))
 }
 
 // named is an error about an inode with its path in place of the number.

@@ -116,6 +116,9 @@ func (s *Server) checkTree(ctx context.Context, spec *procpb.Spec) error {
 		if err == nil {
 			a, err = f.lookup(credOf(spec.User), parent, path.Base(spec.Dir))
 		}
+		if err == nil {
+			err = noLink(a, spec.Dir)
+		}
 		switch {
 		case err == nil && a != nil && sys.FileType(a.Type) == sys.TypeDir:
 		case err == nil || sys.Is(err, sys.NotExist) || sys.Is(err, sys.NotDir):

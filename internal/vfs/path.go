@@ -18,40 +18,58 @@ func itoa(n uint64) string { return strconv.FormatUint(n, 10) }
 // with or without a slash. follow says whether a symbolic link at the end is
 // followed. NotExist, NotDir, Access, Loop, NameTooLong.
 func (fs *FS) Resolve(ctx context.Context, cred *metapb.Cred, path string, follow bool) (*metapb.Attr, error) {
-	attr, name, err := fs.walk(ctx, cred, path, follow)
+	at, name, err := fs.walk(ctx, cred, path, follow)
 	if err != nil || name == "" {
-		return attr, err
+		return at.attr, err
 	}
-	return fs.step(ctx, cred, attr, name, path)
+	return fs.step(ctx, cred, at.attr, name, path)
+}
+
+// RealPath returns the path of what a path leads to that goes through no
+// symbolic link, as realpath(3) does. Errors as of Resolve.
+func (fs *FS) RealPath(ctx context.Context, cred *metapb.Cred, path string) (string, error) {
+	at, name, err := fs.walk(ctx, cred, path, true)
+	if err == nil && name != "" { // nothing is there
+		_, err = fs.step(ctx, cred, at.attr, name, path)
+	}
+	if err != nil {
+		return "", err
+	}
+	return "/" + strings.Join(at.names, "/"), nil
 }
 
 // ResolveParent returns the directory that a path's last name is in, and that
 // name, which need not exist. Invalid when the path has no last name: "/", or
 // one that ends in "..".
 func (fs *FS) ResolveParent(ctx context.Context, cred *metapb.Cred, path string) (*metapb.Attr, string, error) {
-	attr, name, err := fs.walk(ctx, cred, strings.TrimRight(path, "/"), false)
+	at, name, err := fs.walk(ctx, cred, strings.TrimRight(path, "/"), false)
 	if err != nil {
 		return nil, "", err
 	}
 	if name == "" {
 		return nil, "", sys.E(sys.Op("vfs.Resolve"), sys.Invalid, sys.Subject(path), "the path has no last name")
 	}
-	if sys.FileType(attr.GetType()) != sys.TypeDir {
+	if sys.FileType(at.attr.GetType()) != sys.TypeDir {
 		return nil, "", sys.E(sys.Op("vfs.Resolve"), sys.NotDir, sys.Subject(path))
 	}
-	return attr, name, nil
+	return at.attr, name, nil
+}
+
+// position is where a walk has come to.
+type position struct {
+	attr  *metapb.Attr
+	names []string // from the root to it, no symbolic link among them
 }
 
 // walk goes down a path up to its last name, which it returns. When it had to
 // go through the last name as well, because that is "..", or a symbolic link
 // that is followed, or a slash follows it, the name is empty.
-func (fs *FS) walk(ctx context.Context, cred *metapb.Cred, path string, follow bool) (*metapb.Attr, string, error) {
+func (fs *FS) walk(ctx context.Context, cred *metapb.Cred, path string, follow bool) (at position, last string, err error) {
 	if len(path) >= sys.PathMax {
-		return nil, "", sys.E(sys.Op("vfs.Resolve"), sys.NameTooLong, sys.Subject(path[:64]+"..."))
+		return position{}, "", sys.E(sys.Op("vfs.Resolve"), sys.NameTooLong, sys.Subject(path[:64]+"..."))
 	}
-	at, err := fs.GetAttr(ctx, cred, sys.RootIno)
-	if err != nil {
-		return nil, "", err
+	if at.attr, err = fs.GetAttr(ctx, cred, sys.RootIno); err != nil {
+		return position{}, "", err
 	}
 	mustDir := strings.HasSuffix(path, "/")
 	rest := split(path)
@@ -61,30 +79,34 @@ func (fs *FS) walk(ctx context.Context, cred *metapb.Cred, path string, follow b
 		if len(rest) == 0 && name != ".." && !follow && !mustDir {
 			return at, name, nil
 		}
-		next, err := fs.step(ctx, cred, at, name, path)
+		next, err := fs.step(ctx, cred, at.attr, name, path)
 		if err != nil {
 			if len(rest) == 0 && sys.Is(err, sys.NotExist) {
 				return at, name, nil // ResolveParent of what is to be made
 			}
-			return nil, "", err
+			return position{}, "", err
 		}
 		if sys.FileType(next.GetType()) != sys.TypeSymlink {
-			at = next
+			at.attr, at.names = next, append(at.names, name)
+			if name == ".." {
+				at.names = at.names[:max(0, len(at.names)-2)]
+			}
 			continue
 		}
 		if links++; links > linksMax {
-			return nil, "", sys.E(sys.Op("vfs.Resolve"), sys.Loop, sys.Subject(path))
+			return position{}, "", sys.E(sys.Op("vfs.Resolve"), sys.Loop, sys.Subject(path))
 		}
 		target := string(next.GetTarget())
 		if strings.HasPrefix(target, "/") {
-			if at, err = fs.GetAttr(ctx, cred, sys.RootIno); err != nil {
-				return nil, "", err
+			if at.attr, err = fs.GetAttr(ctx, cred, sys.RootIno); err != nil {
+				return position{}, "", err
 			}
+			at.names = nil
 		}
 		rest = append(split(target), rest...)
 	}
-	if mustDir && sys.FileType(at.GetType()) != sys.TypeDir {
-		return nil, "", sys.E(sys.Op("vfs.Resolve"), sys.NotDir, sys.Subject(path))
+	if mustDir && sys.FileType(at.attr.GetType()) != sys.TypeDir {
+		return position{}, "", sys.E(sys.Op("vfs.Resolve"), sys.NotDir, sys.Subject(path))
 	}
 	return at, "", nil
 }

@@ -5,12 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/koinon/koinon/internal/sys"
 )
 
 // ErrNever means that a gang could not start even if nothing else ran.
 var ErrNever = errors.New("can never start on the nodes there are")
+
+// unfitShown is of how many nodes it is told why they will not do.
+const unfitShown = 3
 
 // Check says whether a gang makes sense and could start if nothing else ran: nil, or an error that names what there is. Drained
 // nodes and refusals do not count: they pass.
@@ -23,12 +27,12 @@ func Check(g *Gang, nodes []Node) error {
 	}
 	room := int64(0)
 	var largest Resources
-	why := ""
+	var unfit []string
 	for _, n := range nodes {
 		bare := nodeState{Node: n}
 		bare.Draining = false
 		if r := bare.refuses(&Gang{Want: g.Want, On: g.On}, 0); r != "" {
-			why = n.Name + " " + r
+			unfit = append(unfit, n.Name+" "+r)
 			continue
 		}
 		room += n.Capacity.slots(g.Each)
@@ -37,8 +41,10 @@ func Check(g *Gang, nodes []Node) error {
 	switch {
 	case room >= int64(g.Size):
 		return nil
-	case largest == (Resources{}) && why != "":
-		return fmt.Errorf("%w: no node has what is wanted: %s", ErrNever, why)
+	case largest == (Resources{}) && len(unfit) > unfitShown:
+		return fmt.Errorf("%w: no node has what is wanted: %s; and %d more", ErrNever, strings.Join(unfit[:unfitShown], ", "), len(unfit)-unfitShown)
+	case largest == (Resources{}) && len(unfit) > 0:
+		return fmt.Errorf("%w: no node has what is wanted: %s", ErrNever, strings.Join(unfit, ", "))
 	case room == 0:
 		return fmt.Errorf("%w: %v for one process; the largest node has %v", ErrNever, g.Each, largest)
 	}
