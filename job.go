@@ -1,6 +1,7 @@
 package koinon
 
 import (
+	"slices"
 	"strings"
 	"time"
 
@@ -150,7 +151,7 @@ type Task struct {
 	Index     int        `json:"index"`
 	Item      string     `json:"item,omitempty"` // what {} stands for
 	State     State      `json:"state"`
-	Try       int        `json:"try"`                 // counts from 1; 0 before the first
+	Try       int        `json:"try"`                 // counts from 1; 0 before the first, or where none could be started
 	Why       string     `json:"why,omitempty"`       // why it was placed where it is, or ended as it did
 	ExitCode  *int       `json:"exit_code,omitempty"` // of the first rank that failed, 0 when all exited with 0; nil as in Job
 	Killer    string     `json:"killer,omitempty"`
@@ -183,12 +184,16 @@ type Process struct {
 
 func newTask(spec *procpb.Spec, t *procpb.Task) Task {
 	task := Task{
-		Name: proc.TaskName(spec, t.Job, t.Index).String(), Index: int(t.Index), State: newState(t.State), Try: int(t.Epoch),
+		Name: proc.TaskName(spec, t.Job, t.Index).String(), Index: int(t.Index), State: newState(t.State), Try: int(t.Epoch - t.Unstarted),
 		Why: t.Why, ExitCode: exitCode(newState(t.State), t.ExitCode), Killer: t.Killer, TimedOut: t.TimedOut, Lost: int(t.Lost), Placed: t.Placed,
 		Started: moment(t.StartedNs), Ended: moment(t.EndedNs), Processes: []Process{},
 	}
 	if i := int(t.Index); i < len(spec.GetItems()) {
 		task.Item = spec.Items[i]
+	}
+	if !slices.ContainsFunc(t.Procs, func(p *procpb.Process) bool { return !p.Unstarted }) { // as if there had been none
+		task.Started = nil
+		return task
 	}
 	for rank, p := range t.Procs {
 		name := proc.ProcessName(spec, t.Job, t.Index, uint32(rank))
@@ -237,6 +242,9 @@ func newJobDetails(r *procpb.InspectReply) *JobDetails {
 	d := &JobDetails{Job: specified(r.GetJob(), r.GetSpec()), Spec: newJobSpec(r.GetSpec()), TaskList: []Task{}, Waiting: []Explanation{}}
 	for _, t := range r.GetTasks() {
 		d.TaskList = append(d.TaskList, newTask(r.Spec, t))
+	}
+	if len(d.TaskList) == 1 && !d.Array && d.TaskList[0].Started == nil { // it was placed where it could not be started
+		d.Started = nil
 	}
 	for _, e := range r.GetExplanations() {
 		x := Explanation{Task: proc.TaskName(r.Spec, d.ID, e.Index).String(), Why: e.Why}

@@ -125,6 +125,19 @@ func TestNoExitCode(t *testing.T) {
 	}
 }
 
+// What could not be started where it was placed is as if it had never been placed.
+func TestUnstartedTask(t *testing.T) {
+	unstarted := &procpb.Process{State: procpb.State_LOST, Unstarted: true, Node: 1}
+	queued := &procpb.Task{State: procpb.State_QUEUED, Epoch: 3, Unstarted: 2, StartedNs: 7, Why: "the mount died", Procs: []*procpb.Process{unstarted}}
+	if task := newTask(&procpb.Spec{Size: 1}, queued); task.Try != 1 || task.Started != nil || len(task.Processes) > 0 || task.Why != queued.Why {
+		t.Errorf("found %+v", task)
+	}
+	lost := &procpb.Task{State: procpb.State_LOST, Epoch: 1, StartedNs: 7, Procs: []*procpb.Process{unstarted, {State: procpb.State_LOST, Node: 2}}}
+	if task := newTask(&procpb.Spec{Size: 2}, lost); task.Try != 1 || task.Started == nil || len(task.Processes) != 2 {
+		t.Errorf("found %+v", task)
+	}
+}
+
 // When the leader cannot be reached any more, those who follow are told; an
 // error of their own ends it, too.
 func TestFollowEnds(t *testing.T) {

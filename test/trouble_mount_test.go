@@ -323,7 +323,17 @@ func TestJobsUseALivingMount(t *testing.T) {
 		t.Fatal(err)
 	}
 	within := d.koinon("run", "-d", "-q", "--", "cat", "kept") // begun in the one that hangs, or not
+	asks := func(name string) *run { return d.background("run", "-C", filepath.Join(d.mount, name), "--", "true") }
+	patient, stopped := asks("none"), asks("nothing") // of one name the kernel has the second wait for the first, unkillably
+	time.Sleep(200 * time.Millisecond)                // it asks the mount by now, or hears the signal before
+	stopped.signal(syscall.SIGTERM)
+	if err := stopped.end(5 * time.Second); code(err) != 143 {
+		t.Errorf("koinon run that waits for a mount ended with %v after SIGTERM", err)
+	}
 	usesSoon(secondDir)
+	if err := patient.end(20 * time.Second); code(err) != 125 || !strings.Contains(patient.said(), "look for a mount that hangs") {
+		t.Errorf("koinon run with a path in a mount that hangs ended with %v: %s", err, patient.said())
+	}
 	if err := syscall.Kill(first, syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
@@ -343,6 +353,7 @@ func TestJobsUseALivingMount(t *testing.T) {
 	for range 3 {
 		uses(secondDir)
 	}
+	d.refused(20*time.Second, []string{"run", "-C", filepath.Join(d.mount, "none"), "--", "true"}, "leads into a mount that is dead")
 	second.signal(syscall.SIGINT)
 	if err := second.end(10 * time.Second); err != nil {
 		t.Error(err)

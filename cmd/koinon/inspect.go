@@ -135,7 +135,7 @@ func writeTasks(w io.Writer, d *koinon.JobDetails, now time.Time) {
 	row(w, "PROCESS", "STATE", "TRY", "NODE", "PID", "EXIT", "RAN", "CPU", "MEMORY", "ITEM", "WHY")
 	for _, t := range d.TaskList {
 		if len(t.Processes) == 0 {
-			row(w, t.Name, t.State, t.Try, "", "", exitWords(t.State, t.ExitCode, 0), "", "", "", t.Item, t.Why)
+			row(w, t.Name, t.State, t.Try, "", "", exitWords(t.State, t.ExitCode, 0), "", "", "", cell(t.Item), cell(t.Why))
 		}
 		for _, q := range t.Processes {
 			ran := ""
@@ -151,6 +151,9 @@ func writeTasks(w io.Writer, d *koinon.JobDetails, now time.Time) {
 				memory = byteSize(uint64(q.MemoryMax))
 			}
 			why := t.Why
+			if t.State.Over() && q.State == koinon.StateExited { // that is of another one
+				why = ""
+			}
 			if !strings.Contains(why, q.Why) { // why a task is tried again holds it
 				why = strings.TrimPrefix(why+"; "+q.Why, "; ")
 			}
@@ -158,9 +161,17 @@ func writeTasks(w io.Writer, d *koinon.JobDetails, now time.Time) {
 				why = strings.TrimPrefix(why+"; killed for want of memory", "; ")
 			}
 			row(w, q.Name, q.State, t.Try, nodeID(q.Node), q.PID, exitWords(q.State, q.ExitCode, q.Signal), ran,
-				q.CPU.Round(time.Millisecond), memory, t.Item, why)
+				q.CPU.Round(time.Millisecond), memory, cell(t.Item), cell(why))
 		}
 	}
+}
+
+// cell is a text of somebody else's in a table.
+func cell(text string) string {
+	if text == "" {
+		return ""
+	}
+	return shown(text)
 }
 
 func exitWords(s koinon.State, code *int, signal int) string {

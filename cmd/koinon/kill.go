@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -39,7 +40,9 @@ is one task of an array. The processes of a gang are signalled together.
 				done := []killed{}
 				err := p.each(ctx, args, func(job string) error {
 					n, err := procs.Kill(ctx, job, number, caller())
-					if err == nil && n == 0 {
+					if err == nil && n == 0 && number != int(syscall.SIGTERM) && number != int(syscall.SIGKILL) {
+						err = fmt.Errorf("nothing of job %s runs; what waits can be ended by TERM or KILL alone", job)
+					} else if err == nil && n == 0 {
 						err = fmt.Errorf("nothing of job %s runs or waits any more", job)
 					}
 					if err == nil {

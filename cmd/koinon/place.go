@@ -1,12 +1,16 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
+	"time"
 
 	"github.com/koinon/koinon/cmd/koinon/internal/transfer"
 	"github.com/koinon/koinon/internal/mountinfo"
@@ -38,7 +42,9 @@ func (a *app) here() (place, error) {
 		w.gone = fmt.Errorf("the working directory is not to be had, it may have been deleted: go to another one, or give whole paths, and -C: %w", err)
 		return w, nil
 	}
-	w.dir = physical(dir)
+	if w.dir, w.gone = physical(dir); w.gone != nil {
+		return w, nil
+	}
 	if w.outside = !mountinfo.MayBeTree(w.dir); !w.outside {
 		_, err = w.trees() // who is in one will ask
 	}
@@ -54,15 +60,45 @@ func (a *app) trees() (trees, error) {
 	return trees{cfg.Cluster, mounts}, err
 }
 
-// physical is an absolute path free of symbolic links, as far as it exists.
-func physical(p string) string {
+// physical is an absolute path free of symbolic links, as far as it exists. It fails where that cannot be told, as where a mount is dead.
+func physical(p string) (string, error) {
 	for at, rest := filepath.Clean(p), ""; ; at, rest = filepath.Dir(at), filepath.Join(filepath.Base(at), rest) {
-		if real, err := filepath.EvalSymlinks(at); err == nil {
-			return filepath.Join(real, rest)
+		real, err := filepath.EvalSymlinks(at)
+		switch {
+		case err == nil:
+			return filepath.Join(real, rest), nil
+		case errors.Is(err, syscall.ENOTCONN), errors.Is(err, syscall.ECONNABORTED): // fuse(4), of a server that has died
+			return "", fmt.Errorf("%s leads into a mount that is dead: mount it again: %w", p, err)
+		case filepath.Dir(at) == at:
+			return p, nil
 		}
-		if filepath.Dir(at) == at {
-			return p
-		}
+	}
+}
+
+// answerWithin is how long the file systems of this machine have to tell where a path leads: one of them may be a mount that hangs.
+const answerWithin = 10 * time.Second
+
+// answered is what look returns, unless ctx ends or look takes too long; it is left to itself then.
+func answered[T any](ctx context.Context, look func() (T, error)) (T, error) {
+	type found struct {
+		v   T
+		err error
+	}
+	answer := make(chan found, 1)
+	go func() {
+		v, err := look()
+		answer <- found{v, err}
+	}()
+	var none T
+	late := time.NewTimer(answerWithin)
+	defer late.Stop()
+	select {
+	case f := <-answer:
+		return f.v, f.err
+	case <-ctx.Done():
+		return none, context.Cause(ctx)
+	case <-late.C:
+		return none, fmt.Errorf("a file system that the working directory or a path leads into has not answered within %v: look for a mount that hangs, or go elsewhere and name what is in the tree as %s/PATH", answerWithin, transfer.Prefix)
 	}
 }
 
@@ -89,14 +125,17 @@ func (w place) path(arg string) (string, error) {
 	if rest, ok := strings.CutPrefix(arg, transfer.Prefix); ok {
 		return path.Join("/", rest), nil
 	}
-	p := arg
-	if !filepath.IsAbs(p) {
+	asked := filepath.Clean(arg)
+	if !filepath.IsAbs(arg) {
 		if w.gone != nil {
 			return "", w.gone
 		}
-		p = filepath.Join(w.dir, p)
+		asked = filepath.Join(w.dir, arg)
 	}
-	p = physical(p)
+	p, err := physical(asked)
+	if err != nil {
+		return "", err
+	}
 	in, err := w.trees()
 	if err != nil {
 		return "", err
@@ -107,6 +146,9 @@ func (w place) path(arg string) (string, error) {
 		return m.InTree(p), nil
 	case ok && m.Tree():
 		return "", sys.E(op, sys.Invalid, sys.Subject(arg), fmt.Sprintf("that is in the tree of cluster %q, not of %q, which is spoken to: choose the cluster with --config", m.Cluster(), in.cluster))
+	}
+	if p != asked {
+		return "", sys.E(op, sys.Invalid, sys.Subject(arg), fmt.Sprintf("that leads to %s, which is not in the cluster's tree, all that nodes see", p))
 	}
 	inTree := path.Join("/", arg)
 	return "", sys.E(op, sys.Invalid, sys.Subject(arg), fmt.Sprintf("that is not in the cluster's tree, which is all that nodes see: go into a mount of the tree, or write %s%s", transfer.Prefix, inTree))

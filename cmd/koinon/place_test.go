@@ -3,9 +3,18 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+
+	client "github.com/koinon/koinon"
+	"github.com/koinon/koinon/internal/proc/procpb"
+	"github.com/koinon/koinon/internal/proc/proctest"
 )
 
 // TestRunWhereTheDirectoryIsGone needs it only for what is said relative to it.
@@ -48,5 +57,58 @@ func TestRunFollowsLinks(t *testing.T) {
 		if _, errOut, code := j.runs(append(append([]string{"run", "-d"}, flags...), "--", "true")...); code != 125 || !strings.Contains(errOut, "too many levels of symbolic links") {
 			t.Errorf("%v: %d, %s", flags, code, errOut)
 		}
+	}
+}
+
+// TestAnswered does not wait for a file system that hangs when it has been asked to stop.
+func TestAnswered(t *testing.T) {
+	if v, err := answered(t.Context(), func() (int, error) { return 7, errors.ErrUnsupported }); v != 7 || !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("%d, %v", v, err)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	hung := make(chan struct{})
+	defer close(hung)
+	cancel(&signalError{syscall.SIGTERM})
+	if _, err := answered(ctx, func() (int, error) { <-hung; return 0, nil }); !errors.Is(err, context.Canceled) {
+		t.Errorf("found %v", err)
+	}
+}
+
+// TestRunWherePathsLead says where a path outside of the tree leads.
+func TestRunWherePathsLead(t *testing.T) {
+	j := newJobs(t)
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err == nil {
+		err = os.Symlink("/", filepath.Join(dir, "link"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for arg, want := range map[string]string{filepath.Join(dir, "link"): "that leads to /, which is not in the cluster's tree", dir: "write koinon:" + dir} {
+		if _, errOut, code := j.runs("run", "-C", arg, "--", "true"); code != 125 || !strings.Contains(errOut, want) {
+			t.Errorf("-C %s: %d, %s", arg, code, errOut)
+		}
+	}
+}
+
+// stoppedTable is one whose client is stopped while it submits.
+type stoppedTable struct {
+	*proctest.Table
+	stop context.CancelCauseFunc
+}
+
+func (s stoppedTable) Submit(ctx context.Context, _ *procpb.Spec) (uint64, error) {
+	s.stop(&signalError{syscall.SIGTERM})
+	return 0, context.Cause(ctx)
+}
+
+// TestRunDetachedStopped: who is stopped while it submits says that the job may have been made.
+func TestRunDetachedStopped(t *testing.T) {
+	ctx, stop := context.WithCancelCause(t.Context())
+	var errOut bytes.Buffer
+	a := &app{out: &bytes.Buffer{}, err: &errOut}
+	err := newProcsApp(a).submit(ctx, client.NewProcs(stoppedTable{proctest.New(1), stop}, nil), client.JobSpec{Command: []string{"true"}})
+	if code := a.exitCodeOf(ctx, err); code != 143 || !strings.Contains(errOut.String(), "the job may have been made") {
+		t.Errorf("%d, %q", code, errOut.String())
 	}
 }

@@ -526,6 +526,8 @@ func TestRunRefuses(t *testing.T) {
 		{"--at-once 3 -- true", "--array and --each"},
 		{"--each koinon:/none/* -- true", "cannot expand --each /none/*: nothing in the tree matches"},
 		{"--each koinon:/[ -- true", "close the ["},
+		{"--retries -1 -- true", "--retries is -1: give a number"},
+		{"--grace -1s -- true", "--grace is -1s: give a time"},
 		{"--after 17 -- true", "ok:ID"},
 		{"--after ok:0 -- true", "ok:ID"},
 		{"--env =x -- true", "K=V"},
@@ -627,7 +629,7 @@ func TestKill(t *testing.T) {
 		args, want string
 		code       int
 	}{
-		{"1", "nothing of job 1 runs or waits any more", 1}, {"8 9", "job 9: there is no such job", 1}, {"1:0", "signalled together", 1},
+		{"1", "nothing of job 1 runs or waits any more", 1}, {"-s HUP 1", "can be ended by TERM or KILL alone", 1}, {"8 9", "job 9: there is no such job", 1}, {"1:0", "signalled together", 1},
 		{"1:10", "leave out :10", 1}, {"2.0", "2.0: the job is no array", 1}, {"-s HUP 2.1", "2.1: the job is no array", 1}, {"1.4", "1.4: the job has no such index", 1},
 		{"-s FROB 1", "no signal", 2}, {"-s 65 1", "no signal", 2}, {"", "an argument is missing", 2},
 	} {
@@ -695,8 +697,9 @@ func TestInspect(t *testing.T) {
 		}
 	}
 	var again bytes.Buffer
-	writeTasks(&again, &client.JobDetails{TaskList: []client.Task{{Why: "try 1 of 2 has failed; not mounted", Processes: []client.Process{{Why: "not mounted"}, {Why: "full"}}}}}, time.Now())
-	if out := again.String(); strings.Count(out, "not mounted") != 2 || !strings.Contains(out, "not mounted; full") {
+	writeTasks(&again, &client.JobDetails{TaskList: []client.Task{{Why: "try 1 of 2 has failed; not mounted", Processes: []client.Process{{Why: "not mounted"}, {Why: "full"}}},
+		{State: client.StateLost, Why: "n2 was lost", Item: "a\x1b\nb", Processes: []client.Process{{State: client.StateExited}, {State: client.StateLost, Why: "n2 was lost"}}}}}, time.Now())
+	if out := again.String(); strings.Count(out, "not mounted") != 2 || !strings.Contains(out, "not mounted; full") || strings.Count(out, "n2 was lost") != 1 || strings.Count(out, `"a\x1b\nb"`) != 2 {
 		t.Errorf("a reason is told more than once:\n%s", out)
 	}
 	if out, _, _ := j.runs("inspect", "1", "-o", "json"); !strings.Contains(out, `"name": "1:1"`) || !strings.Contains(out, `"files": "/.koinon/proc/1:1"`) {

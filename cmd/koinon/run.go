@@ -78,9 +78,7 @@ func newRunCommand(p *procsApp) *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			p := *p
 			p.where = sync.OnceValues(p.where)
-			var meanwhile sync.WaitGroup
-			defer meanwhile.Wait()
-			meanwhile.Go(func() { _, _ = p.where() }) // while the cluster is being reached: who needs it gets the error
+			go func() { _, _ = p.where() }() // while the cluster is being reached: who needs it gets the error, or does not wait for it
 			return p.with(cmd.Context(), func(ctx context.Context, procs *koinon.Procs) error {
 				spec, err := p.jobSpec(ctx, procs, f, args)
 				if err != nil {
@@ -108,7 +106,7 @@ func newRunCommand(p *procsApp) *cobra.Command {
 	flags.DurationVar(&f.timeout, "timeout", 0, "stop a task `TIME` after its start, such as 10m; 0 is never")
 	flags.DurationVar(&f.grace, "grace", 0, "`TIME` from SIGTERM to SIGKILL; 0 is 10s")
 	flags.IntVar(&f.retries, "retries", 0, "try a task that fails or is lost up to `K` times more")
-	flags.StringVar(&f.array, "array", "", fmt.Sprintf("a task for each index of `FIRST-LAST`, at most %d; FIRST-LAST%%N runs at most N at once", koinon.ArrayMax))
+	flags.StringVar(&f.array, "array", "", fmt.Sprintf("a task for each index of `FIRST-LAST`, or the one that is given, at most %d; FIRST-LAST%%N runs at most N at once", koinon.ArrayMax))
 	flags.StringVar(&f.each, "each", "", "a task for each file that matches `GLOB`")
 	flags.IntVar(&f.atOnce, "at-once", 0, "at most `N` tasks at once; 0 is as many as there is room for")
 	flags.StringArrayVar(&f.after, "after", nil, "not before job ID has succeeded, `ok:ID`, or ended, any:ID; may be repeated")
@@ -159,7 +157,9 @@ type submitted struct {
 // submit makes a job and leaves it to itself.
 func (p *procsApp) submit(ctx context.Context, procs *koinon.Procs, spec koinon.JobSpec) error {
 	id, err := procs.Submit(ctx, spec)
-	if err != nil {
+	if s, ok := errors.AsType[*signalError](context.Cause(ctx)); err != nil && ok {
+		return &exitError{codeSignal + int(s.Signal), errMayBeMade}
+	} else if err != nil {
 		return err
 	}
 	if err := p.print(submitted{id}, func(w io.Writer) { row(w, id) }); err != nil { // who tries again would have it run twice

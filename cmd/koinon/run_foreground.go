@@ -44,12 +44,15 @@ func (p *procsApp) foreground(ctx context.Context, procs *koinon.Procs, spec koi
 			return r.attend(life, stops, asked)
 		case <-stops:
 			if asked++; asked > 1 {
-				return &exitError{130, errors.New("the cluster has not answered, so the job may have been made: `koinon ps` shows it")}
+				return &exitError{130, errMayBeMade}
 			}
 			p.note("koinon: waiting for the cluster's answer, then the job is stopped; Ctrl-C again does not wait")
 		}
 	}
 }
+
+// errMayBeMade is of a submission that was given up.
+var errMayBeMade = errors.New("the cluster has not answered, so the job may have been made: look with `koinon ps -a` before you try again")
 
 // attended is a job in the foreground.
 type attended struct {

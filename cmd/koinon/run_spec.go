@@ -25,10 +25,14 @@ func (f *runFlags) check() error {
 		return fmt.Errorf("-c is %v: every process needs some CPU or memory, such as -c 0.1", f.cpus)
 	case f.memory < 0:
 		return fmt.Errorf("-m is %v, which is negative", f.memory)
-	case f.timeout < 0 || f.grace < 0:
-		return errors.New("--timeout and --grace are not negative")
-	case f.retries < 0 || f.atOnce < 0:
-		return errors.New("--retries and --at-once are not negative")
+	case f.timeout < 0:
+		return fmt.Errorf("--timeout is %v: give a time from 0 on, which is never", f.timeout)
+	case f.grace < 0:
+		return fmt.Errorf("--grace is %v: give a time from 0 on, which is 10s", f.grace)
+	case f.retries < 0:
+		return fmt.Errorf("--retries is %d: give a number from 0 on", f.retries)
+	case f.atOnce < 0:
+		return fmt.Errorf("--at-once is %d: give a number from 0 on, which is no limit", f.atOnce)
 	case f.array != "" && f.each != "":
 		return errors.New("a job has indices (--array) or files (--each), not both")
 	case f.atOnce > 0 && f.array == "" && f.each == "":
@@ -72,28 +76,44 @@ func (p *procsApp) jobSpec(ctx context.Context, procs *koinon.Procs, f runFlags,
 	return s, p.paths(ctx, procs, f, &s)
 }
 
-// paths sets what lies in the tree.
-func (p *procsApp) paths(ctx context.Context, procs *koinon.Procs, f runFlags, s *koinon.JobSpec) error {
+// inTree are the paths of flags as paths in the tree; of what was not given empty.
+type inTree struct{ dir, near, out, each string }
+
+// inTree finds out what flags mean on this machine.
+func (p *procsApp) inTree(f runFlags) (t inTree, err error) {
 	at, err := p.where()
 	if err != nil {
-		return err
+		return t, err
 	}
 	if f.dir == "" {
-		if s.Dir, err = at.treeDir(); err != nil {
-			return err
+		if t.dir, err = at.treeDir(); err != nil {
+			return t, err
 		}
 	}
 	for _, a := range []struct {
 		arg string
 		to  *string
-	}{{f.dir, &s.Dir}, {f.near, &s.Near}, {f.out, &s.Out}} {
+	}{{f.dir, &t.dir}, {f.near, &t.near}, {f.out, &t.out}, {f.each, &t.each}} {
 		if a.arg == "" {
 			continue
 		}
 		if *a.to, err = at.path(a.arg); err != nil {
-			return err
+			return t, err
 		}
 	}
+	if strings.HasSuffix(f.each, "/") { // directories
+		t.each += "/"
+	}
+	return t, nil
+}
+
+// paths sets what lies in the tree.
+func (p *procsApp) paths(ctx context.Context, procs *koinon.Procs, f runFlags, s *koinon.JobSpec) error {
+	t, err := answered(ctx, func() (inTree, error) { return p.inTree(f) })
+	if err != nil {
+		return err
+	}
+	s.Dir, s.Near, s.Out = t.dir, t.near, t.out
 	if f.dir == "" && f.near == "" && f.each == "" && !strings.HasPrefix(f.out, transfer.Prefix) {
 		return nil
 	}
@@ -104,15 +124,8 @@ func (p *procsApp) paths(ctx context.Context, procs *koinon.Procs, f runFlags, s
 	if err := realPaths(ctx, tree, f, s); err != nil || f.each == "" {
 		return err
 	}
-	pattern, err := at.path(f.each)
-	if err != nil {
-		return err
-	}
-	if strings.HasSuffix(f.each, "/") { // directories
-		pattern += "/"
-	}
-	s.Items, err = tree.Items(ctx, pattern, s.Dir)
-	return treeError("expand --each", pattern, err, hint{path.ErrBadPattern, `close the [ with a ], or write \[ for the sign itself`})
+	s.Items, err = tree.Items(ctx, t.each, s.Dir)
+	return treeError("expand --each", t.each, err, hint{path.ErrBadPattern, `close the [ with a ], or write \[ for the sign itself`})
 }
 
 // realPaths looks whether what the flags name is there, and follows the symbolic links of the tree in the paths that

@@ -29,6 +29,9 @@ func checkNew(s *procpb.Spec) error {
 			return sys.E(sys.Op("proc.Check"), sys.Invalid, sys.Subject(name), "names of variables that begin with "+OwnVariables+" are Koinon's own: choose another one")
 		}
 	}
+	if !s.Array && strings.Contains(s.Out, "{}") {
+		return sys.E(sys.Op("proc.Check"), sys.Invalid, sys.Subject(s.Out), "{} stands for the index or the file of a task, and there is neither without --array or --each")
+	}
 	return checkOutApart(s)
 }
 

@@ -66,3 +66,14 @@ func TestOutputsOfOneName(t *testing.T) {
 		}
 	}
 }
+
+// TestOutputsOfNoItem: {} stands for nothing in a job of one task, which logs may hold all the same.
+func TestOutputsOfNoItem(t *testing.T) {
+	s := specOf(func(s *procpb.Spec) { s.Out = "/oo/{}" })
+	if err := Check(s); err != nil {
+		t.Errorf("the machine refuses: %v", err)
+	}
+	if err := checkNew(s); err == nil || !strings.Contains(err.Error(), "{} stands for") {
+		t.Errorf("found %v", err)
+	}
+}

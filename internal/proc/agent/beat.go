@@ -110,7 +110,10 @@ func (a *Agent) report(ctx context.Context) (*procpb.Heartbeat, error) {
 	}
 	labels := map[string]string{"arch": runtime.GOARCH, "os": runtime.GOOS}
 	maps.Copy(labels, a.opts.Labels)
-	mount, _ := a.mount()
+	mount, trouble := a.mount()
+	if trouble != "" {
+		mount = ""
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	beat := &procpb.Heartbeat{

@@ -181,7 +181,7 @@ func TestCheck(t *testing.T) {
 	}{
 		{"fits when all is empty", func(g *Gang) { g.Size = 12 }, ""},
 		{"one too many", func(g *Gang) { g.Size = 13 }, "room for 12 processes of 1 CPUs in all, 13 wanted"},
-		{"larger than any node", func(g *Gang) { g.Each.CPU = 4500 }, "the largest node has 4 CPUs and 4096.0 MiB"},
+		{"larger than any node", func(g *Gang) { g.Each.CPU = 4500 }, "the largest node has 4 CPUs and 4.0 GiB"},
 		{"unknown label", func(g *Gang) { g.Want = []Label{{"gpu", "a100"}} }, "n3 has no label gpu (a100 wanted)"},
 		{"unknown node", func(g *Gang) { g.On = []sys.NodeID{9} }, "is not among the nodes asked for"},
 		{"no process", func(g *Gang) { g.Size = 0 }, "a gang of 1 to 65536"},

@@ -72,6 +72,9 @@ func (r Resources) String() string {
 	if r.Memory == 0 {
 		return cpus(r.CPU) + " CPUs"
 	}
+	if r.Memory >= 1<<30 {
+		return fmt.Sprintf("%s CPUs and %.1f GiB", cpus(r.CPU), float64(r.Memory)/(1<<30))
+	}
 	return fmt.Sprintf("%s CPUs and %.1f MiB", cpus(r.CPU), float64(r.Memory)/(1<<20))
 }
 
