@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -11,10 +10,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-
-	client "github.com/koinon/koinon"
-	"github.com/koinon/koinon/internal/proc/procpb"
-	"github.com/koinon/koinon/internal/proc/proctest"
 )
 
 // TestRunWhereTheDirectoryIsGone needs it only for what is said relative to it.
@@ -88,27 +83,5 @@ func TestRunWherePathsLead(t *testing.T) {
 		if _, errOut, code := j.runs("run", "-C", arg, "--", "true"); code != 125 || !strings.Contains(errOut, want) {
 			t.Errorf("-C %s: %d, %s", arg, code, errOut)
 		}
-	}
-}
-
-// stoppedTable is one whose client is stopped while it submits.
-type stoppedTable struct {
-	*proctest.Table
-	stop context.CancelCauseFunc
-}
-
-func (s stoppedTable) Submit(ctx context.Context, _ *procpb.Spec) (uint64, error) {
-	s.stop(&signalError{syscall.SIGTERM})
-	return 0, context.Cause(ctx)
-}
-
-// TestRunDetachedStopped: who is stopped while it submits says that the job may have been made.
-func TestRunDetachedStopped(t *testing.T) {
-	ctx, stop := context.WithCancelCause(t.Context())
-	var errOut bytes.Buffer
-	a := &app{out: &bytes.Buffer{}, err: &errOut}
-	err := newProcsApp(a).submit(ctx, client.NewProcs(stoppedTable{proctest.New(1), stop}, nil), client.JobSpec{Command: []string{"true"}})
-	if code := a.exitCodeOf(ctx, err); code != 143 || !strings.Contains(errOut.String(), "the job may have been made") {
-		t.Errorf("%d, %q", code, errOut.String())
 	}
 }

@@ -156,17 +156,6 @@ func (s *started) ends(code int, out, err string) {
 	}
 }
 
-// A command that was asked to stop before it made a job makes none.
-func TestRunStoppedEarly(t *testing.T) {
-	j := newJobs(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	j.ctx = ctx
-	if out, errOut, code := j.runs("run", "--", "true"); code != 130 || out != "" || errOut != "" || j.table.Job(1) != nil {
-		t.Errorf("exit code %d, %q, %q, job %v", code, out, errOut, j.table.Job(1))
-	}
-}
-
 // made waits for a job.
 func (j *jobs) made(id uint64) *procpb.Spec {
 	j.t.Helper()
@@ -335,34 +324,6 @@ func TestRunWaits(t *testing.T) {
 		j.table.End(1, 0, rank, 0)
 	}
 	s.ends(0, "", "koinon: job 1 waits: n1 refused; tried 1 times, next in 0.5 s\nkoinon: job 1 waits: room for 2 of 3 processes\n")
-}
-
-// Ctrl-C asks the job to stop, once more kills it, a third one leaves.
-func TestRunInterrupted(t *testing.T) {
-	j := newJobs(t)
-	s := j.start(nothing, "run", "--", "stubborn")
-	j.made(1)
-	j.table.Start(1, 0, 1)
-	signals := func() (out []uint32) {
-		for _, k := range j.table.Kills() {
-			out = append(out, k.Signal)
-		}
-		return out
-	}
-	j.signals <- os.Interrupt
-	j.await(func() bool { return slices.Equal(signals(), []uint32{15}) })
-	j.signals <- os.Interrupt
-	j.await(func() bool { return slices.Equal(signals(), []uint32{15, 9}) })
-	j.signals <- os.Interrupt
-	s.ends(130, "", "koinon: asking job 1 to stop; Ctrl-C again kills it\nkoinon: killing job 1; Ctrl-C again leaves it alone\nkoinon: job 1 may go on: `koinon ps` shows it\n")
-
-	s = j.start(nothing, "run", "--", "docile")
-	j.made(2)
-	j.table.Start(2, 0, 1)
-	j.signals <- syscall.SIGTERM
-	j.await(func() bool { return len(signals()) == 3 })
-	j.table.End(2, 0, 0, 143)
-	s.ends(143, "", "koinon: asking job 2 to stop; Ctrl-C again kills it\n")
 }
 
 // Input is passed in order, once, also when little of it is taken at a time.
