@@ -51,6 +51,7 @@ func TestNoMajority(t *testing.T) {
 			t.Errorf("%v names the node that answers as missing:\n%s", args, out)
 		}
 	}
+	d.exits(125, []string{"lock", "--timeout", "1s", "l", "--", "true"}, "the cluster has not answered within 1s") // nobody holds it
 	select {
 	case f := <-inMount:
 		if !errors.Is(f.err, syscall.EIO) || f.took < 2500*time.Millisecond || f.took > limit {

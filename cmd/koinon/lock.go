@@ -137,7 +137,9 @@ func (k *kvApp) take(ctx context.Context, kv *koinon.KV, name string, f lockFlag
 		wait, cancel = context.WithTimeout(ctx, f.timeout)
 	}
 	defer cancel()
+	held := false
 	opt := koinon.LockOptions{Try: f.try, TTL: f.ttl, Waits: func(h koinon.Holder) {
+		held = true
 		k.note("waiting for lock %s, held by %s since %s", shown(name), h.Owner, h.Since.Format(time.DateTime))
 	}}
 	lock, err := kv.Lock(wait, name, opt)
@@ -150,6 +152,8 @@ func (k *kvApp) take(ctx context.Context, kv *koinon.KV, name string, f lockFlag
 		return lock, nil
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
+	case wait.Err() != nil && !held:
+		return nil, &exitError{codeLockFailed, fmt.Errorf("cannot take lock %s: the cluster has not answered within %v: `koinon status` shows which nodes are missing", shown(name), f.timeout)}
 	case wait.Err() != nil:
 		return nil, &exitError{codeNotLocked, fmt.Errorf("lock %s was not to be had within %v: koinon lock ls shows who holds it", shown(name), f.timeout)}
 	case errors.Is(err, koinon.ErrLocked):

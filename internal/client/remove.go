@@ -34,13 +34,13 @@ func (a *Admin) Remove(ctx context.Context, id sys.NodeID, told func(waits strin
 		return err
 	}
 	if err := a.cluster.SetState(ctx, id, clusterpb.State_DRAINING); err != nil {
-		return err
+		return mayGoOn(id, err)
 	}
 	tick := time.NewTicker(removeLook)
 	defer tick.Stop()
 	for {
 		if err := a.cluster.Refresh(ctx); err != nil {
-			return err
+			return mayGoOn(id, err)
 		}
 		if a.cluster.Removed(id) {
 			return nil
@@ -56,6 +56,15 @@ func (a *Admin) Remove(ctx context.Context, id sys.NodeID, told func(waits strin
 			return sys.E(opRemove, sys.Interrupted, sys.Subject(id.String()), "the removal goes on by itself; `koinon node ls` shows how far it is")
 		}
 	}
+}
+
+// mayGoOn is what keeps a removal from being followed, which may have begun.
+func mayGoOn(id sys.NodeID, err error) error {
+	if !sys.Is(err, sys.Unavailable) && !sys.Is(err, sys.Interrupted) {
+		return err
+	}
+	return sys.E(opRemove, sys.KindOf(err), sys.Subject(id.String()), fmt.Errorf(
+		"%w; the removal may have begun, and then it goes on by itself: `koinon node ls` shows how far it is", err))
 }
 
 // waits says what the removal of a node waits for.

@@ -65,3 +65,13 @@ func TestWithout(t *testing.T) {
 		})
 	}
 }
+
+// TestMayGoOn: who cannot follow a removal does not know that it did not begin.
+func TestMayGoOn(t *testing.T) {
+	for kind, goesOn := range map[sys.Kind]bool{sys.Unavailable: true, sys.Interrupted: true, sys.Invalid: false} {
+		err := mayGoOn(3, sys.E(kind, "no majority"))
+		if !sys.Is(err, kind) || !strings.Contains(err.Error(), "no majority") || strings.Contains(err.Error(), "goes on by itself") != goesOn {
+			t.Errorf("%v: %v", kind, err)
+		}
+	}
+}

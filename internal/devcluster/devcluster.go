@@ -242,7 +242,12 @@ func (c *Cluster) loadNodes() {
 func usable(nodes []*node) error {
 	var errs []error
 	for _, n := range nodes {
-		errs = append(errs, n.bad)
+		if errors.Is(n.bad, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("%w: put the directory of node %d back, or take the node out with `koinon dev rm %[2]d` while a majority of the others runs: `koinon dev start` with their numbers",
+				n.bad, n.number))
+		} else {
+			errs = append(errs, n.bad)
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -52,7 +52,7 @@ func (c *Cluster) Add(ctx context.Context, join func(ctx context.Context, dir, l
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, lock.unlock()) }()
-	if err := c.reload(); err != nil {
+	if err := errors.Join(c.reload(), usable(c.nodes)); err != nil {
 		return 0, err
 	}
 	if len(c.nodes) >= MaxNodes {
@@ -86,7 +86,7 @@ func (c *Cluster) Add(ctx context.Context, join func(ctx context.Context, dir, l
 }
 
 // Remove forgets a node that has left the cluster: it is stopped if it still
-// runs, and its directory goes.
+// runs, and its directory goes, if it is there.
 func (c *Cluster) Remove(ctx context.Context, number int) (err error) {
 	lock, err := lockDir(ctx, c.dir, c.opts)
 	if err != nil {
@@ -121,7 +121,7 @@ func (c *Cluster) reload() error {
 		return err
 	}
 	c.saved, c.nodes = now.saved, now.nodes
-	return usable(c.nodes)
+	return nil
 }
 
 // setMembers writes down which nodes there are, and where clients find them.
@@ -129,16 +129,15 @@ func (c *Cluster) setMembers(numbers []int) error {
 	c.saved.setNumbers(numbers)
 	c.nodes = nil
 	c.loadNodes()
-	if err := usable(c.nodes); err != nil {
-		return err
-	}
 	if err := saveState(c.dir, c.saved); err != nil {
 		return err
 	}
 	return c.editClient(func(client *config.Client) {
 		client.Nodes = nil
 		for _, n := range c.nodes {
-			client.Nodes = append(client.Nodes, n.addr)
+			if n.bad == nil {
+				client.Nodes = append(client.Nodes, n.addr)
+			}
 		}
 	})
 }

@@ -30,7 +30,7 @@ type Node struct {
 	// Leaving says that it is to be no voter: it is being drained.
 	Leaving bool
 	// Fit says that it answers and has nearly all, so that it may become a
-	// voter.
+	// voter; of voters that are too many those go first that are not.
 	Fit bool
 	// Lost says that it has not answered for long, so that another one should
 	// vote in its place.
@@ -115,10 +115,12 @@ func dispensable(n Node) int {
 	switch {
 	case n.Leader:
 		return 0
-	case !n.Lost:
+	case n.Fit:
 		return 1
+	case !n.Lost:
+		return 2
 	}
-	return 2
+	return 3
 }
 
 // take picks the spare that shares its zone with the fewest of keep, of which

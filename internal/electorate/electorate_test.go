@@ -12,7 +12,7 @@ import (
 )
 
 // parse reads nodes like "1VL 2l 3 4lx/b": V voter, L leader, l fit learner, s
-// learner that is not fit, x lost, d leaving, and after a slash the zone.
+// learner that is not fit, u not fit either, x lost, d leaving, and after a slash the zone.
 func parse(t *testing.T, text string) []Node {
 	t.Helper()
 	var nodes []Node
@@ -31,6 +31,8 @@ func parse(t *testing.T, text string) []Node {
 				n.Learner = true
 			case 'x':
 				n.Lost, n.Fit = true, false
+			case 'u':
+				n.Fit = false
 			case 'd':
 				n.Leaving = true
 			default:
@@ -62,6 +64,10 @@ func TestNext(t *testing.T) {
 		{"two become three", "2VL 3V 4l", "[2 3 4] []"},
 		{"four become three, not the leader", "1V 2V 3V 4VL", "[1 2 4] [3]"},
 		{"four become three, the lost one", "1Vx 2V 3V 4VL", "[2 3 4] [1]"},
+		{"four become three, one that lags or is away", "1V 2Vu 3V 4VL", "[1 3 4] [2]"},
+		{"four become three, the lost one before one that lags", "1Vx 2Vu 3V 4VL", "[2 3 4] [1]"},
+		{"five become three, by one that leaves and one that cannot vote", "4VL 6Vud 7Vu 8V 9V", "[4 8 9] [6 7]"},
+		{"one that lags stays where there is no need", "1Vu 2VL 3V 4l", ""},
 		{"five become three", "1V 2V 3V 4VL 5Vd", "[1 2 4] [3 5]"},
 		{"the only one cannot leave", "1VLd", ""},
 		{"the only one leaves to another", "1VLd 2l", "[2] [1]"},

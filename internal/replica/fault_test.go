@@ -236,6 +236,60 @@ func TestWipedReplicaRejoins(t *testing.T) {
 	c.must(add("x"))
 }
 
+// TestWipedReplicaHearsOfARemoval: it waits for who may have had its promise, and no longer than that one is a member.
+func TestWipedReplicaHearsOfARemoval(t *testing.T) {
+	rejoin := sys.NodeID(0)
+	c := newCluster(t, 3, func(cfg *replica.Config) { cfg.Rejoin = cfg.Self == rejoin })
+	fourth, fifth := c.join(), c.join()
+	c.change(ids(1, 2, 3), ids(fourth, fifth))
+	all := ids(1, 2, 3, fourth, fifth)
+	c.change(all, nil)
+	gone := c.leader()%3 + 1
+	rejoin = fourth
+	c.close(gone)
+	c.close(rejoin)
+	c.must(add("x"))
+	c.fs[rejoin] = vfs.NewCrashableMem()
+	c.open(rejoin)
+	c.await("the wiped one to wait for who is away", func() bool {
+		return strings.Contains(c.group(rejoin).Status().Damaged, "waits for "+gone.String())
+	})
+	c.change(without(all, gone), nil)
+	c.await("the wiped one to return", func() bool {
+		return c.count(rejoin, "x") == 1 && c.group(rejoin).Status().Damaged == ""
+	})
+}
+
+// TestTwoWipedReplicas wait for each other and say so; where one of them is removed, the other returns.
+func TestTwoWipedReplicas(t *testing.T) {
+	rejoin := map[sys.NodeID]bool{}
+	c := newCluster(t, 3, func(cfg *replica.Config) { cfg.Rejoin = rejoin[cfg.Self] })
+	fourth, fifth := c.join(), c.join()
+	c.change(ids(1, 2, 3), ids(fourth, fifth))
+	all := ids(1, 2, 3, fourth, fifth)
+	c.change(all, nil)
+	wiped := without(all, c.leader())[:2]
+	for _, id := range wiped {
+		rejoin[id] = true
+		c.close(id)
+		c.fs[id] = vfs.NewCrashableMem()
+	}
+	c.must(add("x"))
+	for _, id := range wiped {
+		c.open(id)
+	}
+	for i, id := range wiped {
+		c.await("a wiped one to say what it waits for", func() bool {
+			return strings.Contains(c.group(id).Status().Damaged, wiped[1-i].String()+" has lost its own too")
+		})
+	}
+	c.change(without(all, wiped[0]), nil)
+	c.await("the other to return", func() bool {
+		return c.count(wiped[1], "x") == 1 && c.group(wiped[1]).Status().Damaged == ""
+	})
+	c.must(add("x"))
+}
+
 // A replica whose directory is gone, and which nobody tells to rejoin, does not
 // vote as if it were new: the mark beside its key tells.
 func TestLostDirectoryIsTold(t *testing.T) {

@@ -2,6 +2,7 @@ package replica
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -12,47 +13,59 @@ import (
 	"github.com/koinon/koinon/paxos"
 )
 
-// promiseRetry is the pause between two rounds of questions.
-const promiseRetry = 100 * time.Millisecond
+// promiseRetry is the pause between two rounds of questions. Who has answered is
+// asked again every promiseNews rounds, for who votes by then.
+const (
+	promiseRetry = 100 * time.Millisecond
+	promiseNews  = 10
+)
 
 // regainPromise asks every other voter for its promise, when this replica has
 // lost its own. A ballot that this replica promised was promised by its owner
 // first, so the highest answer is at least that. All have to answer: the voters
 // of the newest configurations that anybody knows. A ballot of somebody who has
-// left these counts only in slots before them, and those are chosen.
+// left these counts only in slots before them, and those are chosen: nobody waits
+// for who is removed meanwhile.
 func (g *Group) regainPromise() {
 	h := g.host
 	h.cfg.Logger.Warn("this replica lost its promise: it asks all others for theirs", "group", g.id)
 	known := *g.configs.Load()
-	answered := map[sys.NodeID]bool{h.cfg.Self: true}
+	answered := map[sys.NodeID]bool{}
 	var highest paxos.Ballot
 	retry := h.cfg.Sched.NewTimer(promiseRetry)
 	defer retry.Stop()
-	for {
+	for round := 0; ; round++ {
 		open := 0
 		ask := electorate(known)
 		if len(known) == 0 {
 			ask, open = *h.peers.Load(), 1 // somebody has to know who votes
 		}
-		if len(ask) == 0 {
+		if len(ask) == 0 && round >= promiseNews { // the seeds have been asked
 			g.waitsFor("it knows of nobody to ask, since none of its `seeds` has told who the members are: put the address of a node that runs there")
 		}
 		for _, id := range ask {
-			if answered[id] {
+			if id == h.cfg.Self || answered[id] && round%promiseNews > 0 {
 				continue
 			}
-			open++
-			ballot, history, ok := g.askPromise(id)
-			if !ok {
+			ballot, history, err := g.askPromise(id)
+			if !answered[id] {
+				open++
+			}
+			switch {
+			case err == nil:
+				answered[id] = true
+			case answered[id]:
+			case errors.Is(err, errPromiseLost):
+				g.waitsFor(fmt.Sprintf("%v has lost its own too: remove one of the two with `koinon node rm`, and have it join anew", id))
+			default:
 				g.waitsFor(fmt.Sprintf("it waits for %v, start that node if it does not run", id))
-				continue
 			}
-			answered[id] = true
 			if highest.Less(ballot) {
 				highest = ballot
 			}
 			if newer(history, known) {
 				known = history
+				open++ // others may have to be asked
 			}
 		}
 		if open == 0 {
@@ -82,6 +95,10 @@ func (g *Group) waitsFor(what string) {
 	g.published.Damaged = "this replica has lost what it promised, and does not vote until every other node has told what it promised: " + what
 }
 
+// errPromiseLost says that the one asked has lost its promise itself, or does not
+// know it yet.
+var errPromiseLost = errors.New("the promise is not known there either")
+
 // newer reports whether history a is of a later state than b.
 func newer(a, b paxos.History) bool {
 	switch {
@@ -94,22 +111,25 @@ func newer(a, b paxos.History) bool {
 }
 
 // askPromise asks one replica for its promise and who votes.
-func (g *Group) askPromise(to sys.NodeID) (b paxos.Ballot, h paxos.History, ok bool) {
+func (g *Group) askPromise(to sys.NodeID) (b paxos.Ballot, h paxos.History, err error) {
 	req := pb.Marshal(&replicapb.Request{Group: uint64(g.id),
 		Op: &replicapb.Request_Promise{Promise: &replicapb.PromiseQuery{}}})
 	ctx, cancel := context.WithTimeout(g.host.ctx, time.Second)
 	defer cancel()
 	reply, err := g.host.call(ctx, to, req)
-	if err != nil || reply.Refused {
-		return b, nil, false
+	if err != nil {
+		return b, nil, err
+	}
+	if reply.Refused {
+		return b, nil, errPromiseLost
 	}
 	if len(reply.Members) > 0 {
 		if h, err = paxos.DecodeHistory(reply.Members); err != nil {
 			g.host.cfg.Logger.Warn("an answer about promises is not understood", "from", to, "err", err)
-			return b, nil, false
+			return b, nil, err
 		}
 	}
-	return paxos.Ballot{Round: reply.Promised.GetRound(), Node: paxos.NodeID(reply.Promised.GetNode())}, h, true
+	return paxos.Ballot{Round: reply.Promised.GetRound(), Node: paxos.NodeID(reply.Promised.GetNode())}, h, nil
 }
 
 // tellPromise answers a replica that lost its promise.
