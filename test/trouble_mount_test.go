@@ -25,6 +25,10 @@ func TestBadMountPoint(t *testing.T) {
 		t.Fatal(err)
 	}
 	writeFile(t, filepath.Join(full, "mine"), "mine")
+	inner := filepath.Join(d.mount, "inner")
+	if err := os.Mkdir(inner, 0o755); err != nil {
+		t.Fatal(err)
+	}
 
 	// Nobody answers at the address in this file: what is wrong with the mount
 	// point must be told before anybody is asked.
@@ -46,6 +50,7 @@ func TestBadMountPoint(t *testing.T) {
 		d.refused(5*time.Second, append(how, file), file, "not a directory")
 		d.refused(5*time.Second, append(how, full), full, "not empty", "choose an empty directory")
 		d.refused(5*time.Second, append(how, d.mount), d.mount, "mounted there already")
+		d.refused(5*time.Second, append(how, inner), "is in the tree that is mounted on "+d.mount)
 	}
 	d.refused(5*time.Second, []string{"dev", "up", "--dir", d.dir, "--mount", full}, "dev stop", "koinon mount")
 

@@ -19,7 +19,10 @@ tree. A path that begins with koinon: is in the tree; anything else is on this
 machine (write ./koinon:x for a file that is called so).
 
 A file appears under its name when it is whole: Ctrl-C leaves no half file. A
-file that cannot be copied is told and left out, and the exit code is 1.`
+file that cannot be copied is told and left out, and the exit code is 1.
+
+Hard links become files of their own, holes become zeroes, and extended
+attributes stay behind: where they count, copy in a mount with cp -a or rsync.`
 
 const cpExample = `  koinon cp -r ./photos koinon:/          into the tree
   koinon cp -r koinon:/photos ./back      and back
@@ -46,6 +49,9 @@ func newCpCommand(t *treeApp) *cobra.Command {
 			}
 			return t.run(cmd.Context(), func(ctx context.Context, c *koinon.Client) error {
 				opt.Client, opt.Umask = c, umask()
+				if opt.Recursive {
+					opt.InTree = t.inTree()
+				}
 				return t.copy(ctx, from, to, opt)
 			})
 		},
@@ -75,6 +81,18 @@ func cpArguments(args []string) (from []transfer.Location, to transfer.Location,
 		}
 	}
 	return from, to, nil
+}
+
+// inTree tells of paths of this machine that are in a mount of the cluster's tree; nil when that cannot be told.
+func (t *treeApp) inTree() func(string) (string, bool) {
+	at, err := t.here()
+	if err != nil {
+		return nil
+	}
+	return func(p string) (string, bool) {
+		inTree, err := at.path(p)
+		return inTree, err == nil
+	}
 }
 
 func (t *treeApp) copy(ctx context.Context, from []transfer.Location, to transfer.Location, opt transfer.Options) error {

@@ -39,7 +39,8 @@ func newDevUpCommand(d *devCommand) *cobra.Command {
 already is left alone; what is missing is started.
 
 It stays in the foreground and shows who is up until Ctrl-C, then unmounts and
-stops the nodes. With --detach it returns once the tree is mounted.`,
+stops the nodes. With --detach it returns once the tree is mounted, and so it does
+where all runs already.`,
 		Example: `  koinon dev up
   koinon dev up --nodes 1 --mount ~/tree
   koinon dev up --dir /tmp/try --detach`,

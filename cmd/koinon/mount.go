@@ -96,6 +96,23 @@ func (a *app) mount(ctx context.Context, args []string, f mountFlags) error {
 	})
 }
 
+// outsideTrees refuses a mount point in a tree: the kernel takes such a mount away when the tree tells it of a change to the
+// directory.
+func outsideTrees(dir string) error {
+	real, err := physical(dir)
+	if err != nil {
+		return nil // it may be a dead mount, which fusefs.Check knows to treat
+	}
+	mounts, err := mountinfo.List()
+	if err != nil {
+		return err
+	}
+	if m, ok := mountinfo.Of(mounts, real); ok && m.Tree() && m.Path != real {
+		return fmt.Errorf("%s is in the tree that is mounted on %s: choose a directory of this machine's own", dir, m.Path)
+	}
+	return nil
+}
+
 // mountHere serves the mount until ctx ends or somebody unmounts it.
 func (a *app) mountHere(ctx context.Context, cfg *config.Client, dir string, ready func() error) (err error) {
 	log, closeLog, err := a.fileLogger(cfg.Log)
@@ -105,6 +122,9 @@ func (a *app) mountHere(ctx context.Context, cfg *config.Client, dir string, rea
 	defer func() { err = errors.Join(err, closeLog()) }()
 	servePprof(ctx, log)
 	// What the user can mend at once is told before the cluster is waited for.
+	if err := outsideTrees(dir); err != nil {
+		return err
+	}
 	if err := fusefs.Check(dir, log); err != nil {
 		return err
 	}

@@ -102,6 +102,8 @@ func writeStatus(w io.Writer, s *client.Status) {
 	leader := "none: writes wait until a majority of the nodes is up"
 	if s.Majority {
 		leader = s.Leader.String()
+	} else if upCount(s) > len(s.Nodes)/2 {
+		leader = "none, though a majority of the nodes is up: see below whether they vote. Where the logs of several are damaged move nothing away (docs/operating/repair.md)"
 	}
 	fmt.Fprintf(w, "cluster  %s\nleader   %s\nnodes    %d of %d up\nCA key   %s\n", s.Cluster, leader, upCount(s), len(s.Nodes), signers(s))
 	if s.Meta != "" {

@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
+	"time"
 
 	"github.com/koinon/koinon"
 )
@@ -19,16 +21,25 @@ type diskSink struct {
 	attrs koinon.Attrs
 	mode  fs.FileMode // of the file that is replaced; 0 for none
 	done  bool
+	free  func() bool // of what stops a write when the copy is stopped; nil for nothing
 }
 
-func (f diskFolder) replace(_ context.Context, name string, perm fs.FileMode, a koinon.Attrs) (sink, error) {
+func (f diskFolder) replace(ctx context.Context, name string, perm fs.FileMode, a koinon.Attrs) (sink, error) {
 	final := f.full(name)
 	s := &diskSink{attrs: a}
 	info, err := os.Stat(final)
 	switch {
 	case err == nil && info.IsDir():
 		return nil, &fs.PathError{Op: "open", Path: final, Err: errors.New("is a directory: remove it or choose another name")}
-	case err == nil && !info.Mode().IsRegular(): // a device or a pipe takes bytes as they come
+	case err == nil && info.Mode()&fs.ModeNamedPipe != 0: // an open that waited for a reader could not be stopped
+		if s.f, err = os.OpenFile(final, os.O_WRONLY|syscall.O_NONBLOCK, 0); errors.Is(err, syscall.ENXIO) {
+			err = &fs.PathError{Op: "open", Path: final, Err: errors.New("nobody reads this pipe: start its reader first")}
+		}
+		if err == nil {
+			s.free = context.AfterFunc(ctx, func() { _ = s.f.SetWriteDeadline(time.Unix(1, 0)) })
+		}
+		return s, err
+	case err == nil && !info.Mode().IsRegular(): // a device takes bytes as they come
 		s.f, err = os.OpenFile(final, os.O_WRONLY, 0)
 		return s, err
 	case err == nil:
@@ -53,7 +64,7 @@ func (s *diskSink) Write(p []byte) (int, error) { return s.f.Write(p) }
 // Commit closes the file and gives it its name.
 func (s *diskSink) Commit() error {
 	s.done = true
-	err := s.f.Close()
+	err := s.close()
 	if s.final == "" {
 		return err
 	}
@@ -78,11 +89,18 @@ func (s *diskSink) Abort() error {
 		return nil
 	}
 	s.done = true
-	err := s.f.Close()
+	err := s.close()
 	if s.final != "" {
 		err = errors.Join(err, os.Remove(s.f.Name()))
 	}
 	return err
+}
+
+func (s *diskSink) close() error {
+	if s.free != nil {
+		s.free()
+	}
+	return s.f.Close()
 }
 
 func tempName() string {

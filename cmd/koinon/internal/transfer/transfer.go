@@ -70,9 +70,11 @@ type Options struct {
 	Preserve  bool        // mode, owner where allowed, and times
 	Workers   int         // files under way at once; default 16
 	Umask     fs.FileMode // for what is made in the tree
-	Moved     func(bytes int64)
-	Finished  func()          // a file or symbolic link
-	Failed    func(err error) // something was left out; the copy goes on
+	// InTree tells where a path of this machine lies in the tree, as below a mount of it; nil for nowhere.
+	InTree   func(path string) (inTree string, ok bool)
+	Moved    func(bytes int64)
+	Finished func()          // a file or symbolic link
+	Failed   func(err error) // something was left out; the copy goes on
 }
 
 // Stats counts what a copy did.
@@ -104,10 +106,16 @@ func Copy(ctx context.Context, from []Location, to Location, opt Options) (Stats
 	if !isDir && len(from) > 1 {
 		return Stats{}, fmt.Errorf("%s is not a directory; several files can only be copied into a directory that exists", to)
 	}
+	names := map[string]Location{}
 	for _, src := range from {
 		if ctx.Err() != nil {
 			break
 		}
+		if first, twice := names[src.base()]; twice && !nameless(src) {
+			c.fail(ctx, fmt.Errorf("cannot copy %s: %s has been copied under that name: copy one of them elsewhere", src, first))
+			continue
+		}
+		names[src.base()] = src
 		if err := c.top(ctx, src, to, into, isDir); err != nil {
 			c.fail(ctx, plain(err, "cannot copy %s", src))
 		}
@@ -311,6 +319,13 @@ func (c *copier) topDir(ctx context.Context, src, to Location, into folder, isDi
 // apart refuses to copy a directory to itself, or into itself.
 func (c *copier) apart(ctx context.Context, src, to Location, dir, into folder, isDir bool, name string) error {
 	whole := isDir && nameless(src) // what is in dir is copied right into the folder
+	if from, ok := c.inTree(ctx, src, dir); ok {
+		if at, ok := c.inTree(ctx, to, into); ok && (at == from || strings.HasPrefix(at, from+"/") || from == "/") {
+			return fmt.Errorf("%s would lie inside %s: a directory cannot be copied into itself", into.full(name), src)
+		} else if ok && !whole && path.Join(at, name) == from {
+			return fmt.Errorf("%s and %s are the same directory", src, into.full(name))
+		}
+	}
 	switch {
 	case inside(src, to):
 		return fmt.Errorf("%s lies inside %s: a directory cannot be copied into itself", to, src)
@@ -329,6 +344,19 @@ func (c *copier) apart(ctx context.Context, src, to Location, dir, into folder, 
 		err = fmt.Errorf("%s and %s are the same directory", src, into.full(name))
 	}
 	return err
+}
+
+// inTree is where a folder of the disk lies in the tree that is mounted there, or one of the tree when the other side of the copy
+// may be such a one; ok is false where nothing is to be told apart by it.
+func (c *copier) inTree(ctx context.Context, l Location, f folder) (p string, ok bool) {
+	if c.opt.InTree == nil {
+		return "", false
+	}
+	if !l.Tree {
+		return c.opt.InTree(f.full(""))
+	}
+	p, err := c.opt.Client.RealPath(ctx, strings.TrimPrefix(f.full(""), Prefix))
+	return p, err == nil
 }
 
 func nameless(l Location) bool {

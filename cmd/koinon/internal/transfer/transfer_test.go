@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -232,4 +233,82 @@ func tell(t *testing.T, c *koinon.Client, dir string) string {
 		}
 	}
 	return b.String()
+}
+
+// TestCopyToItselfThroughAMount: a directory of a mount of the tree is the tree's.
+func TestCopyToItselfThroughAMount(t *testing.T) {
+	c, ctx, mnt := newClient(t), t.Context(), t.TempDir()
+	must(t, os.MkdirAll(filepath.Join(mnt, "s", "x"), 0o700), c.MkdirAll(ctx, "/s/x", 0o700), c.Symlink(ctx, "s/x", "/link"), c.Mkdir(ctx, "/other", 0o700))
+	opt := Options{Client: c, Recursive: true, InTree: func(p string) (string, bool) {
+		rest, ok := strings.CutPrefix(p, mnt)
+		return path.Join("/", rest), ok
+	}}
+	at := func(p string) Location { return Location{Path: filepath.Join(mnt, p)} }
+	tree := func(p string) Location { return Location{Path: p, Tree: true} }
+	for _, tc := range []struct{ from, to Location }{
+		{at("s"), tree("/s/x")}, {at("s"), tree("/link")}, {at("s"), tree("/s/x/new")}, {at("s"), tree("/")}, {at("s"), tree("/s")},
+		{Location{Path: at("s").Path + "/."}, tree("/s")}, {tree("/s"), at("s/x")}, {tree("/s"), at("")}, {at(""), tree("/other")},
+	} {
+		var told failures
+		opt.Failed = told.add
+		if _, err := Copy(ctx, []Location{tc.from}, tc.to, opt); err == nil || !strings.Contains(fmt.Sprint(told.text), "itself") && !strings.Contains(fmt.Sprint(told.text), "same directory") {
+			t.Errorf("%v to %v: %v, %q", tc.from, tc.to, err, told.text)
+		}
+	}
+	for _, tc := range []struct{ from, to Location }{{at("s"), tree("/other")}, {at("s"), tree("/new")}, {tree("/s"), Location{Path: t.TempDir()}}} {
+		if _, err := Copy(ctx, []Location{tc.from}, tc.to, opt); err != nil {
+			t.Errorf("%v to %v: %v", tc.from, tc.to, err)
+		}
+	}
+}
+
+// TestCopyToPipe: bytes go to who reads it; where nobody does, or ever comes to an end, the copy ends all the same.
+func TestCopyToPipe(t *testing.T) {
+	c, pipe := newClient(t), filepath.Join(t.TempDir(), "pipe")
+	must(t, syscall.Mkfifo(pipe, 0o600), c.WriteFile(t.Context(), "/f", make([]byte, 1<<20), 0o600))
+	from, to := []Location{{Path: "/f", Tree: true}}, Location{Path: pipe}
+	var told failures
+	if _, err := Copy(t.Context(), from, to, Options{Client: c, Failed: told.add}); err == nil || !strings.Contains(fmt.Sprint(told.text), "nobody reads") {
+		t.Errorf("without a reader: %v, %q", err, told.text)
+	}
+	r, err := os.OpenFile(pipe, os.O_RDWR|syscall.O_NONBLOCK, 0) // to write too, so that it never ends
+	must(t, err)
+	defer r.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	stopped := make(chan error, 1)
+	go func() {
+		_, err := Copy(ctx, from, to, Options{Client: c})
+		stopped <- err
+	}()
+	must(t, second(io.ReadFull(r, make([]byte, 1)))) // it writes
+	cancel()
+	if err := <-stopped; !errors.Is(err, context.Canceled) {
+		t.Errorf("stopped: %v", err)
+	}
+	got := make(chan int64, 1)
+	go func() {
+		n, _ := io.Copy(io.Discard, io.LimitReader(r, 1<<20))
+		got <- n
+	}()
+	if _, err := Copy(t.Context(), from, to, Options{Client: c}); err != nil {
+		t.Error(err)
+	}
+	if n := <-got; n != 1<<20 {
+		t.Errorf("%d bytes were read", n)
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+// TestTwoOfOneName: the second does not replace the first.
+func TestTwoOfOneName(t *testing.T) {
+	c, ctx := newClient(t), t.Context()
+	must(t, c.MkdirAll(ctx, "/a", 0o700), c.MkdirAll(ctx, "/b", 0o700), c.MkdirAll(ctx, "/to", 0o700),
+		c.WriteFile(ctx, "/a/f", []byte("first"), 0o600), c.WriteFile(ctx, "/b/f", []byte("second"), 0o600))
+	var told failures
+	_, err := Copy(ctx, []Location{{"/a/f", true}, {"/b/f", true}}, Location{"/to", true}, Options{Client: c, Failed: told.add})
+	got, rerr := c.ReadFile(ctx, "/to/f")
+	if err == nil || rerr != nil || string(got) != "first" || !strings.Contains(fmt.Sprint(told.text), "under that name") {
+		t.Errorf("%v, %q, %q, %v", err, told.text, got, rerr)
+	}
 }
