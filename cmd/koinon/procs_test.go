@@ -315,8 +315,8 @@ func TestRunWaits(t *testing.T) {
 	j.table.Explain(1, &procpb.Explanation{Why: "n1 refused; tried 1 times, next in 0.5 s"})
 	s.err.await(t, "koinon: job 1 waits: n1 refused; tried 1 times, next in 0.5 s\n")
 	j.table.Explain(1, &procpb.Explanation{Why: "n1 refused; tried 12 times, next in 3.1 s"})
-	for seen := j.table.Calls("Inspect"); j.table.Calls("Inspect") < seen+2; time.Sleep(10 * time.Millisecond) { // the same but for its numbers
-	}
+	seen := j.table.Calls("Inspect")
+	j.await(func() bool { return j.table.Calls("Inspect") >= seen+2 }) // the same but for its numbers
 	j.table.Explain(1, &procpb.Explanation{Why: "room for 2 of 3 processes"})
 	s.err.await(t, "koinon: job 1 waits: room for 2 of 3 processes\n")
 	j.table.Start(1, 0, 1, 2, 3)

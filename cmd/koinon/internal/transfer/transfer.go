@@ -84,8 +84,9 @@ type Stats struct {
 
 type copier struct {
 	opt    Options
-	target folder        // the directory that a directory is copied to, at the top
-	slots  chan struct{} // a token for each goroutine
+	target folder              // the directory that a directory is copied to, at the top
+	named  map[string]Location // what was copied to which name there, but for directories, which become one
+	slots  chan struct{}       // a token for each goroutine
 	files, dirs, links,
 	bytes, failed atomic.Int64
 }
@@ -98,7 +99,7 @@ func Copy(ctx context.Context, from []Location, to Location, opt Options) (Stats
 	if opt.Workers < 1 {
 		opt.Workers = 16
 	}
-	c := &copier{opt: opt, slots: make(chan struct{}, opt.Workers-1)}
+	c := &copier{opt: opt, named: map[string]Location{}, slots: make(chan struct{}, opt.Workers-1)}
 	into, isDir, err := c.lookTarget(ctx, to)
 	if err != nil {
 		return Stats{}, plain(err, "cannot copy to %s", to)
@@ -106,16 +107,10 @@ func Copy(ctx context.Context, from []Location, to Location, opt Options) (Stats
 	if !isDir && len(from) > 1 {
 		return Stats{}, fmt.Errorf("%s is not a directory; several files can only be copied into a directory that exists", to)
 	}
-	names := map[string]Location{}
 	for _, src := range from {
 		if ctx.Err() != nil {
 			break
 		}
-		if first, twice := names[src.base()]; twice && !nameless(src) {
-			c.fail(ctx, fmt.Errorf("cannot copy %s: %s has been copied under that name: copy one of them elsewhere", src, first))
-			continue
-		}
-		names[src.base()] = src
 		if err := c.top(ctx, src, to, into, isDir); err != nil {
 			c.fail(ctx, plain(err, "cannot copy %s", src))
 		}
@@ -233,6 +228,10 @@ func (c *copier) top(ctx context.Context, src, to Location, into folder, isDir b
 		}
 		return c.topDir(ctx, src, to, into, isDir, name)
 	}
+	if first, twice := c.named[name]; twice {
+		return fmt.Errorf("cannot copy %s: %s has been copied under that name: copy one of them elsewhere", src, first)
+	}
+	c.named[name] = src
 	parent, err := c.folder(ctx, src.parent())
 	if err != nil {
 		return err
@@ -319,10 +318,12 @@ func (c *copier) topDir(ctx context.Context, src, to Location, into folder, isDi
 // apart refuses to copy a directory to itself, or into itself.
 func (c *copier) apart(ctx context.Context, src, to Location, dir, into folder, isDir bool, name string) error {
 	whole := isDir && nameless(src) // what is in dir is copied right into the folder
-	if from, ok := c.inTree(ctx, src, dir); ok {
-		if at, ok := c.inTree(ctx, to, into); ok && (at == from || strings.HasPrefix(at, from+"/") || from == "/") {
+	if src.Tree != to.Tree {        // of which one may be in a mount of the other
+		from, ok := c.inTree(ctx, src, dir)
+		at, too := c.inTree(ctx, to, into)
+		if both := ok && too; both && (at == from || strings.HasPrefix(at, from+"/") || from == "/") {
 			return fmt.Errorf("%s would lie inside %s: a directory cannot be copied into itself", into.full(name), src)
-		} else if ok && !whole && path.Join(at, name) == from {
+		} else if both && !whole && path.Join(at, name) == from {
 			return fmt.Errorf("%s and %s are the same directory", src, into.full(name))
 		}
 	}
@@ -346,8 +347,7 @@ func (c *copier) apart(ctx context.Context, src, to Location, dir, into folder, 
 	return err
 }
 
-// inTree is where a folder of the disk lies in the tree that is mounted there, or one of the tree when the other side of the copy
-// may be such a one; ok is false where nothing is to be told apart by it.
+// inTree is where a folder is in the tree: one of the disk when the tree is mounted there.
 func (c *copier) inTree(ctx context.Context, l Location, f folder) (p string, ok bool) {
 	if c.opt.InTree == nil {
 		return "", false

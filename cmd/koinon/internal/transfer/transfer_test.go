@@ -311,4 +311,8 @@ func TestTwoOfOneName(t *testing.T) {
 	if err == nil || rerr != nil || string(got) != "first" || !strings.Contains(fmt.Sprint(told.text), "under that name") {
 		t.Errorf("%v, %q, %q, %v", err, told.text, got, rerr)
 	}
+	must(t, c.MkdirAll(ctx, "/a/d", 0o700), c.MkdirAll(ctx, "/b/d/e", 0o700), c.WriteFile(ctx, "/a/d/g", nil, 0o600))
+	if st, err := Copy(ctx, []Location{{"/none/f", true}, {"/a/d", true}, {"/b/d", true}, {"/a/f", true}}, Location{"/to", true}, Options{Client: c, Recursive: true}); st.Failed != 1 || st.Files != 2 || st.Dirs != 2 {
+		t.Errorf("directories become one, and what was not there has no name: %+v, %v", st, err)
+	}
 }
