@@ -158,6 +158,7 @@ func (s *Server) keepOnce(ctx context.Context) error {
 func (s *Server) end(ctx context.Context, ids []sys.SessionID) error {
 	var there []sys.SessionID
 	err := s.group.ReadLocal(rsm.NSKV, func(r rsm.Reader) error {
+		there = nil
 		for _, id := range ids {
 			raw, err := r.Get(numbered(rowLease, uint64(id)))
 			if err != nil {
@@ -251,6 +252,7 @@ func (s *Server) lead(ctx context.Context, op sys.Op) (term uint64, err error) {
 func (s *Server) leases() (map[sys.SessionID]time.Duration, error) {
 	out := map[sys.SessionID]time.Duration{}
 	err := s.group.ReadLocal(rsm.NSKV, func(r rsm.Reader) error {
+		clear(out)
 		return r.Scan([]byte{rowLease}, []byte{rowLease + 1}, func(key, value []byte) bool {
 			var lease kvpb.Lease
 			decode(value, &lease)

@@ -49,10 +49,11 @@ func completes(t *procpb.Task, r *procpb.Report) bool {
 
 // row reads the task of a report, nil when there is none.
 func (s *Server) row(r *procpb.Report) (*procpb.Task, *procpb.Spec, error) {
-	t := &procpb.Task{}
+	var t *procpb.Task
 	var spec *procpb.Spec
 	found := false
 	err := s.group.ReadLocal(rsm.NSProc, func(v rsm.Reader) (err error) {
+		t = &procpb.Task{}
 		if found, err = load(v, key(rowTask, r.Job, uint64(r.Index)), t); err == nil && found {
 			spec, err = loadSpec(v, r.Job)
 		}
@@ -99,6 +100,7 @@ func (s *Server) forgetFiles(ctx context.Context, before int64) error {
 	}
 	var all []process
 	err := s.group.ReadLocal(rsm.NSProc, func(v rsm.Reader) error {
+		all = nil
 		var ids []uint64
 		err := v.Scan([]byte{rowEnded}, key(rowEnded, uint64(max(before, 0))), func(k, _ []byte) bool {
 			ids = append(ids, numbers(k)[1])

@@ -28,7 +28,7 @@ type Config struct {
 	Voters []Peer
 	// Peers are the nodes that may be members, see Host.SetPeers. Default: Voters.
 	Peers []Peer
-	// Groups are the groups that this host serves. Default: group 0.
+	// Groups are the groups that this host serves, always the same. Default: group 0.
 	Groups    []sys.GroupID
 	Transport Transport
 	// Sched runs the host. Default env.Goroutines.
@@ -62,7 +62,8 @@ type Config struct {
 	// Pipeline is how many entries a leader has in flight before it lets
 	// commands gather for the next one. Default 8.
 	Pipeline int
-	// BatchBytes and BatchCommands bound one entry. Defaults 1 MiB and 2048.
+	// BatchBytes and BatchCommands bound one entry. Defaults 1 MiB and 2048; a
+	// quarter of a segment at most.
 	BatchBytes    int
 	BatchCommands int
 	// QueueBytes bounds the commands that wait to be proposed in a group; a
@@ -113,6 +114,7 @@ func (c Config) withDefaults() Config {
 	orInt(&c.BatchCommands, 2048)
 	orInt(&c.QueueBytes, 64<<20)
 	orInt(&c.SegmentBytes, 32<<20)
+	c.BatchBytes = min(c.BatchBytes, int(c.SegmentBytes/4)) // a record has to fit
 	orInt(&c.RetainBytes, 64<<20)
 	orInt(&c.TailBytes, 32<<20)
 	orInt(&c.ReserveBytes, 64<<20)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 
-	"github.com/cockroachdb/pebble/v2"
 	"github.com/koinon/koinon/internal/rsm"
 )
 
@@ -13,7 +12,7 @@ type pinned struct {
 	group  *Group
 	ns     rsm.Namespace
 	ballot uint64
-	snap   *pebble.Snapshot
+	snap   frozen
 }
 
 // Pin implements rsm.Group.
@@ -25,7 +24,7 @@ func (g *Group) Pin(ctx context.Context, ns rsm.Namespace) (rsm.Pinned, error) {
 	if !g.host.use() {
 		return nil, g.host.stopped("replica.Pin")
 	}
-	p := &pinned{group: g, ns: ns, ballot: round, snap: g.host.db.NewSnapshot()}
+	p := &pinned{group: g, ns: ns, ballot: round, snap: g.freeze()}
 	if !p.Good() {
 		return nil, errors.Join(g.NotLeader("replica.Pin"), p.Close())
 	}

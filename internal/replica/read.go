@@ -116,12 +116,18 @@ func (g *Group) ReadLocal(ns rsm.Namespace, fn func(r rsm.Reader) error) error {
 		return h.stopped(sys.Op("replica.Read"))
 	}
 	defer h.unuse()
-	snap := h.db.NewSnapshot()
-	err := fn(&view{reader: snap, prefix: namespacePrefix(g.id, ns)})
-	if cerr := snap.Close(); err == nil {
-		err = cerr
+	for {
+		before := g.replaced.Load()
+		snap := h.db.NewSnapshot()
+		err := fn(&view{reader: snap, prefix: namespacePrefix(g.id, ns)})
+		if cerr := snap.Close(); err == nil {
+			err = cerr
+		}
+		if before%2 == 0 && g.replaced.Load() == before {
+			return err
+		}
+		h.cfg.Sched.Yield() // the rows of this view were taken away while fn ran
 	}
-	return err
 }
 
 // takeReaders returns those who wait for a read index.

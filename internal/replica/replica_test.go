@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -387,4 +388,19 @@ func TestStatusOfAClosedHost(t *testing.T) {
 	if s := g.Status(); s.Applied == 0 || s.LogSyncs == 0 {
 		t.Fatalf("what it was expected, found %+v", s)
 	}
+}
+
+// TestManyCommandsInASmallLog: what waits together is more than a segment of the log takes.
+func TestManyCommandsInASmallLog(t *testing.T) {
+	c := newCluster(t, 1, func(cfg *replica.Config) { cfg.SegmentBytes = 64 << 10 })
+	body := set("k", strings.Repeat("v", 8<<10))
+	var wg sync.WaitGroup
+	for range 64 {
+		wg.Go(func() {
+			if _, err := c.do(c.ctx(), rsm.Command{NS: nsTest, Body: body}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
 }

@@ -143,14 +143,117 @@ func (r *receiver) whole() {
 	}
 }
 
+// feed gives the host requests made of bytes.
+func (r *receiver) feed(in []byte) {
+	src := &snapBytes{in}
+	for len(src.b) > 0 && r.h.Err() == nil {
+		from := sys.NodeID(2 + len(src.b)%16/15)
+		switch src.byte() % 3 {
+		case 0:
+			r.call(from, src.bytes(255))
+		case 1:
+			r.request(from, &replicapb.Request{Op: &replicapb.Request_Offer{Offer: src.offer()}})
+		case 2:
+			r.request(from, &replicapb.Request{Op: &replicapb.Request_Chunk{Chunk: src.chunk()}})
+		}
+	}
+}
+
+// openReceiver opens a host of three voters that hears nobody.
+func openReceiver(t *testing.T) *receiver {
+	h, err := Open(Config{Dir: "/data", FS: vfs.NewMem(), Clock: env.System{}, Cluster: "test", Self: 1, Voters: []Peer{{ID: 1}, {ID: 2}, {ID: 3}},
+		Transport: silence{}, Seed: 1, SegmentBytes: 256 << 10, BlockCacheBytes: 1 << 20, MemTableBytes: 256 << 10}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := h.Close(); err != nil && h.Err() == nil {
+			t.Error(err)
+		}
+	})
+	return &receiver{t: t, h: h}
+}
+
+// wholeSnapshot is an offer of slot 9, a chunk with a row, the last one with
+// another row.
+var wholeSnapshot = []byte{1, 1, 9, 0, 0, 2, 1, 0, 0, 0, 1, 2, 7, 'a', 1, 'x', 0, 2, 1, 1, 2, 1, 1, 2, 7, 'b', 1, 'y', 0}
+
+// emptySnapshot is one of slot 12 without rows.
+var emptySnapshot = []byte{1, 2, 12, 0, 0, 2, 2, 0, 0, 1, 0, 0}
+
+// rowCount counts the rows of namespace 7.
+func rowCount(t *testing.T, r rsm.Reader) (n int) {
+	t.Helper()
+	if err := r.Scan(nil, nil, func(_, _ []byte) bool { n++; return true }); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// TestViewsWhileTheStateIsReplaced: a view that is held, by who sends a snapshot
+// or a reader, is of one state as a whole when another is put in its place.
+func TestViewsWhileTheStateIsReplaced(t *testing.T) {
+	r := openReceiver(t)
+	g := r.h.Group(0)
+	r.feed(wholeSnapshot)
+	out, err := g.outSnap.acquire(g, 9)
+	if err != nil {
+		t.Fatal(err)
+	}
+	runs, before, after := 0, 0, 0
+	err = g.ReadLocal(7, func(v rsm.Reader) error {
+		runs++
+		before = rowCount(t, v)
+		if runs == 1 {
+			r.feed(emptySnapshot)
+		}
+		after = rowCount(t, v)
+		return nil
+	})
+	if err != nil || runs != 2 || before != 0 || after != 0 {
+		t.Errorf("a reader: a second run that sees no rows expected, found %d runs, %d and %d rows, %v", runs, before, after, err)
+	}
+	if n := rowCount(t, &view{reader: out.snap, prefix: namespacePrefix(0, 7)}); n != 2 || out.applied.slot != 9 {
+		t.Errorf("what is sent: 2 rows of slot 9 expected, found %d of slot %d", n, out.applied.slot)
+	}
+	if err := g.outSnap.release(out, 0, false); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestLeaderTakesNoSnapshot: commands that it has not applied one by one would
+// be missed by those who follow them.
+func TestLeaderTakesNoSnapshot(t *testing.T) {
+	var ran uint64
+	h, g := openAlone(t, vfs.NewMem(), env.System{}, &ran)
+	defer func() {
+		if err := h.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	head := snapHead{stream: 1, applied: appliedRow{slot: 1 << 20}, history: paxos.Initial([]paxos.NodeID{1})}
+	reply, err := g.receiveOffer(t.Context(), 2, head.offer())
+	if err != nil || !reply.Refused || reply.Reason != leads {
+		t.Errorf("an offer: a refusal expected, found %v, %v", reply, err)
+	}
+	placed := newAnswer[error]()
+	g.applier.do(func() error {
+		_, err := g.applier.replace(nil, head)
+		placed.give(err)
+		return nil
+	})
+	if <-placed.done; !sys.Is(placed.v, sys.Unavailable) {
+		t.Errorf("one that was offered before: a refusal expected, found %v", placed.v)
+	}
+}
+
 // FuzzSnapshot gives a node arbitrary pieces of snapshots, most of them with
 // right checksums: no panic, memory bounded by the bytes, and a snapshot that is
 // taken as whole is what was sent.
 func FuzzSnapshot(f *testing.F) {
-	// An offer of slot 9, a chunk with a row, the last one with another row.
-	whole := []byte{1, 1, 9, 0, 0, 2, 1, 0, 0, 0, 1, 2, 7, 'a', 1, 'x', 0, 2, 1, 1, 2, 1, 1, 2, 7, 'b', 1, 'y', 0}
+	whole := wholeSnapshot
 	f.Add(whole)
-	f.Add(append(bytes.Clone(whole), 1, 2, 12, 0, 0, 2, 2, 0, 0, 1, 0, 0))
+	f.Add(append(bytes.Clone(whole), emptySnapshot...))
 	f.Add(append([]byte{0, 60}, whole...))
 	f.Add(append([]byte{1, 1, 8, 0, 0}, whole...)) // another snapshot of the same name before
 	f.Add([]byte{1, 1, 9, 1, 3, 9, 9, 9, 0, 2, 1, 0, 0, 1, 0, 0})
@@ -158,30 +261,10 @@ func FuzzSnapshot(f *testing.F) {
 		if len(in) > 1<<12 {
 			return
 		}
-		h, err := Open(Config{Dir: "/data", FS: vfs.NewMem(), Clock: env.System{}, Cluster: "test", Self: 1, Voters: []Peer{{ID: 1}, {ID: 2}, {ID: 3}},
-			Transport: silence{}, Seed: 1, SegmentBytes: 256 << 10, BlockCacheBytes: 1 << 20, MemTableBytes: 256 << 10}, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() {
-			if err := h.Close(); err != nil && h.Err() == nil {
-				t.Error(err)
-			}
-		}()
+		r := openReceiver(t)
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		src, r := &snapBytes{in}, &receiver{t: t, h: h}
-		for len(src.b) > 0 && h.Err() == nil {
-			from := sys.NodeID(2 + len(src.b)%16/15)
-			switch src.byte() % 3 {
-			case 0:
-				r.call(from, src.bytes(255))
-			case 1:
-				r.request(from, &replicapb.Request{Op: &replicapb.Request_Offer{Offer: src.offer()}})
-			case 2:
-				r.request(from, &replicapb.Request{Op: &replicapb.Request_Chunk{Chunk: src.chunk()}})
-			}
-		}
+		r.feed(in)
 		runtime.ReadMemStats(&after)
 		// A table, a memtable and a segment for each request at most.
 		if got, most := after.TotalAlloc-before.TotalAlloc, uint64(16<<20+len(in)<<16); got > most {

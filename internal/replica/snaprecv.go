@@ -8,7 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/objstorage/objstorageprovider"
 	"github.com/cockroachdb/pebble/v2/sstable"
 
@@ -153,6 +152,10 @@ func refuse(reason string) (*replicapb.Reply, error) {
 	return &replicapb.Reply{Refused: true, Reason: reason}, nil
 }
 
+// leads is why a leader takes no snapshot: it has all that is chosen, and who
+// follows the commands that it applies must not miss any.
+const leads = "this node leads, and lacks nothing"
+
 // receiveOffer answers whether a snapshot is wanted, and from which chunk on.
 func (g *Group) receiveOffer(ctx context.Context, from sys.NodeID, o *replicapb.SnapshotOffer) (*replicapb.Reply, error) {
 	h := g.host
@@ -171,6 +174,8 @@ func (g *Group) receiveOffer(ctx context.Context, from sys.NodeID, o *replicapb.
 	defer in.unlock()
 	now := h.cfg.Clock.Boot()
 	switch {
+	case g.Leading() != 0:
+		return refuse(leads)
 	case head.applied.slot <= g.applied.Load():
 		return refuse("the state is not older here")
 	case head.same(&in.snapHead) && from == in.from && !in.done:
@@ -381,7 +386,10 @@ func (g *Group) install(ctx context.Context) error {
 // after the state has changed is the host's end.
 func (a *applier) replace(files []string, to snapHead) (changed bool, err error) {
 	h, slot := a.g.host, to.applied.slot
-	if slot <= a.at.slot {
+	if a.g.Leading() != 0 { // since it was offered
+		err = sys.E(sys.Op("replica.Snapshot"), sys.Unavailable, leads)
+	}
+	if err != nil || slot <= a.at.slot {
 		for _, name := range files {
 			err = errors.Join(err, h.cfg.FS.Remove(name))
 		}
@@ -392,8 +400,10 @@ func (a *applier) replace(files []string, to snapHead) (changed bool, err error)
 	if err := a.db.Flush(); err != nil {
 		return false, err
 	}
-	lo, hi := groupSpan(a.g.id)
-	if _, err := a.db.IngestAndExcise(context.Background(), files, nil, nil, pebble.KeyRange{Start: lo, End: hi}); err != nil {
+	a.g.replaced.Add(1)
+	_, err = a.db.IngestAndExcise(context.Background(), files, nil, nil, groupRange(a.g.id))
+	a.g.replaced.Add(1)
+	if err != nil {
 		return false, err
 	}
 	if err := a.db.Flush(); err != nil {

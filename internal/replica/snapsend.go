@@ -43,7 +43,7 @@ type keeper struct {
 // as they have been sent. That makes a chunk's number mean the same to all.
 type outSnapshot struct {
 	snapHead
-	snap *pebble.Snapshot
+	snap frozen
 
 	// The keeper's.
 	users int
@@ -66,7 +66,7 @@ func (k *keeper) acquire(g *Group, after uint64) (*outSnapshot, error) {
 		k.cur.users++
 		return k.cur, nil
 	}
-	o := &outSnapshot{snap: g.host.db.NewSnapshot(), users: 1}
+	o := &outSnapshot{snap: g.freeze(), users: 1}
 	o.stream = g.random()
 	var err error
 	if o.applied, err = readApplied(o.snap, appliedKey(g.id)); err == nil {
@@ -215,9 +215,8 @@ func (s *sender) begin() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	lo, _ := groupSpan(s.g.id)
 	if reply.Next == 0 {
-		return lo, nil
+		return groupPrefix(s.g.id), nil
 	}
 	s.out.mu.Lock()
 	defer s.out.mu.Unlock()

@@ -20,14 +20,21 @@ func groupPrefix(g sys.GroupID) []byte {
 	return binary.BigEndian.AppendUint64(make([]byte, 0, prefixBytes), uint64(g))
 }
 
-// groupSpan returns the bounds of the group's rows of all namespaces.
-func groupSpan(g sys.GroupID) (lo, hi []byte) {
-	lo = groupPrefix(g)
+// groupRange is where the group's rows of all namespaces are.
+func groupRange(g sys.GroupID) pebble.KeyRange {
 	if g+1 == 0 {
-		return lo, slices.Repeat([]byte{0xff}, prefixBytes+1)
+		return pebble.KeyRange{Start: groupPrefix(g), End: slices.Repeat([]byte{0xff}, prefixBytes+1)}
 	}
-	return lo, groupPrefix(g + 1)
+	return pebble.KeyRange{Start: groupPrefix(g), End: groupPrefix(g + 1)}
 }
+
+// freeze returns the group's state as it is, for long: what is put in the place
+// of the state meanwhile does not reach it.
+func (g *Group) freeze() frozen {
+	return g.host.db.NewEventuallyFileOnlySnapshot([]pebble.KeyRange{groupRange(g.id)})
+}
+
+type frozen = *pebble.EventuallyFileOnlySnapshot
 
 // namespacePrefix returns the bytes in front of the keys of a namespace.
 func namespacePrefix(g sys.GroupID, ns rsm.Namespace) []byte {

@@ -29,7 +29,8 @@ type Group interface {
 	// fn is returned as it is.
 	Read(ctx context.Context, ns Namespace, fn func(r Reader) error) error
 	// ReadLocal runs fn on a consistent view of what this replica has applied,
-	// which may be behind. An error of fn is returned as it is.
+	// which may be behind. Where another state was put in its place meanwhile fn
+	// runs again, and must start afresh. An error of fn is returned as it is.
 	ReadLocal(ns Namespace, fn func(r Reader) error) error
 	// Pin returns a view that holds everything that was acknowledged before Pin was
 	// called. As Read it is the leader's to give.
