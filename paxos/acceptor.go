@@ -34,7 +34,7 @@ func (n *Node) onPrepare(i int, m *Message) {
 	}
 	n.postponeElection() // page by page a candidate may take its time
 	reply := n.promisePage(m.Slot)
-	reply.To, reply.Ballot = m.From, m.Ballot
+	reply.To, reply.Ballot, reply.Seq = m.From, m.Ballot, m.Seq
 	n.sendAfter(reply)
 }
 

@@ -157,18 +157,14 @@ func (n *Node) learn(e *Entry) bool {
 type repair struct {
 	damaged bool
 	known   bool
-	target  Slot   // L, when known
-	nonce   uint64 // tells the answer to this question from one to an earlier life's
+	target  Slot // L, when known
 }
 
 func (n *Node) askRepair(leader NodeID) {
 	if n.repair.known {
 		return
 	}
-	for n.repair.nonce == 0 {
-		n.repair.nonce = n.cfg.Rand.Uint64()
-	}
-	n.send(Message{Kind: MsgRepair, To: leader, Ballot: n.promised, Seq: n.repair.nonce})
+	n.send(Message{Kind: MsgRepair, To: leader, Ballot: n.promised, Seq: n.life})
 }
 
 func (n *Node) onRepair(m *Message) {
@@ -179,7 +175,7 @@ func (n *Node) onRepair(m *Message) {
 }
 
 func (n *Node) onRepairReply(m *Message) {
-	if !n.repair.damaged || n.repair.known || m.Seq != n.repair.nonce || n.repair.nonce == 0 {
+	if !n.repair.damaged || n.repair.known || m.Seq != n.life {
 		return
 	}
 	if !n.follow(m, 0) {

@@ -83,7 +83,7 @@ func (n *Node) askAgain() {
 		case n.votes&(1<<i) != 0 && n.role == Candidate:
 			// It has told everything. It is asked for nothing more, so that it does not campaign while others still tell.
 			last := max(n.chosen, n.window.last(), n.found.last())
-			n.send(Message{Kind: MsgPrepare, To: n.peers[i].id, Ballot: n.ballot, Released: n.released, Slot: last + 1})
+			n.send(Message{Kind: MsgPrepare, To: n.peers[i].id, Ballot: n.ballot, Released: n.released, Slot: last + 1, Seq: n.life})
 		case n.votes&(1<<i) != 0:
 		case n.role == PreCandidate:
 			n.send(Message{Kind: MsgPreVote, To: n.peers[i].id, Ballot: n.ballot, Chosen: n.chosen})
@@ -176,7 +176,7 @@ func (n *Node) askEveryone() bool {
 // a node that forgot it could use it again for other values.
 func (n *Node) askPromise(i int) {
 	n.peers[i].stalled = false
-	m := Message{Kind: MsgPrepare, To: n.peers[i].id, Ballot: n.ballot, Released: n.released, Slot: n.peers[i].page}
+	m := Message{Kind: MsgPrepare, To: n.peers[i].id, Ballot: n.ballot, Released: n.released, Slot: n.peers[i].page, Seq: n.life}
 	if n.promisedSeq > n.out.durable && !n.cfg.bugs.has(BugReuseBallot) {
 		n.sendAfter(m)
 	} else {
@@ -205,8 +205,8 @@ func (n *Node) onPromise(i int, m *Message) {
 		return
 	}
 	p := &n.peers[i]
-	if p.page == 0 || m.Slot != p.page {
-		return // repeated
+	if p.page == 0 || m.Slot != p.page || m.Seq != n.life {
+		return // repeated, or of an earlier life
 	}
 	if m.Truncated >= m.Slot {
 		if n.chosen < m.Truncated {

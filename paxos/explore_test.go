@@ -394,7 +394,9 @@ func (x *explorer) heard(b *box, m *Message) bool {
 	case m.Reject:
 		return false
 	case x.size.ticks == 0:
-		m.Seq, m.At = 0, 0 // nobody answers
+		if m.Kind == MsgHeartbeat {
+			m.Seq, m.At = 0, 0 // nobody answers
+		}
 		return !(m.Kind == MsgHeartbeat && m.Chosen == 0 || m.Kind == MsgHeartbeatReply)
 	case m.Kind == MsgHeartbeat:
 		if len(x.size.change) == 0 {

@@ -136,7 +136,7 @@ func (s *source) message(n *Node) Message {
 	case 0:
 		m.Ballot, m.Promised, m.Released = s.ballot(), s.ballot(), s.ballot()
 	case 1:
-		m.Ballot = n.ballot // an answer
+		m.Ballot, m.Seq = n.ballot, n.life // an answer
 	default:
 		m.Ballot = Ballot{Round: n.roundMax + s.number()%2, Node: m.From}
 	}

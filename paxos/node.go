@@ -11,6 +11,9 @@ import (
 type Node struct {
 	cfg Config
 	now Time // the latest time this node was told
+	// life tells this run of the node from earlier ones. One whose disk was lost with others may use a ballot again that an
+	// earlier one had promises for, from nodes that have lost them since.
+	life uint64
 
 	// The members. configs are chosen, the first one governs the slot after chosen. tentative are a candidate's or
 	// leader's: those of Configure entries above chosen that it has found or proposed. peers begin with the node itself.
@@ -91,6 +94,7 @@ func New(cfg Config, rec Recovered, now Time) *Node {
 		chosen:    rec.Applied,
 		roundMax:  rec.Promised.Round,
 		peers:     []peer{{id: cfg.ID}},
+		life:      cfg.Rand.Uint64() | 1,
 	}
 	switch {
 	case len(rec.Configs) > 0 && rec.Configs[0].From > rec.Applied+1:
@@ -282,8 +286,8 @@ func (n *Node) InstalledSnapshot(slot Slot, configs History) {
 	if slot <= n.applied {
 		return
 	}
-	if n.role == Leader && slot > n.chosen {
-		n.becomeFollower(0) // others have gone on without us
+	if n.role == Leader {
+		n.becomeFollower(0) // others have gone on without it, or what it has chosen is in its state before it was given out
 	}
 	news := len(n.configs) == 0 || slot > n.chosen && !n.cfg.bugs.has(BugSnapshotOldConfig)
 	n.applied, n.truncated = slot, slot

@@ -3,6 +3,7 @@ package paxos
 import (
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -269,5 +270,65 @@ func TestReluctantNodeLetsOthersGoFirst(t *testing.T) {
 	}
 	if n.role != PreCandidate {
 		t.Fatalf("pre-candidate expected when nobody else led, found %v", n.role)
+	}
+}
+
+// TestPromiseToAnEarlierLife: two of five lose their disks, and what one of them had promised the other is still under
+// way. The candidate uses the ballot again, since nobody else knows of it, but that promise binds nobody any more.
+func TestPromiseToAnEarlierLife(t *testing.T) {
+	ballot := Ballot{Round: 1, Node: 2}
+	candidate := func(life uint64) (*Node, uint64) {
+		cfg := testConfig(2, 1, 2, 3, 4, 5)
+		cfg.Rand = rand.New(rand.NewPCG(life, 2))
+		n := New(cfg, Recovered{}, 0)
+		n.Tick(10 * n.cfg.ElectionTimeout)
+		for _, from := range []NodeID{3, 4} {
+			step(t, n, Message{Kind: MsgPreVoteReply, From: from, To: 2, Ballot: ballot})
+		}
+		r := n.Ready()
+		i := slices.IndexFunc(r.SendAfter, func(m Message) bool { return m.Kind == MsgPrepare && m.Ballot == ballot })
+		if i < 0 {
+			t.Fatalf("a Prepare at %v expected, found %v", ballot, r.SendAfter)
+		}
+		n.Persisted(r.Seq)
+		return n, r.SendAfter[i].Seq
+	}
+	_, earlier := candidate(1)
+	n, now := candidate(2)
+	for _, p := range []struct {
+		from NodeID
+		seq  uint64
+		role Role
+	}{{1, earlier, Candidate}, {3, now, Candidate}, {1, now, Leader}} {
+		step(t, n, Message{Kind: MsgPromise, From: p.from, To: 2, Ballot: ballot, Slot: 1, Seq: p.seq})
+		if role := n.Status().Role; role != p.role {
+			t.Fatalf("a promise of %d to life %d: %v expected, found %v", p.from, p.seq, p.role, role)
+		}
+	}
+}
+
+func step(t *testing.T, n *Node, m Message) {
+	t.Helper()
+	if err := n.Step(n.now, m); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestSnapshotEndsLeadership: who follows what a leader applies would miss what a snapshot has brought, even when all of it
+// was chosen by that leader.
+func TestSnapshotEndsLeadership(t *testing.T) {
+	g := newBenchGroup(t, 3)
+	leader := g.nodes[0]
+	if _, _, err := leader.Propose(g.now, []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	step(t, leader, Message{Kind: MsgAccepted, From: 2, To: 1, Ballot: leader.ballot, Slot: leader.lead.next - 1, Next: leader.lead.next})
+	step(t, leader, Message{Kind: MsgAccepted, From: 3, To: 1, Ballot: leader.ballot, Slot: leader.lead.next - 1, Next: leader.lead.next})
+	if leader.chosen <= leader.applied {
+		t.Fatalf("something chosen that its own log does not hold yet expected, found %+v", leader.Status())
+	}
+	leader.InstalledSnapshot(leader.chosen, leader.history())
+	if s := leader.Status(); s.Role != Follower || s.Applied != s.Chosen {
+		t.Fatalf("a follower that has applied all expected, found %+v", s)
 	}
 }

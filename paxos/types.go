@@ -78,11 +78,11 @@ const (
 	// first slot of a configuration that the candidate is not in and has not heard of, or zero.
 	MsgPreVoteReply
 	// MsgPrepare asks for a promise that covers every slot from Slot on. Released is the ballot of a
-	// leader that has given its lease up in favour of the candidate, or zero.
+	// leader that has given its lease up in favour of the candidate, or zero. Seq is the candidate's life.
 	MsgPrepare
 	// MsgPromise answers with a page: Entries accepted in [Slot, Next), Next zero when nothing follows.
 	// Those up to Chosen are chosen. Truncated at or above Slot: the page is not there any more.
-	// Reject: Promised is why.
+	// Reject: Promised is why. Seq as it came: a promise to another life counts for nothing.
 	MsgPromise
 	// MsgAccept proposes Entries (ascending slots, all at Ballot); everything up to Chosen is chosen.
 	MsgAccept
@@ -100,7 +100,7 @@ const (
 	MsgLearn
 	// MsgTimeoutNow tells To to campaign at once: the leader of Ballot has given its lease up.
 	MsgTimeoutNow
-	// MsgRepair asks the leader, on behalf of a damaged replica, for its last proposed slot. Seq is a nonce.
+	// MsgRepair asks the leader, on behalf of a damaged replica, for its last proposed slot. Seq is the asker's life.
 	MsgRepair
 	// MsgRepairReply answers: Seq as it came, Slot the last slot that Ballot has proposed or must propose again.
 	MsgRepairReply

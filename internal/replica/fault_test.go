@@ -111,8 +111,8 @@ func TestPartitionsUnderLoad(t *testing.T) {
 	t.Logf("%d commands", n)
 }
 
-// poke changes bytes in the middle of what a node's log holds.
-func poke(t *testing.T, fs vfs.FS) {
+// poke changes bytes of what a node's log holds. Its first record is at 4096.
+func poke(t *testing.T, fs vfs.FS, at int64) {
 	t.Helper()
 	names, err := fs.List("/data/log")
 	if err != nil || len(names) == 0 {
@@ -126,7 +126,7 @@ func poke(t *testing.T, fs vfs.FS) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.WriteAt([]byte(strings.Repeat("damage", 20)), 8192); err != nil {
+	if _, err := f.WriteAt([]byte(strings.Repeat("damage", 20)), at); err != nil {
 		t.Fatal(err)
 	}
 	if err := f.Sync(); err != nil {
@@ -174,7 +174,7 @@ func TestDamagedReplicaDoesNotVoteUntilRepaired(t *testing.T) {
 	c.must(add("x"))
 	c.await("one more write at the victim", func() bool { return c.count(victim, "x") == 101 })
 	c.close(victim)
-	poke(t, c.fs[victim])
+	poke(t, c.fs[victim], 8192)
 	// Alone with a damaged one the leader cannot go on.
 	c.close(other)
 	c.close(l)
@@ -236,6 +236,21 @@ func TestWipedReplicaRejoins(t *testing.T) {
 	c.must(add("x"))
 }
 
+// TestFirstRecordLost: a log that has nothing but its first record, which the disk loses, seems to be torn; but
+// that record was there before the directory was anybody's, so the promise is lost.
+func TestFirstRecordLost(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	joined := c.join()
+	c.close(joined)
+	poke(t, c.fs[joined], 4096)
+	c.open(joined)
+	if d := c.group(joined).Status().Damaged; !strings.Contains(d, "does not vote") {
+		t.Fatalf("a replica that does not vote expected, found %q", d)
+	}
+	c.change(ids(1, 2, 3), ids(joined))
+	c.await("the replica to return", func() bool { return c.group(joined).Status().Damaged == "" })
+}
+
 // TestWipedReplicaHearsOfARemoval: it waits for who may have had its promise, and no longer than that one is a member.
 func TestWipedReplicaHearsOfARemoval(t *testing.T) {
 	rejoin := sys.NodeID(0)
@@ -260,34 +275,47 @@ func TestWipedReplicaHearsOfARemoval(t *testing.T) {
 	})
 }
 
-// TestTwoWipedReplicas wait for each other and say so; where one of them is removed, the other returns.
-func TestTwoWipedReplicas(t *testing.T) {
-	rejoin := map[sys.NodeID]bool{}
-	c := newCluster(t, 3, func(cfg *replica.Config) { cfg.Rejoin = rejoin[cfg.Self] })
-	fourth, fifth := c.join(), c.join()
-	c.change(ids(1, 2, 3), ids(fourth, fifth))
-	all := ids(1, 2, 3, fourth, fifth)
-	c.change(all, nil)
-	wiped := without(all, c.leader())[:2]
-	for _, id := range wiped {
+// wipe has nodes lose their disks at the same time, and return.
+func (c *cluster) wipe(rejoin map[sys.NodeID]bool, victims []sys.NodeID) {
+	for _, id := range victims {
 		rejoin[id] = true
 		c.close(id)
 		c.fs[id] = vfs.NewCrashableMem()
 	}
-	c.must(add("x"))
-	for _, id := range wiped {
+	for _, id := range victims {
 		c.open(id)
 	}
-	for i, id := range wiped {
-		c.await("a wiped one to say what it waits for", func() bool {
-			return strings.Contains(c.group(id).Status().Damaged, wiped[1-i].String()+" has lost its own too")
+}
+
+// TestTwoWipedReplicas of five return, and vote.
+func TestTwoWipedReplicas(t *testing.T) {
+	rejoin := map[sys.NodeID]bool{}
+	c := newCluster(t, 5, func(cfg *replica.Config) { cfg.Rejoin = rejoin[cfg.Self] })
+	c.must(add("x"))
+	others := without(ids(1, 2, 3, 4, 5), c.leader())
+	wiped, whole := others[:2], others[2:]
+	c.wipe(rejoin, wiped)
+	for _, id := range wiped {
+		c.await("the wiped ones to return", func() bool { return c.count(id, "x") == 1 && c.group(id).Status().Damaged == "" })
+	}
+	for _, id := range whole {
+		c.close(id)
+	}
+	c.must(add("x"))
+}
+
+// TestTooManyWipedReplicas say so: what only they had acknowledged may be lost.
+func TestTooManyWipedReplicas(t *testing.T) {
+	rejoin := map[sys.NodeID]bool{}
+	c := newCluster(t, 3, func(cfg *replica.Config) { cfg.Rejoin = rejoin[cfg.Self] })
+	c.must(add("x"))
+	wiped := without(ids(1, 2, 3), c.follower())
+	c.wipe(rejoin, wiped)
+	for _, id := range wiped {
+		c.await("a wiped one to say what is wrong", func() bool {
+			return strings.Contains(c.group(id).Status().Damaged, "there is no majority without them")
 		})
 	}
-	c.change(without(all, wiped[0]), nil)
-	c.await("the other to return", func() bool {
-		return c.count(wiped[1], "x") == 1 && c.group(wiped[1]).Status().Damaged == ""
-	})
-	c.must(add("x"))
 }
 
 // A replica whose directory is gone, and which nobody tells to rejoin, does not
@@ -353,7 +381,7 @@ func TestOnlyReplicaWithDamageRefusesToOpen(t *testing.T) {
 		c.must(add("x"))
 	}
 	c.close(1)
-	poke(t, c.fs[1])
+	poke(t, c.fs[1], 8192)
 	_, err := replica.Open(c.config(1), machines())
 	if !sys.Is(err, sys.Corrupt) || !strings.Contains(err.Error(), "backup") {
 		t.Fatalf("sys.Corrupt with advice expected, found %v", err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/koinon/koinon/internal/env"
@@ -21,69 +22,96 @@ const (
 )
 
 // regainPromise asks every other voter for its promise, when this replica has
-// lost its own. A ballot that this replica promised was promised by its owner
-// first, so the highest answer is at least that. All have to answer: the voters
-// of the newest configurations that anybody knows. A ballot of somebody who has
-// left these counts only in slots before them, and those are chosen: nobody waits
-// for who is removed meanwhile.
+// lost its own. All have to answer: the voters of the newest configurations that
+// anybody knows. A ballot of somebody who has left these counts only in slots
+// before them, and those are chosen: nobody waits for who is removed meanwhile.
+//
+// Why the highest answer is enough: a ballot that this replica promised was
+// promised by its owner first, who tells so unless it has lost its promise too.
+// Where a majority of each configuration has lost nothing, one of them has
+// promised every ballot that was ever elected, so at least the highest at which
+// this replica can have voted. A ballot of the other one who lost its promise may
+// be higher where it was not elected; then it is of a life of its owner that takes
+// no promise any more (paxos.MsgPrepare).
 func (g *Group) regainPromise() {
 	h := g.host
 	h.cfg.Logger.Warn("this replica lost its promise: it asks all others for theirs", "group", g.id)
-	known := *g.configs.Load()
-	answered := map[sys.NodeID]bool{}
-	var highest paxos.Ballot
+	q := inquiry{g: g, known: *g.configs.Load(), told: map[sys.NodeID]bool{}}
 	retry := h.cfg.Sched.NewTimer(promiseRetry)
 	defer retry.Stop()
-	for round := 0; ; round++ {
-		open := 0
-		ask := electorate(known)
-		if len(known) == 0 {
-			ask, open = *h.peers.Load(), 1 // somebody has to know who votes
-		}
-		if len(ask) == 0 && round >= promiseNews { // the seeds have been asked
-			g.waitsFor("it knows of nobody to ask, since none of its `seeds` has told who the members are: put the address of a node that runs there")
-		}
-		for _, id := range ask {
-			if id == h.cfg.Self || answered[id] && round%promiseNews > 0 {
-				continue
-			}
-			ballot, history, err := g.askPromise(id)
-			if !answered[id] {
-				open++
-			}
-			switch {
-			case err == nil:
-				answered[id] = true
-			case answered[id]:
-			case errors.Is(err, errPromiseLost):
-				g.waitsFor(fmt.Sprintf("%v has lost its own too: remove one of the two with `koinon node rm`, and have it join anew", id))
-			default:
-				g.waitsFor(fmt.Sprintf("it waits for %v, start that node if it does not run", id))
-			}
-			if highest.Less(ballot) {
-				highest = ballot
-			}
-			if newer(history, known) {
-				known = history
-				open++ // others may have to be asked
-			}
-		}
-		if open == 0 {
-			break
-		}
+	for round := 0; !q.ask(round); round++ {
 		retry.Reset(promiseRetry)
 		if h.cfg.Sched.Wait(retry, h.stop, nil, nil) != env.Fired {
 			return
 		}
 	}
 	g.call(func(paxos.Time) {
-		if g.d.recovered.Promised.Less(highest) {
-			g.d.recovered.Promised = highest
+		if g.d.recovered.Promised.Less(q.highest) {
+			g.d.recovered.Promised = q.highest
 		}
 		g.d.promised = g.d.recovered.Promised
 		g.d.lost, g.d.stateDirty = false, true
 		g.begin()
 		h.pass()
+	})
+}
+
+// inquiry is what a replica that lost its promise has heard.
+type inquiry struct {
+	g       *Group
+	known   paxos.History // the newest one
+	told    map[sys.NodeID]bool
+	highest paxos.Ballot
+}
+
+// ask asks who has not told yet, and reports whether all is known.
+func (q *inquiry) ask(round int) (done bool) {
+	h := q.g.host
+	whom := electorate(q.known)
+	if len(q.known) == 0 {
+		whom = *h.peers.Load() // somebody has to know who votes
+	}
+	done = len(q.known) > 0
+	if len(whom) == 0 && round >= promiseNews { // the seeds have been asked
+		q.g.waitsFor("it knows of nobody to ask, since none of its `seeds` has told who the members are: put the address of a node that runs there")
+	}
+	lost := []sys.NodeID{h.cfg.Self}
+	for _, id := range whom {
+		if id == h.cfg.Self || q.told[id] && round%promiseNews > 0 {
+			continue
+		}
+		ballot, history, err := q.g.askPromise(id)
+		switch {
+		case err == nil:
+			q.told[id] = true
+		case q.told[id]:
+		case errors.Is(err, errPromiseLost):
+			lost = append(lost, id)
+		default:
+			q.g.waitsFor(fmt.Sprintf("it waits for %v, start that node if it does not run", id))
+			done = false
+		}
+		if q.highest.Less(ballot) {
+			q.highest = ballot
+		}
+		if newer(history, q.known) {
+			q.known = history
+			done = false // others may have to be asked
+		}
+	}
+	if done && tooMany(lost, q.known) {
+		q.g.waitsFor(fmt.Sprintf("%v have lost it, and there is no majority without them: bring back the directory of one of them", lost))
+		done = false
+	}
+	return done
+}
+
+// tooMany reports whether the voters other than some are no majority of one of
+// the configurations.
+func tooMany(some []sys.NodeID, of paxos.History) bool {
+	return slices.ContainsFunc(of, func(c paxos.ConfigAt) bool {
+		others := slices.DeleteFunc(nodeIDs(c.Voters), func(id sys.NodeID) bool { return slices.Contains(some, id) })
+		return 2*len(others) <= len(c.Voters)
 	})
 }
 

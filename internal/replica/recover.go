@@ -17,8 +17,8 @@ import (
 // replayed is what the log says about a group.
 type replayed struct {
 	state logState
-	// unsure says that records were lost since state was written: the promise
-	// may have been a higher one.
+	// unsure says that the promise may have been a higher one: records were lost
+	// since state was written, or all of them.
 	unsure bool
 }
 
@@ -28,7 +28,8 @@ func (h *Host) recover(exists bool) error {
 	found := map[uint64]*replayed{}
 	at := func(group uint64) *replayed {
 		if found[group] == nil {
-			found[group] = &replayed{}
+			// No directory is a node's before its groups' states are in the log.
+			found[group] = &replayed{unsure: exists}
 		}
 		return found[group]
 	}

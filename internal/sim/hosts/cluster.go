@@ -48,7 +48,7 @@ type Stats struct {
 	Pauses, HeldUp                      int
 	Partitions, Transfers               int
 	SlowDisks, FullDisks, FailedSyncs   int
-	Torn, Damages, Wipes                int
+	Torn, Damages, Wipes, LostTogether  int
 	Changes, ChangesRefused, Joins      int
 	Commands, Writes, Reads, Unknown    int
 	LocalReads                          int
@@ -67,6 +67,7 @@ type cluster struct {
 	history history
 	clients []*client
 	asked   map[*change]bool // changes of members under way
+	made    *change          // the last one that took effect, also when everybody has lost sight of that
 	healed  bool             // no more faults
 	quiet   bool             // no more operations
 }

@@ -241,13 +241,14 @@ func (d *disk) tear(name string, e extent, how int) error {
 // nothing to spoil.
 func (d *disk) damage() bool {
 	var all []extent
+	last := uint64(0)
 	for _, name := range slices.Sorted(maps.Keys(d.files)) {
 		for _, e := range d.files[name].synced {
 			e.name = name
-			all = append(all, e)
+			all, last = append(all, e), max(last, e.sync)
 		}
 	}
-	all = slices.DeleteFunc(all, func(e extent) bool { return e.sync == d.syncs })
+	all = slices.DeleteFunc(all, func(e extent) bool { return e.sync == last })
 	if len(all) == 0 {
 		return false
 	}

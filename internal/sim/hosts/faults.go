@@ -90,11 +90,14 @@ func (c *cluster) troubleDisk() {
 	}
 }
 
-// wipe replaces the disk of a node by an empty one.
+// wipe replaces the disk of a node by an empty one, and perhaps another's too.
 func (c *cluster) wipe() {
 	n := c.someNode()
 	if !c.expendable(n) {
 		return
+	}
+	if slices.ContainsFunc(c.nodes, func(o *node) bool { return o != n && o.spoilt }) {
+		c.stats.LostTogether++
 	}
 	c.stats.Wipes++
 	n.crash()
@@ -102,6 +105,9 @@ func (c *cluster) wipe() {
 	n.wiped, n.spoilt = true, true
 	c.Mark('x', uint64(n.id))
 	c.restartAfter(n, c.Pick(world.Millisecond, 300*world.Millisecond))
+	if c.Chance(0.5) {
+		c.wipe()
+	}
 }
 
 // noteRepair notes that a node holds again all that it may have promised.
@@ -111,14 +117,16 @@ func (n *node) noteRepair() {
 	}
 }
 
-// expendable reports whether what a node has promised may be lost: it is one of
-// three voters or more, of which no other one has lost anything, and the members
-// do not change.
+// expendable reports whether what a node has promised may be lost: those who
+// have lost something are a minority then, and the members do not change.
 func (c *cluster) expendable(n *node) bool {
-	if len(c.asked) > 0 {
+	if len(c.asked) > 0 || c.made != nil && (len(c.made.voters) < 3 || !c.bears(c.made.voters, n)) {
 		return false
 	}
 	for _, o := range c.nodes {
+		if o.wiped {
+			continue // it knows nothing
+		}
 		g := o.group()
 		if g == nil {
 			return false // who knows what it knows
@@ -131,12 +139,16 @@ func (c *cluster) expendable(n *node) bool {
 	return true
 }
 
-// bears reports whether voters other than n, which may be nil, have lost nothing.
+// bears reports whether a majority of voters has lost nothing, also when n, which
+// may be nil, loses its disk.
 func (c *cluster) bears(voters []sys.NodeID, n *node) bool {
-	return !slices.ContainsFunc(voters, func(id sys.NodeID) bool {
-		o := c.nodes[id-1]
-		return o != n && o.spoilt
-	})
+	spoilt := 0
+	for _, id := range voters {
+		if o := c.nodes[id-1]; o.spoilt || o == n {
+			spoilt++
+		}
+	}
+	return 2*spoilt < len(voters)
 }
 
 // transfer has the leader hand its leadership to somebody.
@@ -187,6 +199,7 @@ func (c *cluster) changeMembers() {
 			}
 			c.stats.Changes++
 			delete(c.asked, ch)
+			c.made = ch
 		}
 	})
 }
@@ -252,9 +265,9 @@ func (c *cluster) heal() {
 // checkProgress checks that the healed group works, and then, left alone, comes
 // to agree.
 func (c *cluster) checkProgress() {
-	for range 2 { // it goes on, and does not stop again
+	for range 2 { // it goes on, once a snapshot whose sender is gone is given up, and does not stop again
 		before := c.history.finished
-		c.await("progress after everything was healed", 5*world.Second, func() bool { return before.less(c.history.finished) })
+		c.await("progress after everything was healed", 10*world.Second, func() bool { return before.less(c.history.finished) })
 		c.RunUntil(c.Now + 300*world.Millisecond)
 	}
 	c.quiet = true

@@ -17,18 +17,18 @@ type mutation struct {
 func mutations() []mutation {
 	return []mutation{
 		{"vote before sync", replica.BugVoteBeforeSync, 1},
-		{"failed sync ignored", replica.BugIgnoreSyncError, 7},
+		{"failed sync ignored", replica.BugIgnoreSyncError, 72},
 		{"promise not logged", replica.BugPromiseNotLogged, 157},
-		{"wiped replica votes", replica.BugWipedVotes, 37},
-		{"damaged replica votes", replica.BugDamagedVotes, 37},
-		{"log cut behind what is not durable", replica.BugTruncateEarly, 2},
+		{"wiped replica votes", replica.BugWipedVotes, 43},
+		{"damaged replica votes", replica.BugDamagedVotes, 43},
+		{"log cut behind what is not durable", replica.BugTruncateEarly, 3},
 		{"applied slot written after the state", replica.BugAppliedBehind, 2},
 		{"commands see local time", replica.BugLocalTime, 1},
-		{"restart forgets results of sessions", replica.BugForgetResults, 15},
+		{"restart forgets results of sessions", replica.BugForgetResults, 3},
 		{"snapshot without sessions", replica.BugSnapshotNoSessions, 1},
-		{"read under a lease that has ended", replica.BugReadNoLease, 51},
-		{"lease read does not wait for its slot", replica.BugReadNoSlot, 13},
-		{"index read does not wait for its slot", replica.BugReadNoWait, 4},
+		{"read under a lease that has ended", replica.BugReadNoLease, 186},
+		{"lease read does not wait for its slot", replica.BugReadNoSlot, 12},
+		{"index read does not wait for its slot", replica.BugReadNoWait, 3},
 	}
 }
 
