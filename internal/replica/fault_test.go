@@ -361,8 +361,8 @@ func TestOnlyVoterWithoutDirectoryRefusesToOpen(t *testing.T) {
 			t.Fatalf("a refusal that names the mark and the way back expected, found %v", err)
 		}
 	}
-	cfg := c.config(1)
-	cfg.Voters = nil
+	cfg, told := c.config(1), &strings.Builder{}
+	cfg.Voters, cfg.Logger = nil, slog.New(slog.NewTextHandler(told, nil))
 	h, err := replica.Open(cfg, machines())
 	if err != nil {
 		t.Fatalf("as one that has joined: %v", err)
@@ -372,6 +372,9 @@ func TestOnlyVoterWithoutDirectoryRefusesToOpen(t *testing.T) {
 	}
 	if err := h.Close(); err != nil {
 		t.Error(err)
+	}
+	if strings.Contains(told.String(), "new cluster") {
+		t.Errorf("one that has joined begins no cluster, and is told: %s", told)
 	}
 }
 

@@ -119,7 +119,7 @@ func checkMark(cfg *Config, exists bool) error {
 	}
 	if !exists && (served || cfg.Rejoin) {
 		anew := ""
-		if served {
+		if served && len(cfg.Voters) > 0 { // who has joined a cluster begins none
 			anew = "; to begin a new cluster with nothing remove the mark of every voter, here " + cfg.Mark
 		}
 		if len(cfg.Voters) == 1 {
