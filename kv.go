@@ -316,6 +316,9 @@ type CompactedError struct {
 // Error says what to do.
 func (e *CompactedError) Error() string { return e.err.Error() }
 
+// Unwrap returns the error as the cluster gave it.
+func (e *CompactedError) Unwrap() error { return e.err }
+
 // Is makes it ErrCompacted.
 func (e *CompactedError) Is(target error) bool { return target == ErrCompacted }
 

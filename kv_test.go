@@ -5,8 +5,19 @@ import (
 	"maps"
 	"testing"
 
+	"github.com/koinon/koinon/internal/kv"
 	"github.com/koinon/koinon/internal/kv/kvpb"
+	"github.com/koinon/koinon/internal/sys"
 )
+
+// TestCompacted: whoever words the error finds what the cluster said.
+func TestCompacted(t *testing.T) {
+	said := sys.E(sys.Op("kv.Query"), sys.Stale, "revision 3 is compacted")
+	err := kvError(&kv.CompactedError{Oldest: 5, Err: said})
+	if c, ok := errors.AsType[*CompactedError](err); !ok || c.Oldest != 5 || !errors.Is(err, ErrCompacted) || !errors.Is(err, said) {
+		t.Errorf("ErrCompacted at 5 expected, found %v", err)
+	}
+}
 
 // TestMismatch tells keys from locks, also of one name.
 func TestMismatch(t *testing.T) {

@@ -97,7 +97,7 @@ func (d *devCommand) up(ctx context.Context, f devUpFlags) error {
 	}
 	d.chooseCurrent(c)
 	if err := d.giveTree(ctx, c); err != nil {
-		res.Warnings = append(res.Warnings, fmt.Sprintf("the tree belongs to root, so only root can write into it: %v\ntry again with `koinon dev up`", err))
+		res.Warnings = append(res.Warnings, fmt.Sprintf("the tree belongs to root, so only root can write into it: %s\ntry again with `koinon dev up`", words(err)))
 	}
 	for _, w := range res.Warnings {
 		fmt.Fprintf(d.err, "koinon: warning: %s\n", d.hint(w))

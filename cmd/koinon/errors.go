@@ -15,18 +15,18 @@ import (
 
 // words writes an error for people: what it was about and what is wrong, in one
 // line where the cause allows it. The names of operations, which are for
-// developers, and kinds that the cause says better, are left out.
+// developers, and kinds that the cause says better, are left out, also inside of
+// errors with a text of their own.
 func words(err error) string {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
-		var lines []string
-		for _, e := range joined.Unwrap() {
-			lines = append(lines, words(e))
-		}
-		return strings.Join(lines, "\n")
-	}
 	e, ok := err.(*sys.Error)
 	if !ok {
-		return err.Error()
+		text := err.Error()
+		for _, inner := range wrapped(err) {
+			if was := inner.Error(); was != "" {
+				text = strings.Replace(text, was, words(inner), 1)
+			}
+		}
+		return text
 	}
 	var parts []string
 	add := func(s string) {
@@ -50,10 +50,24 @@ func words(err error) string {
 	return strings.Join(parts, ": ")
 }
 
-// telling says that a kind adds something to a cause in words.
+// wrapped are the errors that one wraps directly.
+func wrapped(err error) []error {
+	switch w := err.(type) {
+	case interface{ Unwrap() []error }:
+		return w.Unwrap()
+	case interface{ Unwrap() error }:
+		if inner := w.Unwrap(); inner != nil {
+			return []error{inner}
+		}
+	}
+	return nil
+}
+
+// telling says that a kind adds something to a cause in words. What is not there, or
+// is there already, may be no file, and its cause says what it is.
 func telling(k sys.Kind) bool {
 	switch k {
-	case sys.Other, sys.Invalid, sys.Unavailable, sys.Busy, sys.NotSupported, sys.Interrupted, sys.NotLeader:
+	case sys.Other, sys.NotExist, sys.Exist, sys.Invalid, sys.Unavailable, sys.Busy, sys.NotSupported, sys.Interrupted, sys.NotLeader:
 		return false
 	}
 	return true

@@ -19,10 +19,13 @@ func TestWords(t *testing.T) {
 		{errors.New("plain"), "plain"},
 		{sys.E(sys.Op("fusefs.Mount"), sys.Busy, sys.Subject("/m"), "koinon is mounted there already"), "/m: koinon is mounted there already"},
 		{sys.E(sys.Op("fusefs.Mount"), sys.NotDir, sys.Subject("/m"), "a mount point is a directory"), "/m: not a directory: a mount point is a directory"},
-		{sys.E(sys.Op("read config"), sys.NotExist, sys.Subject("/f"), fs.ErrNotExist), "/f: no such file or directory: file does not exist"},
+		{sys.E(sys.Op("read config"), sys.NotExist, sys.Subject("/f"), fs.ErrNotExist), "/f: file does not exist"},
 		{sys.E(sys.Op("read config"), sys.NotExist, sys.Subject("/f"), errors.New("no such file or directory")), "/f: no such file or directory"},
 		{sys.E(sys.Op("a"), sys.Subject("x"), sys.E(sys.Op("b"), sys.Subject("x"), sys.Corrupt)), "x: corrupt data"},
 		{sys.E(sys.Op("a"), sys.NotEmpty), "directory not empty"},
+		{sys.E(sys.Op("cluster.Change"), sys.Exist, sys.Subject("n8"), "node n7 has the address"), "n8: node n7 has the address"},
+		{fmt.Errorf("token 3f: %w", sys.E(sys.Op("cluster.Change"), sys.Access, "it is unknown")), "token 3f: it is unknown"},
+		{fmt.Errorf("%w; and so: %w", sys.E(sys.Op("a"), sys.Invalid, "why"), errors.New("then")), "why; and so: then"},
 		{errors.Join(sys.E(sys.Op("a"), sys.Stale), sys.E(sys.Op("b"), sys.Invalid, "why")), "stale file handle\nwhy"},
 	} {
 		if got := words(x.err); got != x.want {

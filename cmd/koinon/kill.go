@@ -48,7 +48,7 @@ is one task of an array. The processes of a gang are signalled together.
 					if err == nil {
 						done = append(done, killed{job, number, n})
 					}
-					return plainly(err)
+					return err
 				})
 				return errors.Join(err, p.print(done, func(io.Writer) {}))
 			})

@@ -65,19 +65,11 @@ func (p *procsApp) with(ctx context.Context, do func(ctx context.Context, procs 
 	if err != nil {
 		return err
 	}
-	err = plainly(do(ctx, procs))
+	err = do(ctx, procs)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
 	if cerr := procs.Close(ctx); cerr != nil && err == nil {
 		p.logger().Debug("leaving the cluster", "err", cerr) // what was done is done
-	}
-	return err
-}
-
-// plainly leaves out of an error about a job or a node that it is no file.
-func plainly(err error) error {
-	if e, ok := err.(*sys.Error); ok && e.Kind == sys.NotExist && e.Err != nil {
-		return &toldError{strings.TrimPrefix(fmt.Sprintf("%s: %s", e.Subject, words(e.Err)), ": "), err}
 	}
 	return err
 }

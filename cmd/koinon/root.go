@@ -263,9 +263,15 @@ func (a *app) complain(err error) { fmt.Fprintf(a.err, "koinon: %s\n", a.told(wo
 // told is a message as people get it.
 func (a *app) told(msg string) string { return a.hint(engine.Redact(msg)) }
 
-// note tells the user something that is not a result. --quiet keeps it back.
+// note tells the user something that is not a result, errors in words. --quiet
+// keeps it back.
 func (a *app) note(format string, args ...any) {
 	if !a.quiet {
+		for i, arg := range args {
+			if err, ok := arg.(error); ok {
+				args[i] = words(err)
+			}
+		}
 		fmt.Fprintln(a.err, a.told(fmt.Sprintf(format, args...)))
 	}
 }
