@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 	"testing"
 
 	"github.com/koinon/koinon/internal/sys"
@@ -47,6 +48,21 @@ func TestHints(t *testing.T) {
 		a := &app{devDir: x.dir, configPath: x.config}
 		if got := a.hint(x.msg); got != x.want {
 			t.Errorf("%s: expected %q, found %q", fmt.Sprint(x.dir, x.config), x.want, got)
+		}
+	}
+}
+
+func TestTeller(t *testing.T) {
+	for quiet, want := range map[bool]string{
+		false: "koinon: late, see `koinon status --config c`; node: n1; err: why\n",
+		true:  "",
+	} {
+		var told strings.Builder
+		a := &app{err: &told, configPath: "c", quiet: quiet}
+		a.logger().With("node", sys.NodeID(1)).Warn("late, see `koinon status`", "err", sys.E(sys.Op("a.B"), sys.Invalid, "why"))
+		a.logger().Info("nobody asks")
+		if told.String() != want {
+			t.Errorf("quiet %v: expected %q, found %q", quiet, want, told.String())
 		}
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"strings"
 	"syscall"
 
@@ -283,13 +282,4 @@ func (a *app) clientConfig() (*config.Client, error) {
 		return nil, err
 	}
 	return config.LoadClient(path)
-}
-
-// logger logs to standard error what a user at a terminal must know.
-func (a *app) logger() *slog.Logger {
-	level := slog.LevelWarn
-	if a.quiet {
-		level = slog.LevelError
-	}
-	return slog.New(slog.NewTextHandler(a.err, &slog.HandlerOptions{Level: level}))
 }

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -31,7 +32,7 @@ type Config struct {
 	Seeds   []string      // addresses of some nodes
 	TLS     *tls.Config   // of auth.Credentials.ClientTLS
 	Timeout time.Duration // 0 is DefaultTimeout
-	Logger  *slog.Logger
+	Logger  *slog.Logger  // is told, once until somebody answers, who lets an operation wait
 	// Passes keeps what spares later clients the handshake with nodes of this
 	// machine. nil: nobody is spared.
 	Passes wire.Passes
@@ -49,6 +50,7 @@ type Client struct {
 	led    atomic.Pointer[string] // address of who last answered as the leader; written under ledMu
 	ledMu  sync.Mutex             // held while Config.Led is told
 	closed atomic.Bool
+	waits  atomic.Bool // that nobody answers has been told
 	roster atomic.Pointer[roster]
 
 	mu      sync.Mutex
@@ -464,10 +466,14 @@ func (c *Client) retry(ctx context.Context, op sys.Op, began time.Time, failed m
 		}
 		hint, err := try(ctx, addr)
 		if err == nil || !transient(err) {
+			c.waits.Store(false)
 			return err
 		}
 		if ctx.Err() == nil || sys.KindOf(err) != sys.Interrupted {
 			failed[addr] = err
+		}
+		if ctx.Err() == nil && time.Since(began) > tellWaitAfter && !c.waits.Swap(true) {
+			c.tellWait(failed)
 		}
 		hinted := c.addrOf(hint)
 		if hint != 0 && (hinted == "" || failed[hinted] != nil) && c.Learn(ctx, addr) == nil {
@@ -484,6 +490,35 @@ func (c *Client) retry(ctx context.Context, op sys.Op, began time.Time, failed m
 			}
 		}
 	}
+}
+
+// tellWaitAfter is how long an operation has waited for an answer when that is told: longer than an election takes.
+const tellWaitAfter = 2 * time.Second
+
+// tellWait tells who lets an operation wait: nodes that are not reached, or else what the others say.
+func (c *Client) tellWait(failed map[string]error) {
+	away, what := []string{}, "a node that leads"
+	for addr, err := range failed {
+		switch {
+		case wire.IsUnsent(err):
+			away = append(away, c.nameOf(addr))
+		case sys.Is(err, sys.Unavailable):
+			what = c.nameOf(addr) + ": " + cmp.Or(sys.Root(err), err).Error()
+		}
+	}
+	if len(away) > 0 {
+		slices.Sort(away)
+		what = "a majority of the nodes: no answer from " + strings.Join(away, ", ")
+	}
+	c.cfg.Logger.Warn(fmt.Sprintf("no answer yet, waiting up to %v for %s", c.cfg.Timeout, what))
+}
+
+// nameOf is what people are told of who is at an address: its number, where that is known, and the address.
+func (c *Client) nameOf(addr string) string {
+	if id := c.IDOf(addr); id != 0 {
+		return fmt.Sprintf("%v at %s", id, addr)
+	}
+	return addr
 }
 
 // connected is one of the addresses to which there is a connection already, or
@@ -553,15 +588,11 @@ func (c *Client) missing(ctx context.Context, failed map[string]error) (missing,
 			r, err := c.NodeStatus(ctx, addr)
 			mu.Lock()
 			defer mu.Unlock()
-			name := addr // all that is known of it before the map is
-			if id := c.IDOf(addr); id != 0 {
-				name = fmt.Sprintf("%v at %s", id, addr)
-			}
 			switch {
 			case err != nil:
-				missing = append(missing, name)
+				missing = append(missing, c.nameOf(addr))
 			case r.Trouble != "":
-				troubles = append(troubles, name+": "+r.Trouble)
+				troubles = append(troubles, c.nameOf(addr)+": "+r.Trouble)
 				led = led || r.Role == "leader"
 			}
 		})

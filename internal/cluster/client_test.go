@@ -190,6 +190,67 @@ func TestTrouble(t *testing.T) {
 	}
 }
 
+// TestWaitIsTold: who waits long for an answer hears once for whom.
+func TestWaitIsTold(t *testing.T) {
+	for _, x := range []struct {
+		method wire.Method
+		leader uint64
+		dead   string
+		want   string
+	}{
+		{methodWho, 0, "127.0.0.1:1", "for a majority of the nodes: no answer from 127.0.0.1:1"},
+		{methodWho, 0, "", "for a node that leads"},
+		{methodFails, 2, "", "for n2 at ADDR: in trouble"},
+		{methodWho, 2, "127.0.0.1:1", ""},
+	} {
+		t.Run(x.want, func(t *testing.T) {
+			t.Parallel()
+			ns, told := startNodes(t, 3, x.leader), &strings.Builder{}
+			seeds := ns.seeds
+			if x.dead != "" {
+				seeds = append([]string{x.dead}, seeds...)
+			}
+			c, err := Dial(t.Context(), Config{Cluster: "test", Seeds: seeds, TLS: ns.client.ClientTLS(), Timeout: tellWaitAfter + time.Second,
+				Logger: slog.New(slog.NewTextHandler(told, nil))})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r, err := c.CallLeader(t.Context(), x.method, nil, nil); (err == nil) != (x.want == "") {
+				t.Error(err)
+			} else if err == nil {
+				r.Release()
+			}
+			if err := c.Close(); err != nil {
+				t.Error(err)
+			}
+			want := strings.Replace(x.want, "ADDR", ns.seeds[1], 1)
+			if n := strings.Count(told.String(), "no answer yet"); n != min(len(want), 1) || !strings.Contains(told.String(), want) {
+				t.Errorf("expected %q once, found %s", want, told)
+			}
+		})
+	}
+}
+
+// TestJoinTellsItsWait: so does a machine that joins.
+func TestJoinTellsItsWait(t *testing.T) {
+	t.Parallel()
+	token, err := auth.NewToken(startNodes(t, 1, 1).client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := auth.LoadJoinKey(t.TempDir(), "node")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*tellWaitAfter)
+	defer cancel()
+	told := &strings.Builder{}
+	_, err = Join(ctx, []string{"127.0.0.1:1"}, JoinRequest{Token: token, Key: key}, slog.New(slog.NewTextHandler(told, nil)))
+	if !sys.Is(err, sys.Unavailable) || strings.Count(told.String(), "no answer yet") != 1 || !strings.Contains(told.String(), "127.0.0.1:1") {
+		t.Errorf("expected one word of 127.0.0.1:1, found %v and %s", err, told)
+	}
+}
+
 // TestLeaderHangs: a leader that does not answer, because what it depends on does
 // not, costs the stated time once, and is asked why; whoever else is missing.
 func TestLeaderHangs(t *testing.T) {

@@ -189,11 +189,12 @@ type JoinRequest struct {
 
 // Join asks the seeds in turn to let this machine in, again and again while
 // they cannot be reached or have no majority, until ctx is done. What is wrong
-// with the token or the request is returned at once.
+// with the token or the request is returned at once; that it waits is told once.
 func Join(ctx context.Context, seeds []string, req JoinRequest, log *slog.Logger) (*Joined, error) {
 	j := &clusterpb.JoinRequest{Token: req.Token.ID, Secret: req.Token.Secret[:], PublicKey: req.Key.Public(),
 		Addr: req.Addr, Zone: req.Zone, Weight: req.Weight, Version: req.Version}
 	var last error
+	began, told := time.Now(), false
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
 		var denied error
 		for _, seed := range seeds {
@@ -215,6 +216,10 @@ func Join(ctx context.Context, seeds []string, req JoinRequest, log *slog.Logger
 		}
 		if denied != nil {
 			return nil, denied
+		}
+		if ctx.Err() == nil && time.Since(began) > tellWaitAfter && !told {
+			told = true
+			log.Warn("no answer yet, waiting for a node that lets this machine in", "err", last)
 		}
 		select {
 		case <-ctx.Done():
