@@ -93,7 +93,7 @@ func TestRemovalGoesOn(t *testing.T) {
 		t.Errorf("a node that has left is listed:\n%s", out)
 	}
 	eventually(t, time.Minute, "a node that has left ends", func() bool { return d.status().Nodes[2].State == "down" })
-	d.refused(20*time.Second, []string{"dev", "start", "3", "--dir", d.dir}, "node 3 did not come up", "this node was removed from the cluster")
+	d.refused(20*time.Second, []string{"dev", "start", "3", "--dir", d.dir}, "node 3 did not come up", "node n3 was removed from cluster")
 	d.koinon("dev", "rm", "3", "--dir", d.dir)
 	d.koinon("dev", "rm", "1", "--dir", d.dir)
 	d.koinon("dev", "stop", "--dir", d.dir)

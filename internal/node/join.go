@@ -272,7 +272,7 @@ const announceTimeout = 5 * time.Second
 
 // member keeps this node's membership: it follows the map through others when
 // its own state does not, announces a changed address, and ends the node, by
-// end, when that was removed.
+// end, when that was removed: in order, unless it was before it started.
 func (s *server) member(ctx context.Context, end context.CancelCauseFunc) {
 	tick := env.NewTicker(env.System{}, memberEvery)
 	defer tick.Stop()
@@ -283,6 +283,10 @@ func (s *server) member(ctx context.Context, end context.CancelCauseFunc) {
 		case err == nil || ctx.Err() != nil:
 			told = ""
 		case cluster.IsRemoved(err):
+			if s.group.Status().Elections > 0 { // a leader has spoken to it, which none does to who is no member
+				s.log.Warn("this node was removed from the cluster: its directory is not needed any more", "err", err)
+				err = nil
+			}
 			end(err)
 			return
 		case err.Error() != told:

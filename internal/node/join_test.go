@@ -269,19 +269,17 @@ func TestJoin(t *testing.T) {
 	})
 
 	check(t, a.Remove(t.Context(), 4, nil))
-	toldRemoved := func() {
-		t.Helper()
-		err := r.ended(t)
-		if log := r.logged(); err != nil || strings.Count(log, "this node was removed from the cluster") != 1 || !strings.Contains(log, "new token") {
-			t.Errorf("the end was %v\n%s", err, log)
-		}
+	if err, log := r.ended(t), r.logged(); err != nil || strings.Count(log, "this node was removed from the cluster") != 1 || !strings.Contains(log, "new token") {
+		t.Errorf("the end was %v\n%s", err, log)
 	}
-	toldRemoved()
-	// Also when it comes back later, and its number is not used again.
+	// When it comes back later it cannot serve, and its number is not used again.
 	n4, _, err := w.join("n4", token, func(o *node.JoinOptions) { o.Listen = moved })
 	check(t, err)
-	r = w.run(n4)
-	toldRemoved()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if err := node.Serve(ctx, n4, "test", slog.New(slog.DiscardHandler)); !cluster.IsRemoved(err) || !strings.Contains(err.Error(), "new token") {
+		t.Errorf("the end was %v", err)
+	}
 	n5, _, err := w.join("n5", w.token(a, time.Hour), nil)
 	check(t, err)
 	if n5.ID != 5 {

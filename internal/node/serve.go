@@ -66,8 +66,9 @@ type server struct {
 }
 
 // Serve runs a node until ctx is done or the node cannot go on, and stops it
-// in order. It returns nil after an orderly stop, also that of a node that was
-// removed from its cluster. When the node's directory was removed or replaced it
+// in order. It returns nil after an orderly stop, also that of a node that is
+// removed from its cluster meanwhile; one that was before it started is an
+// error, which says how the machine comes back. When the node's directory was removed or replaced it
 // returns at once and leaves everything as it is, as a crash would: the caller
 // then ends the process.
 func Serve(ctx context.Context, cfg *config.Node, version string, log *slog.Logger) (err error) {
@@ -258,11 +259,7 @@ func (s *server) run(ctx context.Context, listener net.Listener) error {
 		return err
 	}
 	err := context.Cause(ctx)
-	switch {
-	case cluster.IsRemoved(err):
-		s.log.Warn("this node was removed from the cluster: its directory is not needed any more", "err", err)
-		err = nil
-	case errors.Is(err, context.Canceled):
+	if errors.Is(err, context.Canceled) {
 		err = nil
 	}
 	s.log.Info("stopping", "err", err)
