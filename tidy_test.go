@@ -71,7 +71,7 @@ var layers = map[string][]string{
 	"internal/sim":                   {"*"},
 	"internal/node":                  {"*"},
 	"internal/client": {"internal/atomicfile", "internal/auth", "internal/block", "internal/block/redis", "internal/block/spread", "internal/blockcopy", "internal/cluster",
-		"internal/config", "internal/engine", "internal/fsck", "internal/kv", "internal/meta", "internal/meta/dump", "internal/meta/remote",
+		"internal/config", "internal/electorate", "internal/engine", "internal/fsck", "internal/kv", "internal/meta", "internal/meta/dump", "internal/meta/remote",
 		"internal/placement", "internal/proc", "internal/vfs", "internal/wire"},
 	"internal/program":      {},
 	"internal/pb/plain":     {},

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
+	"github.com/koinon/koinon/internal/electorate"
 	"github.com/koinon/koinon/internal/placement"
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -129,30 +130,43 @@ func (a *Admin) mayRemove(ctx context.Context, id sys.NodeID) error {
 // without says why the others could not go on without a node, nil when they
 // could.
 func (s *Status) without(id sys.NodeID) error {
-	var voters, down []string
+	var electors []electorate.Node // as the leader sees them then
+	var voters, down, learning []string
 	stay, signs, last := 0, false, false
 	for _, n := range s.Nodes {
-		if n.ID == id || n.Member == "draining" {
+		leaves := n.ID == id || n.Member == "draining"
+		electors = append(electors, electorate.Node{ID: n.ID, Voter: n.Voter, Learner: !n.Voter, Leader: n.ID == s.Leader,
+			Leaving: leaves, Fit: n.State == "up" && n.Member != "joining"})
+		if leaves {
 			last = last || n.ID == id && n.Signs
 			continue
 		}
 		stay++
 		signs = signs || n.Signs
-		if !n.Voter {
-			continue
-		}
-		voters = append(voters, n.ID.String())
-		if n.State != "up" {
-			down = append(down, n.ID.String())
+	}
+	chosen, _, _ := electorate.Next(electors)
+	for _, n := range s.Nodes {
+		switch {
+		case slices.Contains(chosen, n.ID):
+			voters = append(voters, n.ID.String())
+			if n.State != "up" {
+				down = append(down, n.ID.String())
+			}
+		case n.State == "up" && n.Member == "joining":
+			learning = append(learning, n.ID.String())
 		}
 	}
 	switch {
 	case stay == 0:
 		return sys.E(opRemove, sys.Invalid, sys.Subject(id.String()), "it is the only node: add another one first (`koinon node token`)")
 	case len(voters) > 0 && 2*len(down) >= len(voters):
+		wait := ""
+		if len(learning) > 0 {
+			wait = fmt.Sprintf(", or wait until %s can vote, which copies the state now", learning[0])
+		}
 		return sys.E(opRemove, sys.Invalid, sys.Subject(id.String()), fmt.Sprintf(
-			"without it there would be no majority: of %s, which choose the log then, %s %s down; start %s first, or remove the dead one instead",
-			strings.Join(voters, ", "), strings.Join(down, ", "), map[bool]string{true: "are", false: "is"}[len(down) > 1], down[0]))
+			"without it there would be no majority: of %s, which choose the log then, %s %s down; start %s first, or remove the dead one instead%s",
+			strings.Join(voters, ", "), strings.Join(down, ", "), map[bool]string{true: "are", false: "is"}[len(down) > 1], down[0], wait))
 	case last && !signs:
 		return sys.E(opRemove, sys.Invalid, sys.Subject(id.String()),
 			"no other node that answers has the key of the cluster's CA, so that no node could join any more: copy the file that `ca_key` in its node.toml names to another node, mode 0600, set `ca_key` under [tls] in that one's node.toml, and start it again")

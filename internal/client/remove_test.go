@@ -29,7 +29,9 @@ func TestWaits(t *testing.T) {
 func TestWithout(t *testing.T) {
 	up := NodeStatus{State: "up", Voter: true}
 	down := NodeStatus{State: "down", Voter: true}
-	learner := NodeStatus{State: "up"}
+	learner := NodeStatus{State: "up", Member: "up"}
+	joining := NodeStatus{State: "up", Member: "joining"}
+	downLearner := NodeStatus{State: "down"}
 	leaving := NodeStatus{State: "up", Voter: true, Member: "draining"}
 	signer := NodeStatus{State: "up", Voter: true, Signs: true}
 	leavingSigner := NodeStatus{State: "up", Signs: true, Member: "draining"}
@@ -43,8 +45,11 @@ func TestWithout(t *testing.T) {
 		{"of two", []NodeStatus{up}, false, ""},
 		{"of three", []NodeStatus{up, up}, false, ""},
 		{"of three, one of the others dead", []NodeStatus{up, down}, false, "no majority: of n2, n3"},
-		{"of four, the learner stays", []NodeStatus{up, down, learner}, false, "n3 is down"},
-		{"of five, two dead", []NodeStatus{up, up, down, down}, false, "n4, n5 are down; start n4"},
+		{"of four, a learner can vote in its place", []NodeStatus{up, down, learner}, false, ""},
+		{"of four, the learner has to learn", []NodeStatus{up, down, joining}, false, "n3 is down; start n3 first, or remove the dead one instead, or wait until n4"},
+		{"of four, the learner is dead too", []NodeStatus{up, down, downLearner}, false, "n3 is down; start n3"},
+		{"of five, two dead, of which one votes no more", []NodeStatus{up, up, down, down}, false, ""},
+		{"of five, two dead and one leaving", []NodeStatus{leaving, up, down, down}, false, "of n3, n4, n5, which choose the log then, n4, n5 are down"},
 		{"of five, one dead", []NodeStatus{up, up, up, down}, false, ""},
 		{"the others leave", []NodeStatus{leaving}, false, "the only node"},
 		{"one of two with the key", []NodeStatus{signer, up}, true, ""},
