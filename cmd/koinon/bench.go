@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -39,8 +38,8 @@ const benchExample = `  koinon bench ~/tree                              everyth
   koinon bench /mnt/other -o json > other.json     a peer's mount, for the record`
 
 func newBenchCommand(a *app) *cobra.Command {
-	opt := bench.Options{}
-	small, large := sizeFlag(16<<10), sizeFlag(512<<20)
+	opt := bench.Defaults()
+	small, large := sizeFlag(opt.SmallSize), sizeFlag(opt.LargeSize)
 	var compare string
 	var list bool
 	cmd := &cobra.Command{
@@ -76,16 +75,16 @@ benchmark. The tests are, in order:
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&compare, "compare", "", "measure `DIR2` too, each test on both in turn, and print the ratios")
-	flags.IntSliceVar(&opt.Workers, "workers", []int{1, 8}, "run each test with so many workers, one after the other")
+	flags.IntSliceVar(&opt.Workers, "workers", opt.Workers, "run each test with so many workers, one after the other")
 	flags.StringSliceVar(&opt.Only, "only", nil, "run these `TESTS` only")
-	flags.IntVar(&opt.Files, "files", 8000, "files of the metadata and small-file tests, over all workers")
+	flags.IntVar(&opt.Files, "files", opt.Files, "files of the metadata and small-file tests, over all workers")
 	flags.Var(&small, "small-size", "size of a small file")
 	flags.Var(&large, "large-size", "bytes of the large-file tests, over all workers")
-	flags.IntVar(&opt.RandomOps, "random-ops", 20000, "operations of the random tests, over all workers")
-	flags.DurationVar(&opt.Duration, "duration", 10*time.Second, "stop a test after this long, with what it has done")
+	flags.IntVar(&opt.RandomOps, "random-ops", opt.RandomOps, "operations of the random tests, over all workers")
+	flags.DurationVar(&opt.Duration, "duration", opt.Duration, "stop a test after this long, with what it has done")
 	flags.StringVar(&opt.Tree, "tree", "", "source tree to copy in (default: the sources of the Go installed here)")
-	flags.IntVar(&opt.TreeFiles, "tree-files", 4000, "copy at most so many files of it")
-	flags.IntVar(&opt.Rounds, "rounds", 1, "run each test so often")
+	flags.IntVar(&opt.TreeFiles, "tree-files", opt.TreeFiles, "copy at most so many files of it")
+	flags.IntVar(&opt.Rounds, "rounds", opt.Rounds, "run each test so often")
 	flags.BoolVar(&opt.Shared, "shared", false, "let all workers use one directory instead of one each")
 	flags.BoolVar(&opt.Warm, "warm", false, "do not drop the kernel's caches")
 	flags.BoolVar(&list, "list", false, "list the tests")

@@ -42,6 +42,7 @@ func TestBenchCommand(t *testing.T) {
 	}
 	m.fails(2, "an argument is missing", "bench")
 	m.fails(2, "is not a size", "bench", a, "--small-size", "many")
+	m.fails(1, "files: expected more than 0, found 0", "bench", a, "--files", "0")
 	m.fails(1, `no test is called "swim"`, "bench", a, "--only", "swim")
 	m.fails(1, "give the path of a mounted directory", "bench", a+"/none")
 }

@@ -41,7 +41,7 @@ func smallOptions(t *testing.T) Options {
 	tree, _, _ := sourceTree(t)
 	return Options{
 		Dirs: []string{t.TempDir()}, Workers: []int{1, 3}, Files: 50, SmallSize: 5000, LargeSize: 3<<20 + 5, RandomOps: 20,
-		Duration: time.Minute, Warm: true, Tree: tree, Command: []string{"koinon", "bench", "a b"},
+		Duration: time.Minute, Rounds: 1, TreeFiles: 4000, Warm: true, Tree: tree, Command: []string{"koinon", "bench", "a b"},
 	}
 }
 
@@ -277,22 +277,33 @@ func TestBadOptions(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
-		opt  Options
+		set  func(*Options)
 		want string
 	}{
-		{Options{}, "one directory"},
-		{Options{Dirs: []string{filepath.Join(dir, "missing")}}, "mounted directory"},
-		{Options{Dirs: []string{file}}, "not a directory"},
-		{Options{Dirs: []string{dir}, Workers: []int{0}}, "workers"},
-		{Options{Dirs: []string{dir}, Only: []string{"swim"}}, `"swim"`},
-		{Options{Dirs: []string{dir}, Files: -1}, "files"},
-		{Options{Dirs: []string{dir}, SmallSize: 1 << 30}, "small size"},
-		{Options{Dirs: []string{dir}, LargeSize: 100}, "large size"},
-		{Options{Dirs: []string{dir}, LargeSize: 1 << 60}, "choose smaller sizes"},
-		{Options{Dirs: []string{dir}, Tree: filepath.Join(dir, "missing")}, "--tree"},
+		{func(o *Options) { o.Dirs = nil }, "one directory"},
+		{func(o *Options) { o.Dirs = []string{filepath.Join(dir, "missing")} }, "mounted directory"},
+		{func(o *Options) { o.Dirs = []string{file} }, "not a directory"},
+		{func(o *Options) { o.Workers = []int{1, 0} }, "workers"},
+		{func(o *Options) { o.Workers = nil }, "workers"},
+		{func(o *Options) { o.Only = []string{"swim"} }, `"swim"`},
+		{func(o *Options) { o.Files = -1 }, "files: expected more than 0, found -1"},
+		{func(o *Options) { o.Files = 0 }, "files"},
+		{func(o *Options) { o.RandomOps = 0 }, "random operations"},
+		{func(o *Options) { o.Rounds = 0 }, "rounds"},
+		{func(o *Options) { o.TreeFiles = 0 }, "tree files"},
+		{func(o *Options) { o.Duration = -time.Second }, "duration: expected more than 0, found -1s"},
+		{func(o *Options) { o.SmallSize = 0 }, "small size"},
+		{func(o *Options) { o.SmallSize = 1 << 30 }, "small size"},
+		{func(o *Options) { o.LargeSize = 0 }, "large size"},
+		{func(o *Options) { o.LargeSize = 100 }, "large size"},
+		{func(o *Options) { o.LargeSize = 1 << 60 }, "choose smaller sizes"},
+		{func(o *Options) { o.Tree = filepath.Join(dir, "missing") }, "--tree"},
 	} {
-		if _, err := Run(t.Context(), c.opt); err == nil || !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%+v: expected an error with %q, found %v", c.opt, c.want, err)
+		opt := Defaults()
+		opt.Dirs = []string{dir}
+		c.set(&opt)
+		if _, err := Run(t.Context(), opt); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%+v: expected an error with %q, found %v", opt, c.want, err)
 		}
 	}
 }

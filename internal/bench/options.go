@@ -10,22 +10,22 @@ import (
 	"time"
 )
 
-// Options say what to measure. The zero value of every field but Dirs means
-// the default that Run's caller finds in the report.
+// Options say what to measure. Numbers, times and sizes are above zero: begin
+// with Defaults.
 type Options struct {
 	Dirs       []string      // one directory, or two to compare
-	Workers    []int         // default 1 and 8
+	Workers    []int         // so many for each test, one after the other
 	Only       []string      // names of tests; empty means all
-	Files      int           // files of the metadata and small-file tests, over all workers; default 8000
-	SmallSize  int64         // bytes of a small file; default 16 KiB
-	LargeSize  int64         // bytes of the large-file tests, over all workers; default 512 MiB
-	RandomOps  int           // operations of the random tests, over all workers; default 20000
-	Duration   time.Duration // longest time of one test; it stops there with what it has; default 10 s
+	Files      int           // files of the metadata and small-file tests, over all workers
+	SmallSize  int64         // bytes of a small file
+	LargeSize  int64         // bytes of the large-file tests, over all workers
+	RandomOps  int           // operations of the random tests, over all workers
+	Duration   time.Duration // longest time of one test; it stops there with what it has
 	Shared     bool          // all workers use one directory instead of one each
 	Warm       bool          // do not drop the kernel's caches before the cold tests
-	Rounds     int           // how often each test is run on each directory, in turn; default 1
+	Rounds     int           // how often each test is run on each directory, in turn
 	Tree       string        // the source tree to copy in; empty leaves its tests out
-	TreeFiles  int           // the most files taken from it, in name order; default 4000
+	TreeFiles  int           // the most files taken from it, in name order
 	NoTreeNote string        // why Tree is empty, for the report
 	Command    []string      // the command line, for the report
 	Version    string        // of the program, for the report
@@ -55,18 +55,15 @@ const (
 	progressEvery = 250 * time.Millisecond
 )
 
-// withDefaults fills in what is zero and checks the rest.
-func (o Options) withDefaults() (Options, error) {
-	if len(o.Workers) == 0 {
-		o.Workers = []int{1, 8}
-	}
-	setDefault(&o.Files, 8000)
-	setDefault(&o.SmallSize, 16<<10)
-	setDefault(&o.LargeSize, 512<<20)
-	setDefault(&o.RandomOps, 20000)
-	setDefault(&o.Duration, 10*time.Second)
-	setDefault(&o.Rounds, 1)
-	setDefault(&o.TreeFiles, 4000)
+// Defaults returns what is measured where nothing else is asked for. Dirs and
+// Tree are the caller's.
+func Defaults() Options {
+	return Options{Workers: []int{1, 8}, Files: 8000, SmallSize: 16 << 10, LargeSize: 512 << 20, RandomOps: 20000,
+		Duration: 10 * time.Second, Rounds: 1, TreeFiles: 4000}
+}
+
+// checked returns the options with absolute directories, or what is wrong.
+func (o Options) checked() (Options, error) {
 	if n := len(o.Dirs); n < 1 || n > 2 {
 		return o, fmt.Errorf("expected one directory to measure, or two to compare, found %d", n)
 	}
@@ -78,20 +75,20 @@ func (o Options) withDefaults() (Options, error) {
 		}
 		o.Dirs[i] = abs
 	}
-	for _, w := range o.Workers {
-		if w < 1 || w > maxWorkers {
-			return o, fmt.Errorf("workers: expected numbers from 1 to %d, found %d", maxWorkers, w)
-		}
+	if len(o.Workers) == 0 || slices.Min(o.Workers) < 1 || slices.Max(o.Workers) > maxWorkers {
+		return o, fmt.Errorf("workers: expected numbers from 1 to %d, found %v", maxWorkers, o.Workers)
 	}
 	for _, p := range []struct {
 		name  string
 		value int64
+		given any
 	}{
-		{"files", int64(o.Files)}, {"small size", o.SmallSize}, {"large size", o.LargeSize}, {"random operations", int64(o.RandomOps)},
-		{"duration", int64(o.Duration)}, {"rounds", int64(o.Rounds)}, {"tree files", int64(o.TreeFiles)},
+		{"files", int64(o.Files), o.Files}, {"small size", o.SmallSize, o.SmallSize}, {"large size", o.LargeSize, o.LargeSize},
+		{"random operations", int64(o.RandomOps), o.RandomOps}, {"duration", int64(o.Duration), o.Duration},
+		{"rounds", int64(o.Rounds), o.Rounds}, {"tree files", int64(o.TreeFiles), o.TreeFiles},
 	} {
-		if p.value < 0 {
-			return o, fmt.Errorf("%s: expected a positive number, found %d", p.name, p.value)
+		if p.value <= 0 {
+			return o, fmt.Errorf("%s: expected more than 0, found %v", p.name, p.given)
 		}
 	}
 	if o.SmallSize > smallMax {
@@ -106,12 +103,6 @@ func (o Options) withDefaults() (Options, error) {
 		}
 	}
 	return o, nil
-}
-
-func setDefault[T int | int64 | time.Duration](p *T, value T) {
-	if *p == 0 {
-		*p = value
-	}
 }
 
 func checkDir(dir string) (string, error) {

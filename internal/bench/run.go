@@ -42,7 +42,7 @@ type resultKey struct {
 // Run raises GOMAXPROCS while it works, so that threads that wait in the
 // kernel keep nobody from running.
 func Run(ctx context.Context, opt Options) (rep *Report, err error) {
-	opt, err = opt.withDefaults()
+	opt, err = opt.checked()
 	if err != nil {
 		return nil, err
 	}
