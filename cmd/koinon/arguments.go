@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -115,11 +117,38 @@ func checkHelpCommand(root *cobra.Command) {
 }
 
 // plainFlags takes the marks from the descriptions of flags that tell the help how their values are called: shells show them.
-func plainFlags(cmd *cobra.Command) {
-	plain := func(f *pflag.Flag) { _, f.Usage = pflag.UnquoteUsage(f) }
-	cmd.Flags().VisitAll(plain)
-	cmd.PersistentFlags().VisitAll(plain)
+func plainFlags(root *cobra.Command) {
+	eachFlag(root, func(f *pflag.Flag) { _, f.Usage = pflag.UnquoteUsage(f) })
+}
+
+// decimalFlags has the numbers of flags be decimal: pflag takes 010 for 8, as Go's constants are written.
+func decimalFlags(root *cobra.Command) {
+	eachFlag(root, func(f *pflag.Flag) {
+		switch f.Value.Type() {
+		case "int", "uint64":
+			f.Value = decimal{f.Value}
+		}
+	})
+}
+
+// decimal is the value of a flag that is a whole number.
+type decimal struct{ pflag.Value }
+
+// Set implements pflag.Value.
+func (d decimal) Set(text string) error {
+	digits := strings.TrimPrefix(text, "-")
+	if digits == "" || strings.Trim(digits, "0123456789") != "" {
+		return fmt.Errorf("%q: %w", text, strconv.ErrSyntax)
+	}
+	sign := text[:len(text)-len(digits)]
+	return d.Value.Set(sign + cmp.Or(strings.TrimLeft(digits, "0"), "0"))
+}
+
+// eachFlag does something to the flags of a command and of all below it.
+func eachFlag(cmd *cobra.Command, do func(*pflag.Flag)) {
+	cmd.Flags().VisitAll(do)
+	cmd.PersistentFlags().VisitAll(do)
 	for _, c := range cmd.Commands() {
-		plainFlags(c)
+		eachFlag(c, do)
 	}
 }

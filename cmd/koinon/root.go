@@ -143,6 +143,7 @@ func newRootCommandFor(a *app, args []string) *cobra.Command {
 	root.SetHelpCommandGroupID(groupTools)
 	root.SetCompletionCommandGroupID(groupTools)
 	checkArguments(root)
+	decimalFlags(root)
 	a.checkHelp(root)
 	switch name {
 	case "help":

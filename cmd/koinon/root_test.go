@@ -58,6 +58,24 @@ func TestOneCommandOrAllSayTheSame(t *testing.T) {
 	}
 }
 
+// Numbers of flags are decimal.
+func TestDecimalFlags(t *testing.T) {
+	for given, want := range map[string]string{"010": "10", "000": "0", "18446744073709551615": "18446744073709551615", "0x10": "", "1_0": "", "+1": "", "-1": "", "": "", "18446744073709551616": ""} {
+		cmd, _, err := newRootCommandFor(&app{}, []string{"kv"}).Find([]string{"kv", "get"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		flags := cmd.Flags()
+		if err := flags.Set("rev", given); (err == nil) != (want != "") {
+			t.Errorf("--rev %s: %v", given, err)
+		} else if err != nil && !strings.Contains(flagError(err).Error(), `--rev is "`+given+`": give a number`) {
+			t.Errorf("--rev %s: %v", given, flagError(err))
+		} else if got := flags.Lookup("rev").Value.String(); err == nil && got != want {
+			t.Errorf("--rev %s is %s, expected %s", given, got, want)
+		}
+	}
+}
+
 // What is wrong with a command line is told without the passwords in it.
 func TestComplaintsHidePasswords(t *testing.T) {
 	t.Setenv("HOME", t.TempDir())
