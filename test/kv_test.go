@@ -61,6 +61,9 @@ func TestKeys(t *testing.T) {
 	say(2, "kv watch", "koinon kv watch --help")
 	say(1, "kv put "+strings.Repeat("k", 4097)+" v", "4097 bytes, at most 4096")
 	say(0, "kv watch --prefix /a --from 1 --limit 3", "1 put /a one\n2 put /a two\n3 put /a three\n")
+	ahead := d.background("kv", "watch", "/c", "--from", "5")
+	ahead.await(10*time.Second, "waiting for revision 5, the newest is 3")
+	ahead.signal(syscall.SIGTERM)
 	say(0, "kv put /c - -o json", `"revision": 4`, `"size": 0`)
 	say(0, "kv put /c four -o json", `"revision": 5`, `"size": 4`)
 	say(0, "kv cas /c seven11 --if-revision 5 -o json", `"revision": 6`, `"size": 7`)
@@ -84,6 +87,10 @@ func TestKeys(t *testing.T) {
 	}
 	say(0, "kv ls /many/ --limit 2", "/many/0\n/many/1\n", "--after /many/1")
 	say(0, "kv ls /many/ --after /many/1", "/many/2")
+	for _, name := range []string{"a b", "c"} {
+		d.exits(0, []string{"kv", "put", "/odd/" + name, "x"})
+	}
+	say(0, "kv ls /odd/ --limit 1", "--after '/odd/a b' shows them")
 	say(0, "kv rm --prefix /many/", "removed 3 keys")
 	d.exits(2, []string{"kv", "rm", "--prefix", ""}, "kv rm --all")
 	say(0, "kv get /a")

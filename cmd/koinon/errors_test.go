@@ -66,3 +66,11 @@ func TestTeller(t *testing.T) {
 		}
 	}
 }
+
+func TestTyped(t *testing.T) {
+	for key, want := range map[string]string{"/app/q": "/app/q", "a b": "'a b'", "it's": `'it'\''s'`, "a\x00b": `"a\x00b"`} {
+		if got := typed(key); got != want {
+			t.Errorf("%q: expected %s, found %s", key, want, got)
+		}
+	}
+}

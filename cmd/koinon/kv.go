@@ -346,6 +346,14 @@ func (k *kvApp) removeAll(ctx context.Context, kv *koinon.KV, prefix string) err
 	}
 }
 
+// typed writes a key as a shell takes it, where it can be typed.
+func typed(key string) string {
+	if name := shown(key); name != key {
+		return name
+	}
+	return quoted(key)
+}
+
 func newKVLsCommand(k *kvApp) *cobra.Command {
 	var opt koinon.ListOptions
 	var long bool
@@ -372,7 +380,7 @@ their values are told as well.`,
 					list = append(list, newKVEntry(e))
 				}
 				if next != "" {
-					k.note("there are more: --after %s shows them", shown(next))
+					k.note("there are more: --after %s shows them", typed(next))
 				}
 				return k.print(list, func(w io.Writer) {
 					if long {

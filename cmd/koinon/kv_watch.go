@@ -53,6 +53,9 @@ fewer when they hold more than 64 MiB.`,
 }
 
 func (k *kvApp) watch(ctx context.Context, kv *koinon.KV, f watchFlags) error {
+	if f.opt.From > 0 {
+		k.tellAhead(ctx, kv, f.opt)
+	}
 	w := kv.Watch(f.opt)
 	for shownEvents := 0; ; {
 		events, err := w.Next(ctx)
@@ -76,6 +79,14 @@ func (k *kvApp) watch(ctx context.Context, kv *koinon.KV, f watchFlags) error {
 				return err
 			}
 		}
+	}
+}
+
+// tellAhead says when a watch begins with a revision that has not come yet. Why that is not to be had the watch tells.
+func (k *kvApp) tellAhead(ctx context.Context, kv *koinon.KV, opt koinon.WatchOptions) {
+	page, err := kv.List(ctx, koinon.ListOptions{Prefix: opt.Key, KeysOnly: true, Limit: 1})
+	if err == nil && opt.From > page.Revision+1 {
+		k.note("waiting for revision %d, the newest is %d", opt.From, page.Revision)
 	}
 }
 
