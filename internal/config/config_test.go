@@ -286,6 +286,9 @@ func TestClientErrorsSayWhatToDo(t *testing.T) {
 		{"a node's file", clientTOML, nodeTOML, "configuration of a node"},
 		{"the CA's key", `[tls]`, "[tls]\nca_key = \"ca.key\"", `"tls.ca_key" is for nodes`},
 		{"unknown", `mount = "mnt"`, `mont = "mnt"`, `did you mean "mount"`},
+		{"another file", clientTOML, "root:x:0:0::/root:/bin/sh\n", ": this is no configuration of koinon: line 1: expected"},
+		{"no string", "nodes = [\"10.0.0.1:7400\", \"10.0.0.2:7400\"]\n", "nodes = \"a\n", `: line 3 (last key "nodes"): strings`},
+		{"no duration", `mount = "mnt"`, `timeout = "soon"`, `: line 4 (last key "timeout"): "soon" is not a duration`},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

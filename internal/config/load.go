@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/BurntSushi/toml"
 
@@ -100,7 +101,7 @@ func decodeFile(path string, v any) (dir string, err error) {
 	}
 	md, err := toml.NewDecoder(bytes.NewReader(data)).Decode(v)
 	if err != nil {
-		return fail(sys.Invalid, err)
+		return fail(sys.Invalid, misread(err))
 	}
 	if msg := otherKind(md, v); msg != "" {
 		return fail(sys.Invalid, msg)
@@ -109,6 +110,16 @@ func decodeFile(path string, v any) (dir string, err error) {
 		return fail(sys.Invalid, msg)
 	}
 	return filepath.Dir(real), nil
+}
+
+// misread words what the parser found. A file without a key to name is hardly a
+// configuration.
+func misread(err error) error {
+	text := strings.TrimPrefix(err.Error(), "toml: ")
+	if e, ok := errors.AsType[toml.ParseError](err); ok && e.LastKey == "" {
+		text = "this is no configuration of koinon: " + text
+	}
+	return errors.New(text)
 }
 
 // encodeFile makes or replaces a file, durably.
