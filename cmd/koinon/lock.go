@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -184,10 +185,11 @@ func (k *kvApp) guard(ctx context.Context, lock *koinon.Lock, command []string, 
 		}
 	}()
 	if err := <-began; err != nil {
+		code := codeCannotRun
 		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
-			return &exitError{codeNotFound, err}
+			code = codeNotFound
 		}
-		return &exitError{codeCannotRun, err}
+		return &exitError{code, fmt.Errorf("cannot run %s: %w", shown(command[0]), cmp.Or(errors.Unwrap(err), err))}
 	}
 	force, release := k.onSecondSignal("killing the command")
 	defer release()
