@@ -32,7 +32,7 @@ type Config struct {
 	Seeds   []string      // addresses of some nodes
 	TLS     *tls.Config   // of auth.Credentials.ClientTLS
 	Timeout time.Duration // 0 is DefaultTimeout
-	Logger  *slog.Logger  // is told, once until somebody answers, who lets an operation wait
+	Logger  *slog.Logger  // is told, once until a leader answers, who lets operations wait
 	// Passes keeps what spares later clients the handshake with nodes of this
 	// machine. nil: nobody is spared.
 	Passes wire.Passes
@@ -50,7 +50,7 @@ type Client struct {
 	led    atomic.Pointer[string] // address of who last answered as the leader; written under ledMu
 	ledMu  sync.Mutex             // held while Config.Led is told
 	closed atomic.Bool
-	waits  atomic.Bool // that nobody answers has been told
+	waits  atomic.Bool // it has been told that operations wait
 	roster atomic.Pointer[roster]
 
 	mu      sync.Mutex
@@ -228,6 +228,9 @@ func identify(state tls.ConnectionState) (wire.Identity, error) {
 
 // answered notes who has answered as the leader.
 func (c *Client) answered(addr string) {
+	if c.waits.Load() {
+		c.waits.Store(false)
+	}
 	same := func() bool { was := c.led.Load(); return was != nil && *was == addr }
 	if same() {
 		return
@@ -466,7 +469,6 @@ func (c *Client) retry(ctx context.Context, op sys.Op, began time.Time, failed m
 		}
 		hint, err := try(ctx, addr)
 		if err == nil || !transient(err) {
-			c.waits.Store(false)
 			return err
 		}
 		if ctx.Err() == nil || sys.KindOf(err) != sys.Interrupted {

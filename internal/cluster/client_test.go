@@ -210,12 +210,14 @@ func TestWaitIsTold(t *testing.T) {
 			if x.dead != "" {
 				seeds = append([]string{x.dead}, seeds...)
 			}
-			c, err := Dial(t.Context(), Config{Cluster: "test", Seeds: seeds, TLS: ns.client.ClientTLS(), Timeout: tellWaitAfter + time.Second,
+			c, err := Dial(t.Context(), Config{Cluster: "test", Seeds: seeds, TLS: ns.client.ClientTLS(), Timeout: time.Minute,
 				Logger: slog.New(slog.NewTextHandler(told, nil))})
 			if err != nil {
 				t.Fatal(err)
 			}
-			if r, err := c.CallLeader(t.Context(), x.method, nil, nil); (err == nil) != (x.want == "") {
+			ctx, cancel := context.WithTimeout(t.Context(), tellWaitAfter+300*time.Millisecond) // for many more tries
+			defer cancel()
+			if r, err := c.CallLeader(ctx, x.method, nil, nil); (err == nil) != (x.want == "") {
 				t.Error(err)
 			} else if err == nil {
 				r.Release()
@@ -228,6 +230,24 @@ func TestWaitIsTold(t *testing.T) {
 				t.Errorf("expected %q once, found %s", want, told)
 			}
 		})
+	}
+}
+
+// TestWaitIsToldAnew: what any node answers ends no wait for a leader, what a leader does.
+func TestWaitIsToldAnew(t *testing.T) {
+	ns := startNodes(t, 3, 2)
+	c := New(Config{Cluster: "test", Seeds: ns.seeds, TLS: ns.client.ClientTLS(), Timeout: 10 * time.Second})
+	c.waits.Store(true)
+	if err := c.Refresh(t.Context()); err != nil || !c.waits.Load() {
+		t.Errorf("the map is there: %v, told: %v", err, c.waits.Load())
+	}
+	r, err := c.CallLeader(t.Context(), methodWho, nil, nil)
+	if err != nil || c.waits.Load() {
+		t.Fatalf("the leader has answered: %v, told: %v", err, c.waits.Load())
+	}
+	r.Release()
+	if err := c.Close(); err != nil {
+		t.Error(err)
 	}
 }
 
