@@ -276,14 +276,15 @@ const announceTimeout = 5 * time.Second
 func (s *server) member(ctx context.Context, end context.CancelCauseFunc) {
 	tick := env.NewTicker(env.System{}, memberEvery)
 	defer tick.Stop()
-	told := ""
+	told, was := "", false
 	for n := 0; ; n++ {
-		err := s.checkMember(ctx, n)
+		is, err := s.checkMember(ctx, n)
+		was = was || is
 		switch {
 		case err == nil || ctx.Err() != nil:
 			told = ""
 		case cluster.IsRemoved(err):
-			if s.group.Status().Elections > 0 { // a leader has spoken to it, which none does to who is no member
+			if was {
 				s.log.Warn("this node was removed from the cluster: its directory is not needed any more", "err", err)
 				err = nil
 			}
@@ -301,18 +302,21 @@ func (s *server) member(ctx context.Context, end context.CancelCauseFunc) {
 	}
 }
 
-func (s *server) checkMember(ctx context.Context, turn int) error {
-	if s.group.Leader() == 0 {
-		if err := s.askOther(ctx, turn); cluster.IsRemoved(err) {
-			return err
+// checkMember looks once. is says that a leader speaks to this node, or another node's map has it.
+func (s *server) checkMember(ctx context.Context, turn int) (is bool, err error) {
+	if is = s.group.Leader() != 0; !is {
+		err := s.askOther(ctx, turn)
+		if cluster.IsRemoved(err) {
+			return false, err
 		}
+		is = err == nil
 	}
 	if s.peers.Removed(s.cfg.ID) {
-		return cluster.RemovedError(s.cfg.Cluster, s.cfg.ID)
+		return is, cluster.RemovedError(s.cfg.Cluster, s.cfg.ID)
 	}
 	ctx, cancel := context.WithTimeout(ctx, announceTimeout)
 	defer cancel()
-	return s.peers.Announce(ctx, &clusterpb.SetAddr{Id: uint64(s.cfg.ID), Addr: s.cfg.Advertise, Zone: s.cfg.Zone, Weight: capacity(s.cfg.Dir)})
+	return is, s.peers.Announce(ctx, &clusterpb.SetAddr{Id: uint64(s.cfg.ID), Addr: s.cfg.Advertise, Zone: s.cfg.Zone, Weight: capacity(s.cfg.Dir)})
 }
 
 // askOther learns the map from another node, a different one each turn. That
