@@ -98,13 +98,18 @@ func (n *Node) proposable(s Slot) bool {
 	if !n.isQuorum(c, n.votes) && !n.cfg.bugs.has(BugNoNewPrepare|BugOneConfigPhase1) {
 		return false // phase 1 is not over there
 	}
-	if (c.voters|n.newest().voters)&(1<<self) == 0 {
-		return false // left to a voter
+	if n.outsider(s) {
+		return false
 	}
 	if !n.changing() || n.cfg.bugs.has(BugLeaseOldConfig) {
 		return true
 	}
 	return n.governing(s+1) == c || n.lead.leaseUntil >= n.lead.leaseLent || n.now >= n.lead.leaseLent
+}
+
+// outsider reports whether this node leaves a slot to a voter: it is none there, nor in the newest configuration.
+func (n *Node) outsider(s Slot) bool {
+	return (n.governing(s).voters|n.newest().voters)&(1<<self) == 0
 }
 
 // proposeOwed proposes what a leader owes the group: the suffix that it found, then no-ops up to the next configuration.
@@ -195,10 +200,11 @@ func (n *Node) farewell() {
 	}
 }
 
-// maybeRetire ends the leadership of a node that is no voter any more, once a majority of the voters knows so. The
-// voter that knows most is told to follow it at once. The lease is not used any more by then: see LeaseRead.
+// maybeRetire ends the leadership of a node that is no voter any more, once a majority of the voters knows so, also while
+// a change that it has found is not decided. The voter that knows most is told to follow it at once. The lease is not
+// used any more by then: see LeaseRead.
 func (n *Node) maybeRetire() {
-	if n.mayLead() || n.changing() || n.lead.next != n.chosen+1 {
+	if n.lead.next != n.chosen+1 || !n.outsider(n.lead.next) {
 		return
 	}
 	c := &n.configs[0]
