@@ -46,7 +46,7 @@ func TestBadMountPoint(t *testing.T) {
 		return s
 	})
 	for _, how := range [][]string{{"mount"}, {"mount", "--detach"}, {"--config", unreachable, "mount"}} {
-		d.refused(5*time.Second, append(how, missing), missing, "no such file or directory", "mkdir -p")
+		d.refused(5*time.Second, append(how, missing), missing, "no such directory", "mkdir -p")
 		d.refused(5*time.Second, append(how, file), file, "not a directory")
 		d.refused(5*time.Second, append(how, full), full, "not empty", "choose an empty directory")
 		d.refused(5*time.Second, append(how, d.mount), d.mount, "mounted there already")

@@ -82,7 +82,7 @@ func checkDir(dir string) error {
 	case errors.Is(err, fs.ErrNotExist) && isLink(dir): // as koinon dev stop leaves it
 		return sys.E(opMount, sys.NotExist, sys.Subject(dir), fmt.Sprintf("it is a link to nowhere; make a mount point of it: rm %s && mkdir %s", dir, dir))
 	case errors.Is(err, fs.ErrNotExist):
-		return sys.E(opMount, sys.NotExist, sys.Subject(dir), "make the mount point first: mkdir -p "+dir)
+		return sys.E(opMount, sys.NotExist, sys.Subject(dir), "there is no such directory: make the mount point first: mkdir -p "+dir)
 	case err != nil:
 		return sys.E(opMount, sys.Subject(dir), err)
 	case !info.IsDir():
