@@ -123,7 +123,7 @@ func (c *cluster) build() {
 		keys:            world.OneOf(c.World, 16, 256),
 		valueBytes:      world.OneOf(c.World, 16, 200, 2000, 8000),
 		driftPPM:        world.OneOf(c.World, 0, 900),
-		faultPhase:      3 * world.Second,
+		faultPhase:      world.OneOf[world.Instant](c.World, 3, 3, 3, 3, 3, 12) * world.Second,
 		crashEvery:      c.Pick(200*world.Millisecond, 2*world.Second),
 		blackoutEvery:   c.Pick(world.Second, 6*world.Second),
 		pauseEvery:      c.Pick(300*world.Millisecond, 2*world.Second),
