@@ -166,14 +166,24 @@ func TestEmptiedVoters(t *testing.T) {
 	d.koinon("kv", "put", "k", "of three")
 	d.timeout("10s")
 
+	// It has noted the others, without which it knows of nobody.
 	empty(1)
+	noted := d.at("n1", "node.key.peers")
+	move := func(from, to string) {
+		t.Helper()
+		if err := os.Rename(from, to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	move(noted, noted+".away")
 	d.refused(time.Minute, []string{"dev", "start", "1", "--dir", d.dir}, "seeds in place of the voters")
 	says(t, d.koinon("kv", "get", "k"), "of three")
-	seed := d.status().Nodes[1].Address
-	edit(t, d.at("n1", "node.toml"), func(s string) string {
-		file, _, _ := strings.Cut(s, "[[voters]]")
-		return fmt.Sprintf("seeds = [%q]\n%s", seed, file)
-	})
+	move(noted+".away", noted)
+	d.restart(1)
+	d.rolesAre(3, 0)
+	// With the state alone lost, its file names it as the only voter.
+	d.kill(1)
+	move(d.at("n1", "data", "replica", "state"), d.at("state.away"))
 	d.restart(1)
 	d.rolesAre(3, 0)
 
@@ -184,6 +194,7 @@ func TestEmptiedVoters(t *testing.T) {
 	empty(2)
 	two, three := d.background("serve", "--config", d.at("n2", "node.toml")), d.background("serve", "--config", d.at("n3", "node.toml"))
 	d.refused(30*time.Second, []string{"kv", "get", "k"}, "no majority")
+	says(t, d.koinon("kv", "get", "--stale", "k"), "of three") // by node 3, node 2 has nothing
 	for _, r := range []*run{two, three} {
 		r.signal(syscall.SIGTERM)
 		if err := r.end(20 * time.Second); err != nil {

@@ -305,10 +305,13 @@ func (s *Server) serveQuery(ctx context.Context, req *wire.Request) (wire.Respon
 		return err
 	}
 	var err error
-	if q.Stale {
-		err = s.group.ReadLocal(rsm.NSKV, read)
-	} else {
+	switch {
+	case !q.Stale:
 		err = s.group.Read(ctx, rsm.NSKV, read)
+	case s.group.Applied() == 0:
+		err = sys.E(op, sys.Unavailable, "this node has no state yet, or has lost it: another one may answer")
+	default:
+		err = s.group.ReadLocal(rsm.NSKV, read)
 	}
 	if err != nil {
 		return cluster.LeaderHint(err)

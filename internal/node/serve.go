@@ -184,6 +184,7 @@ func (s *server) openReplica() (err error) {
 	s.host, err = replica.Open(replica.Config{
 		Dir: filepath.Join(s.cfg.Dir, "replica"), FS: envfs.Disk, Clock: s.clock, Cluster: s.cfg.Cluster, Self: s.cfg.ID, Voters: voters,
 		Transport: s.transport, Logger: s.log, SessionTTL: remote.SessionLife, Rejoin: s.cfg.Rejoin, Mark: s.cfg.TLS.Key + ".served",
+		Others:          len(s.noted)+len(s.cfg.Seeds) > 0,
 		BlockCacheBytes: int64(s.cfg.Limits.StateCache), ReserveBytes: int64(s.cfg.Limits.MinFree) / 2,
 	}, map[rsm.Namespace]rsm.Machine{rsm.NSMeta: embedded.Machine{}, rsm.NSCluster: cluster.Machine{}, rsm.NSKV: keys, rsm.NSProc: procs})
 	if err != nil {

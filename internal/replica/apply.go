@@ -37,6 +37,10 @@ type applier struct {
 	tasks      []func() error // run between two entries
 	wake       chan struct{}
 
+	// begun says that the group has gone on from Config.Voters, and its state is
+	// lost if it does not say to whom.
+	begun bool
+
 	// Only the goroutine uses these.
 	over    *overlay
 	txs     [256]*namespaceTx

@@ -38,9 +38,13 @@ type Config struct {
 	// Rejoin says that this node had voted before and lost its directory: a
 	// host that starts with an empty directory then does not vote until it
 	// has been repaired from the others. Without it an empty directory is
-	// that of a node that never voted. The only one of Voters knows of nobody
-	// to learn from, and is not opened.
+	// that of a node that never voted. The only one of Voters, without Others,
+	// knows of nobody to learn from, and is not opened.
 	Rejoin bool
+	// Others says that this node has had others beside it: a state that names this
+	// node alone, where something has been lost, is an old one, and the others, for
+	// whom see Host.SetPeers, know more. Without it such a node is not opened.
+	Others bool
 	// Mark is a file outside of Dir, such as beside the node's key. It is made
 	// before the replica may vote for the first time; where it is, an empty
 	// directory is one that was lost, as with Rejoin. Empty: nobody notices.

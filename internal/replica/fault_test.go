@@ -3,6 +3,7 @@ package replica_test
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -249,6 +250,70 @@ func TestFirstRecordLost(t *testing.T) {
 	}
 	c.change(ids(1, 2, 3), ids(joined))
 	c.await("the replica to return", func() bool { return c.group(joined).Status().Damaged == "" })
+}
+
+// TestOldStateOfOneVoter: the first voter of a group that has grown since loses its log, or its state, and what it has
+// left names itself alone. It does not lead by that: it is not opened, or asks the others where it is told that there are some.
+func TestOldStateOfOneVoter(t *testing.T) {
+	for _, lost := range []string{"log", "state", "both"} {
+		t.Run(lost, func(t *testing.T) {
+			others := false
+			c := newCluster(t, 1, func(cfg *replica.Config) { cfg.Others = others })
+			second, third := c.join(), c.join()
+			c.change(ids(1), ids(second, third))
+			c.change(ids(1, second, third), nil)
+			c.must(add("x"))
+			if lost == "state" {
+				c.await("the log to be cut", func() bool {
+					c.must(set("k", strings.Repeat("v", 60<<10)))
+					return c.group(1).Status().Truncated > 0
+				})
+			}
+			c.crash(1) // what is in the state now was flushed long ago
+			c.must(add("x"))
+			if lost != "state" {
+				blank(t, c.fs[1])
+			}
+			if lost != "log" {
+				if err := c.fs[1].RemoveAll("/data/state"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := replica.Open(c.config(1), machines()); !sys.Is(err, sys.Corrupt) || !strings.Contains(err.Error(), "as seeds in place of the voters") {
+				t.Fatalf("a refusal with advice expected, found %v", err)
+			}
+			others = true
+			c.open(1)
+			c.await("the first voter to return", func() bool { return c.count(1, "x") == 2 && c.group(1).Status().Damaged == "" })
+			c.close(second)
+			c.must(add("x"))
+			c.close(1)
+			c.open(1)
+			c.must(add("x"))
+		})
+	}
+}
+
+// blank zeroes all records of a log.
+func blank(t *testing.T, fs vfs.FS) {
+	t.Helper()
+	names, err := fs.List("/data/log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		f, err := fs.OpenReadWrite("/data/log/"+name, vfs.WriteCategoryUnspecified)
+		if err != nil {
+			t.Fatal(err)
+		}
+		st, err := f.Stat()
+		if err == nil {
+			_, err = f.WriteAt(make([]byte, st.Size()-4096), 4096)
+		}
+		if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // TestWipedReplicaHearsOfARemoval: it waits for who may have had its promise, and no longer than that one is a member.

@@ -91,9 +91,9 @@ func readMembers(r pebble.Reader, key []byte) (row membersRow, err error) {
 	return row, errors.Join(err, closer.Close())
 }
 
-// loadMembers reads who is in the group. A directory of its first start, or one
-// of an older koinon, has no row: then it is written, durably, so that
-// Config.Voters counts once only.
+// loadMembers reads who is in the group. A directory of its first start has no
+// row: then it is written, durably, so that Config.Voters counts once only. Where
+// the group has gone on from these, the row is lost, and the others know.
 func (a *applier) loadMembers() error {
 	const op = sys.Op("replica.loadMembers")
 	h := a.g.host
@@ -101,13 +101,18 @@ func (a *applier) loadMembers() error {
 	if a.members, err = readMembers(a.db, a.membersKey); err != pebble.ErrNotFound {
 		return err
 	}
-	if len(h.cfg.Voters) > 0 {
+	switch {
+	case a.begun && len(h.cfg.Voters) == 1 && !h.cfg.Others:
+		return sys.E(op, sys.Corrupt, sys.Subject(h.cfg.Dir), "its state is lost: "+onlyAdvice)
+	case a.begun:
+		a.members = membersRow{}
+	case len(h.cfg.Voters) > 0:
 		var ids []sys.NodeID
 		for _, p := range h.cfg.Voters {
 			ids = append(ids, p.ID)
 		}
 		a.members = membersRow{history: paxos.Initial(paxosIDs(ids)), joined: true}
-	} else if a.at.slot > 0 {
+	case a.at.slot > 0:
 		return sys.E(op, sys.Invalid, sys.Subject(h.cfg.Dir),
 			"the directory was written by an older koinon and does not say who votes: start this node once with its voters")
 	}

@@ -404,3 +404,22 @@ func TestWipedReplicaAsksTheMembersOfToday(t *testing.T) {
 	})
 	c.awaitMembers(ids(rejoin), voters, nil)
 }
+
+// TestLastOfTheFirstVoters: all others that a wiped replica's file names have left, and answer no more.
+func TestLastOfTheFirstVoters(t *testing.T) {
+	rejoin := sys.NodeID(0)
+	c := newCluster(t, 3, func(cfg *replica.Config) { cfg.Rejoin = cfg.Self == rejoin })
+	fourth, fifth := c.join(), c.join()
+	c.change(ids(1, 2, 3), ids(fourth, fifth))
+	c.change(ids(3, fourth, fifth), nil)
+	c.must(add("x"))
+	c.close(1)
+	c.close(2)
+	rejoin = 3
+	c.close(rejoin)
+	c.fs[rejoin] = vfs.NewCrashableMem()
+	c.open(rejoin)
+	c.await("the replica to return", func() bool {
+		return c.count(rejoin, "x") == 1 && c.group(rejoin).Status().Damaged == ""
+	})
+}

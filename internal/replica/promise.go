@@ -86,7 +86,9 @@ func (q *inquiry) ask(round int) (done bool) {
 			q.told[id] = true
 		case q.told[id]:
 		case errors.Is(err, errPromiseLost):
-			lost = append(lost, id)
+			if lost = append(lost, id); len(q.known) == 0 {
+				q.g.waitsFor(fmt.Sprintf("it waits for somebody who knows who votes, %v has lost it too", id))
+			}
 		default:
 			q.g.waitsFor(fmt.Sprintf("it waits for %v, start that node if it does not run", id))
 			done = false

@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -86,15 +87,12 @@ func (h *Host) recoverGroup(id sys.GroupID, r *replayed, damaged error) error {
 	g := newGroup(h, id)
 	h.groups = append(h.groups, g)
 	g.d.reads = map[uint64][]*readWaiter{}
+	g.applier.begun = r.unsure || r.state.truncated > 0
 	if err := g.applier.load(); err != nil {
 		return err
 	}
 	configs := g.applier.members.history
 	g.setConfigs(configs)
-	alone := h.alone(configs)
-	if damaged != nil && alone {
-		return sys.E(sys.Op("replica.Open"), sys.Corrupt, sys.Subject(h.cfg.Dir), fmt.Errorf("%w; %s", damaged, h.wipeAdvice()))
-	}
 	applied := g.applier.at.slot
 	if err := g.incoming.resume(h, g); err != nil {
 		return err
@@ -117,6 +115,12 @@ func (h *Host) recoverGroup(id sys.GroupID, r *replayed, damaged error) error {
 		// A snapshot was put in place and the log was not told.
 		rec.Truncated = rec.Applied
 	}
+	if h.cfg.bugs.has(BugDamagedVotes) {
+		r.unsure, r.state.lost, rec.Damaged = false, false, false
+	}
+	if err := g.doubtMembers(damaged); err != nil {
+		return err
+	}
 	rec.Chosen = max(paxos.Slot(r.state.chosen), rec.Applied)
 	g.d.truncated = rec.Truncated
 	h.log.Truncate(uint64(id), uint64(rec.Truncated))
@@ -138,14 +142,28 @@ func (h *Host) recoverGroup(id sys.GroupID, r *replayed, damaged error) error {
 		return err
 	}
 	g.d.damaged, g.d.lost = rec.Damaged, r.unsure || r.state.lost
-	if alone || h.cfg.bugs.has(BugDamagedVotes) {
-		g.d.damaged, g.d.lost, rec.Damaged = false, false, false
-	}
 	g.d.promised, g.d.chosen = rec.Promised, rec.Chosen
 	g.tellDamage()
 	if !g.d.lost {
 		g.begin()
 	}
+	return nil
+}
+
+// doubtMembers forgets who votes when something has been lost and the state names
+// this node alone: it may be an old one. It is an error where there are no others
+// to ask.
+func (g *Group) doubtMembers(damaged error) error {
+	h, rec := g.host, &g.d.recovered
+	switch {
+	case !rec.Damaged || !h.alone(rec.Configs):
+		return nil
+	case !h.cfg.Others:
+		return sys.E(sys.Op("replica.Open"), sys.Corrupt, sys.Subject(h.cfg.Dir),
+			fmt.Errorf("%w; %s", cmp.Or(damaged, errors.New("what was durable is lost")), h.wipeAdvice()))
+	}
+	rec.Configs, g.applier.members.history = nil, nil
+	g.setConfigs(nil)
 	return nil
 }
 

@@ -96,10 +96,14 @@ func (h *Host) openState() (*pebble.DB, error) {
 	return nil, sys.E(sys.Op("replica.Open"), kind, sys.Subject(dir), err)
 }
 
+// onlyAdvice is how to repair a replica that knows of no other.
+const onlyAdvice = "as far as is known here this is the only replica: restore its directory from a backup; where others have joined, move it away, and " +
+	"name some of them as seeds in place of the voters (docs/operating/repair.md)"
+
 // wipeAdvice says how to repair a replica whose files are beyond use.
 func (h *Host) wipeAdvice() string {
 	if h.only.Load() {
-		return "this is the only replica: restore its directory from a backup"
+		return onlyAdvice
 	}
 	return fmt.Sprintf("to repair this node stop it, move %s away, and start it with --rejoin: it returns from the other replicas", h.cfg.Dir)
 }

@@ -67,7 +67,7 @@ type cluster struct {
 	history history
 	clients []*client
 	asked   map[*change]bool // changes of members under way
-	made    *change          // the last one that took effect, also when everybody has lost sight of that
+	made    []*change        // the last one that took effect, and those asked for since, also when everybody has lost sight of them
 	healed  bool             // no more faults
 	quiet   bool             // no more operations
 }

@@ -120,7 +120,8 @@ func (n *node) noteRepair() {
 // expendable reports whether what a node has promised may be lost: those who
 // have lost something are a minority then, and the members do not change.
 func (c *cluster) expendable(n *node) bool {
-	if len(c.asked) > 0 || c.made != nil && (len(c.made.voters) < 3 || !c.bears(c.made.voters, n)) {
+	bearsNot := func(ch *change) bool { return len(ch.voters) < 3 || !c.bears(ch.voters, n) }
+	if len(c.asked) > 0 || slices.ContainsFunc(c.made, bearsNot) {
 		return false
 	}
 	for _, o := range c.nodes {
@@ -181,7 +182,7 @@ func (c *cluster) changeMembers() {
 	if !c.bears(ch.voters, nil) || !c.bears(s.Voters, nil) {
 		return
 	}
-	c.asked[ch] = true
+	c.asked[ch], c.made = true, append(c.made, ch)
 	c.Mark('m', uint64(n.id), uint64(len(ch.voters)), uint64(len(ch.learners)))
 	ctx, cancel := context.WithCancel(context.Background())
 	c.After(c.Pick(100*world.Millisecond, 2*world.Second), cancel)
@@ -190,8 +191,14 @@ func (c *cluster) changeMembers() {
 	n.life.proc.Go(func() {
 		err := g.Reconfigure(ctx, ch.voters, ch.learners)
 		c.Trace("node %d: members %v, %v: %v", n.id, ch.voters, ch.learners, err)
+		at := slices.Index(c.made, ch)
 		switch sys.KindOf(err) {
-		case sys.NotLeader, sys.Unavailable, sys.Busy, sys.Interrupted:
+		case sys.NotLeader, sys.Busy:
+			if at >= 0 {
+				c.made = slices.Delete(c.made, at, at+1)
+			}
+			fallthrough
+		case sys.Unavailable, sys.Interrupted:
 			c.stats.ChangesRefused++
 		default:
 			if err != nil {
@@ -199,7 +206,7 @@ func (c *cluster) changeMembers() {
 			}
 			c.stats.Changes++
 			delete(c.asked, ch)
-			c.made = ch
+			c.made = c.made[max(at, 0):]
 		}
 	})
 }
