@@ -276,14 +276,14 @@ func (c *Client) SetState(ctx context.Context, id sys.NodeID, state clusterpb.St
 }
 
 // Announce tells the cluster where this node is, when the newest map known says
-// something else.
-func (c *Client) Announce(ctx context.Context, at *clusterpb.SetAddr) error {
+// something else; told says that it was so, and that the cluster knows now.
+func (c *Client) Announce(ctx context.Context, at *clusterpb.SetAddr) (told bool, err error) {
 	at = news(member(c.Map(), at.Id), at)
 	if at == nil {
-		return nil
+		return false, nil
 	}
-	_, err := c.Change(ctx, &clusterpb.Command{Op: &clusterpb.Command_SetAddr{SetAddr: at}})
-	return err
+	_, err = c.Change(ctx, &clusterpb.Command{Op: &clusterpb.Command_SetAddr{SetAddr: at}})
+	return err == nil, err
 }
 
 // news returns what of at the map does not say of a member, nil when that is

@@ -278,8 +278,8 @@ func (s *server) member(ctx context.Context, end context.CancelCauseFunc) {
 	defer tick.Stop()
 	told, was := "", false
 	for n := 0; ; n++ {
-		is, err := s.checkMember(ctx, n)
-		was = was || is
+		announced, err := s.checkMember(ctx, n)
+		was = was || announced || s.group.Status().Elections > 0 // a leader has spoken to it, which none does to who is no member
 		switch {
 		case err == nil || ctx.Err() != nil:
 			told = ""
@@ -302,21 +302,19 @@ func (s *server) member(ctx context.Context, end context.CancelCauseFunc) {
 	}
 }
 
-// checkMember looks once. is says that a leader speaks to this node, or another node's map has it.
-func (s *server) checkMember(ctx context.Context, turn int) (is bool, err error) {
-	if is = s.group.Leader() != 0; !is {
-		err := s.askOther(ctx, turn)
-		if cluster.IsRemoved(err) {
+// checkMember looks once. announced says that the cluster has taken in where this node is now.
+func (s *server) checkMember(ctx context.Context, turn int) (announced bool, err error) {
+	if s.group.Leader() == 0 {
+		if err := s.askOther(ctx, turn); cluster.IsRemoved(err) {
 			return false, err
 		}
-		is = err == nil
 	}
 	if s.peers.Removed(s.cfg.ID) {
-		return is, cluster.RemovedError(s.cfg.Cluster, s.cfg.ID)
+		return false, cluster.RemovedError(s.cfg.Cluster, s.cfg.ID)
 	}
 	ctx, cancel := context.WithTimeout(ctx, announceTimeout)
 	defer cancel()
-	return is, s.peers.Announce(ctx, &clusterpb.SetAddr{Id: uint64(s.cfg.ID), Addr: s.cfg.Advertise, Zone: s.cfg.Zone, Weight: capacity(s.cfg.Dir)})
+	return s.peers.Announce(ctx, &clusterpb.SetAddr{Id: uint64(s.cfg.ID), Addr: s.cfg.Advertise, Zone: s.cfg.Zone, Weight: capacity(s.cfg.Dir)})
 }
 
 // askOther learns the map from another node, a different one each turn. That
