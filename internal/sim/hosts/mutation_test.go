@@ -20,7 +20,7 @@ func mutations() []mutation {
 		{"failed sync ignored", replica.BugIgnoreSyncError, 65},
 		{"promise not logged", replica.BugPromiseNotLogged, 820},
 		{"wiped replica votes", replica.BugWipedVotes, 42},
-		{"damaged replica votes", replica.BugDamagedVotes, 42},
+		{"damaged replica votes", replica.BugDamagedVotes, 38},
 		{"log cut behind what is not durable", replica.BugTruncateEarly, 2},
 		{"applied slot written after the state", replica.BugAppliedBehind, 1},
 		{"commands see local time", replica.BugLocalTime, 1},
@@ -28,7 +28,7 @@ func mutations() []mutation {
 		{"snapshot without sessions", replica.BugSnapshotNoSessions, 1},
 		{"read under a lease that has ended", replica.BugReadNoLease, 69},
 		{"lease read does not wait for its slot", replica.BugReadNoSlot, 11},
-		{"index read does not wait for its slot", replica.BugReadNoWait, 25},
+		{"index read does not wait for its slot", replica.BugReadNoWait, 9},
 	}
 }
 
