@@ -68,9 +68,13 @@ func (n *Node) tickCatchUp() {
 	n.sendCatchUp()
 }
 
-// onCatchUp answers from memory or from the log, or has the driver send a snapshot where the log was cut.
+// onCatchUp answers from memory or from the log, or has the driver send a snapshot where the log was cut. Who asks for what is
+// not known here knows more: then it is asked.
 func (n *Node) onCatchUp(m *Message) {
 	if m.Slot > n.chosen {
+		if m.Slot > n.chosen+1 && n.role != Leader {
+			n.wantCatchUp(m.From, m.Slot-1)
+		}
 		return
 	}
 	if m.Slot <= n.truncated {

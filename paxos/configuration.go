@@ -84,11 +84,7 @@ func Initial(voters []NodeID) History {
 // governs any slot. It is called for every entry, and does not change h. It panics for data that no node has proposed.
 func (h History) Apply(e *Entry) History {
 	if e.Kind == Configure {
-		c, alpha, err := decodeConfigure(e.Data)
-		if err != nil {
-			broken("a configuration expected at slot %d, found %v", e.Slot, err)
-		}
-		h = append(slices.Clip(h), ConfigAt{From: e.Slot + alpha, Configuration: c})
+		h = append(slices.Clip(h), configOf(e))
 	}
 	for len(h) > 1 && h[1].From <= e.Slot+1 {
 		h = h[1:]

@@ -66,8 +66,8 @@
 //  5. For each of r.SnapshotTo streams its state to that peer in the background, then calls SnapshotDone. The peer's
 //     driver installs the state atomically, together with its slot and its History, keeps its promise and its log entries
 //     above that slot, and calls InstalledSnapshot.
-//  6. When r.Configs is not nil, connects to the members that it names. Messages of nodes that are not among them have to
-//     be delivered all the same: this node may be the one that has not heard yet.
+//  6. When r.Configs is not nil, connects to the members that it names, and makes r.Chosen durable. Messages of nodes that
+//     are not among them have to be delivered all the same: this node may be the one that has not heard yet.
 //
 // Once the state machine's own durable state includes a slot, the log may be cut up to it, when the driver likes
 // (Truncate). The other way round needs no care: applied state never gets ahead of the durable log.

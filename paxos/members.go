@@ -145,6 +145,26 @@ func (n *Node) history() History {
 // later slots. It is empty as long as a joining node knows nothing. The slices are shared and read only.
 func (n *Node) Configs() History { return n.history() }
 
+// ConfigsAccepted returns the configurations that this node has accepted and does not know to be chosen, of ascending slots:
+// each of them may be chosen, or never be. With Configs they are all that a quorum can have decided with this node's vote.
+func (n *Node) ConfigsAccepted() (h History) {
+	for s := n.chosen + 1; s < n.window.hi; s++ {
+		if st := n.window.at(s); st.held() && st.entry.Kind == Configure {
+			h = append(h, configOf(&st.entry))
+		}
+	}
+	return h
+}
+
+// configOf reads a Configure entry.
+func configOf(e *Entry) ConfigAt {
+	c, alpha, err := decodeConfigure(e.Data)
+	if err != nil {
+		broken("a configuration expected at slot %d, found %v", e.Slot, err)
+	}
+	return ConfigAt{From: e.Slot + alpha, Configuration: c}
+}
+
 // configsChanged gives every member a place, takes those of others away, and works out the masks.
 func (n *Node) configsChanged() {
 	for i := range n.peers {
@@ -225,12 +245,9 @@ func (n *Node) choose(e *Entry) {
 
 // adopt takes a configuration from tentative to chosen.
 func (n *Node) adopt(e *Entry) {
-	c, alpha, err := decodeConfigure(e.Data)
-	if err != nil {
-		broken("a configuration expected at slot %d, found %v", e.Slot, err)
-	}
-	n.configs = append(n.configs, config{ConfigAt: ConfigAt{From: e.Slot + alpha, Configuration: c}})
-	n.tentative = slices.DeleteFunc(n.tentative, func(c config) bool { return c.From <= e.Slot+alpha })
+	chosen := configOf(e)
+	n.configs = append(n.configs, config{ConfigAt: chosen})
+	n.tentative = slices.DeleteFunc(n.tentative, func(c config) bool { return c.From <= chosen.From })
 	n.left, n.out.configs = false, true
 	n.configsChanged()
 	n.membersChanged()
@@ -254,15 +271,9 @@ func (n *Node) activate() {
 func (n *Node) seekChanges() bool {
 	n.tentative = nil
 	for s := n.chosen + 1; s <= max(n.window.last(), n.found.last()); s++ {
-		e := n.reported(s)
-		if e == nil || e.Kind != Configure {
-			continue
+		if e := n.reported(s); e != nil && e.Kind == Configure {
+			n.tentative = append(n.tentative, config{ConfigAt: configOf(e)})
 		}
-		c, alpha, err := decodeConfigure(e.Data)
-		if err != nil {
-			broken("a configuration expected at slot %d, found %v", s, err)
-		}
-		n.tentative = append(n.tentative, config{ConfigAt: ConfigAt{From: s + alpha, Configuration: c}})
 	}
 	if n.cfg.bugs.has(BugOneConfigPhase1) {
 		n.tentative = nil

@@ -138,7 +138,7 @@ func (n *Node) recoverEntries(rec Recovered) {
 		}
 		n.window.put(e, 0)
 	}
-	for n.chosen < rec.Chosen && n.window.at(n.chosen+1).held() && len(n.configs) > 0 {
+	for n.chosen < rec.Chosen && n.window.at(n.chosen+1).held() && len(n.configs) > 0 && !rec.Damaged {
 		n.choose(&n.window.at(n.chosen + 1).entry)
 	}
 	n.evict()

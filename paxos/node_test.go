@@ -332,3 +332,31 @@ func TestSnapshotEndsLeadership(t *testing.T) {
 		t.Fatalf("a follower that has applied all expected, found %+v", s)
 	}
 }
+
+func TestConfigsAccepted(t *testing.T) {
+	n := New(testConfig(2, 1, 2, 3), Recovered{}, 0)
+	later := Configuration{Voters: []NodeID{2, 4, 5}}
+	accept := Message{Kind: MsgAccept, From: 1, To: 2, Ballot: Ballot{Round: 1, Node: 1}, Slot: 1,
+		Entries: []Entry{{Slot: 1, Kind: Configure, Ballot: Ballot{Round: 1, Node: 1}, Data: encodeConfigure(later, n.cfg.Alpha)}}}
+	step(t, n, accept)
+	want := History{{From: 1 + Slot(n.cfg.Alpha), Configuration: later}}
+	if got := n.ConfigsAccepted(); !got.Equal(want) || len(n.Configs()) != 1 {
+		t.Fatalf("%v accepted and not chosen expected, found %v and %v", want, got, n.Configs())
+	}
+	accept.Entries, accept.Chosen = nil, 1
+	step(t, n, accept)
+	if got := n.ConfigsAccepted(); len(got) != 0 || !n.Configs()[1:].Equal(want) {
+		t.Fatalf("%v chosen expected, found %v and %v", want, got, n.Configs())
+	}
+}
+
+// TestDamagedLogChoosesNothing: what is left of a slot may be older than what was chosen there.
+func TestDamagedLogChoosesNothing(t *testing.T) {
+	for _, damaged := range []bool{false, true} {
+		n := New(testConfig(1, 1, 2, 3), Recovered{Promised: Ballot{Round: 2, Node: 2}, Chosen: 1, Damaged: damaged,
+			Entries: []Entry{{Slot: 1, Kind: Command, Ballot: Ballot{Round: 1, Node: 1}, Data: []byte("older")}}}, 0)
+		if got := n.Status().Chosen; (got == 0) != damaged {
+			t.Errorf("damaged %v: chosen up to %d", damaged, got)
+		}
+	}
+}

@@ -207,7 +207,8 @@ type Recovered struct {
 	// Entries are the accepted entries above Applied, the newest of each slot, in ascending order, with gaps
 	// where nothing was accepted. Older entries may be given too; they save reads of the log.
 	Entries []Entry
-	// Damaged says that accepted entries above Applied which had been durable have been lost, but that Promised is right.
+	// Damaged says that accepted entries above Applied which had been durable have been lost, but that Promised is right. Chosen
+	// counts for nothing then: what is left of a slot may be an older entry than the one that was chosen.
 	// The node then learns, but neither votes nor promises, until it holds everything it may have voted for. A
 	// replica that cannot be sure of Promised must come back under a new identity.
 	Damaged bool
@@ -221,7 +222,8 @@ type Ready struct {
 	Seq uint64
 
 	// HardChanged says that Promised must be made durable with Seq. Chosen may be written with it, or with any
-	// other write, or not at all: it saves work after a restart, never before entries of this step and earlier.
+	// other write, or not at all: it saves work after a restart, never before entries of this step and earlier. It
+	// should be written when Configs is set.
 	HardChanged bool
 	Promised    Ballot
 	Chosen      Slot
@@ -236,7 +238,8 @@ type Ready struct {
 	SnapshotTo []SnapshotRequest
 
 	// Configs, when not nil, says that the configurations that this node knows to be chosen have changed, for whoever
-	// connects the members. What has to be stored with the state is History.Apply of the entries in Apply.
+	// connects the members. What has to be stored with the state is History.Apply of the entries in Apply. Chosen, once
+	// durable here and there, spares the group the voters of before: who knows that theirs are over asks them no more.
 	Configs History
 
 	Leader  NodeID // zero when none is known

@@ -349,6 +349,7 @@ func (g *Group) handle(rd paxos.Ready) {
 	g.d.promised, g.d.chosen = rd.Promised, rd.Chosen
 	if rd.Configs != nil {
 		g.takeConfigs(rd.Configs) // before a leader that has removed itself steps down
+		g.d.stateDirty = true     // without the voters of before nobody could tell again that these govern
 	}
 	// First of all, so that who waits for what a lost leadership promised is
 	// answered before the state goes on with what the next leader brings.

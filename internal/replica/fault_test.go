@@ -294,6 +294,80 @@ func TestOldStateOfOneVoter(t *testing.T) {
 	}
 }
 
+// TestOldStateBesideVotes: what a log holds between an old state and where it was cut are votes, of which some were for what was
+// never chosen: a snapshot had brought the rest.
+func TestOldStateBesideVotes(t *testing.T) {
+	c := newCluster(t, 3, func(cfg *replica.Config) { cfg.RetainBytes, cfg.TailBytes = 64<<10, 1 })
+	c.must(add("x"))
+	l := c.leader()
+	old := vfs.NewMem()
+	c.close(l)
+	if _, err := vfs.Clone(c.fs[l], old, "/data/state", "/data/state"); err != nil {
+		t.Fatal(err)
+	}
+	c.open(l)
+	c.await("the leadership to return", func() bool {
+		ctx, cancel := context.WithTimeout(c.ctx(), time.Second)
+		defer cancel()
+		return c.group(c.leader()).Transfer(ctx, l) == nil && c.leader() == l
+	})
+	c.must(add("x"))
+	c.net.Isolate(l, true)
+	ctx, cancel := context.WithTimeout(c.ctx(), 100*time.Millisecond)
+	defer cancel()
+	if _, _, err := c.group(l).Propose(ctx, rsm.Command{NS: nsTest, Body: add("never")}); err == nil {
+		t.Fatal("something that is not chosen expected")
+	}
+	c.await("another leader", func() bool { return c.leader() != l })
+	c.await("the logs to be cut", func() bool {
+		c.must(set("k", strings.Repeat("v", 10<<10)))
+		for id := sys.NodeID(1); id <= 3; id++ {
+			if id != l && c.group(id).Status().Truncated <= c.group(l).Status().Chosen+2 {
+				return false
+			}
+		}
+		return true
+	})
+	c.net.Isolate(l, false)
+	c.await("a snapshot", func() bool { return c.count(l, "x") == 2 && c.group(l).Status().Installs > 0 })
+	for n := uint64(3); n < 6; n++ {
+		c.must(add("x"))
+		c.await("the log to go on", func() bool { return c.count(l, "x") == n })
+	}
+	c.close(l)
+	if err := c.fs[l].RemoveAll("/data/state"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := vfs.Clone(old, c.fs[l], "/data/state", "/data/state"); err != nil {
+		t.Fatal(err)
+	}
+	var never atomic.Bool
+	h, err := replica.Open(c.config(l), map[rsm.Namespace]rsm.Machine{nsTest: watched{saw: func(body []byte) {
+		if string(body) == string(add("never")) {
+			never.Store(true)
+		}
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.setHost(l, h)
+	c.await("the repair", func() bool { return c.count(l, "x") == 5 && c.group(l).Status().Damaged == "" })
+	if never.Load() {
+		t.Fatalf("node %v has run what was never chosen", l)
+	}
+}
+
+// watched is a register that shows what it runs.
+type watched struct {
+	register
+	saw func(body []byte)
+}
+
+func (w watched) Apply(tx rsm.Tx, st rsm.Stamp, body []byte) ([]byte, any) {
+	w.saw(body)
+	return w.register.Apply(tx, st, body)
+}
+
 // blank zeroes all records of a log.
 func blank(t *testing.T, fs vfs.FS) {
 	t.Helper()

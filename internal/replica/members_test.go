@@ -11,9 +11,12 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/replica/replicapb"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
+	"github.com/koinon/koinon/paxos"
 )
 
 // join opens a new node, which knows nothing, and returns its ID.
@@ -422,4 +425,107 @@ func TestLastOfTheFirstVoters(t *testing.T) {
 	c.await("the replica to return", func() bool {
 		return c.count(rejoin, "x") == 1 && c.group(rejoin).Status().Damaged == ""
 	})
+}
+
+// TestFirstToldOldMembers: who is first to tell a wiped replica who votes is behind, and knows only of those who have left, or
+// of itself alone. The others are still asked.
+func TestFirstToldOldMembers(t *testing.T) {
+	rejoin := sys.NodeID(0)
+	c := newCluster(t, 1, func(cfg *replica.Config) { cfg.Others, cfg.Rejoin = true, cfg.Self == rejoin })
+	second, third, behind := c.join(), c.join(), c.join()
+	c.change(ids(1), ids(second, third, behind))
+	c.must(add("x"))
+	c.await("the fourth to learn", func() bool { return c.count(behind, "x") == 1 })
+	c.close(behind)
+	c.change(ids(1, second, third), ids(behind))
+	c.must(add("x"))
+	for _, id := range ids(second, third) {
+		c.await("the new voters to know", func() bool { return c.count(id, "x") == 2 })
+		c.close(id)
+	}
+	c.close(1)
+	rejoin = 1
+	c.fs[rejoin] = vfs.NewCrashableMem()
+	c.open(behind)
+	c.open(rejoin)
+	c.await("the old news", func() bool {
+		return strings.Contains(c.group(rejoin).Status().Damaged, "there is no majority without them")
+	})
+	c.open(second)
+	c.open(third)
+	c.await("the replica to return", func() bool {
+		return c.count(rejoin, "x") == 2 && c.group(rejoin).Status().Damaged == ""
+	})
+}
+
+// TestMembersInForceAreDurable: who has been told that it votes knows so after a crash, and the only voter of before is not needed
+// any more, also where nothing was written since.
+func TestMembersInForceAreDurable(t *testing.T) {
+	rejoin := sys.NodeID(0)
+	c := newCluster(t, 1, func(cfg *replica.Config) { cfg.Others, cfg.Rejoin = true, cfg.Self == rejoin })
+	second, third := c.join(), c.join()
+	c.change(ids(1), ids(second, third))
+	c.change(ids(1, second, third), nil)
+	for _, id := range ids(second, third) {
+		c.await("the new voters to be told", func() bool { return len(c.group(id).Status().Voters) == 3 })
+	}
+	time.Sleep(50 * time.Millisecond)
+	for _, id := range ids(second, third, 1) {
+		c.net.Isolate(id, true)
+	}
+	for _, id := range ids(second, third, 1) {
+		c.crash(id)
+	}
+	c.open(second)
+	c.open(third)
+	c.must(add("x"))
+	rejoin = 1
+	c.fs[rejoin] = vfs.NewCrashableMem()
+	c.open(rejoin)
+	c.await("the first voter to return", func() bool {
+		return c.count(rejoin, "x") == 1 && c.group(rejoin).Status().Damaged == ""
+	})
+}
+
+// teller is a replica that answers who asks for promises.
+type teller struct {
+	promised uint64 // round
+	history  paxos.History
+	lost     bool
+}
+
+// Message implements replica.Handler.
+func (teller) Message(sys.NodeID, []byte) {}
+
+// Call implements replica.Handler.
+func (a teller) Call(context.Context, sys.NodeID, []byte) ([]byte, error) {
+	return pb.Marshal(&replicapb.Reply{Promised: &replicapb.Ballot{Round: a.promised, Node: 2}, Members: a.history.Encode(), Refused: a.lost}), nil
+}
+
+// TestAcceptedMembersAreAsked: the old voters may not know yet that a change was chosen, and the new ones have gone on with the
+// wiped replica. Who has lost records is no witness that there is no change.
+func TestAcceptedMembersAreAsked(t *testing.T) {
+	c := newCluster(t, 3, func(cfg *replica.Config) { cfg.Rejoin = cfg.Self == 1 })
+	c.closeAll()
+	answer := func(id sys.NodeID, a teller) {
+		e := c.net.Endpoint(id)
+		e.SetPeers(c.config(1).Peers)
+		e.Handle(a)
+	}
+	old := paxos.Initial([]paxos.NodeID{1, 2, 3})
+	answer(2, teller{promised: 3, history: old, lost: true})
+	answer(3, teller{promised: 3, history: old})
+	c.fs[1] = vfs.NewCrashableMem()
+	c.open(1)
+	says := func(what string) {
+		t.Helper()
+		c.await(what, func() bool { return strings.Contains(c.group(1).Status().Damaged, what) })
+	}
+	says("[n1 n2] have lost it")
+	answer(2, teller{promised: 3, history: append(old, paxos.ConfigAt{From: 70, Configuration: paxos.Configuration{Voters: []paxos.NodeID{1, 4, 5}}})})
+	says("waits for n4")
+	answer(4, teller{promised: 8})
+	says("waits for n5")
+	answer(5, teller{promised: 9})
+	c.await("the highest promise", func() bool { return c.group(1).Status().BallotRound == 9 })
 }

@@ -115,7 +115,7 @@ func (h *Host) recoverGroup(id sys.GroupID, r *replayed, damaged error) error {
 		// A snapshot was put in place and the log was not told.
 		rec.Truncated = rec.Applied
 	}
-	if h.cfg.bugs.has(BugDamagedVotes) {
+	if h.cfg.bugs.has(BugDamagedVotes) || h.cfg.bugs.has(BugStateBelieved) && h.alone(configs) {
 		r.unsure, r.state.lost, rec.Damaged = false, false, false
 	}
 	if err := g.doubtMembers(damaged); err != nil {

@@ -21,6 +21,7 @@ const (
 	BugReadNoLease                        // a read goes by a lease that may have ended
 	BugReadNoSlot                         // a read under a lease does not wait for what is known to be chosen
 	BugReadNoWait                         // a read by read index does not wait until the state is as far
+	BugStateBelieved                      // a replica that has lost records leads where its state names it alone
 )
 
 // Sabotage plants bugs in a host that will be opened from this configuration.

@@ -651,9 +651,9 @@ func (*Request_Offer) isRequest_Op() {}
 type Reply struct {
 	Promised      *Ballot `protobuf:"bytes,1,opt,name=promised,proto3" json:"promised,omitempty"` // to PromiseQuery
 	Next          uint64  `protobuf:"varint,2,opt,name=next,proto3" json:"next,omitempty"`        // to SnapshotOffer and SnapshotChunk: the number wanted next
-	Refused       bool    `protobuf:"varint,3,opt,name=refused,proto3" json:"refused,omitempty"`  // to the same: not wanted (the state is newer, or another stream runs)
+	Refused       bool    `protobuf:"varint,3,opt,name=refused,proto3" json:"refused,omitempty"`  // to the same: not wanted (the state is newer, or another stream runs); to PromiseQuery: something was lost there too
 	Reason        string  `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
-	Members       []byte  `protobuf:"bytes,5,opt,name=members,proto3" json:"members,omitempty"` // to PromiseQuery: paxos.History as known there
+	Members       []byte  `protobuf:"bytes,5,opt,name=members,proto3" json:"members,omitempty"` // to PromiseQuery: paxos.History as known there, and the configurations accepted and not known to be chosen
 	unknownFields []byte
 }
 

@@ -49,6 +49,8 @@ type Stats struct {
 	Partitions, Transfers               int
 	SlowDisks, FullDisks, FailedSyncs   int
 	Torn, Damages, Wipes, LostTogether  int
+	LostLogs, LostStates, OldStates     int
+	LostGrown                           int // of a group that began with one voter
 	Changes, ChangesRefused, Joins      int
 	Commands, Writes, Reads, Unknown    int
 	LocalReads                          int
@@ -67,14 +69,14 @@ type cluster struct {
 	history history
 	clients []*client
 	asked   map[*change]bool // changes of members under way
-	made    []*change        // the last one that took effect, and those asked for since, also when everybody has lost sight of them
+	made    []*change        // the first members, then what was asked for and not refused, also when everybody has lost sight of it
 	healed  bool             // no more faults
 	quiet   bool             // no more operations
 }
 
 // shape is what a seed chooses for its run.
 type shape struct {
-	voters                            int
+	voters, votersMin                 int // in the beginning, and after a member has been taken away
 	electionTimeout, heartbeat        world.Instant
 	sessionTTL                        world.Instant
 	segmentBytes                      int64
@@ -139,6 +141,12 @@ func (c *cluster) build() {
 	if c.Chance(0.6) {
 		c.shape.changeEvery = c.Pick(100*world.Millisecond, 800*world.Millisecond)
 	}
+	if c.shape.votersMin = 2; c.shape.voters == 1 && c.Chance(0.8) { // it grows, and stays so large that disks may be lost
+		c.shape.votersMin = 3
+		c.shape.changeEvery = c.Pick(50*world.Millisecond, 300*world.Millisecond)
+		c.shape.wipeEvery = c.Pick(200*world.Millisecond, 2*world.Second)
+		c.shape.faultPhase = world.OneOf[world.Instant](c.World, 4, 12) * world.Second
+	}
 	if c.Chance(0.3) { // little else happens, so that much is written
 		c.shape.crashEvery, c.shape.blackoutEvery = c.Pick(world.Second, 8*world.Second), c.Pick(world.Second, 8*world.Second)
 		c.shape.cutEvery, c.shape.pauseEvery = c.Pick(world.Second, 8*world.Second), c.Pick(world.Second, 8*world.Second)
@@ -148,9 +156,12 @@ func (c *cluster) build() {
 	for range c.shape.voters {
 		newNode(c, false)
 	}
+	first := &change{}
 	for _, n := range c.nodes {
+		first.voters = append(first.voters, n.id)
 		n.start()
 	}
+	c.made = []*change{first}
 	for id := range 4 {
 		c.clients = append(c.clients, newClient(c, id))
 	}

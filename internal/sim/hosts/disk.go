@@ -17,6 +17,7 @@ import (
 const (
 	dir    = "/data"
 	logDir = dir + "/log"
+	state  = dir + "/state"
 	sector = 512
 )
 
@@ -30,6 +31,8 @@ type disk struct {
 	proc  *world.Process
 	files map[string]*content // of the log, by name
 	syncs uint64
+
+	oldState *vfs.MemFS // state as it was some time ago
 
 	slowUntil world.Instant // syncs take long
 	failing   bool          // the next sync fails
@@ -54,7 +57,7 @@ type extent struct {
 
 // next returns the disk as the next process finds it.
 func (d *disk) next(proc *world.Process) *disk {
-	return &disk{MemFS: d.MemFS, c: d.c, proc: proc, files: d.files, syncs: d.syncs}
+	return &disk{MemFS: d.MemFS, c: d.c, proc: proc, files: d.files, syncs: d.syncs, oldState: d.oldState}
 }
 
 // GetDiskUsage implements vfs.FS.
@@ -259,4 +262,36 @@ func (d *disk) damage() bool {
 	_, err = f.WriteAt([]byte(strings.Repeat("#", int(min(sector, e.at+e.size-at)))), at)
 	d.c.must(errors.Join(err, f.Sync(), f.Close()))
 	return true
+}
+
+// loseLog removes the log.
+func (d *disk) loseLog() {
+	d.c.must(d.RemoveAll(logDir))
+	d.files = map[string]*content{}
+	d.syncDir()
+}
+
+// loseState puts what it was some time ago into the state's place, or nothing.
+func (d *disk) loseState(old *vfs.MemFS) {
+	d.c.must(d.RemoveAll(state))
+	if old != nil {
+		_, err := vfs.Clone(old, d.MemFS, state, state, vfs.CloneSync)
+		d.c.must(err)
+	}
+	d.syncDir()
+}
+
+// keepState puts the state aside, for loseState.
+func (d *disk) keepState() {
+	d.oldState = vfs.NewMem()
+	_, err := vfs.Clone(d.MemFS, d.oldState, state, state)
+	d.c.must(err)
+}
+
+func (d *disk) syncDir() {
+	f, err := d.OpenDir(dir)
+	if err == nil {
+		err = errors.Join(f.Sync(), f.Close())
+	}
+	d.c.must(err)
 }

@@ -20,11 +20,9 @@ func (c *cluster) scheduleFaults() {
 	every(c.shape.pauseEvery, c.pauseOne)
 	every(c.shape.transferEvery, c.transfer)
 	every(c.shape.diskEvery, c.troubleDisk)
+	every(c.shape.cutEvery, c.net.partition)
+	every(c.shape.wipeEvery, c.wipe)
 	every(world.Second, func() { c.someNode().skewClock() })
-	if c.shape.voters > 1 {
-		every(c.shape.cutEvery, c.net.partition)
-		every(c.shape.wipeEvery, c.wipe)
-	}
 	if c.shape.changeEvery > 0 {
 		every(c.shape.changeEvery, c.changeMembers)
 	}
@@ -39,9 +37,9 @@ func (c *cluster) crashOne() {
 	}
 	spare := c.Chance(c.shape.damageChance) && c.expendable(n)
 	n.crash()
-	if spare && n.disk.damage() {
-		c.stats.Damages++
+	if spare && n.losePart() {
 		n.spoilt = true
+		c.countLoss()
 		c.Mark('!', uint64(n.id))
 	}
 	c.restartAfter(n, c.Pick(world.Millisecond, 500*world.Millisecond))
@@ -90,6 +88,34 @@ func (c *cluster) troubleDisk() {
 	}
 }
 
+// losePart damages a node's directory, and reports whether it has found something to damage.
+func (n *node) losePart() bool {
+	s := &n.c.stats
+	if _, err := n.disk.Stat(dir + "/VERSION"); err != nil {
+		return false // it has not begun
+	}
+	switch n.c.Rand.IntN(6) {
+	case 0:
+		s.LostLogs++
+		n.disk.loseLog()
+	case 1:
+		s.LostStates++
+		n.disk.loseState(nil)
+	case 2, 3:
+		if n.disk.oldState == nil {
+			return false
+		}
+		s.OldStates++
+		n.disk.loseState(n.disk.oldState)
+	default:
+		if !n.disk.damage() {
+			return false
+		}
+		s.Damages++
+	}
+	return true
+}
+
 // wipe replaces the disk of a node by an empty one, and perhaps another's too.
 func (c *cluster) wipe() {
 	n := c.someNode()
@@ -100,6 +126,7 @@ func (c *cluster) wipe() {
 		c.stats.LostTogether++
 	}
 	c.stats.Wipes++
+	c.countLoss()
 	n.crash()
 	n.newDisk()
 	n.wiped, n.spoilt = true, true
@@ -118,26 +145,33 @@ func (n *node) noteRepair() {
 }
 
 // expendable reports whether what a node has promised may be lost: those who
-// have lost something are a minority then, and the members do not change.
+// have lost something are a minority then, of all voters who may still decide.
 func (c *cluster) expendable(n *node) bool {
-	bearsNot := func(ch *change) bool { return len(ch.voters) < 3 || !c.bears(ch.voters, n) }
-	if len(c.asked) > 0 || slices.ContainsFunc(c.made, bearsNot) {
-		return false
-	}
+	bearsNot := func(voters []sys.NodeID) bool { return len(voters) < 3 || !c.bears(voters, n) }
+	safe := uint64(0) // known durably to be chosen, by one who is whole
 	for _, o := range c.nodes {
-		if o.wiped {
-			continue // it knows nothing
+		if g := o.group(); g != nil && o != n && !o.spoilt {
+			s := g.Status()
+			if len(s.NextVoters) > 0 && bearsNot(s.NextVoters) {
+				return false
+			}
+			safe = max(safe, s.Flushed)
 		}
-		g := o.group()
-		if g == nil {
-			return false // who knows what it knows
-		}
-		s := g.Status()
-		if len(s.NextVoters) > 0 || len(s.Voters) < 3 || !c.bears(s.Voters, n) {
+	}
+	for i := len(c.made) - 1; i >= 0; i-- {
+		if ch := c.made[i]; bearsNot(ch.voters) {
 			return false
+		} else if ch.inForce > 0 && ch.inForce <= safe {
+			break // whoever voted before has nothing to say any more
 		}
 	}
 	return true
+}
+
+func (c *cluster) countLoss() {
+	if c.shape.voters == 1 {
+		c.stats.LostGrown++
+	}
 }
 
 // bears reports whether a majority of voters has lost nothing, also when n, which
@@ -168,7 +202,10 @@ func (c *cluster) transfer() {
 }
 
 // change is one that an administrator has asked for.
-type change struct{ voters, learners []sys.NodeID }
+type change struct {
+	voters, learners []sys.NodeID
+	inForce          uint64 // chosen when it was found to be; 0 as long as that is not known
+}
 
 // changeMembers has the leader change who is in the group.
 func (c *cluster) changeMembers() {
@@ -206,14 +243,14 @@ func (c *cluster) changeMembers() {
 			}
 			c.stats.Changes++
 			delete(c.asked, ch)
-			c.made = c.made[max(at, 0):]
+			ch.inForce = g.Status().Chosen
 		}
 	})
 }
 
 // otherMembers changes members a little.
 func (c *cluster) otherMembers(voters, learners []sys.NodeID) *change {
-	ch := &change{slices.Clone(voters), slices.Clone(learners)}
+	ch := &change{voters: slices.Clone(voters), learners: slices.Clone(learners)}
 	for range 1 + c.Rand.IntN(2) {
 		switch k := c.Rand.IntN(10); {
 		case k < 3 || len(ch.voters) == 1 && len(ch.learners) == 0:
@@ -225,7 +262,7 @@ func (c *cluster) otherMembers(voters, learners []sys.NodeID) *change {
 			ch.learners, ch.voters = without(ch.learners, id), append(ch.voters, id)
 		case k == 7 && len(ch.learners) > 0:
 			ch.learners = without(ch.learners, world.OneOf(c.World, ch.learners...))
-		case len(ch.voters) > 2:
+		case len(ch.voters) > c.shape.votersMin:
 			id := world.OneOf(c.World, ch.voters...)
 			ch.voters = without(ch.voters, id)
 			if c.Chance(0.3) {

@@ -29,6 +29,7 @@ func mutations() []mutation {
 		{"read under a lease that has ended", replica.BugReadNoLease, 69},
 		{"lease read does not wait for its slot", replica.BugReadNoSlot, 11},
 		{"index read does not wait for its slot", replica.BugReadNoWait, 9},
+		{"state that names one voter is believed", replica.BugStateBelieved, 405},
 	}
 }
 

@@ -194,6 +194,9 @@ func (n *node) crash() {
 	n.life = nil
 	l.end()
 	n.disk = n.disk.crash()
+	if c := n.c; !c.healed && (n.disk.oldState == nil || c.Chance(0.1)) {
+		n.disk.keepState()
+	}
 	l.clear()
 }
 
