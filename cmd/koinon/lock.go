@@ -104,7 +104,9 @@ func (f *lockFlags) check(cmd *cobra.Command) error {
 	switch {
 	case f.ttl < koinon.TTLMin || f.ttl > koinon.TTLMax:
 		return fmt.Errorf("--ttl is %v: choose from %v to %v", f.ttl, koinon.TTLMin, koinon.TTLMax)
-	case f.grace < 0 || f.grace > f.ttl/2:
+	case f.grace < 0:
+		return fmt.Errorf("--grace is %v, which is negative", f.grace)
+	case f.grace > f.ttl/2:
 		return fmt.Errorf("--grace is %v: choose at most half of --ttl, which is %v, so that one late renewal does not stop the command", f.grace, f.ttl)
 	case f.timeout < 0:
 		return fmt.Errorf("--timeout is %v, which is negative", f.timeout)

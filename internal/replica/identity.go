@@ -123,8 +123,7 @@ func checkMark(cfg *Config, exists bool) error {
 			anew = "; to begin a new cluster with nothing remove the mark of every voter, here " + cfg.Mark
 		}
 		if len(cfg.Voters) == 1 && !cfg.Others {
-			return sys.E(op, sys.Invalid, sys.Subject(cfg.Dir), "it is empty, although this node has served before: see that its disk is "+
-				"mounted, or bring it back from a backup; where other nodes have joined, name them as seeds in place of the voters"+anew)
+			return sys.E(op, sys.Invalid, sys.Subject(cfg.Dir), "it is empty, although this node has served before: see that its disk is mounted; "+onlyAdvice+anew)
 		}
 		cfg.Logger.Warn("this node has served before, and its directory is empty: it learns from the others before it votes"+anew, "dir", cfg.Dir)
 		cfg.Rejoin = true

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"slices"
+	"time"
 
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/rsm"
@@ -126,7 +127,10 @@ func (g *Group) ReadLocal(ns rsm.Namespace, fn func(r rsm.Reader) error) error {
 		if before%2 == 0 && g.replaced.Load() == before {
 			return err
 		}
-		h.cfg.Sched.Yield() // the rows of this view were taken away while fn ran
+		// The rows of this view were taken away while fn ran.
+		pause := h.cfg.Sched.NewTimer(time.Millisecond)
+		h.cfg.Sched.Wait(pause, h.stop, nil, nil)
+		pause.Stop()
 	}
 }
 

@@ -25,6 +25,9 @@ func Each(t *testing.T, count int, fn func(t *testing.T, seed uint64, trace func
 	if os.Getenv("KOINON_TRACE") != "" {
 		trace = func(line string) { t.Log(line) }
 	}
+	if count < 1 {
+		t.Fatalf("KOINON_SEEDS is %d: choose at least one seed", count)
+	}
 	end := first + uint64(count)
 	var next atomic.Uint64
 	next.Store(first)
