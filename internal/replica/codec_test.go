@@ -138,7 +138,7 @@ func someHistory() paxos.History {
 }
 
 func TestMembersAreTheProtobuf(t *testing.T) {
-	for _, row := range []membersRow{{}, {history: someHistory()}, {history: someHistory(), joined: true}} {
+	for _, row := range []membersRow{{}, {history: someHistory()}, {history: someHistory(), joined: true, placed: 9}} {
 		var pb replicapb.Members
 		if err := proto.Unmarshal(row.encode(), &pb); err != nil || !bytes.Equal(pb.History, row.history.Encode()) || pb.Joined != row.joined {
 			t.Fatalf("found %v, %v", &pb, err)
@@ -187,7 +187,7 @@ func FuzzDecode(f *testing.F) {
 		b, _ := appendMessage(nil, &g, nil)
 		f.Add(b)
 	}
-	f.Add(membersRow{history: someHistory(), joined: true}.encode())
+	f.Add(membersRow{history: someHistory(), joined: true, placed: 9}.encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		// Errors are fine; panics are not. What decodes must encode again.
 		err := decodeFrame(b, func(g groupMessage) {

@@ -357,6 +357,42 @@ func TestOldStateBesideVotes(t *testing.T) {
 	}
 }
 
+// TestOldLogBesideAState: an older log in the log's place ends before what is applied. What it promises counts for nothing.
+func TestOldLogBesideAState(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	c.must(add("x"))
+	n := c.follower()
+	place := func(from, to vfs.FS) {
+		t.Helper()
+		if err := to.RemoveAll("/data/log"); err != nil {
+			t.Fatal(err)
+		}
+		if ok, err := vfs.Clone(from, to, "/data/log", "/data/log"); !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+	}
+	c.close(n)
+	old := vfs.NewMem()
+	place(c.fs[n], old)
+	c.open(n)
+	c.must(add("x"))
+	c.await("the node to apply", func() bool { return c.count(n, "x") == 2 })
+	c.close(n) // and flush
+	others := without(ids(1, 2, 3), n)
+	for _, id := range others {
+		c.net.Isolate(id, true)
+	}
+	place(old, c.fs[n])
+	c.open(n)
+	c.await("the node to miss its promise", func() bool { return strings.Contains(c.group(n).Status().Damaged, "has lost what it promised") })
+	for _, id := range others {
+		c.net.Isolate(id, false)
+	}
+	c.await("the node to return", func() bool { return c.group(n).Status().Damaged == "" })
+	c.must(add("x"))
+	c.await("the node to apply", func() bool { return c.count(n, "x") == 3 })
+}
+
 // watched is a register that shows what it runs.
 type watched struct {
 	register

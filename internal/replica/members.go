@@ -22,13 +22,17 @@ const alpha = 64
 // applied slot knows it.
 type membersRow struct {
 	history paxos.History
-	joined  bool // a configuration has named this node
+	joined  bool   // a configuration has named this node
+	placed  uint64 // slot of the snapshot that the state began with
 }
 
 func (r membersRow) encode() []byte {
 	b := appendBytes(nil, 1, r.history.Encode())
 	if r.joined {
 		b = appendUint(b, 2, 1)
+	}
+	if r.placed > 0 {
+		b = appendUint(b, 3, r.placed)
 	}
 	return b
 }
@@ -40,6 +44,8 @@ func decodeMembers(b []byte) (r membersRow, err error) {
 			r.history, err = paxos.DecodeHistory(f.bytes)
 		case 2:
 			r.joined = f.value != 0
+		case 3:
+			r.placed = f.value
 		}
 		return err
 	})

@@ -106,15 +106,7 @@ func (h *Host) recoverGroup(id sys.GroupID, r *replayed, damaged error) error {
 	rec.Applied = paxos.Slot(applied)
 	rec.Truncated = paxos.Slot(r.state.truncated)
 	rec.Damaged = damaged != nil || r.unsure || r.state.damaged || r.state.lost
-	switch {
-	case rec.Truncated > rec.Applied:
-		h.cfg.Logger.Error("the state is older than the log allows: it is fetched from the others", "group", id,
-			"applied", applied, "truncated", r.state.truncated)
-		rec.Truncated, rec.Damaged = rec.Applied, true
-	case !h.log.Holds(uint64(id), uint64(rec.Truncated)+1, applied):
-		// A snapshot was put in place and the log was not told.
-		rec.Truncated = rec.Applied
-	}
+	g.matchLog(r, damaged)
 	if h.cfg.bugs.has(BugDamagedVotes) || h.cfg.bugs.has(BugStateBelieved) && h.alone(configs) {
 		r.unsure, r.state.lost, rec.Damaged = false, false, false
 	}
@@ -148,6 +140,27 @@ func (h *Host) recoverGroup(id sys.GroupID, r *replayed, damaged error) error {
 		g.begin()
 	}
 	return nil
+}
+
+// matchLog compares how far the state and the log are: either may be older than
+// the other.
+func (g *Group) matchLog(r *replayed, damaged error) {
+	h, rec, placed := g.host, &g.d.recovered, g.applier.members.placed
+	applied := uint64(rec.Applied)
+	switch {
+	case rec.Truncated > rec.Applied:
+		h.cfg.Logger.Error("the state is older than the log allows: it is fetched from the others", "group", g.id,
+			"applied", applied, "truncated", r.state.truncated)
+		rec.Truncated, rec.Damaged = rec.Applied, true
+	case !h.log.Holds(uint64(g.id), max(uint64(rec.Truncated), placed)+1, applied):
+		if rec.Truncated, rec.Damaged = rec.Applied, true; damaged == nil {
+			h.cfg.Logger.Error("the log has lost what the state was made of", "group", g.id, "applied", applied)
+			r.unsure = true
+		}
+	default:
+		// A snapshot was put in place, and the log may not have been told.
+		rec.Truncated = max(rec.Truncated, paxos.Slot(placed))
+	}
 }
 
 // doubtMembers forgets who votes when something has been lost and the state names

@@ -272,7 +272,7 @@ func (in *incoming) take(c *replicapb.SnapshotChunk) error {
 	if in.total != c.Total {
 		return fmt.Errorf("%d rows expected, found %d", c.Total, in.total)
 	}
-	members := membersRow{history: in.history, joined: in.g.joined.Load() || named(in.history, in.h.cfg.Self)}
+	members := membersRow{history: in.history, joined: in.g.joined.Load() || named(in.history, in.h.cfg.Self), placed: in.applied.slot}
 	if err := in.write(appliedKey(in.g.id), in.applied.encode()); err != nil {
 		return err
 	}

@@ -709,6 +709,7 @@ type Members struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	History       []byte                 `protobuf:"bytes,1,opt,name=history,proto3" json:"history,omitempty"` // paxos.History of the state at Applied; of a node that joins it is empty at first
 	Joined        bool                   `protobuf:"varint,2,opt,name=joined,proto3" json:"joined,omitempty"`  // a configuration has named this node
+	Placed        uint64                 `protobuf:"varint,3,opt,name=placed,proto3" json:"placed,omitempty"`  // slot of the snapshot that the state began with; what was applied after it was in the log
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -755,6 +756,13 @@ func (x *Members) GetJoined() bool {
 		return x.Joined
 	}
 	return false
+}
+
+func (x *Members) GetPlaced() uint64 {
+	if x != nil {
+		return x.Placed
+	}
+	return 0
 }
 
 // SessionRow is a session in namespace 0.
@@ -1616,10 +1624,11 @@ const file_replica_replicapb_replica_proto_rawDesc = "" +
 	"\aApplied\x12\x12\n" +
 	"\x04slot\x18\x01 \x01(\x04R\x04slot\x12\x17\n" +
 	"\atime_ns\x18\x02 \x01(\x03R\x06timeNs\x12\x16\n" +
-	"\x06digest\x18\x03 \x01(\x06R\x06digest\";\n" +
+	"\x06digest\x18\x03 \x01(\x06R\x06digest\"S\n" +
 	"\aMembers\x12\x18\n" +
 	"\ahistory\x18\x01 \x01(\fR\ahistory\x12\x16\n" +
-	"\x06joined\x18\x02 \x01(\bR\x06joined\"O\n" +
+	"\x06joined\x18\x02 \x01(\bR\x06joined\x12\x16\n" +
+	"\x06placed\x18\x03 \x01(\x04R\x06placed\"O\n" +
 	"\n" +
 	"SessionRow\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +

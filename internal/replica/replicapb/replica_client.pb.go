@@ -441,6 +441,7 @@ func (x *Applied) GetDigest() uint64 {
 type Members struct {
 	History       []byte `protobuf:"bytes,1,opt,name=history,proto3" json:"history,omitempty"` // paxos.History of the state at Applied; of a node that joins it is empty at first
 	Joined        bool   `protobuf:"varint,2,opt,name=joined,proto3" json:"joined,omitempty"`  // a configuration has named this node
+	Placed        uint64 `protobuf:"varint,3,opt,name=placed,proto3" json:"placed,omitempty"`  // slot of the snapshot that the state began with; what was applied after it was in the log
 	unknownFields []byte
 }
 
@@ -460,6 +461,13 @@ func (x *Members) GetJoined() bool {
 		return x.Joined
 	}
 	return false
+}
+
+func (x *Members) GetPlaced() uint64 {
+	if x != nil {
+		return x.Placed
+	}
+	return 0
 }
 
 // SessionRow is a session in namespace 0.

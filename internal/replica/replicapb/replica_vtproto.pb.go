@@ -194,6 +194,7 @@ func (m *Members) CloneVT() *Members {
 	}
 	r := new(Members)
 	r.Joined = m.Joined
+	r.Placed = m.Placed
 	if rhs := m.History; rhs != nil {
 		tmpBytes := make([]byte, len(rhs))
 		copy(tmpBytes, rhs)
@@ -1080,6 +1081,11 @@ func (m *Members) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 	if m.unknownFields != nil {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
+	}
+	if m.Placed != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.Placed))
+		i--
+		dAtA[i] = 0x18
 	}
 	if m.Joined {
 		i--
@@ -2084,6 +2090,9 @@ func (m *Members) SizeVT() (n int) {
 	}
 	if m.Joined {
 		n += 2
+	}
+	if m.Placed != 0 {
+		n += 1 + protohelpers.SizeOfVarint(uint64(m.Placed))
 	}
 	n += len(m.unknownFields)
 	return n
@@ -3884,6 +3893,25 @@ func (m *Members) UnmarshalVT(dAtA []byte) error {
 				}
 			}
 			m.Joined = bool(v != 0)
+		case 3:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Placed", wireType)
+			}
+			m.Placed = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Placed |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])

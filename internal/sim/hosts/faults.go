@@ -139,8 +139,13 @@ func (c *cluster) wipe() {
 
 // noteRepair notes that a node holds again all that it may have promised.
 func (n *node) noteRepair() {
-	if g := n.group(); n.spoilt && g != nil && g.Status().Damaged == "" {
+	g := n.group()
+	switch {
+	case g == nil:
+	case g.Status().Damaged == "":
 		n.spoilt, n.wiped = false, false
+	case !n.spoilt:
+		n.c.Fail("node %d has lost nothing, and says: %s", n.id, g.Status().Damaged)
 	}
 }
 
