@@ -183,8 +183,10 @@ func (s *server) openReplica() (err error) {
 	keys, procs := kv.NewMachine(), proc.NewMachine(s.database != nil)
 	s.host, err = replica.Open(replica.Config{
 		Dir: filepath.Join(s.cfg.Dir, "replica"), FS: envfs.Disk, Clock: s.clock, Cluster: s.cfg.Cluster, Self: s.cfg.ID, Voters: voters,
-		Transport: s.transport, Logger: s.log, SessionTTL: remote.SessionLife, Rejoin: s.cfg.Rejoin, Mark: s.cfg.TLS.Key + ".served",
-		Others:          len(s.noted)+len(s.cfg.Seeds) > 0,
+		Transport: s.transport, Logger: s.log, SessionTTL: remote.SessionLife, Mark: s.cfg.TLS.Key + ".served",
+		Others: len(s.noted)+len(s.cfg.Seeds) > 0,
+		// One of the first voters that has noted others has served, also where the mark is gone.
+		Rejoin:          s.cfg.Rejoin || len(voters) > 0 && len(s.noted) > 0,
 		BlockCacheBytes: int64(s.cfg.Limits.StateCache), ReserveBytes: int64(s.cfg.Limits.MinFree) / 2,
 	}, map[rsm.Namespace]rsm.Machine{rsm.NSMeta: embedded.Machine{}, rsm.NSCluster: cluster.Machine{}, rsm.NSKV: keys, rsm.NSProc: procs})
 	if err != nil {
@@ -394,5 +396,7 @@ func (s *server) followPeers() {
 		peers = append(peers, replica.Peer{ID: sys.NodeID(x.Id), Addr: x.Addr})
 	}
 	s.host.SetPeers(peers)
-	s.notePeers(m)
+	if s.group.Status().Damaged == "" { // else the map may be an old one
+		s.notePeers(m)
+	}
 }

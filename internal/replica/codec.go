@@ -361,6 +361,7 @@ func decodeCommand(b []byte) (c rsm.Command, err error) {
 type logState struct {
 	promised          paxos.Ballot
 	chosen, truncated uint64
+	placing           uint64 // slot of the snapshot that comes in the state's place
 	damaged, lost     bool
 }
 
@@ -373,6 +374,9 @@ func (s logState) encode() []byte {
 	}
 	if s.lost {
 		b = appendUint(b, 5, 1)
+	}
+	if s.placing > 0 {
+		b = appendUint(b, 6, s.placing)
 	}
 	return b
 }
@@ -390,6 +394,8 @@ func decodeLogState(b []byte) (s logState, err error) {
 			s.damaged = f.value != 0
 		case 5:
 			s.lost = f.value != 0
+		case 6:
+			s.placing = f.value
 		}
 		return err
 	})

@@ -116,10 +116,10 @@ func TestEntryBatchIsTheProtobuf(t *testing.T) {
 }
 
 func TestSmallRowsAreTheProtobuf(t *testing.T) {
-	st := logState{promised: paxos.Ballot{Round: 3, Node: 2}, chosen: 9, truncated: 4, damaged: true, lost: true}
+	st := logState{promised: paxos.Ballot{Round: 3, Node: 2}, chosen: 9, truncated: 4, placing: 3, damaged: true, lost: true}
 	var pb replicapb.LogState
 	if err := proto.Unmarshal(st.encode(), &pb); err != nil || pb.Promised.Round != 3 || pb.Promised.Node != 2 ||
-		pb.Chosen != 9 || pb.Truncated != 4 || !pb.Damaged || !pb.Lost {
+		pb.Chosen != 9 || pb.Truncated != 4 || pb.Placing != 3 || !pb.Damaged || !pb.Lost {
 		t.Fatalf("found %v, %v", &pb, err)
 	}
 	if back, err := decodeLogState(st.encode()); err != nil || back != st {

@@ -47,7 +47,9 @@ type Config struct {
 	Others bool
 	// Mark is a file outside of Dir, such as beside the node's key. It is made
 	// before the replica may vote for the first time; where it is, an empty
-	// directory is one that was lost, as with Rejoin. Empty: nobody notices.
+	// directory is one that was lost, as with Rejoin. It also says which change of
+	// members the replica has known to be over: a directory that ends before that is
+	// an old one. Empty: nobody notices.
 	Mark string
 
 	// Tick is how often time is shown to the core. Default 10 ms.

@@ -57,6 +57,7 @@ type groupDriver struct {
 	stateDirty   bool         // LogState has to be written with the next pass
 	promised     paxos.Ballot // to be logged
 	chosen       paxos.Slot   // to be logged
+	placing      uint64       // to be logged
 	role         paxos.Role
 	leader       paxos.NodeID
 	ballot       paxos.Ballot
@@ -73,6 +74,8 @@ type pass struct {
 	cuts    []passCut
 	// repaired are the groups whose damage is over once this is durable.
 	repaired []*Group
+	inForce  []passConfig
+	noted    []*answer[error] // who waits for this
 	// quiet says that nobody waits to hear that it is durable: the driver is
 	// told when it turns next.
 	quiet bool
@@ -81,6 +84,12 @@ type pass struct {
 type passSeq struct {
 	g   *Group
 	seq uint64
+}
+
+// passConfig is a configuration whose being in force is durable with the pass.
+type passConfig struct {
+	g    *Group
+	from uint64
 }
 
 type passCut struct {
@@ -261,6 +270,12 @@ func (h *Host) passDone(p *pass) {
 	for _, g := range p.repaired {
 		g.d.repairing = false
 	}
+	for _, c := range p.inForce {
+		c.g.noteInForce(c.from)
+	}
+	for _, w := range p.noted {
+		w.give(nil)
+	}
 }
 
 // submit hands the current pass to the log. It reports true when there was
@@ -288,7 +303,7 @@ func (h *Host) submit() (again bool) {
 		}
 	}
 	d.outstanding++
-	p.quiet = !slices.ContainsFunc(p.seqs, func(s passSeq) bool { return s.g.d.role != paxos.Follower })
+	p.quiet = len(p.noted) == 0 && !slices.ContainsFunc(p.seqs, func(s passSeq) bool { return s.g.d.role != paxos.Follower })
 	if !p.quiet {
 		d.awaited++
 	}
@@ -350,6 +365,7 @@ func (g *Group) handle(rd paxos.Ready) {
 	if rd.Configs != nil {
 		g.takeConfigs(rd.Configs) // before a leader that has removed itself steps down
 		g.d.stateDirty = true     // without the voters of before nobody could tell again that these govern
+		h.pass().inForce = append(h.pass().inForce, passConfig{g, uint64(rd.Configs[0].From)})
 	}
 	// First of all, so that who waits for what a lost leadership promised is
 	// answered before the state goes on with what the next leader brings.

@@ -357,40 +357,87 @@ func TestOldStateBesideVotes(t *testing.T) {
 	}
 }
 
-// TestOldLogBesideAState: an older log in the log's place ends before what is applied. What it promises counts for nothing.
+// copyDir puts a copy of a directory in the place of what is there.
+func copyDir(t *testing.T, from, to vfs.FS, dir string) {
+	t.Helper()
+	if err := to.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if ok, err := vfs.Clone(from, to, dir, dir); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+}
+
+// TestOldLogBesideAState: an older log in the log's place ends before what is applied, also where a snapshot has brought that. What it
+// promises counts for nothing.
 func TestOldLogBesideAState(t *testing.T) {
-	c := newCluster(t, 3, nil)
-	c.must(add("x"))
-	n := c.follower()
-	place := func(from, to vfs.FS) {
-		t.Helper()
-		if err := to.RemoveAll("/data/log"); err != nil {
-			t.Fatal(err)
-		}
-		if ok, err := vfs.Clone(from, to, "/data/log", "/data/log"); !ok || err != nil {
-			t.Fatal(ok, err)
-		}
+	for _, snapshot := range []bool{false, true} {
+		t.Run(fmt.Sprintf("snapshot=%v", snapshot), func(t *testing.T) {
+			c := newCluster(t, 3, func(cfg *replica.Config) { cfg.RetainBytes, cfg.TailBytes = 64<<10, 1 })
+			c.must(add("x"))
+			n := c.follower()
+			c.close(n)
+			old := vfs.NewMem()
+			copyDir(t, c.fs[n], old, "/data/log")
+			c.must(add("x"))
+			others := without(ids(1, 2, 3), n)
+			if snapshot {
+				c.await("the logs to be cut", func() bool {
+					c.must(set("k", strings.Repeat("v", 10<<10)))
+					return c.group(others[0]).Status().Truncated > 4 && c.group(others[1]).Status().Truncated > 4
+				})
+			}
+			c.open(n)
+			c.await("the node to apply", func() bool { return c.count(n, "x") == 2 && (c.group(n).Status().Installs > 0) == snapshot })
+			c.close(n) // and flush
+			for _, id := range others {
+				c.net.Isolate(id, true)
+			}
+			copyDir(t, old, c.fs[n], "/data/log")
+			c.open(n)
+			c.await("the node to miss its promise", func() bool { return strings.Contains(c.group(n).Status().Damaged, "has lost what it promised") })
+			for _, id := range others {
+				c.net.Isolate(id, false)
+			}
+			c.await("the node to return", func() bool { return c.group(n).Status().Damaged == "" })
+			c.must(add("x"))
+			c.await("the node to apply", func() bool { return c.count(n, "x") == 3 })
+		})
 	}
-	c.close(n)
+}
+
+// TestOldDirectory: the whole directory of the first voter is that from before the group grew. The mark knows of the change.
+func TestOldDirectory(t *testing.T) {
+	others := false
+	c := newCluster(t, 1, func(cfg *replica.Config) { cfg.Others, cfg.Mark = others, "/served" })
+	c.must(add("x"))
+	c.close(1)
 	old := vfs.NewMem()
-	place(c.fs[n], old)
-	c.open(n)
+	copyDir(t, c.fs[1], old, "/data")
+	c.open(1)
+	second, third := c.join(), c.join()
+	c.change(ids(1), ids(second, third))
+	c.change(ids(1, second, third), nil)
 	c.must(add("x"))
-	c.await("the node to apply", func() bool { return c.count(n, "x") == 2 })
-	c.close(n) // and flush
-	others := without(ids(1, 2, 3), n)
-	for _, id := range others {
-		c.net.Isolate(id, true)
+	c.await("the mark to be written", func() bool {
+		f, err := c.fs[1].Open("/served")
+		if err != nil {
+			return false
+		}
+		defer f.Close()
+		b, err := io.ReadAll(f)
+		return err == nil && !strings.Contains(string(b), "members 0 1\n")
+	})
+	c.close(1)
+	copyDir(t, old, c.fs[1], "/data")
+	if _, err := replica.Open(c.config(1), machines()); !sys.Is(err, sys.Corrupt) || !strings.Contains(err.Error(), "change of members") {
+		t.Fatalf("a refusal expected, found %v", err)
 	}
-	place(old, c.fs[n])
-	c.open(n)
-	c.await("the node to miss its promise", func() bool { return strings.Contains(c.group(n).Status().Damaged, "has lost what it promised") })
-	for _, id := range others {
-		c.net.Isolate(id, false)
-	}
-	c.await("the node to return", func() bool { return c.group(n).Status().Damaged == "" })
+	others = true
+	c.open(1)
+	c.await("the first voter to return", func() bool { return c.count(1, "x") == 2 && c.group(1).Status().Damaged == "" })
+	c.close(second)
 	c.must(add("x"))
-	c.await("the node to apply", func() bool { return c.count(n, "x") == 3 })
 }
 
 // watched is a register that shows what it runs.

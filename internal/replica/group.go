@@ -57,9 +57,12 @@ type Group struct {
 	remoteDigests []digestAt // of slots not applied here yet
 	ownDigests    []digestAt // the latest, ascending
 
-	applied  atomic.Uint64
-	flushed  atomic.Uint64 // durably applied
-	replaced atomic.Uint64 // counts when a snapshot begins to replace the state, and when it has
+	applied atomic.Uint64
+	// inForceFrom is the first slot of the newest configuration that the mark
+	// names, or is about to.
+	inForceFrom atomic.Uint64
+	flushed     atomic.Uint64 // durably applied
+	replaced    atomic.Uint64 // counts when a snapshot begins to replace the state, and when it has
 
 	incoming incoming // a snapshot that arrives
 	outSnap  keeper   // the snapshot that is sent

@@ -42,6 +42,9 @@ type Host struct {
 	stateFullAt atomic.Int64
 	snapshots   chan struct{} // tokens for snapshots being sent
 
+	marked   *identity   // what the mark said at the start; nil: there was none of this node
+	wantMark atomic.Bool // it is to be written
+
 	only    atomic.Bool                  // there is no other voter to be repaired from
 	peersMu sync.Mutex                   // held while peers change
 	peers   atomic.Pointer[[]sys.NodeID] // without this node, ascending; never nil
@@ -118,7 +121,10 @@ func (h *Host) open() error {
 	}
 	exists, err := checkIdentity(cfg)
 	if err == nil {
-		err = checkMark(cfg, exists)
+		err = h.checkBroken()
+	}
+	if err == nil {
+		err = h.checkMark(exists)
 	}
 	if err != nil {
 		return err
@@ -132,6 +138,9 @@ func (h *Host) open() error {
 	}
 	if err := h.recover(exists); err != nil {
 		return err
+	}
+	if h.marked == nil && cfg.Mark != "" {
+		h.writeMark()
 	}
 	return h.clearSnapshots()
 }
@@ -161,6 +170,7 @@ func (h *Host) spawn(fn func()) {
 	}
 	h.cfg.Sched.Go(func() {
 		defer h.unuse()
+		defer h.noteBroken()
 		fn()
 	})
 }

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -29,11 +31,16 @@ type identity struct {
 	format  int
 	cluster string
 	node    sys.NodeID
+	members map[sys.GroupID]uint64 // of a mark: first slot of the newest configuration known to be in force
 }
 
 func (id identity) encode() []byte {
-	return fmt.Appendf(nil, "koinon replica\nformat %d\ncluster %s\nnode %d\n",
+	b := fmt.Appendf(nil, "koinon replica\nformat %d\ncluster %s\nnode %d\n",
 		id.format, strconv.Quote(id.cluster), uint64(id.node))
+	for _, g := range slices.Sorted(maps.Keys(id.members)) {
+		b = fmt.Appendf(b, "members %d %d\n", uint64(g), id.members[g])
+	}
+	return b
 }
 
 func decodeIdentity(b []byte) (id identity, err error) {
@@ -52,6 +59,14 @@ func decodeIdentity(b []byte) (id identity, err error) {
 			var n uint64
 			n, err = strconv.ParseUint(value, 10, 64)
 			id.node = sys.NodeID(n)
+		case "members":
+			var g, from uint64
+			if _, err = fmt.Sscanf(value, "%d %d", &g, &from); err == nil {
+				if id.members == nil {
+					id.members = map[sys.GroupID]uint64{}
+				}
+				id.members[sys.GroupID(g)] = from
+			}
 		}
 		if err != nil {
 			return id, fmt.Errorf("line %q: %w", sc.Text(), err)
@@ -104,43 +119,10 @@ func checkIdentity(cfg *Config) (exists bool, err error) {
 	return true, nil
 }
 
-// checkMark looks for the mark of an earlier start, and leaves one. It refuses an empty directory of a node that has voted before
-// and knows of nobody to learn from.
-func checkMark(cfg *Config, exists bool) error {
-	const op = sys.Op("replica.Open")
-	served := false
-	if cfg.Mark != "" {
-		b, err := readFile(cfg.FS, cfg.Mark)
-		if err != nil {
-			return sys.E(op, sys.Subject(cfg.Mark), err)
-		}
-		id, err := decodeIdentity(b)
-		served = err == nil && id.cluster == cfg.Cluster && id.node == cfg.Self
-	}
-	if !exists && (served || cfg.Rejoin) {
-		anew := ""
-		if served && len(cfg.Voters) > 0 { // who has joined a cluster begins none
-			anew = "; to begin a new cluster with nothing remove the mark of every voter, here " + cfg.Mark
-		}
-		if len(cfg.Voters) == 1 && !cfg.Others {
-			return sys.E(op, sys.Invalid, sys.Subject(cfg.Dir), "it is empty, although this node has served before: see that its disk is mounted; "+onlyAdvice+anew)
-		}
-		cfg.Logger.Warn("this node has served before, and its directory is empty: it learns from the others before it votes"+anew, "dir", cfg.Dir)
-		cfg.Rejoin = true
-	}
-	if served || cfg.Mark == "" {
-		return nil
-	}
-	if err := writeFile(cfg.FS, cfg.Mark, identity{format, cfg.Cluster, cfg.Self}.encode()); err != nil {
-		cfg.Logger.Warn("the loss of this node's directory could not be told from a first start: never start it on an empty one without rejoin", "err", err)
-	}
-	return nil
-}
-
 // writeIdentity makes the directory this node's, durably.
 func writeIdentity(cfg *Config) error {
 	fs := cfg.FS
-	err := writeFile(fs, fs.PathJoin(cfg.Dir, versionFile), identity{format, cfg.Cluster, cfg.Self}.encode())
+	err := writeFile(fs, fs.PathJoin(cfg.Dir, versionFile), identity{format: format, cluster: cfg.Cluster, node: cfg.Self}.encode())
 	if err != nil {
 		return err
 	}

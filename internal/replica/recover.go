@@ -107,14 +107,8 @@ func (h *Host) recoverGroup(id sys.GroupID, r *replayed, damaged error) error {
 	rec.Truncated = paxos.Slot(r.state.truncated)
 	rec.Damaged = damaged != nil || r.unsure || r.state.damaged || r.state.lost
 	g.matchLog(r, damaged)
-	if h.cfg.bugs.has(BugDamagedVotes) || h.cfg.bugs.has(BugStateBelieved) && h.alone(configs) {
-		r.unsure, r.state.lost, rec.Damaged = false, false, false
-	}
-	if err := g.doubtMembers(damaged); err != nil {
-		return err
-	}
 	rec.Chosen = max(paxos.Slot(r.state.chosen), rec.Applied)
-	g.d.truncated = rec.Truncated
+	g.d.truncated, g.d.placing = rec.Truncated, r.state.placing
 	h.log.Truncate(uint64(id), uint64(rec.Truncated))
 	err := h.log.Each(uint64(id), applied, func(slot uint64, body []byte) error {
 		e, err := decodeEntry(body)
@@ -133,6 +127,13 @@ func (h *Host) recoverGroup(id sys.GroupID, r *replayed, damaged error) error {
 	if err != nil {
 		return err
 	}
+	old := g.matchMark(r)
+	if h.cfg.bugs.has(BugDamagedVotes) || h.cfg.bugs.has(BugStateBelieved) && h.alone(configs) {
+		r.unsure, r.state.lost, rec.Damaged = false, false, false
+	}
+	if err := g.doubtMembers(cmp.Or(damaged, old)); err != nil {
+		return err
+	}
 	g.d.damaged, g.d.lost = rec.Damaged, r.unsure || r.state.lost
 	g.d.promised, g.d.chosen = rec.Promised, rec.Chosen
 	g.tellDamage()
@@ -145,21 +146,23 @@ func (h *Host) recoverGroup(id sys.GroupID, r *replayed, damaged error) error {
 // matchLog compares how far the state and the log are: either may be older than
 // the other.
 func (g *Group) matchLog(r *replayed, damaged error) {
-	h, rec, placed := g.host, &g.d.recovered, g.applier.members.placed
+	h, rec, from := g.host, &g.d.recovered, r.state.truncated
+	if placed := g.applier.members.placed; placed == r.state.placing {
+		from = max(from, placed) // a snapshot was put in place, and the log was perhaps not told
+	}
 	applied := uint64(rec.Applied)
 	switch {
 	case rec.Truncated > rec.Applied:
 		h.cfg.Logger.Error("the state is older than the log allows: it is fetched from the others", "group", g.id,
 			"applied", applied, "truncated", r.state.truncated)
 		rec.Truncated, rec.Damaged = rec.Applied, true
-	case !h.log.Holds(uint64(g.id), max(uint64(rec.Truncated), placed)+1, applied):
+	case !h.log.Holds(uint64(g.id), from+1, applied):
 		if rec.Truncated, rec.Damaged = rec.Applied, true; damaged == nil {
 			h.cfg.Logger.Error("the log has lost what the state was made of", "group", g.id, "applied", applied)
 			r.unsure = true
 		}
 	default:
-		// A snapshot was put in place, and the log may not have been told.
-		rec.Truncated = max(rec.Truncated, paxos.Slot(placed))
+		rec.Truncated = paxos.Slot(from)
 	}
 }
 
@@ -218,7 +221,7 @@ func (h *Host) writeStates() error {
 // logState is the group's state to log.
 func (g *Group) logState() logState {
 	return logState{promised: g.d.promised, chosen: uint64(g.d.chosen), truncated: uint64(g.d.truncated),
-		damaged: g.d.damaged, lost: g.d.lost}
+		placing: g.d.placing, damaged: g.d.damaged, lost: g.d.lost}
 }
 
 // groupLog is a group's part of the log, as the core reads it.

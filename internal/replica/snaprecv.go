@@ -395,6 +395,9 @@ func (a *applier) replace(files []string, to snapHead) (changed bool, err error)
 		}
 		return false, err
 	}
+	if err := a.g.announce(slot); err != nil {
+		return false, err
+	}
 	// Flushed before, so that the tables go straight into the levels, and
 	// after, because without a log of its own Pebble may keep them in memory.
 	if err := a.db.Flush(); err != nil {
@@ -425,4 +428,19 @@ func (a *applier) replace(files []string, to snapHead) (changed bool, err error)
 	a.g.appliedTo(slot)
 	h.wakeDriver()
 	return true, nil
+}
+
+// announce notes in the log, durably, that a snapshot comes in the state's place:
+// a log that knows nothing of it is an older one.
+func (g *Group) announce(slot uint64) error {
+	noted := newAnswer[error]()
+	g.call(func(paxos.Time) {
+		g.d.placing, g.d.stateDirty = slot, true
+		p := g.host.pass()
+		p.noted = append(p.noted, noted)
+	})
+	if g.host.cfg.Sched.Wait(nil, noted.done, g.host.stop, nil) == env.GotB {
+		return g.host.stopped("replica.Snapshot")
+	}
+	return noted.v
 }

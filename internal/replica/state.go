@@ -154,6 +154,9 @@ func (h *Host) maintain() {
 			h.checkSpace()
 			h.tidySnapshots()
 		}
+		if h.wantMark.Swap(false) {
+			h.writeMark()
+		}
 		if h.flushed.Swap(false) {
 			if err := h.readFlushed(); err != nil {
 				h.fail(sys.E(sys.Op("replica.flush"), err))

@@ -303,6 +303,7 @@ type LogState struct {
 	Truncated     uint64                 `protobuf:"varint,3,opt,name=truncated,proto3" json:"truncated,omitempty"`
 	Damaged       bool                   `protobuf:"varint,4,opt,name=damaged,proto3" json:"damaged,omitempty"` // does not vote until it holds what it lost
 	Lost          bool                   `protobuf:"varint,5,opt,name=lost,proto3" json:"lost,omitempty"`       // promised is not known: ask every other replica
+	Placing       uint64                 `protobuf:"varint,6,opt,name=placing,proto3" json:"placing,omitempty"` // slot of the snapshot that comes in the state's place; written before it does
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -370,6 +371,13 @@ func (x *LogState) GetLost() bool {
 		return x.Lost
 	}
 	return false
+}
+
+func (x *LogState) GetPlacing() uint64 {
+	if x != nil {
+		return x.Placing
+	}
+	return 0
 }
 
 // Frame is what one host sends another at once.
@@ -1590,13 +1598,14 @@ const file_replica_replicapb_replica_proto_rawDesc = "" +
 	"\x05round\x18\x02 \x01(\x04R\x05round\x12\x12\n" +
 	"\x04node\x18\x03 \x01(\x04R\x04node\x12\x12\n" +
 	"\x04kind\x18\x04 \x01(\rR\x04kind\x12\x12\n" +
-	"\x04data\x18\x05 \x01(\fR\x04data\"\xa5\x01\n" +
+	"\x04data\x18\x05 \x01(\fR\x04data\"\xbf\x01\n" +
 	"\bLogState\x125\n" +
 	"\bpromised\x18\x01 \x01(\v2\x19.koinon.replica.v1.BallotR\bpromised\x12\x16\n" +
 	"\x06chosen\x18\x02 \x01(\x04R\x06chosen\x12\x1c\n" +
 	"\ttruncated\x18\x03 \x01(\x04R\ttruncated\x12\x18\n" +
 	"\adamaged\x18\x04 \x01(\bR\adamaged\x12\x12\n" +
-	"\x04lost\x18\x05 \x01(\bR\x04lost\"?\n" +
+	"\x04lost\x18\x05 \x01(\bR\x04lost\x12\x18\n" +
+	"\aplacing\x18\x06 \x01(\x04R\aplacing\"?\n" +
 	"\x05Frame\x126\n" +
 	"\bmessages\x18\x01 \x03(\v2\x1a.koinon.replica.v1.MessageR\bmessages\"\x8b\x04\n" +
 	"\aMessage\x12\x14\n" +

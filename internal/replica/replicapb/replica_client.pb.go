@@ -175,6 +175,7 @@ type LogState struct {
 	Truncated     uint64  `protobuf:"varint,3,opt,name=truncated,proto3" json:"truncated,omitempty"`
 	Damaged       bool    `protobuf:"varint,4,opt,name=damaged,proto3" json:"damaged,omitempty"` // does not vote until it holds what it lost
 	Lost          bool    `protobuf:"varint,5,opt,name=lost,proto3" json:"lost,omitempty"`       // promised is not known: ask every other replica
+	Placing       uint64  `protobuf:"varint,6,opt,name=placing,proto3" json:"placing,omitempty"` // slot of the snapshot that comes in the state's place; written before it does
 	unknownFields []byte
 }
 
@@ -215,6 +216,13 @@ func (x *LogState) GetLost() bool {
 		return x.Lost
 	}
 	return false
+}
+
+func (x *LogState) GetPlacing() uint64 {
+	if x != nil {
+		return x.Placing
+	}
+	return 0
 }
 
 // Frame is what one host sends another at once.

@@ -98,6 +98,7 @@ func (m *LogState) CloneVT() *LogState {
 	r.Truncated = m.Truncated
 	r.Damaged = m.Damaged
 	r.Lost = m.Lost
+	r.Placing = m.Placing
 	if len(m.unknownFields) > 0 {
 		r.unknownFields = make([]byte, len(m.unknownFields))
 		copy(r.unknownFields, m.unknownFields)
@@ -711,6 +712,11 @@ func (m *LogState) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 	if m.unknownFields != nil {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
+	}
+	if m.Placing != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.Placing))
+		i--
+		dAtA[i] = 0x30
 	}
 	if m.Lost {
 		i--
@@ -1955,6 +1961,9 @@ func (m *LogState) SizeVT() (n int) {
 	if m.Lost {
 		n += 2
 	}
+	if m.Placing != 0 {
+		n += 1 + protohelpers.SizeOfVarint(uint64(m.Placing))
+	}
 	n += len(m.unknownFields)
 	return n
 }
@@ -3063,6 +3072,25 @@ func (m *LogState) UnmarshalVT(dAtA []byte) error {
 				}
 			}
 			m.Lost = bool(v != 0)
+		case 6:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Placing", wireType)
+			}
+			m.Placing = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Placing |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])

@@ -127,7 +127,7 @@ func (n *node) config() replica.Config {
 	s := &n.c.shape
 	cfg := replica.Config{
 		Dir: dir, FS: n.disk, Clock: n, Cluster: "sim", Self: n.id, Seed: n.c.Rand.Uint64() | 1,
-		Rejoin: n.wiped, Others: true,
+		Rejoin: n.wiped, Others: true, Mark: "/served",
 		SegmentBytes: s.segmentBytes, RetainBytes: s.retainBytes, TailBytes: s.tailBytes, ReserveBytes: 1 << 20,
 		BlockCacheBytes: 256 << 10, MemTableBytes: 8 << 20, DigestEvery: 8,
 		Pipeline: s.pipeline, BatchCommands: s.batchCommands,
