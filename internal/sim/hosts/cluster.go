@@ -143,6 +143,7 @@ func (c *cluster) build() {
 	}
 	if c.shape.votersMin = 2; c.shape.voters == 1 && c.Chance(0.8) { // it grows, and stays so large that disks may be lost
 		c.shape.votersMin = 3
+		c.shape.retainBytes, c.shape.tailBytes = 8<<10, 1
 		c.shape.changeEvery = c.Pick(50*world.Millisecond, 300*world.Millisecond)
 		c.shape.wipeEvery = c.Pick(200*world.Millisecond, 2*world.Second)
 		c.shape.faultPhase = world.OneOf[world.Instant](c.World, 4, 12) * world.Second

@@ -35,7 +35,11 @@ func (c *cluster) crashOne() {
 		n.stop()
 		return
 	}
-	spare := c.Chance(c.shape.damageChance) && c.expendable(n)
+	often := c.shape.damageChance
+	if n.first() {
+		often = 0.8
+	}
+	spare := c.Chance(often) && c.expendable(n)
 	n.crash()
 	if spare && n.losePart() {
 		n.spoilt = true
@@ -94,7 +98,11 @@ func (n *node) losePart() bool {
 	if _, err := n.disk.Stat(dir + "/VERSION"); err != nil {
 		return false // it has not begun
 	}
-	switch n.c.Rand.IntN(6) {
+	kind := n.c.Rand.IntN(6)
+	if n.first() && n.disk.oldState != nil && kind > 0 {
+		kind = 2
+	}
+	switch kind {
 	case 0:
 		s.LostLogs++
 		n.disk.loseLog()
@@ -115,6 +123,10 @@ func (n *node) losePart() bool {
 	}
 	return true
 }
+
+// first reports whether a group has grown from this node: its old state is that of
+// the only voter.
+func (n *node) first() bool { return n.id == 1 && n.c.shape.voters == 1 }
 
 // wipe replaces the disk of a node by an empty one, and perhaps another's too.
 func (c *cluster) wipe() {

@@ -194,7 +194,7 @@ func (n *node) crash() {
 	n.life = nil
 	l.end()
 	n.disk = n.disk.crash()
-	if c := n.c; !c.healed && (n.disk.oldState == nil || c.Chance(0.1)) {
+	if c := n.c; !c.healed && (n.disk.oldState == nil || !n.first() && c.Chance(0.1)) {
 		n.disk.keepState()
 	}
 	l.clear()
