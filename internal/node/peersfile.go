@@ -36,8 +36,8 @@ func (s *server) notePeers(m *clusterpb.Map) {
 			addrs = append(addrs, x.Addr)
 		}
 	}
-	if slices.Equal(addrs, s.noted) {
-		return
+	if len(addrs) == 0 || slices.Equal(addrs, s.noted) {
+		return // that there were others is not forgotten
 	}
 	if err := atomicfile.Write(s.peersFile(), []byte(strings.Join(append(addrs, ""), "\n")), 0o600); err != nil {
 		s.log.Warn("the addresses of the members cannot be noted", "err", err)

@@ -11,6 +11,9 @@ import (
 // broken: it holds something that was never agreed, or somebody else does.
 const brokenFile = "BROKEN"
 
+// diverged is part of what a replica panics with whose digest is not the leader's.
+const diverged = "has diverged"
+
 // noteBroken, deferred, notes that a rule does not hold before the process ends
 // of it, so that the next start does not go on as if nothing had been.
 func (h *Host) noteBroken() {
@@ -18,7 +21,7 @@ func (h *Host) noteBroken() {
 	if r == nil {
 		return
 	}
-	if why, ok := r.(string); ok && (strings.HasPrefix(why, "paxos: ") || strings.HasPrefix(why, "replica: ")) {
+	if why, ok := r.(string); ok && (strings.HasPrefix(why, "paxos: ") || strings.Contains(why, diverged)) {
 		if err := writeFile(h.cfg.FS, h.cfg.FS.PathJoin(h.cfg.Dir, brokenFile), []byte(why+"\n")); err != nil {
 			h.cfg.Logger.Error("that this replica is broken could not be noted: do not start it again", "why", why, "err", err)
 		}

@@ -11,7 +11,7 @@ import (
 
 // TestBrokenRuleIsNoted: who has found a broken rule does not start again; a mistake of another kind is none.
 func TestBrokenRuleIsNoted(t *testing.T) {
-	for _, why := range []string{"runtime error", "paxos: a chosen value never changes"} {
+	for _, why := range []string{"runtime error", "replica: the state failed: input/output error", "paxos: a chosen value never changes"} {
 		h := &Host{cfg: Config{FS: vfs.NewMem(), Dir: "data", Logger: slog.New(slog.DiscardHandler)}}
 		if err := h.cfg.FS.MkdirAll("data", 0o700); err != nil {
 			t.Fatal(err)

@@ -354,7 +354,7 @@ func (g *Group) remoteDigest(d digestAt) {
 // to go on would spread the difference.
 func compareDigests(id sys.GroupID, own, leader digestAt) {
 	if own.sum != leader.sum {
-		panic(fmt.Sprintf("replica: group %d has diverged: digest after slot %d expected %016x (the leader's), found %016x",
+		panic(fmt.Sprintf("replica: group %d "+diverged+": digest after slot %d expected %016x (the leader's), found %016x",
 			id, own.slot, leader.sum, own.sum))
 	}
 }

@@ -2,6 +2,7 @@ package replica
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/koinon/koinon/internal/sys"
 )
@@ -23,8 +24,9 @@ func (h *Host) checkMark(exists bool) error {
 	served := h.marked != nil
 	if !exists && (served || cfg.Rejoin) {
 		anew := ""
-		if served && len(cfg.Voters) > 0 { // who has joined a cluster begins none
-			anew = "; to begin a new cluster with nothing remove the mark of every voter, here " + cfg.Mark
+		if cfg.Mark != "" && len(cfg.Voters) > 0 { // who has joined a cluster begins none
+			anew = "; to begin a new cluster with nothing remove what every voter has noted beside its key, here " + cfg.Mark + " and " +
+				strings.TrimSuffix(cfg.Mark, ".served") + ".peers"
 		}
 		if len(cfg.Voters) == 1 && !cfg.Others {
 			return sys.E(op, sys.Invalid, sys.Subject(cfg.Dir), "it is empty, although this node has served before: see that its disk is mounted; "+onlyAdvice+anew)

@@ -386,16 +386,16 @@ func (g *Group) install(ctx context.Context) error {
 // after the state has changed is the host's end.
 func (a *applier) replace(files []string, to snapHead) (changed bool, err error) {
 	h, slot := a.g.host, to.applied.slot
-	if a.g.Leading() != 0 { // since it was offered
+	if slot > a.at.slot {
+		err = a.g.announce(slot)
+	}
+	if err == nil && a.g.Leading() != 0 { // since it was offered
 		err = sys.E(sys.Op("replica.Snapshot"), sys.Unavailable, leads)
 	}
 	if err != nil || slot <= a.at.slot {
 		for _, name := range files {
 			err = errors.Join(err, h.cfg.FS.Remove(name))
 		}
-		return false, err
-	}
-	if err := a.g.announce(slot); err != nil {
 		return false, err
 	}
 	// Flushed before, so that the tables go straight into the levels, and

@@ -42,6 +42,8 @@ type WireTransport struct {
 	mu     sync.Mutex // held while peers change
 	closed bool
 	peers  atomic.Pointer[map[sys.NodeID]*peerLinks]
+
+	strangers sync.Map // sys.NodeID, of whom it was told
 }
 
 // peerLinks are the connections to a peer.
@@ -169,7 +171,13 @@ func (t *WireTransport) Handle(h Handler) {
 // no client may speak in the name of a node.
 func (t *WireTransport) receive(req *wire.Request) {
 	h := t.handler.Load()
-	if h == nil || t.peer(req.Peer.Node) == nil {
+	if h == nil {
+		return
+	}
+	if t.peer(req.Peer.Node) == nil {
+		if _, told := t.strangers.LoadOrStore(req.Peer.Node, true); !told && req.Peer.Node != 0 {
+			t.cfg.Logger.Info("a node that this one does not know as a member speaks to it: that one was removed or is new, or the directory here is an old copy", "node", req.Peer.Node)
+		}
 		return
 	}
 	(*h).Message(req.Peer.Node, slices.Clone(req.Payload))
