@@ -406,6 +406,19 @@ func TestOldLogBesideAState(t *testing.T) {
 	}
 }
 
+// mark is what a node's mark, /served, says.
+func (c *cluster) mark(id sys.NodeID) string {
+	f, err := c.fs[id].Open("/served")
+	if err != nil {
+		return ""
+	}
+	b, err := io.ReadAll(f)
+	if err = errors.Join(err, f.Close()); err != nil {
+		c.t.Fatal(err)
+	}
+	return string(b)
+}
+
 // TestOldDirectory: the whole directory of the first voter is that from before the group grew. The mark knows of the change.
 func TestOldDirectory(t *testing.T) {
 	others := false
@@ -419,15 +432,7 @@ func TestOldDirectory(t *testing.T) {
 	c.change(ids(1), ids(second, third))
 	c.change(ids(1, second, third), nil)
 	c.must(add("x"))
-	c.await("the mark to be written", func() bool {
-		f, err := c.fs[1].Open("/served")
-		if err != nil {
-			return false
-		}
-		defer f.Close()
-		b, err := io.ReadAll(f)
-		return err == nil && !strings.Contains(string(b), "members 0 1\n")
-	})
+	c.await("the mark to be written", func() bool { return !strings.Contains(c.mark(1), "members 0 1\n") })
 	c.close(1)
 	copyDir(t, old, c.fs[1], "/data")
 	if _, err := replica.Open(c.config(1), machines()); !sys.Is(err, sys.Corrupt) || !strings.Contains(err.Error(), "change of members") {

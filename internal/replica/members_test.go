@@ -462,14 +462,18 @@ func TestFirstToldOldMembers(t *testing.T) {
 // any more, also where nothing was written since.
 func TestMembersInForceAreDurable(t *testing.T) {
 	rejoin := sys.NodeID(0)
-	c := newCluster(t, 1, func(cfg *replica.Config) { cfg.Others, cfg.Rejoin = true, cfg.Self == rejoin })
+	c := newCluster(t, 1, func(cfg *replica.Config) { cfg.Others, cfg.Rejoin, cfg.Mark = true, cfg.Self == rejoin, "/served" })
 	second, third := c.join(), c.join()
 	c.change(ids(1), ids(second, third))
 	c.change(ids(1, second, third), nil)
 	for _, id := range ids(second, third) {
 		c.await("the new voters to be told", func() bool { return len(c.group(id).Status().Voters) == 3 })
 	}
-	time.Sleep(50 * time.Millisecond)
+	for _, id := range ids(second, third) {
+		c.await("that to be durable", func() bool {
+			return strings.Contains(c.mark(id), fmt.Sprintf("members 0 %d\n", c.group(id).Status().Chosen+1))
+		})
+	}
 	for _, id := range ids(second, third, 1) {
 		c.net.Isolate(id, true)
 	}
