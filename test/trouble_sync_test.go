@@ -121,7 +121,7 @@ func TestFailedSync(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			says(t, string(raw), "the replica stops: its log or state failed", "input/output error")
+			says(t, string(raw), "the replica stops", "input/output error")
 			if nodes > 1 {
 				n := p.count()
 				eventually(t, 20*time.Second, "the others go on", func() bool { return p.count() > n+200 })

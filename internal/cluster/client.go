@@ -642,3 +642,18 @@ func (c *Client) NodeStatus(ctx context.Context, addr string) (*clusterpb.Status
 	}
 	return r, nil
 }
+
+// Meet tells one node what this one knows of the cluster, and returns what that
+// one knows. The call ends with ctx.
+func (c *Client) Meet(ctx context.Context, addr string, tell *clusterpb.Meeting) (*clusterpb.Meeting, error) {
+	reply, err := c.conn(addr, false).Call(ctx, MethodMeet, pb.Marshal(tell), nil)
+	if err != nil {
+		return nil, err
+	}
+	defer reply.Release()
+	told := &clusterpb.Meeting{}
+	if err := pb.Unmarshal(reply.Header, told); err != nil {
+		return nil, sys.E(sys.Op("cluster.Meet"), sys.Corrupt, err)
+	}
+	return told, nil
+}

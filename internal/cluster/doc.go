@@ -16,4 +16,5 @@ const (
 	MethodChange       wire.Method = 5 // Command -> Result, leader only
 	MethodTokens       wire.Method = 6 // nothing -> TokensReply, leader only
 	MethodJoin         wire.Method = 7 // JoinRequest -> JoinReply, also for strangers
+	MethodMeet         wire.Method = 8 // Meeting -> Meeting, nodes only
 )

@@ -12,13 +12,16 @@ import (
 )
 
 // Service answers for one node: the map, its status, and, when it leads,
-// sessions and changes of the cluster. Status and Known are required.
+// sessions and changes of the cluster. Group and Status are required.
 type Service struct {
 	Group  rsm.Group
 	Status func() *clusterpb.StatusReply
 	// Known returns the map that the node has from others, for when its state
 	// has none; nil when there is none, or none for this peer. May be nil.
 	Known func(peer wire.Identity) *clusterpb.Map
+	// Meet takes what another node tells of the cluster, and answers with what
+	// this one knows. nil: it is told of nothing.
+	Meet func(ctx context.Context, from sys.NodeID, told *clusterpb.Meeting) (*clusterpb.Meeting, error)
 }
 
 // Register adds the service's methods to a server.
@@ -29,6 +32,9 @@ func (s *Service) Register(srv *wire.Server) {
 	srv.Handle(MethodCloseSession, s.serveCloseSession)
 	srv.Handle(MethodChange, s.serveChange)
 	srv.Handle(MethodTokens, s.serveTokens)
+	if s.Meet != nil {
+		srv.Handle(MethodMeet, s.serveMeet)
+	}
 }
 
 // LocalMap returns the map in a replica's state, nil when it has none.
@@ -56,6 +62,22 @@ func (s *Service) serveMap(_ context.Context, req *wire.Request) (wire.Response,
 
 func (s *Service) serveStatus(context.Context, *wire.Request) (wire.Response, error) {
 	return wire.Response{Header: pb.Marshal(s.Status())}, nil
+}
+
+func (s *Service) serveMeet(ctx context.Context, req *wire.Request) (wire.Response, error) {
+	const op = sys.Op("cluster.Meet")
+	if req.Peer.Node == 0 {
+		return wire.Response{}, sys.E(op, sys.Permission, sys.Subject(req.Peer.String()), "only nodes may do this")
+	}
+	told := &clusterpb.Meeting{}
+	if err := pb.Unmarshal(req.Header, told); err != nil {
+		return wire.Response{}, sys.E(op, sys.Invalid, err)
+	}
+	answer, err := s.Meet(ctx, req.Peer.Node, told)
+	if err != nil {
+		return wire.Response{}, err
+	}
+	return wire.Response{Header: pb.Marshal(answer)}, nil
 }
 
 func (s *Service) serveOpenSession(ctx context.Context, req *wire.Request) (wire.Response, error) {

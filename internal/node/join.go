@@ -23,6 +23,7 @@ import (
 	"github.com/koinon/koinon/internal/config"
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/env/envfs"
+	"github.com/koinon/koinon/internal/replica"
 	"github.com/koinon/koinon/internal/sys"
 	"github.com/koinon/koinon/internal/wire"
 )
@@ -252,6 +253,8 @@ func capacity(dir string) uint64 {
 // removed may do nothing.
 func (s *server) allow(peer wire.Identity, m wire.Method) error {
 	switch {
+	case !s.settled.Load() && m != cluster.MethodMeet && !replica.UsesMethod(m):
+		return sys.E(sys.Op("node.Serve"), sys.Unavailable, "the node has just started, and listens whether others have gone on without it")
 	case peer.Node != 0:
 		if s.peers.Removed(peer.Node) {
 			return cluster.RemovedError(s.cfg.Cluster, peer.Node)

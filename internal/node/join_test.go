@@ -430,6 +430,15 @@ func TestWrongTokensAreSlowed(t *testing.T) {
 	}
 }
 
+// TestOnlyNodesMeet: a client cannot tell a node that its directory is old.
+func TestOnlyNodesMeet(t *testing.T) {
+	w := newTown(t, 1, 1)
+	w.admin()
+	c := w.members()
+	_, err := c.Meet(t.Context(), w.nodes[0].Listen, &clusterpb.Meeting{Map: c.Map()})
+	w.refused(err, sys.Permission, "only nodes")
+}
+
 // TestExpiredToken: a token whose time is over lets nobody in.
 func TestExpiredToken(t *testing.T) {
 	w := newTown(t, 1, 1)

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -61,8 +62,11 @@ type server struct {
 	spread    *spread.Store // this node's own use of all blocks
 	healer    *spread.Healer
 	scrubber  *spread.Scrubber
-	followed  uint64   // epoch of the map that the log's peers are of; of duties alone
-	noted     []string // addresses in peersFile; of duties alone, once open
+	settled   atomic.Bool   // everybody is answered
+	stranger  atomic.Uint64 // sys.NodeID of a node that is no peer and has spoken to this one; 0: none
+	followed  uint64        // epoch of the map that the log's peers are of; of duties alone
+	notedMu   sync.Mutex
+	noted     []string // addresses in peersFile, guarded by notedMu once open
 }
 
 // Serve runs a node until ctx is done or the node cannot go on, and stops it
@@ -70,8 +74,20 @@ type server struct {
 // removed from its cluster meanwhile; one that was before it started is an
 // error, which says how the machine comes back. When the node's directory was removed or replaced it
 // returns at once and leaves everything as it is, as a crash would: the caller
-// then ends the process.
-func Serve(ctx context.Context, cfg *config.Node, version string, log *slog.Logger) (err error) {
+// then ends the process. A node whose replica turns out to be an old copy begins
+// anew without it.
+func Serve(ctx context.Context, cfg *config.Node, version string, log *slog.Logger) error {
+	for {
+		err := serve(ctx, cfg, version, log)
+		if ctx.Err() != nil || !errors.Is(err, replica.ErrOld) {
+			return err
+		}
+		log.Warn("the node begins anew, without the old copy")
+	}
+}
+
+// serve is Serve, once.
+func serve(ctx context.Context, cfg *config.Node, version string, log *slog.Logger) (err error) {
 	s := &server{cfg: cfg, log: log, clock: env.System{}, started: time.Now(), version: version}
 	if s.creds, err = auth.LoadCredentials(cfg.TLS.CA, cfg.TLS.Cert, cfg.TLS.Key); err != nil {
 		return err
@@ -144,7 +160,7 @@ func (s *server) open(ctx context.Context) (err error) {
 	if err := s.openReplica(); err != nil {
 		return err
 	}
-	(&cluster.Service{Group: s.group, Status: s.status, Known: s.known}).Register(s.wire)
+	(&cluster.Service{Group: s.group, Status: s.status, Known: s.known, Meet: s.met}).Register(s.wire)
 	(&cluster.Admission{Client: s.peers, CA: s.ca, CAPEM: s.creds.CAPEM(), Logger: s.log}).Register(s.wire)
 	if err := s.openBlocks(ctx); err != nil {
 		return err
@@ -175,7 +191,7 @@ func (s *server) openReplica() (err error) {
 		voters = append(voters, replica.Peer{ID: v.ID, Addr: v.Addr})
 	}
 	s.transport = replica.NewWireTransport(replica.WireConfig{
-		Self: s.cfg.ID, Server: s.wire, Logger: s.log,
+		Self: s.cfg.ID, Server: s.wire, Logger: s.log, Stranger: s.hearStranger,
 		Client: func(p replica.Peer) wire.ClientConfig {
 			return wire.ClientConfig{TLS: s.creds.ClientTLSFor(p.ID), Logger: s.log, Dial: s.dialer(p.ID)}
 		},
@@ -237,6 +253,7 @@ func (s *server) run(ctx context.Context, listener net.Listener) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var wg sync.WaitGroup
+	s.settled.Store(!s.group.Alone() || s.peers.Map() == nil) // the latter of a cluster that begins
 	wg.Go(func() {
 		if err := s.wire.Serve(listener); err != nil && ctx.Err() == nil {
 			cancel(err)
@@ -245,13 +262,16 @@ func (s *server) run(ctx context.Context, listener net.Listener) error {
 	if s.metrics != nil {
 		wg.Go(func() { s.serveMetrics(ctx, s.metrics) })
 	}
-	wg.Go(func() { s.member(ctx, cancel) })
-	wg.Go(func() { s.duties(ctx, cancel) })
-	if s.redis != nil {
-		wg.Go(func() { s.redis.watch(ctx) })
+	if s.settle(ctx) {
+		wg.Go(func() { s.member(ctx, cancel) })
+		wg.Go(func() { s.meet(ctx) })
+		wg.Go(func() { s.duties(ctx, cancel) })
+		if s.redis != nil {
+			wg.Go(func() { s.redis.watch(ctx) })
+		}
+		wg.Go(func() { s.govern(ctx) })
+		wg.Go(func() { s.processes.run(ctx) })
 	}
-	wg.Go(func() { s.govern(ctx) })
-	wg.Go(func() { s.processes.run(ctx) })
 	s.log.Info("serving", "node", s.cfg.ID, "cluster", s.cfg.Cluster, "addr", listener.Addr().String(), "version", s.version)
 	select {
 	case <-ctx.Done():

@@ -419,32 +419,6 @@ func (c *cluster) mark(id sys.NodeID) string {
 	return string(b)
 }
 
-// TestOldDirectory: the whole directory of the first voter is that from before the group grew. The mark knows of the change.
-func TestOldDirectory(t *testing.T) {
-	others := false
-	c := newCluster(t, 1, func(cfg *replica.Config) { cfg.Others, cfg.Mark = others, "/served" })
-	c.must(add("x"))
-	c.close(1)
-	old := vfs.NewMem()
-	copyDir(t, c.fs[1], old, "/data")
-	c.open(1)
-	second, third := c.join(), c.join()
-	c.change(ids(1), ids(second, third))
-	c.change(ids(1, second, third), nil)
-	c.must(add("x"))
-	c.await("the mark to be written", func() bool { return !strings.Contains(c.mark(1), "members 0 1\n") })
-	c.close(1)
-	copyDir(t, old, c.fs[1], "/data")
-	if _, err := replica.Open(c.config(1), machines()); !sys.Is(err, sys.Corrupt) || !strings.Contains(err.Error(), "change of members") {
-		t.Fatalf("a refusal expected, found %v", err)
-	}
-	others = true
-	c.open(1)
-	c.await("the first voter to return", func() bool { return c.count(1, "x") == 2 && c.group(1).Status().Damaged == "" })
-	c.close(second)
-	c.must(add("x"))
-}
-
 // watched is a register that shows what it runs.
 type watched struct {
 	register

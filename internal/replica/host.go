@@ -52,6 +52,7 @@ type Host struct {
 	stop     chan struct{} // closed when the host stops, by itself or by Close
 	stopOnce sync.Once
 	failed   chan struct{} // closed when it stopped by itself
+	disownMu sync.Mutex
 	errMu    sync.Mutex
 	err      error
 	ctx      context.Context // ends with stop
@@ -122,6 +123,12 @@ func (h *Host) open() error {
 	exists, err := checkIdentity(cfg)
 	if err == nil {
 		err = h.checkBroken()
+	}
+	if err == nil && exists {
+		var aside bool
+		if aside, err = h.setAside(); aside {
+			exists, cfg.Rejoin = false, true
+		}
 	}
 	if err == nil {
 		err = h.checkMark(exists)
@@ -213,7 +220,7 @@ func (h *Host) fail(err error) {
 		return
 	default:
 	}
-	h.cfg.Logger.Error("the replica stops: its log or state failed", "dir", h.cfg.Dir, "err", err)
+	h.cfg.Logger.Error("the replica stops", "dir", h.cfg.Dir, "err", err)
 	close(h.failed)
 	h.halt()
 }

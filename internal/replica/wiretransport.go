@@ -27,7 +27,10 @@ type WireConfig struct {
 	Server *wire.Server
 	// Client configures the connections to a peer. Class is overwritten.
 	Client func(Peer) wire.ClientConfig
-	Logger *slog.Logger // default: discard
+	// Stranger is called when a node speaks to this one that is no peer of it, with each of its messages, which are dropped. nil: it is
+	// not told. It must not wait.
+	Stranger func(sys.NodeID)
+	Logger   *slog.Logger // default: discard
 }
 
 // reconnectMax is the longest pause between two tries to connect to a peer.
@@ -42,9 +45,10 @@ type WireTransport struct {
 	mu     sync.Mutex // held while peers change
 	closed bool
 	peers  atomic.Pointer[map[sys.NodeID]*peerLinks]
-
-	strangers sync.Map // sys.NodeID, of whom it was told
 }
+
+// UsesMethod reports whether a method is one of a WireTransport.
+func UsesMethod(m wire.Method) bool { return m == methodUrgent || m == methodBulk || m == methodCall }
 
 // peerLinks are the connections to a peer.
 type peerLinks struct {
@@ -60,6 +64,9 @@ var _ Transport = (*WireTransport)(nil)
 func NewWireTransport(cfg WireConfig) *WireTransport {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Stranger == nil {
+		cfg.Stranger = func(sys.NodeID) {}
 	}
 	t := &WireTransport{cfg: cfg}
 	t.peers.Store(&map[sys.NodeID]*peerLinks{})
@@ -175,8 +182,8 @@ func (t *WireTransport) receive(req *wire.Request) {
 		return
 	}
 	if t.peer(req.Peer.Node) == nil {
-		if _, told := t.strangers.LoadOrStore(req.Peer.Node, true); !told && req.Peer.Node != 0 {
-			t.cfg.Logger.Info("a node that this one does not know as a member speaks to it: that one was removed or is new, or the directory here is an old copy", "node", req.Peer.Node)
+		if req.Peer.Node != 0 {
+			t.cfg.Stranger(req.Peer.Node)
 		}
 		return
 	}

@@ -1393,6 +1393,61 @@ func (x *AnnounceRequest) GetAddr() string {
 	return ""
 }
 
+// Meeting is what two nodes tell each other of the cluster. Who learns so that
+// members have changed by a decision of its own, which it does not know of, has
+// an old copy of its directory.
+type Meeting struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Map           *Map                   `protobuf:"bytes,1,opt,name=map,proto3" json:"map,omitempty"`         // nothing: there is none yet
+	Members       []byte                 `protobuf:"bytes,2,opt,name=members,proto3" json:"members,omitempty"` // paxos.History: who votes, empty when it is not known
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Meeting) Reset() {
+	*x = Meeting{}
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Meeting) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Meeting) ProtoMessage() {}
+
+func (x *Meeting) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Meeting.ProtoReflect.Descriptor instead.
+func (*Meeting) Descriptor() ([]byte, []int) {
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Meeting) GetMap() *Map {
+	if x != nil {
+		return x.Map
+	}
+	return nil
+}
+
+func (x *Meeting) GetMembers() []byte {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
 // StatusRequest asks one node for its own view.
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1402,7 +1457,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[17]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1414,7 +1469,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[17]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1427,7 +1482,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{17}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{18}
 }
 
 // Drained names the placement groups of which a node has everything that a source has.
@@ -1441,7 +1496,7 @@ type Drained struct {
 
 func (x *Drained) Reset() {
 	*x = Drained{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[18]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1453,7 +1508,7 @@ func (x *Drained) String() string {
 func (*Drained) ProtoMessage() {}
 
 func (x *Drained) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[18]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1466,7 +1521,7 @@ func (x *Drained) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drained.ProtoReflect.Descriptor instead.
 func (*Drained) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{18}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Drained) GetSource() uint64 {
@@ -1523,7 +1578,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[19]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1535,7 +1590,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[19]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1548,7 +1603,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{19}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *StatusReply) GetNode() uint64 {
@@ -1774,7 +1829,7 @@ type PeerLag struct {
 
 func (x *PeerLag) Reset() {
 	*x = PeerLag{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[20]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1786,7 +1841,7 @@ func (x *PeerLag) String() string {
 func (*PeerLag) ProtoMessage() {}
 
 func (x *PeerLag) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[20]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1799,7 +1854,7 @@ func (x *PeerLag) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerLag.ProtoReflect.Descriptor instead.
 func (*PeerLag) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{20}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PeerLag) GetNode() uint64 {
@@ -1862,7 +1917,7 @@ type LogLoad struct {
 
 func (x *LogLoad) Reset() {
 	*x = LogLoad{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[21]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1874,7 +1929,7 @@ func (x *LogLoad) String() string {
 func (*LogLoad) ProtoMessage() {}
 
 func (x *LogLoad) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[21]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1887,7 +1942,7 @@ func (x *LogLoad) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogLoad.ProtoReflect.Descriptor instead.
 func (*LogLoad) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{21}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *LogLoad) GetLeaseNs() int64 {
@@ -2008,7 +2063,7 @@ type Spread struct {
 
 func (x *Spread) Reset() {
 	*x = Spread{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[22]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2020,7 +2075,7 @@ func (x *Spread) String() string {
 func (*Spread) ProtoMessage() {}
 
 func (x *Spread) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[22]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2033,7 +2088,7 @@ func (x *Spread) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Spread.ProtoReflect.Descriptor instead.
 func (*Spread) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{22}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Spread) GetCount() uint64 {
@@ -2080,7 +2135,7 @@ type OpenSessionRequest struct {
 
 func (x *OpenSessionRequest) Reset() {
 	*x = OpenSessionRequest{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[23]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2092,7 +2147,7 @@ func (x *OpenSessionRequest) String() string {
 func (*OpenSessionRequest) ProtoMessage() {}
 
 func (x *OpenSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[23]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2105,7 +2160,7 @@ func (x *OpenSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenSessionRequest.ProtoReflect.Descriptor instead.
 func (*OpenSessionRequest) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{23}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *OpenSessionRequest) GetName() string {
@@ -2124,7 +2179,7 @@ type OpenSessionReply struct {
 
 func (x *OpenSessionReply) Reset() {
 	*x = OpenSessionReply{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[24]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2136,7 +2191,7 @@ func (x *OpenSessionReply) String() string {
 func (*OpenSessionReply) ProtoMessage() {}
 
 func (x *OpenSessionReply) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[24]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2149,7 +2204,7 @@ func (x *OpenSessionReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenSessionReply.ProtoReflect.Descriptor instead.
 func (*OpenSessionReply) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{24}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *OpenSessionReply) GetSession() uint64 {
@@ -2258,7 +2313,10 @@ const file_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\n" +
 	"MapRequest\"%\n" +
 	"\x0fAnnounceRequest\x12\x12\n" +
-	"\x04addr\x18\x01 \x01(\tR\x04addr\"\x0f\n" +
+	"\x04addr\x18\x01 \x01(\tR\x04addr\"M\n" +
+	"\aMeeting\x12(\n" +
+	"\x03map\x18\x01 \x01(\v2\x16.koinon.cluster.v1.MapR\x03map\x12\x18\n" +
+	"\amembers\x18\x02 \x01(\fR\amembers\"\x0f\n" +
 	"\rStatusRequest\"9\n" +
 	"\aDrained\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\x04R\x06source\x12\x16\n" +
@@ -2374,7 +2432,7 @@ func file_cluster_clusterpb_cluster_proto_rawDescGZIP() []byte {
 }
 
 var file_cluster_clusterpb_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_cluster_clusterpb_cluster_proto_goTypes = []any{
 	(State)(0),                 // 0: koinon.cluster.v1.State
 	(Refusal)(0),               // 1: koinon.cluster.v1.Refusal
@@ -2395,14 +2453,15 @@ var file_cluster_clusterpb_cluster_proto_goTypes = []any{
 	(*JoinReply)(nil),          // 16: koinon.cluster.v1.JoinReply
 	(*MapRequest)(nil),         // 17: koinon.cluster.v1.MapRequest
 	(*AnnounceRequest)(nil),    // 18: koinon.cluster.v1.AnnounceRequest
-	(*StatusRequest)(nil),      // 19: koinon.cluster.v1.StatusRequest
-	(*Drained)(nil),            // 20: koinon.cluster.v1.Drained
-	(*StatusReply)(nil),        // 21: koinon.cluster.v1.StatusReply
-	(*PeerLag)(nil),            // 22: koinon.cluster.v1.PeerLag
-	(*LogLoad)(nil),            // 23: koinon.cluster.v1.LogLoad
-	(*Spread)(nil),             // 24: koinon.cluster.v1.Spread
-	(*OpenSessionRequest)(nil), // 25: koinon.cluster.v1.OpenSessionRequest
-	(*OpenSessionReply)(nil),   // 26: koinon.cluster.v1.OpenSessionReply
+	(*Meeting)(nil),            // 19: koinon.cluster.v1.Meeting
+	(*StatusRequest)(nil),      // 20: koinon.cluster.v1.StatusRequest
+	(*Drained)(nil),            // 21: koinon.cluster.v1.Drained
+	(*StatusReply)(nil),        // 22: koinon.cluster.v1.StatusReply
+	(*PeerLag)(nil),            // 23: koinon.cluster.v1.PeerLag
+	(*LogLoad)(nil),            // 24: koinon.cluster.v1.LogLoad
+	(*Spread)(nil),             // 25: koinon.cluster.v1.Spread
+	(*OpenSessionRequest)(nil), // 26: koinon.cluster.v1.OpenSessionRequest
+	(*OpenSessionReply)(nil),   // 27: koinon.cluster.v1.OpenSessionReply
 }
 var file_cluster_clusterpb_cluster_proto_depIdxs = []int32{
 	0,  // 0: koinon.cluster.v1.Member.state:type_name -> koinon.cluster.v1.State
@@ -2418,16 +2477,17 @@ var file_cluster_clusterpb_cluster_proto_depIdxs = []int32{
 	0,  // 10: koinon.cluster.v1.SetState.state:type_name -> koinon.cluster.v1.State
 	1,  // 11: koinon.cluster.v1.Result.refusal:type_name -> koinon.cluster.v1.Refusal
 	5,  // 12: koinon.cluster.v1.TokensReply.tokens:type_name -> koinon.cluster.v1.Token
-	22, // 13: koinon.cluster.v1.StatusReply.lags:type_name -> koinon.cluster.v1.PeerLag
-	20, // 14: koinon.cluster.v1.StatusReply.drained:type_name -> koinon.cluster.v1.Drained
-	23, // 15: koinon.cluster.v1.StatusReply.load:type_name -> koinon.cluster.v1.LogLoad
-	24, // 16: koinon.cluster.v1.LogLoad.batch:type_name -> koinon.cluster.v1.Spread
-	24, // 17: koinon.cluster.v1.LogLoad.sync_ns:type_name -> koinon.cluster.v1.Spread
-	18, // [18:18] is the sub-list for method output_type
-	18, // [18:18] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	3,  // 13: koinon.cluster.v1.Meeting.map:type_name -> koinon.cluster.v1.Map
+	23, // 14: koinon.cluster.v1.StatusReply.lags:type_name -> koinon.cluster.v1.PeerLag
+	21, // 15: koinon.cluster.v1.StatusReply.drained:type_name -> koinon.cluster.v1.Drained
+	24, // 16: koinon.cluster.v1.StatusReply.load:type_name -> koinon.cluster.v1.LogLoad
+	25, // 17: koinon.cluster.v1.LogLoad.batch:type_name -> koinon.cluster.v1.Spread
+	25, // 18: koinon.cluster.v1.LogLoad.sync_ns:type_name -> koinon.cluster.v1.Spread
+	19, // [19:19] is the sub-list for method output_type
+	19, // [19:19] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_cluster_clusterpb_cluster_proto_init() }
@@ -2449,7 +2509,7 @@ func file_cluster_clusterpb_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cluster_clusterpb_cluster_proto_rawDesc), len(file_cluster_clusterpb_cluster_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   25,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

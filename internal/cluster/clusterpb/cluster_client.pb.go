@@ -878,6 +878,33 @@ func (x *AnnounceRequest) GetAddr() string {
 	return ""
 }
 
+// Meeting is what two nodes tell each other of the cluster. Who learns so that
+// members have changed by a decision of its own, which it does not know of, has
+// an old copy of its directory.
+type Meeting struct {
+	Map           *Map   `protobuf:"bytes,1,opt,name=map,proto3" json:"map,omitempty"`         // nothing: there is none yet
+	Members       []byte `protobuf:"bytes,2,opt,name=members,proto3" json:"members,omitempty"` // paxos.History: who votes, empty when it is not known
+	unknownFields []byte
+}
+
+func (x *Meeting) Reset() {
+	*x = Meeting{}
+}
+
+func (x *Meeting) GetMap() *Map {
+	if x != nil {
+		return x.Map
+	}
+	return nil
+}
+
+func (x *Meeting) GetMembers() []byte {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
 // StatusRequest asks one node for its own view.
 type StatusRequest struct {
 	unknownFields []byte

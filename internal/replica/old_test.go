@@ -1,0 +1,125 @@
+package replica_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/koinon/koinon/internal/replica"
+	"github.com/koinon/koinon/internal/rsm"
+	"github.com/koinon/koinon/internal/sys"
+)
+
+// TestOldDirectory: the whole directory of the first voter is that from before the group grew. The mark knows of the change.
+func TestOldDirectory(t *testing.T) {
+	others := false
+	c := newCluster(t, 1, func(cfg *replica.Config) { cfg.Others, cfg.Mark = others, "/served" })
+	c.must(add("x"))
+	c.close(1)
+	old := vfs.NewMem()
+	copyDir(t, c.fs[1], old, "/data")
+	c.open(1)
+	second, third := c.join(), c.join()
+	c.change(ids(1), ids(second, third))
+	c.change(ids(1, second, third), nil)
+	c.must(add("x"))
+	c.await("the mark to be written", func() bool { return !strings.Contains(c.mark(1), "members 0 1\n") })
+	c.close(1)
+	copyDir(t, old, c.fs[1], "/data")
+	if _, err := replica.Open(c.config(1), machines()); !sys.Is(err, sys.Corrupt) || !strings.Contains(err.Error(), "change of members") {
+		t.Fatalf("a refusal expected, found %v", err)
+	}
+	others = true
+	c.open(1)
+	c.await("the first voter to return", func() bool { return c.count(1, "x") == 2 && c.group(1).Status().Damaged == "" })
+	c.close(second)
+	c.must(add("x"))
+}
+
+// oldImage is a group of three that has grown from one, whose first voter is about to start from its directory and mark
+// of before; nobody runs. members are what the three knew, the last ones last.
+func oldImage(t *testing.T, others *bool) (c *cluster, second, third sys.NodeID, members [][]byte) {
+	t.Helper()
+	c = newCluster(t, 1, func(cfg *replica.Config) { cfg.Others, cfg.Mark = *others, "/served" })
+	c.must(add("x"))
+	c.close(1)
+	image := vfs.NewMem()
+	copyDir(t, c.fs[1], image, "/data")
+	mark := c.mark(1)
+	c.open(1)
+	second, third = c.join(), c.join()
+	c.change(ids(1), ids(second, third))
+	members = append(members, c.group(1).Members())
+	c.change(ids(1, second, third), nil)
+	c.must(add("x"))
+	members = append(members, c.group(1).Members())
+	if forgot, err := c.group(1).Forgot(c.ctx(), members[0]); err != nil || forgot {
+		t.Fatalf("who is told of what is over has forgotten: %v, %v", forgot, err)
+	}
+	for _, id := range ids(1, second, third) {
+		c.close(id)
+	}
+	copyDir(t, image, c.fs[1], "/data")
+	f, err := c.fs[1].Create("/served", vfs.WriteCategoryUnspecified)
+	if err == nil {
+		_, err = f.Write([]byte(mark))
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return c, second, third, members
+}
+
+// TestOldImage: the first voter goes back to before the group grew, its mark with it, and leads alone while the others do
+// not run. What another knows tells it so; it stops, keeps what it has, and returns from the others.
+func TestOldImage(t *testing.T) {
+	others := false
+	c, second, third, members := oldImage(t, &others)
+	h := c.open(1)
+	g := c.group(1)
+	if _, err := c.do(c.ctx(), rsm.Command{NS: nsTest, Body: add("stray")}); err != nil {
+		t.Fatal(err)
+	}
+	for _, told := range [][]byte{nil, g.Members()} {
+		if forgot, err := g.Forgot(c.ctx(), told); err != nil || forgot {
+			t.Fatalf("told %x it has forgotten: %v, %v", told, forgot, err)
+		}
+	}
+	if _, err := g.Forgot(c.ctx(), []byte("nonsense")); !sys.Is(err, sys.Invalid) {
+		t.Fatalf("told nonsense: %v", err)
+	}
+	for _, told := range members {
+		if forgot, err := g.Forgot(c.ctx(), told); err != nil || !forgot || !g.Alone() {
+			t.Fatalf("told of later members it goes on: %v, %v", forgot, err)
+		}
+	}
+	h.Disown("told by a test")
+	h.Disown("told twice")
+	<-h.Failed()
+	if err := h.Err(); !errors.Is(err, replica.ErrOld) || !strings.Contains(err.Error(), "told by a test") {
+		t.Fatalf("it has ended with %v", err)
+	}
+	if _, _, err := g.Propose(c.ctx(), rsm.Command{NS: nsTest, Body: add("x")}); err == nil {
+		t.Fatal("after that it acknowledges")
+	}
+	c.close(1)
+	for range 2 { // refused as often as it is tried
+		if _, err := replica.Open(c.config(1), machines()); !sys.Is(err, sys.Corrupt) || !strings.Contains(err.Error(), "old copy (told by a test)") {
+			t.Fatalf("who knows of nobody to ask is opened: %v", err)
+		}
+	}
+	others = true
+	c.open(1)
+	c.open(second)
+	c.open(third)
+	c.await("the first voter to return", func() bool { return c.count(1, "x") == 2 && c.group(1).Status().Damaged == "" })
+	if n := c.count(1, "stray"); n != 0 {
+		t.Errorf("what was written alone is there: %d", n)
+	}
+	if _, err := c.fs[1].Stat("/data.old-1/VERSION"); err != nil {
+		t.Errorf("the old copy is not kept: %v", err)
+	}
+	c.close(second)
+	c.must(add("x"))
+}
