@@ -85,7 +85,9 @@ its place and copy what it holds. Then its directory is deleted.`,
 				return &usageError{cmd: "koinon dev rm", err: fmt.Errorf("there is no node %d: the cluster has %v", ns[0], c.Numbers())}
 			}
 			return d.devAdmin(cmd.Context(), c, func(ctx context.Context, _ *config.Client, a *client.Admin) error {
-				if err := a.Remove(ctx, sys.NodeID(ns[0]), d.removalProgress(sys.NodeID(ns[0]))); err != nil {
+				if err := a.Remove(ctx, sys.NodeID(ns[0]), d.removalProgress(sys.NodeID(ns[0]))); sys.Is(err, sys.Interrupted) {
+					return fmt.Errorf("%w; the same command again takes its directory away", err)
+				} else if err != nil {
 					return err
 				}
 				return c.Remove(ctx, ns[0])

@@ -136,7 +136,7 @@ func (s *server) status() *clusterpb.StatusReply {
 		trouble = append(trouble, st.Damaged)
 	}
 	if st.NoSpace {
-		trouble = append(trouble, "the disk is full: new commands are refused until there is space")
+		trouble = append(trouble, fmt.Sprintf("the disk is full: new commands are refused until %d MiB of it are free, half of limits.min_free", int64(s.cfg.Limits.MinFree)/2>>20))
 	}
 	// Half of what the least patient, `dev status`, gives a node to answer.
 	ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)

@@ -62,8 +62,15 @@ func Join(ctx context.Context, o JoinOptions, log *slog.Logger) (path string, er
 	if HasJoined(o.Dir) {
 		return path, o.again(ctx, path, log)
 	}
-	if len(o.Seeds) == 0 || o.Token == "" || o.Listen == "" {
-		return "", sys.E(opJoin, sys.Invalid, sys.Subject(o.Dir), "the directory has joined no cluster yet: give --join HOST:PORT of a node, --token, and --listen HOST:PORT")
+	var lacks []string
+	for flag, given := range map[string]bool{"--join HOST:PORT of a node": len(o.Seeds) > 0, "--token TOKEN, as `koinon node token` prints one": o.Token != "", "--listen HOST:PORT": o.Listen != ""} {
+		if !given {
+			lacks = append(lacks, flag)
+		}
+	}
+	if len(lacks) > 0 {
+		slices.Sort(lacks)
+		return "", sys.E(opJoin, sys.Invalid, sys.Subject(o.Dir), "the directory has joined no cluster yet: give "+strings.Join(lacks, ", and "))
 	}
 	for _, seed := range o.Seeds {
 		if _, _, err := splitAddr("--join", seed); err != nil {

@@ -335,7 +335,7 @@ func TestJoinRefused(t *testing.T) {
 	_, _, err := w.join("x1", good[:len(good)-1]+"0", nil)
 	w.refused(err, sys.Invalid, "checksum is wrong")
 	_, _, err = w.join("x1", "", nil)
-	w.refused(err, sys.Invalid, "--token")
+	w.refused(err, sys.Invalid, "give --token")
 
 	other, err := auth.NewCA("lab")
 	check(t, err)

@@ -57,13 +57,21 @@ func (s *server) meet(ctx context.Context) {
 // One that takes itself for the only voter, as it may by an old copy of its
 // directory, asks whom it has noted, and listens for a while. Where the others go
 // on without it, they speak to it, and then their leader meets with it. It waits
-// for no answer: where it is right, it needs none.
+// for no answer: where it is right, it needs none. But it exchanges nothing of the
+// log with a member before they have met, since by an old copy it could take
+// itself for the leader of those who have gone on.
 func (s *server) settle(ctx context.Context) (goesOn bool) {
 	if s.settled.Load() {
 		return true
 	}
 	defer func() { s.settled.Store(goesOn) }()
 	began := s.clock.Boot()
+	s.meetMu.Lock()
+	for _, x := range s.peers.Map().Members {
+		s.unmet[sys.NodeID(x.Id)] = true
+	}
+	delete(s.unmet, s.cfg.ID)
+	s.meetMu.Unlock()
 	s.meetAll(ctx, slices.DeleteFunc(s.peers.Addrs(), func(a string) bool { return a == s.cfg.Advertise || a == s.cfg.Listen }))
 	tick := env.NewTicker(env.System{}, settleMin/20)
 	defer tick.Stop()
@@ -101,12 +109,16 @@ func (s *server) meetAll(ctx context.Context, addrs []string) {
 	var wg sync.WaitGroup
 	for _, addr := range addrs {
 		wg.Go(func() {
+			id := s.peers.IDOf(addr)
 			told, err := s.peers.Meet(ctx, addr, s.meeting())
+			if sys.Is(err, sys.NotSupported) { // it runs an older koinon
+				told, err = &clusterpb.Meeting{}, nil
+			}
 			if err == nil {
-				err = s.learn(ctx, addr, told)
+				err = s.learn(ctx, id, told)
 			}
 			if err != nil {
-				s.log.Debug("not met", "addr", addr, "err", err)
+				s.log.Debug("not met", "node", id, "addr", addr, "err", err)
 			}
 		})
 	}
@@ -120,19 +132,27 @@ func (s *server) meeting() *clusterpb.Meeting {
 
 // met answers another node that tells of the cluster.
 func (s *server) met(ctx context.Context, from sys.NodeID, told *clusterpb.Meeting) (*clusterpb.Meeting, error) {
-	if err := s.learn(ctx, from.String(), told); err != nil {
+	if err := s.learn(ctx, from, told); err != nil {
 		return nil, err
 	}
 	return s.meeting(), nil
 }
 
-// learn gives this node's replica up when another one knows of a change of members that this one has forgotten.
-func (s *server) learn(ctx context.Context, from string, told *clusterpb.Meeting) error {
+// learn takes in what a node tells, by the map here 0 when it has none of that
+// address, and gives this node's replica up when that knows of a change of members
+// that this one has forgotten.
+func (s *server) learn(ctx context.Context, from sys.NodeID, told *clusterpb.Meeting) error {
 	forgot, err := s.group.Forgot(ctx, told.Members)
-	if err != nil || !forgot {
+	if err != nil {
 		return err
 	}
-	s.notePeers(told.Map) // durably, before: they are whom the next start asks
-	s.host.Disown(fmt.Sprintf("%s told of members that were chosen since, and this node, which was the only voter, does not know of them", from))
+	if forgot {
+		s.notePeers(told.Map) // durably, before: they are whom the next start asks
+		s.host.Disown(fmt.Sprintf("%v told of a change of members that was this node's to decide, which does not know of it", from))
+		return s.host.Err()
+	}
+	s.meetMu.Lock()
+	defer s.meetMu.Unlock()
+	delete(s.unmet, from)
 	return nil
 }

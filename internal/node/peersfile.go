@@ -30,8 +30,8 @@ func (s *server) notedPeers() []string {
 
 // notePeers notes the addresses of m's members but this one.
 func (s *server) notePeers(m *clusterpb.Map) {
-	s.notedMu.Lock()
-	defer s.notedMu.Unlock()
+	s.meetMu.Lock()
+	defer s.meetMu.Unlock()
 	var addrs []string
 	for _, x := range m.GetMembers() {
 		if x.Id != uint64(s.cfg.ID) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"path/filepath"
 	"slices"
@@ -62,11 +63,12 @@ type server struct {
 	spread    *spread.Store // this node's own use of all blocks
 	healer    *spread.Healer
 	scrubber  *spread.Scrubber
-	settled   atomic.Bool   // everybody is answered
-	stranger  atomic.Uint64 // sys.NodeID of a node that is no peer and has spoken to this one; 0: none
-	followed  uint64        // epoch of the map that the log's peers are of; of duties alone
-	notedMu   sync.Mutex
-	noted     []string // addresses in peersFile, guarded by notedMu once open
+	settled   atomic.Bool         // everybody is answered
+	stranger  atomic.Uint64       // sys.NodeID of a node that is no peer and has spoken to this one; 0: none
+	followed  [2]uint64           // epoch of the map that the log's peers are of, and how many were left out; of duties alone
+	meetMu    sync.Mutex          // guards the next ones, once the node is open
+	noted     []string            // addresses in peersFile
+	unmet     map[sys.NodeID]bool // members that a node which started as the only voter has not met yet
 }
 
 // Serve runs a node until ctx is done or the node cannot go on, and stops it
@@ -88,7 +90,7 @@ func Serve(ctx context.Context, cfg *config.Node, version string, log *slog.Logg
 
 // serve is Serve, once.
 func serve(ctx context.Context, cfg *config.Node, version string, log *slog.Logger) (err error) {
-	s := &server{cfg: cfg, log: log, clock: env.System{}, started: time.Now(), version: version}
+	s := &server{cfg: cfg, log: log, clock: env.System{}, started: time.Now(), version: version, unmet: map[sys.NodeID]bool{}}
 	if s.creds, err = auth.LoadCredentials(cfg.TLS.CA, cfg.TLS.Cert, cfg.TLS.Key); err != nil {
 		return err
 	}
@@ -237,7 +239,7 @@ func checkSpace(dir string, reserve int64) error {
 		return nil
 	}
 	return sys.E(sys.Op("node.Serve"), sys.NoSpace, sys.Subject(dir), fmt.Sprintf(
-		"the disk is full, %d MiB are left: free at least %d MiB there and start the node again; what it has stored is safe", u.AvailBytes>>20, need>>20))
+		"the disk is too full to start on, %d MiB are left: free at least %d MiB there and start the node again; what it has stored is safe", u.AvailBytes>>20, need>>20))
 }
 
 func identify(cs tls.ConnectionState) (wire.Identity, error) {
@@ -271,8 +273,8 @@ func (s *server) run(ctx context.Context, listener net.Listener) error {
 		}
 		wg.Go(func() { s.govern(ctx) })
 		wg.Go(func() { s.processes.run(ctx) })
+		s.log.Info("serving", "node", s.cfg.ID, "cluster", s.cfg.Cluster, "addr", listener.Addr().String(), "version", s.version)
 	}
-	s.log.Info("serving", "node", s.cfg.ID, "cluster", s.cfg.Cluster, "addr", listener.Addr().String(), "version", s.version)
 	select {
 	case <-ctx.Done():
 	case <-s.host.Failed():
@@ -407,13 +409,19 @@ func (s *server) followMap() error {
 // followPeers tells the log where the members are.
 func (s *server) followPeers() {
 	m := s.peers.Map()
-	if m.GetEpoch() == s.followed {
+	s.meetMu.Lock()
+	unmet := maps.Clone(s.unmet)
+	s.meetMu.Unlock()
+	now := [2]uint64{m.GetEpoch(), uint64(len(unmet))}
+	if now == s.followed {
 		return
 	}
-	s.followed = m.GetEpoch()
+	s.followed = now
 	peers := make([]replica.Peer, 0, len(m.Members))
 	for _, x := range m.Members {
-		peers = append(peers, replica.Peer{ID: sys.NodeID(x.Id), Addr: x.Addr})
+		if id := sys.NodeID(x.Id); !unmet[id] {
+			peers = append(peers, replica.Peer{ID: id, Addr: x.Addr})
+		}
 	}
 	s.host.SetPeers(peers)
 	if s.group.Status().Damaged == "" { // else the map may be an old one

@@ -42,8 +42,9 @@ type Host struct {
 	stateFullAt atomic.Int64
 	snapshots   chan struct{} // tokens for snapshots being sent
 
-	marked   *identity   // what the mark said at the start; nil: there was none of this node
-	wantMark atomic.Bool // it is to be written
+	marked    *identity   // what the mark said at the start; nil: there was none of this node
+	wantMark  atomic.Bool // it is to be written
+	markFails bool        // it could not be; of writeMark's callers
 
 	only    atomic.Bool                  // there is no other voter to be repaired from
 	peersMu sync.Mutex                   // held while peers change

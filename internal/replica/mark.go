@@ -1,7 +1,6 @@
 package replica
 
 import (
-	"fmt"
 	"strings"
 
 	"github.com/koinon/koinon/internal/sys"
@@ -47,8 +46,12 @@ func (h *Host) writeMark() {
 			id.members[g.id] = from
 		}
 	}
-	if err := writeFile(h.cfg.FS, h.cfg.Mark, id.encode()); err != nil {
+	err := writeFile(h.cfg.FS, h.cfg.Mark, id.encode())
+	if err != nil && !h.markFails {
 		h.cfg.Logger.Warn("the loss of this node's directory could not be told from a first start: never start it on an empty one without rejoin", "err", err)
+	}
+	if h.markFails = err != nil; h.markFails {
+		h.wantMark.Store(true) // maintain tries again
 	}
 }
 
@@ -60,37 +63,4 @@ func (g *Group) noteInForce(from uint64) {
 		h.wantMark.Store(true)
 		signal(h.upkeep)
 	}
-}
-
-// matchMark compares the configuration that a whole directory knows with that of
-// the mark. An older one tells that the directory is old, however whole it seems,
-// and the promise in it counts for nothing: then it returns what is wrong.
-func (g *Group) matchMark(r *replayed) error {
-	h, rec := g.host, &g.d.recovered
-	if h.marked != nil {
-		g.inForceFrom.Store(h.marked.members[g.id])
-	}
-	if rec.Damaged {
-		return nil
-	}
-	history, next := rec.Configs, rec.Applied+1
-	for i := range rec.Entries {
-		if e := &rec.Entries[i]; e.Slot == next && e.Slot <= rec.Chosen && len(history) > 0 {
-			history = history.Apply(e)
-			next++
-		}
-	}
-	from := uint64(0)
-	if len(history) > 0 {
-		from = uint64(history[0].From)
-	}
-	if known := g.inForceFrom.Load(); from < known {
-		r.unsure, rec.Damaged = true, true
-		err := fmt.Errorf("it ends before a change of members that this node has known (slot %d, by %s): it is an old copy, or its disk has lost the rest; "+
-			"where an old copy is meant, and no other node is left, remove that file", known, h.cfg.Mark)
-		h.cfg.Logger.Error("the directory is old", "group", g.id, "dir", h.cfg.Dir, "err", err)
-		return err
-	}
-	g.noteInForce(from)
-	return nil
 }

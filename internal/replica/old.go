@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,83 @@ const oldFile = "OLD"
 // (Host.Disown). The next Open puts the directory aside and begins with an empty
 // one, as with Config.Rejoin.
 var ErrOld = errors.New("the directory of this replica is an old copy: its group has gone on without it")
+
+// How old a directory is, is told by its parts (matchLog), by the mark outside of
+// it (matchMark), and by others (Forgot). Where it names this node alone, no part
+// of it that is whole says who could know more (doubtMembers).
+
+// matchLog compares how far the state and the log are: either may be older than
+// the other.
+func (g *Group) matchLog(r *replayed, damaged error) {
+	h, rec, from := g.host, &g.d.recovered, r.state.truncated
+	if placed := g.applier.members.placed; placed == r.state.placing {
+		from = max(from, placed) // a snapshot was put in place, and the log was perhaps not told
+	}
+	applied := uint64(rec.Applied)
+	switch {
+	case rec.Truncated > rec.Applied:
+		h.cfg.Logger.Error("the state is older than the log allows: it is fetched from the others", "group", g.id,
+			"applied", applied, "truncated", r.state.truncated)
+		rec.Truncated, rec.Damaged = rec.Applied, true
+	case !h.log.Holds(uint64(g.id), from+1, applied):
+		if rec.Truncated, rec.Damaged = rec.Applied, true; damaged == nil {
+			h.cfg.Logger.Error("the log has lost what the state was made of", "group", g.id, "applied", applied)
+			r.unsure = true
+		}
+	default:
+		rec.Truncated = paxos.Slot(from)
+	}
+}
+
+// matchMark compares the configuration that a whole directory knows with that of
+// the mark. An older one tells that the directory is old, however whole it seems,
+// and the promise in it counts for nothing: then it returns what is wrong.
+func (g *Group) matchMark(r *replayed) error {
+	h, rec := g.host, &g.d.recovered
+	if h.marked != nil {
+		g.inForceFrom.Store(h.marked.members[g.id])
+	}
+	if rec.Damaged {
+		return nil
+	}
+	history, next := rec.Configs, rec.Applied+1
+	for i := range rec.Entries {
+		if e := &rec.Entries[i]; e.Slot == next && e.Slot <= rec.Chosen && len(history) > 0 {
+			history = history.Apply(e)
+			next++
+		}
+	}
+	from := uint64(0)
+	if len(history) > 0 {
+		from = uint64(history[0].From)
+	}
+	if known := g.inForceFrom.Load(); from < known {
+		r.unsure, rec.Damaged = true, true
+		err := fmt.Errorf("it ends before a change of members that this node has known (slot %d, by %s): it is an old copy, or its disk has lost the rest; "+
+			"where an old copy is meant, and no other node is left, remove that file", known, h.cfg.Mark)
+		h.cfg.Logger.Error("the directory is old", "group", g.id, "dir", h.cfg.Dir, "err", err)
+		return err
+	}
+	g.noteInForce(from)
+	return nil
+}
+
+// doubtMembers forgets who votes when something has been lost and the state names
+// this node alone: it may be an old one. It is an error where there are no others
+// to ask.
+func (g *Group) doubtMembers(damaged error) error {
+	h, rec := g.host, &g.d.recovered
+	switch {
+	case !rec.Damaged || !h.alone(rec.Configs):
+		return nil
+	case !h.cfg.Others:
+		return sys.E(sys.Op("replica.Open"), sys.Corrupt, sys.Subject(h.cfg.Dir),
+			fmt.Errorf("%w; %s", cmp.Or(damaged, errors.New("what was durable is lost")), h.wipeAdvice()))
+	}
+	rec.Configs, g.applier.members.history = nil, nil
+	g.setConfigs(nil)
+	return nil
+}
 
 // Members returns who votes as far as this replica knows, a paxos.History,
 // encoded; empty where it does not know.

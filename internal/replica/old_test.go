@@ -123,3 +123,19 @@ func TestOldImage(t *testing.T) {
 	c.close(second)
 	c.must(add("x"))
 }
+
+// TestMarkIsTriedAgain: a mark that cannot be written is written when it can be.
+func TestMarkIsTriedAgain(t *testing.T) {
+	c := newCluster(t, 1, func(cfg *replica.Config) { cfg.Mark = "/away/served" })
+	c.must(add("x"))
+	if _, err := c.fs[1].Stat("/away/served"); err == nil {
+		t.Fatal("there is a mark in a directory that is not there")
+	}
+	if err := c.fs[1].MkdirAll("/away", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	c.await("the mark to be written", func() bool {
+		_, err := c.fs[1].Stat("/away/served")
+		return err == nil
+	})
+}

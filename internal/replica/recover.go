@@ -143,46 +143,6 @@ func (h *Host) recoverGroup(id sys.GroupID, r *replayed, damaged error) error {
 	return nil
 }
 
-// matchLog compares how far the state and the log are: either may be older than
-// the other.
-func (g *Group) matchLog(r *replayed, damaged error) {
-	h, rec, from := g.host, &g.d.recovered, r.state.truncated
-	if placed := g.applier.members.placed; placed == r.state.placing {
-		from = max(from, placed) // a snapshot was put in place, and the log was perhaps not told
-	}
-	applied := uint64(rec.Applied)
-	switch {
-	case rec.Truncated > rec.Applied:
-		h.cfg.Logger.Error("the state is older than the log allows: it is fetched from the others", "group", g.id,
-			"applied", applied, "truncated", r.state.truncated)
-		rec.Truncated, rec.Damaged = rec.Applied, true
-	case !h.log.Holds(uint64(g.id), from+1, applied):
-		if rec.Truncated, rec.Damaged = rec.Applied, true; damaged == nil {
-			h.cfg.Logger.Error("the log has lost what the state was made of", "group", g.id, "applied", applied)
-			r.unsure = true
-		}
-	default:
-		rec.Truncated = paxos.Slot(from)
-	}
-}
-
-// doubtMembers forgets who votes when something has been lost and the state names
-// this node alone: it may be an old one. It is an error where there are no others
-// to ask.
-func (g *Group) doubtMembers(damaged error) error {
-	h, rec := g.host, &g.d.recovered
-	switch {
-	case !rec.Damaged || !h.alone(rec.Configs):
-		return nil
-	case !h.cfg.Others:
-		return sys.E(sys.Op("replica.Open"), sys.Corrupt, sys.Subject(h.cfg.Dir),
-			fmt.Errorf("%w; %s", cmp.Or(damaged, errors.New("what was durable is lost")), h.wipeAdvice()))
-	}
-	rec.Configs, g.applier.members.history = nil, nil
-	g.setConfigs(nil)
-	return nil
-}
-
 // tellDamage says that the replica does not vote: at every start until it is
 // repaired, and in the status from the first answer on.
 func (g *Group) tellDamage() {

@@ -110,7 +110,7 @@ func (h *Host) wipeAdvice() string {
 
 // repairAdvice is Status.Damaged.
 func (h *Host) repairAdvice() string {
-	return "the log of this replica has lost records: it does not vote until it has been repaired from the others, " +
+	return "this replica lacks what it may have voted for: it does not vote until it has been repaired from the others, " +
 		"which happens by itself once there is a leader; if it lasts, " + h.wipeAdvice() + " (docs/operating/repair.md)"
 }
 
@@ -201,7 +201,7 @@ func (h *Host) checkSpace() {
 	}
 	if h.noSpace.Swap(full) != full {
 		if full {
-			h.cfg.Logger.Warn("the disk is nearly full: new commands are refused", "dir", h.cfg.Dir)
+			h.cfg.Logger.Warn("the disk is nearly full: new commands are refused", "dir", h.cfg.Dir, "below", h.cfg.ReserveBytes)
 		} else {
 			h.cfg.Logger.Info("the disk has space again", "dir", h.cfg.Dir)
 		}

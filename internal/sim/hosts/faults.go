@@ -8,6 +8,7 @@ import (
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sim/world"
 	"github.com/koinon/koinon/internal/sys"
+	"github.com/koinon/koinon/paxos"
 )
 
 // scheduleFaults starts everything that goes wrong by itself.
@@ -221,7 +222,7 @@ func (c *cluster) transfer() {
 // change is one that an administrator has asked for.
 type change struct {
 	voters, learners []sys.NodeID
-	inForce          uint64 // chosen when it was found to be; 0 as long as that is not known
+	inForce          uint64 // the first slot that it, or a later one, governs; 0 as long as that is not known
 }
 
 // changeMembers has the leader change who is in the group.
@@ -260,7 +261,9 @@ func (c *cluster) changeMembers() {
 			}
 			c.stats.Changes++
 			delete(c.asked, ch)
-			ch.inForce = g.Status().Chosen
+			if h, err := paxos.DecodeHistory(g.Members()); err == nil && len(h) > 0 {
+				ch.inForce = uint64(h[0].From)
+			}
 		}
 	})
 }
