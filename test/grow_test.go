@@ -5,7 +5,6 @@ package test
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -243,71 +242,5 @@ func TestEmptiedVoterOutlivesItsSeeds(t *testing.T) {
 		t.Errorf("the value that was acknowledged expected, found %q", got)
 	}
 	d.restart(3)
-	d.fsck()
-}
-
-// TestOldImage: the machine of the first node goes back to an image of when it voted alone, its key, its mark and all. Whether
-// the others run, or come when it has led for a while, it hears from them that it is old, keeps what it has, and returns from them.
-func TestOldImage(t *testing.T) {
-	d := up(t, 1)
-	writeFile(t, filepath.Join(d.mount, "first"), "of one")
-	replace := func(with, what string) {
-		t.Helper()
-		if err := os.RemoveAll(what); err != nil {
-			t.Fatal(err)
-		}
-		if out, err := exec.Command("cp", "-a", with, what).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
-	}
-	images := []string{d.besides("of-one"), d.besides("of-two")} // in the latter it knows the second node, as a learner
-	for i, image := range images {
-		d.stop()
-		replace(d.at("n1"), image)
-		d.nodes = i + 1
-		d.start()
-		d.koinon("dev", "add", "--dir", d.dir)
-	}
-	d.nodes = 3
-	d.rolesAre(3, 0)
-	writeFile(t, filepath.Join(d.mount, "second"), "of three")
-	d.koinon("kv", "put", "k", "of three")
-	returns := func() {
-		t.Helper()
-		eventually(t, 30*time.Second, "the node gives its old copy up", func() bool {
-			return strings.Contains(read(d.at("n1", "log")), "was an old copy and is kept")
-		})
-		d.rolesAre(3, 0)
-		if got := d.koinon("kv", "get", "k"); strings.TrimSpace(got) != "of three" {
-			t.Errorf("the value that was acknowledged expected, found %q", got)
-		}
-		if _, err := os.Stat(d.at("n1", "data", "replica.old-1")); err != nil {
-			t.Errorf("the old copy should be kept: %v", err)
-		}
-	}
-	for _, image := range images {
-		d.kill(1)
-		replace(image, d.at("n1"))
-		d.restart(1)
-		returns()
-	}
-	for _, image := range images {
-		d.stop()
-		replace(image, d.at("n1"))
-		alone := d.background("serve", "--config", d.at("n1", "node.toml"), "--log-file", d.at("n1", "log"))
-		d.koinon("kv", "put", "k", "of the old one alone")
-		two, three := d.background("serve", "--config", d.at("n2", "node.toml")), d.background("serve", "--config", d.at("n3", "node.toml"))
-		returns()
-		for _, r := range []*run{alone, two, three} {
-			r.signal(syscall.SIGTERM)
-			if err := r.end(20 * time.Second); err != nil {
-				t.Error(err)
-			}
-		}
-		d.start()
-	}
-	d.rolesAre(3, 0)
-	holds(t, filepath.Join(d.mount, "first"), "of one")
-	holds(t, filepath.Join(d.mount, "second"), "of three")
 	d.fsck()
 }

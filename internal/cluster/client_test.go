@@ -400,3 +400,27 @@ func TestReach(t *testing.T) {
 		t.Errorf("without an address: %v", err)
 	}
 }
+
+// TestParted: a map with members that the other never had is that of a cluster that has gone on apart.
+func TestParted(t *testing.T) {
+	m := func(next uint64, members ...*clusterpb.Member) *clusterpb.Map {
+		return &clusterpb.Map{NextId: next, Members: members}
+	}
+	x := func(id uint64, joined int64) *clusterpb.Member { return &clusterpb.Member{Id: id, JoinedNs: joined} }
+	own := m(4, x(1, 10), x(3, 30))
+	for name, c := range map[string]struct {
+		told *clusterpb.Map
+		want bool
+	}{
+		"the same":                  {own, false},
+		"nothing":                   {nil, false},
+		"older":                     {m(3, x(1, 10), x(2, 20)), false},
+		"with who was removed":      {m(4, x(1, 10), x(2, 20), x(3, 30)), false},
+		"a number not given out":    {m(5, x(1, 10), x(4, 40)), true},
+		"a number given to another": {m(4, x(1, 10), x(3, 31)), true},
+	} {
+		if got := Parted(own, c.told); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}

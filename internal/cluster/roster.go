@@ -3,6 +3,7 @@ package cluster
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
 	"github.com/koinon/koinon/internal/sys"
@@ -28,6 +29,16 @@ func newRoster(m *clusterpb.Map) *roster {
 func (c *Client) Removed(id sys.NodeID) bool {
 	r := c.roster.Load()
 	return r != nil && id < r.next && !r.members[id]
+}
+
+// Parted reports whether a map that is told has members of which own, which has
+// everything up to now, never had: nodes with numbers that own has not given
+// out yet, or has given to others. Then the two have gone on apart from each other.
+func Parted(own, told *clusterpb.Map) bool {
+	return slices.ContainsFunc(told.GetMembers(), func(x *clusterpb.Member) bool {
+		y := member(own, x.Id)
+		return x.Id >= nextID(own) || y != nil && y.JoinedNs != x.JoinedNs
+	})
 }
 
 const opRemoved sys.Op = "cluster.Removed"

@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/koinon/koinon/internal/auth"
-	"github.com/koinon/koinon/internal/client"
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
 	"github.com/koinon/koinon/internal/config"
@@ -262,6 +261,7 @@ func (s *server) allow(peer wire.Identity, m wire.Method) error {
 	switch {
 	case !s.settled.Load() && m != cluster.MethodMeet && !replica.UsesMethod(m):
 		return sys.E(sys.Op("node.Serve"), sys.Unavailable, "the node has just started, and listens whether others have gone on without it")
+	case m == cluster.MethodMeet && peer.Node != 0: // also of who was removed by a copy that has gone on alone
 	case peer.Node != 0:
 		if s.peers.Removed(peer.Node) {
 			return cluster.RemovedError(s.cfg.Cluster, peer.Node)
@@ -280,15 +280,14 @@ const memberEvery = time.Second
 // the node looks around again.
 const announceTimeout = 5 * time.Second
 
-// member keeps this node's membership: it follows the map through others when
-// its own state does not, announces a changed address, and ends the node, by
+// member keeps this node's membership: it announces a changed address, and ends the node, by
 // end, when that was removed: in order, unless it was before it started.
 func (s *server) member(ctx context.Context, end context.CancelCauseFunc) {
 	tick := env.NewTicker(env.System{}, memberEvery)
 	defer tick.Stop()
 	told, was := "", false
-	for n := 0; ; n++ {
-		announced, err := s.checkMember(ctx, n)
+	for {
+		announced, err := s.checkMember(ctx)
 		was = was || announced || s.group.Status().Elections > 0 // a leader has spoken to it, which none does to who is no member
 		switch {
 		case err == nil || ctx.Err() != nil:
@@ -313,34 +312,13 @@ func (s *server) member(ctx context.Context, end context.CancelCauseFunc) {
 }
 
 // checkMember looks once. announced says that the cluster has taken in where this node is now.
-func (s *server) checkMember(ctx context.Context, turn int) (announced bool, err error) {
-	if s.group.Leader() == 0 {
-		if err := s.askOther(ctx, turn); cluster.IsRemoved(err) {
-			return false, err
-		}
-	}
+func (s *server) checkMember(ctx context.Context) (announced bool, err error) {
 	if s.peers.Removed(s.cfg.ID) {
 		return false, cluster.RemovedError(s.cfg.Cluster, s.cfg.ID)
 	}
 	ctx, cancel := context.WithTimeout(ctx, announceTimeout)
 	defer cancel()
 	return s.peers.Announce(ctx, &clusterpb.SetAddr{Id: uint64(s.cfg.ID), Addr: s.cfg.Advertise, Zone: s.cfg.Zone, Weight: capacity(s.cfg.Dir)})
-}
-
-// askOther learns the map from another node, a different one each turn. That
-// none answers is usual while a cluster starts.
-func (s *server) askOther(ctx context.Context, turn int) error {
-	addrs := slices.DeleteFunc(s.peers.Addrs(), func(a string) bool { return a == s.cfg.Advertise })
-	if len(addrs) == 0 {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, client.StatusTimeout)
-	defer cancel()
-	err := s.peers.Learn(ctx, addrs[turn%len(addrs)])
-	if err != nil {
-		s.log.Debug("the map is not learned", "err", err)
-	}
-	return err
 }
 
 // known is what this node tells of the map when its own state has none. It must

@@ -3,32 +3,37 @@ package node
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
 	"github.com/koinon/koinon/internal/env"
+	"github.com/koinon/koinon/internal/replica"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
 )
 
 const (
-	// meetEvery is how often a leader meets with members from whom it hears nothing.
+	// meetEvery is how often a node meets with members from whom it hears nothing.
 	meetEvery = 250 * time.Millisecond
 	// meetTimeout is how long it waits for their answer.
 	meetTimeout = time.Second
 	// settleMin is how long a node that starts listens for others: they find that
 	// it is gone, elect a leader, and connect, ten tries in a second.
 	settleMin = time.Second
-	// settleMax is how long it waits for a leader to meet with it, where it was
-	// spoken to: longer than an election takes, and wire.Client's pause.
+	// settleMax is how long it waits for a member that speaks to it, and does not
+	// answer; and after how long it tells that it still waits.
 	settleMax = 5 * time.Second
 )
 
-// meet tells members that do not answer the leader who the members are. One with
-// an old copy of its directory, from when nobody else voted, would go on alone:
-// it knows of nobody whom it could ask, and drops what others send it.
+// meet tells members who the members are: a leader those that do not answer it, a
+// node without a leader all. One with an old copy of its directory, from when
+// nobody else voted, would go on alone: it knows of nobody whom it could ask, and
+// drops what others send it. And one that was away while all that it knew were
+// replaced knows of nobody who is left.
 func (s *server) meet(ctx context.Context) {
 	tick := env.NewTicker(env.System{}, meetEvery)
 	defer tick.Stop()
@@ -38,52 +43,57 @@ func (s *server) meet(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		st := s.group.Status()
-		if st.Role != rsm.Leader || !st.Ready {
-			continue
-		}
-		var silent []string
-		for _, p := range st.Peers {
-			if addr := s.peers.Addr(p.ID); !p.Reachable && addr != "" {
-				silent = append(silent, addr)
+		switch st := s.group.Status(); {
+		case st.Role == rsm.Leader:
+			var silent []string
+			for _, p := range st.Peers {
+				if addr := s.peers.Addr(p.ID); !p.Reachable && addr != "" {
+					silent = append(silent, addr)
+				}
 			}
+			s.meetAll(ctx, silent)
+		case st.Leader == 0:
+			s.meetAll(ctx, s.elsewhere())
 		}
-		s.meetAll(ctx, silent)
 	}
 }
 
 // settle waits until this node may answer others, and reports whether it goes on.
 //
 // One that takes itself for the only voter, as it may by an old copy of its
-// directory, asks whom it has noted, and listens for a while. Where the others go
-// on without it, they speak to it, and then their leader meets with it. It waits
-// for no answer: where it is right, it needs none. But it exchanges nothing of the
-// log with a member before they have met, since by an old copy it could take
-// itself for the leader of those who have gone on.
+// directory, meets those whom it knows of, and listens for a while. Where the
+// others go on without it, they speak to it, and meet with it. It needs no answer:
+// where it is right, nobody speaks that the cluster never had by what it knows. But it
+// exchanges nothing of the log with a member before they have met, since by an old
+// copy it could take itself for the leader of those who have gone on.
 func (s *server) settle(ctx context.Context) (goesOn bool) {
 	if s.settled.Load() {
 		return true
 	}
 	defer func() { s.settled.Store(goesOn) }()
-	began := s.clock.Boot()
 	s.meetMu.Lock()
 	for _, x := range s.peers.Map().Members {
 		s.unmet[sys.NodeID(x.Id)] = true
 	}
 	delete(s.unmet, s.cfg.ID)
+	others := len(s.unmet) > 0
 	s.meetMu.Unlock()
-	s.meetAll(ctx, slices.DeleteFunc(s.peers.Addrs(), func(a string) bool { return a == s.cfg.Advertise || a == s.cfg.Listen }))
-	tick := env.NewTicker(env.System{}, settleMin/20)
+	tick := env.NewTicker(env.System{}, meetEvery)
 	defer tick.Stop()
+	began, told := s.clock.Boot(), false
 	for {
+		s.meetAll(ctx, s.elsewhere())
 		waited := s.clock.Boot() - began
-		id := sys.NodeID(s.stranger.Load())
+		away, stranger := s.awaited()
 		switch {
-		case id == 0 && waited >= settleMin:
+		case stranger == 0 && (waited >= settleMin || others && len(away) == 0):
 			return true
-		case waited >= settleMax:
-			s.log.Warn("a node speaks to this one that it does not know as a member, but tells of no others that go on: this one goes on", "node", id)
+		case waited >= settleMax && s.peers.Addr(stranger) != "":
+			s.log.Warn("a member speaks to this node, and does not answer it: going on", "node", stranger)
 			return true
+		case waited >= settleMax && !told:
+			s.log.Warn("a node speaks to this one that the cluster never had, by what is known here: waiting to hear from it who the members are", "node", stranger)
+			told = true
 		}
 		select {
 		case <-ctx.Done():
@@ -95,11 +105,36 @@ func (s *server) settle(ctx context.Context) (goesOn bool) {
 	}
 }
 
-// hearStranger notes that a node has spoken to this one that is no peer of it.
-func (s *server) hearStranger(id sys.NodeID) {
-	if !s.peers.Removed(id) {
-		s.stranger.Store(uint64(id))
+// awaited returns the members that a node which started as the only voter has not
+// met yet, and a node that has spoken to it and that it has not met, 0 for none:
+// one that it does not know as a member first.
+func (s *server) awaited() (away map[sys.NodeID]bool, stranger sys.NodeID) {
+	s.meetMu.Lock()
+	defer s.meetMu.Unlock()
+	for id := range s.heard {
+		switch known := s.peers.Addr(id) != ""; {
+		case known && !s.unmet[id] || s.peers.Removed(id):
+		case stranger == 0 || !known:
+			stranger = id
+		}
 	}
+	return maps.Clone(s.unmet), stranger
+}
+
+// hearStranger notes that a node has spoken to this one that is no peer of its
+// log.
+func (s *server) hearStranger(id sys.NodeID) {
+	s.meetMu.Lock()
+	defer s.meetMu.Unlock()
+	if !s.heard[id] && s.peers.Addr(id) == "" {
+		s.log.Info("a node speaks to this one that it does not know as a member: that one is new, was removed, or the members have changed while this one was away", "node", id)
+	}
+	s.heard[id] = true
+}
+
+// elsewhere are the addresses of other nodes that this one knows of.
+func (s *server) elsewhere() []string {
+	return slices.DeleteFunc(s.peers.Addrs(), func(a string) bool { return a == s.cfg.Advertise || a == s.cfg.Listen })
 }
 
 // meetAll meets with those at some addresses, as far as they answer.
@@ -109,16 +144,18 @@ func (s *server) meetAll(ctx context.Context, addrs []string) {
 	var wg sync.WaitGroup
 	for _, addr := range addrs {
 		wg.Go(func() {
-			id := s.peers.IDOf(addr)
 			told, err := s.peers.Meet(ctx, addr, s.meeting())
 			if sys.Is(err, sys.NotSupported) { // it runs an older koinon
 				told, err = &clusterpb.Meeting{}, nil
+				if s.group.Leader() == 0 {
+					err = s.peers.Learn(ctx, addr)
+				}
 			}
 			if err == nil {
-				err = s.learn(ctx, id, told)
+				err = s.learn(ctx, s.peers.IDOf(addr), addr, told)
 			}
 			if err != nil {
-				s.log.Debug("not met", "node", id, "addr", addr, "err", err)
+				s.log.Debug("not met", "addr", addr, "err", err)
 			}
 		})
 	}
@@ -127,32 +164,74 @@ func (s *server) meetAll(ctx context.Context, addrs []string) {
 
 // meeting is what this node tells of the cluster.
 func (s *server) meeting() *clusterpb.Meeting {
-	return &clusterpb.Meeting{Map: s.peers.Map(), Members: s.group.Members()}
+	v := s.group.View()
+	m, err := cluster.LocalMap(s.group) // a newer one may be that of an old copy that goes on alone
+	if err != nil || m == nil {
+		m = s.peers.Map()
+	}
+	return &clusterpb.Meeting{Map: m, Members: v.Members, Chosen: v.Chosen, Slot: v.Slot, Sum: v.Sum}
 }
 
 // met answers another node that tells of the cluster.
 func (s *server) met(ctx context.Context, from sys.NodeID, told *clusterpb.Meeting) (*clusterpb.Meeting, error) {
-	if err := s.learn(ctx, from, told); err != nil {
+	if err := s.learn(ctx, from, from.String(), told); err != nil {
 		return nil, err
 	}
 	return s.meeting(), nil
 }
 
-// learn takes in what a node tells, by the map here 0 when it has none of that
-// address, and gives this node's replica up when that knows of a change of members
-// that this one has forgotten.
-func (s *server) learn(ctx context.Context, from sys.NodeID, told *clusterpb.Meeting) error {
-	forgot, err := s.group.Forgot(ctx, told.Members)
-	if err != nil {
-		return err
+// learn takes in what a node tells; id is 0 where it is not known. It gives up
+// this node's replica when that has forgotten what the other knows. A node without
+// a leader takes over the map.
+func (s *server) learn(ctx context.Context, id sys.NodeID, name string, told *clusterpb.Meeting) error {
+	view := replica.View{Members: told.Members, Chosen: told.Chosen, Slot: told.Slot, Sum: told.Sum}
+	s.log.Debug("told of the cluster", "by", name, "chosen", told.Chosen, "slot", told.Slot, "epoch", told.Map.GetEpoch(), "leader", s.group.Leader())
+	forgot, err := s.group.Forgot(ctx, view)
+	if err == nil && !forgot && s.group.Alone() && told.Map != nil {
+		forgot, err = s.parted(ctx, told.Map)
 	}
-	if forgot {
-		s.notePeers(told.Map) // durably, before: they are whom the next start asks
-		s.host.Disown(fmt.Sprintf("%v told of a change of members that was this node's to decide, which does not know of it", from))
-		return s.host.Err()
+	switch {
+	case err != nil:
+		return err
+	case forgot:
+		return s.giveUp(name, told.Map, view)
+	case told.Map != nil && s.group.Leader() == 0:
+		err = s.peers.Install(told.Map)
 	}
 	s.meetMu.Lock()
 	defer s.meetMu.Unlock()
-	delete(s.unmet, from)
-	return nil
+	delete(s.unmet, id)
+	return err
+}
+
+// parted reports whether another node's map can only come from a cluster that has
+// gone on without this one, by which nobody else votes: nothing was decided without
+// it. By the read it knows all that it had a part in when the other spoke.
+func (s *server) parted(ctx context.Context, told *clusterpb.Map) (parted bool, err error) {
+	err = s.group.Read(ctx, rsm.NSCluster, func(r rsm.Reader) error {
+		own, err := cluster.ReadMap(r)
+		parted = err == nil && own != nil && cluster.Parted(own, told)
+		return err
+	})
+	if sys.Is(err, sys.NotLeader) {
+		return false, nil
+	}
+	return parted, err
+}
+
+// giveUp stops this node's replica, whose directory is an old copy. It returns from
+// those who vote by what it was told; where there are none, a person has to say
+// which one is to go on.
+func (s *server) giveUp(name string, told *clusterpb.Map, view replica.View) error {
+	why := fmt.Sprintf("%s told of what was chosen by this node, which does not know of it", name)
+	switch err := s.notePeers(told); { // durably, before: they are whom the next start asks
+	case !view.Beside(s.cfg.ID):
+		s.host.Disown("the directory is an old copy: "+why+". It is the only voter, and nobody can give it back what it has forgotten: put the newer directory in its place. To go on with the old "+
+			"one, and lose what came after it, first stop the other nodes and move their directories away, and let them join anew", false)
+	case err != nil:
+		s.host.Disown(fmt.Sprintf("the directory is an old copy: %s. Before it can return from the others it has to note their addresses: %v", why, err), false)
+	default:
+		s.host.Disown(why, true)
+	}
+	return s.host.Err()
 }

@@ -28,8 +28,9 @@ func (s *server) notedPeers() []string {
 	return strings.Fields(string(raw))
 }
 
-// notePeers notes the addresses of m's members but this one.
-func (s *server) notePeers(m *clusterpb.Map) {
+// notePeers notes the addresses of m's members but this one. That it could not is
+// logged, too.
+func (s *server) notePeers(m *clusterpb.Map) error {
 	s.meetMu.Lock()
 	defer s.meetMu.Unlock()
 	var addrs []string
@@ -39,11 +40,12 @@ func (s *server) notePeers(m *clusterpb.Map) {
 		}
 	}
 	if len(addrs) == 0 || slices.Equal(addrs, s.noted) {
-		return // that there were others is not forgotten
+		return nil // that there were others is not forgotten
 	}
 	if err := atomicfile.Write(s.peersFile(), []byte(strings.Join(append(addrs, ""), "\n")), 0o600); err != nil {
 		s.log.Warn("the addresses of the members cannot be noted", "err", err)
-		return
+		return err
 	}
 	s.noted = addrs
+	return nil
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"maps"
 	"net"
 	"path/filepath"
 	"slices"
@@ -64,10 +63,10 @@ type server struct {
 	healer    *spread.Healer
 	scrubber  *spread.Scrubber
 	settled   atomic.Bool         // everybody is answered
-	stranger  atomic.Uint64       // sys.NodeID of a node that is no peer and has spoken to this one; 0: none
 	followed  [2]uint64           // epoch of the map that the log's peers are of, and how many were left out; of duties alone
 	meetMu    sync.Mutex          // guards the next ones, once the node is open
 	noted     []string            // addresses in peersFile
+	heard     map[sys.NodeID]bool // who has spoken to this node and was no peer of its log
 	unmet     map[sys.NodeID]bool // members that a node which started as the only voter has not met yet
 }
 
@@ -90,7 +89,7 @@ func Serve(ctx context.Context, cfg *config.Node, version string, log *slog.Logg
 
 // serve is Serve, once.
 func serve(ctx context.Context, cfg *config.Node, version string, log *slog.Logger) (err error) {
-	s := &server{cfg: cfg, log: log, clock: env.System{}, started: time.Now(), version: version, unmet: map[sys.NodeID]bool{}}
+	s := &server{cfg: cfg, log: log, clock: env.System{}, started: time.Now(), version: version, heard: map[sys.NodeID]bool{}, unmet: map[sys.NodeID]bool{}}
 	if s.creds, err = auth.LoadCredentials(cfg.TLS.CA, cfg.TLS.Cert, cfg.TLS.Key); err != nil {
 		return err
 	}
@@ -409,9 +408,7 @@ func (s *server) followMap() error {
 // followPeers tells the log where the members are.
 func (s *server) followPeers() {
 	m := s.peers.Map()
-	s.meetMu.Lock()
-	unmet := maps.Clone(s.unmet)
-	s.meetMu.Unlock()
+	unmet, _ := s.awaited()
 	now := [2]uint64{m.GetEpoch(), uint64(len(unmet))}
 	if now == s.followed {
 		return
@@ -425,6 +422,6 @@ func (s *server) followPeers() {
 	}
 	s.host.SetPeers(peers)
 	if s.group.Status().Damaged == "" { // else the map may be an old one
-		s.notePeers(m)
+		_ = s.notePeers(m) // which logs it: this is for a later start
 	}
 }

@@ -46,6 +46,9 @@ type groupDriver struct {
 	// repairing says that it is damaged no more, which is not durable yet: a crash now would bring the damage back.
 	repairing bool
 	lost      bool // the promise is not known: node is nil
+	// old says that it is lost by what the mark says, and nothing else: then the log does not have it, so that it is not, where the
+	// mark is removed.
+	old       bool
 	recovered paxos.Recovered
 	reported  paxos.Slot // applied, as the core knows it
 	cutAt     paxos.Time // when truncate last looked

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
+	"slices"
 	"strings"
 
 	"github.com/koinon/koinon/internal/env"
@@ -98,60 +100,122 @@ func (g *Group) doubtMembers(damaged error) error {
 	return nil
 }
 
-// Members returns who votes as far as this replica knows, a paxos.History,
-// encoded; empty where it does not know.
+// View is what a replica tells another of what has been chosen.
+type View struct {
+	Members []byte // who votes, a paxos.History, encoded; empty where that is not known
+	Chosen  uint64 // all slots up to here
+	// Slot is the last of these with a command, of which Sum is the FNV-1a; 0 where
+	// none is near.
+	Slot, Sum uint64
+}
+
+// Beside reports whether others than one node vote.
+func (v View) Beside(id sys.NodeID) bool {
+	members, err := v.members()
+	return err == nil && slices.ContainsFunc(electorate(members), func(o sys.NodeID) bool { return o != id })
+}
+
+func (v View) members() (paxos.History, error) {
+	if len(v.Members) == 0 {
+		return nil, nil
+	}
+	h, err := paxos.DecodeHistory(v.Members)
+	if err != nil {
+		return nil, sys.E(sys.Op("replica.View"), sys.Invalid, err)
+	}
+	return h, nil
+}
+
+// Members returns who votes as far as this replica knows, as View has it.
 func (g *Group) Members() []byte { return g.configs.Load().Encode() }
+
+// View returns what is known here.
+func (g *Group) View() View {
+	v := View{Members: g.Members(), Chosen: g.Status().Chosen}
+	for slot := v.Chosen; slot > 0 && v.Chosen-slot < 2*alpha; slot-- {
+		if sum, ok := g.commandAt(slot); ok {
+			v.Slot, v.Sum = slot, sum
+			break
+		}
+	}
+	return v
+}
+
+// commandAt returns the FNV-1a of the command in a slot of the log. Two commands
+// are never the same: each has its origin.
+func (g *Group) commandAt(slot uint64) (sum uint64, ok bool) {
+	entries, err := groupLog{g.host.log, uint64(g.id)}.Entries(paxos.Slot(slot), paxos.Slot(slot)+1, 1)
+	if err != nil || len(entries) == 0 || entries[0].Kind != paxos.Command {
+		return 0, false
+	}
+	h := fnv.New64a()
+	_, _ = h.Write(entries[0].Data) // it has no errors
+	return h.Sum64(), true
+}
 
 // Alone reports whether this replica takes itself for the only voter.
 func (g *Group) Alone() bool { return g.host.alone(*g.configs.Load()) }
 
 // Forgot reports whether this replica must have known what it does not know: by
-// what it knows nobody else votes, and members, of another replica (Group.Members),
-// have a later configuration in force. That cannot have been chosen without this
-// one, so its directory is an old copy.
+// what it knows nobody else votes, and another one knows of a later configuration
+// in force, or of chosen slots of which there is nothing here, or another command.
+// That cannot have been chosen without this one, so its directory is an old copy.
 //
-// It says nothing of a replica that one of several voters has: others may have
-// chosen without it.
-func (g *Group) Forgot(ctx context.Context, members []byte) (bool, error) {
+// It says nothing of one of several voters: the others may have chosen without it.
+func (g *Group) Forgot(ctx context.Context, told View) (bool, error) {
 	const op = sys.Op("replica.Forgot")
-	if len(members) == 0 {
-		return false, nil
+	members, err := told.members()
+	if err != nil || len(members) == 0 {
+		return false, err
 	}
-	told, err := paxos.DecodeHistory(members)
-	if err != nil {
-		return false, sys.E(op, sys.Invalid, err)
-	}
-	known := newAnswer[paxos.History]()
+	forgot := newAnswer[bool]()
 	g.call(func(paxos.Time) {
 		if g.d.node == nil { // it asks the others as it is
-			known.give(nil)
+			forgot.give(false)
 			return
 		}
-		known.give(append(g.d.node.Configs(), g.d.node.ConfigsAccepted()...))
+		st := g.d.node.Status()
+		own := append(st.Configs, g.d.node.ConfigsAccepted()...)
+		if len(own) != 1 || !g.host.alone(own) || st.Damaged {
+			forgot.give(false)
+			return
+		}
+		sum, known := g.commandAt(told.Slot)
+		forgot.give(members[0].From > own[0].From || told.Chosen > uint64(st.Last) ||
+			// What is logged above chosen may never have been chosen where others decided.
+			known && sum != told.Sum && (paxos.Slot(told.Slot) <= st.Chosen || paxos.Slot(told.Slot) >= own[0].From))
 	})
-	switch g.host.cfg.Sched.Wait(nil, known.done, ctx.Done(), g.host.stop) {
+	switch g.host.cfg.Sched.Wait(nil, forgot.done, ctx.Done(), g.host.stop) {
 	case env.GotA:
-		own := known.v
-		return len(own) == 1 && len(told) > 0 && g.host.alone(own) && told[0].From > own[0].From, nil
+		return forgot.v, nil
 	case env.GotB:
 		return false, sys.E(op, sys.Interrupted, ctx.Err())
 	}
 	return false, g.host.stopped(op)
 }
 
-// Disown notes that the directory is an old copy and stops the host, whose Err is
-// then ErrOld. Nothing is acknowledged after that. The caller sees to it that the
-// next Open has Config.Others. To a host that has failed it does nothing.
-func (h *Host) Disown(why string) {
+// Disown stops the host of a directory that is an old copy, as why tells. Where it
+// can return from others, which mend says, that is noted, Err is then ErrOld, and the
+// next Open, which has to have Config.Others, begins with an empty directory. Else
+// all stays as it is. Nothing is acknowledged after that. To a host that has failed
+// it does nothing.
+func (h *Host) Disown(why string, mend bool) {
 	h.disownMu.Lock()
 	defer h.disownMu.Unlock()
 	if h.Err() != nil {
 		return
 	}
-	if err := writeFile(h.cfg.FS, h.cfg.FS.PathJoin(h.cfg.Dir, oldFile), []byte(why+"\n")); err != nil {
-		h.cfg.Logger.Error("that the directory is an old copy could not be noted: "+h.wipeAdvice(), "dir", h.cfg.Dir, "err", err)
+	op, subject := sys.Op("replica.Disown"), sys.Subject(h.cfg.Dir)
+	if !mend {
+		h.fail(sys.E(op, sys.Invalid, subject, why))
+		return
 	}
-	h.fail(sys.E(sys.Op("replica.Disown"), sys.Corrupt, sys.Subject(h.cfg.Dir), fmt.Errorf("%w: %s", ErrOld, why)))
+	err := writeFile(h.cfg.FS, h.cfg.FS.PathJoin(h.cfg.Dir, oldFile), []byte(why+"\n"))
+	if err != nil {
+		h.fail(sys.E(op, sys.Invalid, subject, fmt.Errorf("it is an old copy (%s), which could not be noted in it: move it away, and start the node with --rejoin: %w", why, err)))
+		return
+	}
+	h.fail(sys.E(op, sys.Invalid, subject, fmt.Errorf("%w: %s", ErrOld, why)))
 }
 
 // setAside puts a directory away that was found to be an old copy. It is kept:
@@ -164,8 +228,9 @@ func (h *Host) setAside() (done bool, err error) {
 		return false, err
 	}
 	const op = sys.Op("replica.Open")
+	reason := strings.ToValidUTF8(strings.TrimSpace(string(why[:min(len(why), 500)])), "?")
 	if len(h.cfg.Voters) == 1 && !h.cfg.Others {
-		return false, sys.E(op, sys.Corrupt, sys.Subject(dir), fmt.Errorf("it is an old copy (%s): %s", strings.TrimSpace(string(why)), onlyAdvice))
+		return false, sys.E(op, sys.Corrupt, sys.Subject(dir), fmt.Errorf("it is an old copy (%q): %s", reason, onlyAdvice))
 	}
 	to := ""
 	for n := 1; ; n++ {
@@ -188,7 +253,7 @@ func (h *Host) setAside() (done bool, err error) {
 		return false, sys.E(op, sys.Subject(dir), fmt.Errorf("the old copy cannot be put aside as %s, move its files away by hand: %w", to, err))
 	}
 	h.cfg.Logger.Warn("the directory was an old copy and is kept; what was written through this node while it did not hear of the others is there alone, else remove it",
-		"dir", to, "why", strings.TrimSpace(string(why)))
+		"dir", to, "why", reason)
 	h.lock, err = lockDir(fs, dir)
 	return err == nil, err
 }

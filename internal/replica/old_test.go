@@ -39,7 +39,7 @@ func TestOldDirectory(t *testing.T) {
 
 // oldImage is a group of three that has grown from one, whose first voter is about to start from its directory and mark
 // of before; nobody runs. members are what the three knew, the last ones last.
-func oldImage(t *testing.T, others *bool) (c *cluster, second, third sys.NodeID, members [][]byte) {
+func oldImage(t *testing.T, others *bool) (c *cluster, second, third sys.NodeID, members []replica.View) {
 	t.Helper()
 	c = newCluster(t, 1, func(cfg *replica.Config) { cfg.Others, cfg.Mark = *others, "/served" })
 	c.must(add("x"))
@@ -50,10 +50,10 @@ func oldImage(t *testing.T, others *bool) (c *cluster, second, third sys.NodeID,
 	c.open(1)
 	second, third = c.join(), c.join()
 	c.change(ids(1), ids(second, third))
-	members = append(members, c.group(1).Members())
+	members = append(members, c.group(1).View())
 	c.change(ids(1, second, third), nil)
 	c.must(add("x"))
-	members = append(members, c.group(1).Members())
+	members = append(members, c.group(1).View())
 	if forgot, err := c.group(1).Forgot(c.ctx(), members[0]); err != nil || forgot {
 		t.Fatalf("who is told of what is over has forgotten: %v, %v", forgot, err)
 	}
@@ -81,21 +81,27 @@ func TestOldImage(t *testing.T) {
 	if _, err := c.do(c.ctx(), rsm.Command{NS: nsTest, Body: add("stray")}); err != nil {
 		t.Fatal(err)
 	}
-	for _, told := range [][]byte{nil, g.Members()} {
+	for _, told := range []replica.View{{}, g.View()} {
 		if forgot, err := g.Forgot(c.ctx(), told); err != nil || forgot {
-			t.Fatalf("told %x it has forgotten: %v, %v", told, forgot, err)
+			t.Fatalf("told %v it has forgotten: %v, %v", told, forgot, err)
 		}
 	}
-	if _, err := g.Forgot(c.ctx(), []byte("nonsense")); !sys.Is(err, sys.Invalid) {
+	if _, err := g.Forgot(c.ctx(), replica.View{Members: []byte("nonsense")}); !sys.Is(err, sys.Invalid) {
 		t.Fatalf("told nonsense: %v", err)
 	}
-	for _, told := range members {
+	another, more := g.View(), g.View()
+	another.Sum++
+	more.Chosen += 1000
+	for _, told := range append(members, another, more) {
 		if forgot, err := g.Forgot(c.ctx(), told); err != nil || !forgot || !g.Alone() {
 			t.Fatalf("told of later members it goes on: %v, %v", forgot, err)
 		}
 	}
-	h.Disown("told by a test")
-	h.Disown("told twice")
+	if members[1].Beside(1) != true || g.View().Beside(1) {
+		t.Fatal("who votes is not what is told")
+	}
+	h.Disown("told by a test", true)
+	h.Disown("told twice", false)
 	<-h.Failed()
 	if err := h.Err(); !errors.Is(err, replica.ErrOld) || !strings.Contains(err.Error(), "told by a test") {
 		t.Fatalf("it has ended with %v", err)
@@ -105,7 +111,7 @@ func TestOldImage(t *testing.T) {
 	}
 	c.close(1)
 	for range 2 { // refused as often as it is tried
-		if _, err := replica.Open(c.config(1), machines()); !sys.Is(err, sys.Corrupt) || !strings.Contains(err.Error(), "old copy (told by a test)") {
+		if _, err := replica.Open(c.config(1), machines()); !sys.Is(err, sys.Corrupt) || !strings.Contains(err.Error(), `old copy ("told by a test")`) {
 			t.Fatalf("who knows of nobody to ask is opened: %v", err)
 		}
 	}
@@ -122,6 +128,51 @@ func TestOldImage(t *testing.T) {
 	}
 	c.close(second)
 	c.must(add("x"))
+}
+
+// TestOldCopiesOfAll: all directories are put back from before the last change of members. They wait, and say what is to be
+// done where that was meant.
+func TestOldCopiesOfAll(t *testing.T) {
+	c := newCluster(t, 3, func(cfg *replica.Config) { cfg.Mark = "/served" })
+	c.must(add("x"))
+	all := ids(1, 2, 3)
+	copies := map[sys.NodeID]vfs.FS{}
+	for _, id := range all {
+		c.close(id)
+		copies[id] = vfs.NewMem()
+		copyDir(t, c.fs[id], copies[id], "/data")
+	}
+	for _, id := range all {
+		c.open(id)
+	}
+	fourth := c.join()
+	c.change(all, ids(fourth))
+	for _, id := range all {
+		c.await("the mark to be written", func() bool { return !strings.Contains(c.mark(id), "members 0 1\n") })
+	}
+	for _, id := range append(all, fourth) {
+		c.close(id)
+	}
+	for _, id := range all {
+		copyDir(t, copies[id], c.fs[id], "/data")
+		c.open(id)
+	}
+	for _, id := range all {
+		c.await("the way out", func() bool {
+			return strings.Contains(c.group(id).Status().Damaged, "remove on each the file that knows more, here /served")
+		})
+	}
+	for _, id := range all {
+		c.close(id)
+		if err := c.fs[id].Remove("/served"); err != nil {
+			t.Fatal(err)
+		}
+		c.open(id)
+	}
+	c.must(add("x"))
+	if n := c.count(c.leader(), "x"); n != 2 {
+		t.Errorf("x is %d", n)
+	}
 }
 
 // TestMarkIsTriedAgain: a mark that cannot be written is written when it can be.

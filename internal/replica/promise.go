@@ -53,7 +53,7 @@ func (g *Group) regainPromise() {
 			g.d.recovered.Promised = q.highest
 		}
 		g.d.promised = g.d.recovered.Promised
-		g.d.lost, g.d.stateDirty = false, true
+		g.d.lost, g.d.old, g.d.stateDirty = false, false, true
 		g.begin()
 		h.pass()
 	})
@@ -157,7 +157,11 @@ func (q *inquiry) missing() string {
 	case len(known) == 0:
 		return fmt.Sprintf("it waits for somebody who knows who votes, %v have lost it too or are new", whom)
 	case tooMany(lost, known):
-		return fmt.Sprintf("%v have lost it, and there is no majority without them: bring back the directory of one of them", lost)
+		what := fmt.Sprintf("%v have lost it, and there is no majority without them: bring back the directory of one of them", lost)
+		if q.g.d.old {
+			what += ", or, where old copies are all there is, stop them and remove on each the file that knows more, here " + h.cfg.Mark
+		}
+		return what
 	}
 	return ""
 }

@@ -128,6 +128,7 @@ func (h *Host) recoverGroup(id sys.GroupID, r *replayed, damaged error) error {
 		return err
 	}
 	old := g.matchMark(r)
+	g.d.old = old != nil
 	if h.cfg.bugs.has(BugDamagedVotes) || h.cfg.bugs.has(BugStateBelieved) && h.alone(configs) {
 		r.unsure, r.state.lost, rec.Damaged = false, false, false
 	}
@@ -181,7 +182,7 @@ func (h *Host) writeStates() error {
 // logState is the group's state to log.
 func (g *Group) logState() logState {
 	return logState{promised: g.d.promised, chosen: uint64(g.d.chosen), truncated: uint64(g.d.truncated),
-		placing: g.d.placing, damaged: g.d.damaged, lost: g.d.lost}
+		placing: g.d.placing, damaged: g.d.damaged && !g.d.old, lost: g.d.lost && !g.d.old}
 }
 
 // groupLog is a group's part of the log, as the core reads it.

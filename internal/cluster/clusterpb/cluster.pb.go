@@ -1393,13 +1393,16 @@ func (x *AnnounceRequest) GetAddr() string {
 	return ""
 }
 
-// Meeting is what two nodes tell each other of the cluster. Who learns so that
-// members have changed by a decision of its own, which it does not know of, has
-// an old copy of its directory.
+// Meeting is what two nodes tell each other of the cluster. Who learns so of a
+// decision that cannot have been taken without it, and does not know of it, has an
+// old copy of its directory.
 type Meeting struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Map           *Map                   `protobuf:"bytes,1,opt,name=map,proto3" json:"map,omitempty"`         // nothing: there is none yet
 	Members       []byte                 `protobuf:"bytes,2,opt,name=members,proto3" json:"members,omitempty"` // paxos.History: who votes, empty when it is not known
+	Chosen        uint64                 `protobuf:"varint,3,opt,name=chosen,proto3" json:"chosen,omitempty"`  // all slots up to here are known to be chosen
+	Slot          uint64                 `protobuf:"varint,4,opt,name=slot,proto3" json:"slot,omitempty"`      // the last one of these with a command
+	Sum           uint64                 `protobuf:"fixed64,5,opt,name=sum,proto3" json:"sum,omitempty"`       // of what it says, as replica.View.Sum
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1446,6 +1449,27 @@ func (x *Meeting) GetMembers() []byte {
 		return x.Members
 	}
 	return nil
+}
+
+func (x *Meeting) GetChosen() uint64 {
+	if x != nil {
+		return x.Chosen
+	}
+	return 0
+}
+
+func (x *Meeting) GetSlot() uint64 {
+	if x != nil {
+		return x.Slot
+	}
+	return 0
+}
+
+func (x *Meeting) GetSum() uint64 {
+	if x != nil {
+		return x.Sum
+	}
+	return 0
 }
 
 // StatusRequest asks one node for its own view.
@@ -2313,10 +2337,13 @@ const file_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\n" +
 	"MapRequest\"%\n" +
 	"\x0fAnnounceRequest\x12\x12\n" +
-	"\x04addr\x18\x01 \x01(\tR\x04addr\"M\n" +
+	"\x04addr\x18\x01 \x01(\tR\x04addr\"\x8b\x01\n" +
 	"\aMeeting\x12(\n" +
 	"\x03map\x18\x01 \x01(\v2\x16.koinon.cluster.v1.MapR\x03map\x12\x18\n" +
-	"\amembers\x18\x02 \x01(\fR\amembers\"\x0f\n" +
+	"\amembers\x18\x02 \x01(\fR\amembers\x12\x16\n" +
+	"\x06chosen\x18\x03 \x01(\x04R\x06chosen\x12\x12\n" +
+	"\x04slot\x18\x04 \x01(\x04R\x04slot\x12\x10\n" +
+	"\x03sum\x18\x05 \x01(\x06R\x03sum\"\x0f\n" +
 	"\rStatusRequest\"9\n" +
 	"\aDrained\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\x04R\x06source\x12\x16\n" +

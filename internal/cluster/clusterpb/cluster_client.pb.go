@@ -878,12 +878,15 @@ func (x *AnnounceRequest) GetAddr() string {
 	return ""
 }
 
-// Meeting is what two nodes tell each other of the cluster. Who learns so that
-// members have changed by a decision of its own, which it does not know of, has
-// an old copy of its directory.
+// Meeting is what two nodes tell each other of the cluster. Who learns so of a
+// decision that cannot have been taken without it, and does not know of it, has an
+// old copy of its directory.
 type Meeting struct {
 	Map           *Map   `protobuf:"bytes,1,opt,name=map,proto3" json:"map,omitempty"`         // nothing: there is none yet
 	Members       []byte `protobuf:"bytes,2,opt,name=members,proto3" json:"members,omitempty"` // paxos.History: who votes, empty when it is not known
+	Chosen        uint64 `protobuf:"varint,3,opt,name=chosen,proto3" json:"chosen,omitempty"`  // all slots up to here are known to be chosen
+	Slot          uint64 `protobuf:"varint,4,opt,name=slot,proto3" json:"slot,omitempty"`      // the last one of these with a command
+	Sum           uint64 `protobuf:"fixed64,5,opt,name=sum,proto3" json:"sum,omitempty"`       // of what it says, as replica.View.Sum
 	unknownFields []byte
 }
 
@@ -903,6 +906,27 @@ func (x *Meeting) GetMembers() []byte {
 		return x.Members
 	}
 	return nil
+}
+
+func (x *Meeting) GetChosen() uint64 {
+	if x != nil {
+		return x.Chosen
+	}
+	return 0
+}
+
+func (x *Meeting) GetSlot() uint64 {
+	if x != nil {
+		return x.Slot
+	}
+	return 0
+}
+
+func (x *Meeting) GetSum() uint64 {
+	if x != nil {
+		return x.Sum
+	}
+	return 0
 }
 
 // StatusRequest asks one node for its own view.
