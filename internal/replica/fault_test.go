@@ -115,6 +115,11 @@ func TestPartitionsUnderLoad(t *testing.T) {
 // poke changes bytes of what a node's log holds. Its first record is at 4096.
 func poke(t *testing.T, fs vfs.FS, at int64) {
 	t.Helper()
+	pokeWith(t, fs, at, strings.Repeat("damage", 20))
+}
+
+func pokeWith(t *testing.T, fs vfs.FS, at int64, what string) {
+	t.Helper()
 	names, err := fs.List("/data/log")
 	if err != nil || len(names) == 0 {
 		t.Fatalf("list: %v, %v", names, err)
@@ -127,7 +132,7 @@ func poke(t *testing.T, fs vfs.FS, at int64) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := f.WriteAt([]byte(strings.Repeat("damage", 20)), at); err != nil {
+	if _, err := f.WriteAt([]byte(what), at); err != nil {
 		t.Fatal(err)
 	}
 	if err := f.Sync(); err != nil {

@@ -45,6 +45,8 @@ func (g *Group) matchLog(r *replayed, damaged error) {
 			h.cfg.Logger.Error("the log has lost what the state was made of", "group", g.id, "applied", applied)
 			r.unsure = true
 		}
+	case rec.Damaged: // what is left of a slot may be older than what was chosen there: nobody is told of it (View)
+		rec.Truncated = rec.Applied
 	default:
 		rec.Truncated = paxos.Slot(from)
 	}

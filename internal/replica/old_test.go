@@ -175,6 +175,28 @@ func TestOldCopiesOfAll(t *testing.T) {
 	}
 }
 
+// TestDamagedLogTellsOfNoCommand: it may have kept an older one than the one that was chosen.
+func TestDamagedLogTellsOfNoCommand(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	for range 20 {
+		c.must(add("x"))
+	}
+	c.await("the first to have all", func() bool { return c.count(1, "x") == 20 })
+	for id := range sys.NodeID(3) {
+		c.close(id + 1)
+	}
+	c.open(1)
+	if v := c.group(1).View(); v.Slot == 0 || v.Slot > v.Chosen {
+		t.Fatalf("a whole log tells %+v", v)
+	}
+	c.close(1)
+	pokeWith(t, c.fs[1], 4096+16, "x") // of the group's first state: all entries are whole
+	c.open(1)
+	if v := c.group(1).View(); c.group(1).Status().Damaged == "" || v.Slot != 0 || v.Chosen == 0 {
+		t.Fatalf("a damaged log tells %+v, %+v", v, c.group(1).Status())
+	}
+}
+
 // TestMarkIsTriedAgain: a mark that cannot be written is written when it can be.
 func TestMarkIsTriedAgain(t *testing.T) {
 	c := newCluster(t, 1, func(cfg *replica.Config) { cfg.Mark = "/away/served" })
