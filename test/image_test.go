@@ -160,6 +160,9 @@ func TestOldImageOfTheOnlyVoter(t *testing.T) {
 	d.koinon("dev", "add", "--dir", d.dir)
 	d.nodes = 2
 	d.allIn()
+	d.kill(1) // that it is not alone is in its log only
+	d.restart(1)
+	d.rolesAre(1, 1)
 	d.stop()
 	replaceDir(t, d.at("n1"), images[1])
 	d.start()

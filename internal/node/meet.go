@@ -71,23 +71,17 @@ func (s *server) settle(ctx context.Context) (goesOn bool) {
 		return true
 	}
 	defer func() { s.settled.Store(goesOn) }()
-	s.meetMu.Lock()
-	for _, x := range s.peers.Map().Members {
-		s.unmet[sys.NodeID(x.Id)] = true
-	}
-	delete(s.unmet, s.cfg.ID)
-	others := len(s.unmet) > 0
-	s.meetMu.Unlock()
 	tick := env.NewTicker(env.System{}, meetEvery)
 	defer tick.Stop()
-	began, told := s.clock.Boot(), false
+	members, began, told := map[sys.NodeID]bool{}, s.clock.Boot(), false
 	for {
+		complete := s.expect(ctx, members)
 		s.meetAll(ctx, s.elsewhere())
 		waited := s.clock.Boot() - began
 		away, stranger := s.awaited()
 		switch {
-		case stranger == 0 && (waited >= settleMin || others && len(away) == 0):
-			return true
+		case !s.group.Alone(), stranger == 0 && (waited >= settleMin || complete && len(members) > 0 && len(away) == 0):
+			return s.host.Err() == nil
 		case waited >= settleMax && s.peers.Addr(stranger) != "":
 			s.log.Warn("a member speaks to this node, and does not answer it: going on", "node", stranger)
 			return true
@@ -103,6 +97,29 @@ func (s *server) settle(ctx context.Context) (goesOn bool) {
 		case <-tick.C:
 		}
 	}
+}
+
+// expect takes over the map with all that has been chosen, which may be in the log
+// only when the node starts, and adds to known the members that are new in it: with
+// these this node has to meet. It reports whether the map is that.
+func (s *server) expect(ctx context.Context, known map[sys.NodeID]bool) (complete bool) {
+	ctx, cancel := context.WithTimeout(ctx, meetTimeout)
+	defer cancel()
+	err := s.group.Read(ctx, rsm.NSCluster, func(rsm.Reader) error { return nil })
+	if err == nil {
+		err = s.followMap()
+	}
+	if err != nil {
+		s.log.Debug("the own map is not known yet", "err", err)
+	}
+	s.meetMu.Lock()
+	defer s.meetMu.Unlock()
+	for _, x := range s.peers.Map().GetMembers() {
+		if id := sys.NodeID(x.Id); id != s.cfg.ID && !known[id] {
+			known[id], s.unmet[id] = true, true
+		}
+	}
+	return err == nil
 }
 
 // awaited returns the members that a node which started as the only voter has not

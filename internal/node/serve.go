@@ -254,7 +254,7 @@ func (s *server) run(ctx context.Context, listener net.Listener) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var wg sync.WaitGroup
-	s.settled.Store(!s.group.Alone() || s.peers.Map() == nil) // the latter of a cluster that begins
+	s.settled.Store(!s.group.Alone() || s.host.New())
 	wg.Go(func() {
 		if err := s.wire.Serve(listener); err != nil && ctx.Err() == nil {
 			cancel(err)

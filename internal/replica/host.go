@@ -46,6 +46,7 @@ type Host struct {
 	wantMark  atomic.Bool // it is to be written
 	markFails bool        // it could not be; of writeMark's callers
 
+	isNew   bool                         // this start has made the directory
 	only    atomic.Bool                  // there is no other voter to be repaired from
 	peersMu sync.Mutex                   // held while peers change
 	peers   atomic.Pointer[[]sys.NodeID] // without this node, ascending; never nil
@@ -137,6 +138,7 @@ func (h *Host) open() error {
 	if err != nil {
 		return err
 	}
+	h.isNew = !exists
 	// Before the state is opened, which may write to it.
 	if err := wal.CheckFormat(cfg.FS, cfg.FS.PathJoin(cfg.Dir, "log")); err != nil {
 		return sys.E(sys.Op("replica.Open"), sys.Subject(cfg.Dir), err)
@@ -182,6 +184,9 @@ func (h *Host) spawn(fn func()) {
 		fn()
 	})
 }
+
+// New reports whether this start has made the directory.
+func (h *Host) New() bool { return h.isNew }
 
 // Group returns the replica of a group, nil when this host does not serve it.
 func (h *Host) Group(id sys.GroupID) *Group {
