@@ -20,9 +20,6 @@ func (n *Node) holdsOff(from NodeID, released Ballot) bool {
 }
 
 func (n *Node) onPrepare(i int, m *Message) {
-	if n.repair.damaged {
-		return
-	}
 	if m.Ballot.Less(n.promised) || n.promised.Less(m.Ballot) && n.holdsOff(m.From, m.Released) {
 		n.send(Message{Kind: MsgPromise, To: m.From, Ballot: m.Ballot, Slot: m.Slot, Promised: n.promised, Reject: true})
 		return
@@ -33,7 +30,10 @@ func (n *Node) onPrepare(i int, m *Message) {
 		n.resetElection(n.now)
 	}
 	n.postponeElection() // page by page a candidate may take its time
-	reply := n.promisePage(m.Slot)
+	reply := Message{Kind: MsgPromise, Slot: m.Slot, Promised: n.promised, Reject: true, Mute: true}
+	if !n.repair.damaged {
+		reply = n.promisePage(m.Slot)
+	}
 	reply.To, reply.Ballot, reply.Seq = m.From, m.Ballot, m.Seq
 	n.sendAfter(reply)
 }
@@ -109,7 +109,7 @@ func (n *Node) onAccept(m *Message) {
 			}
 			next++
 		}
-		if next > first && !n.repair.damaged {
+		if next > first {
 			n.sendAfter(Message{Kind: MsgAccepted, To: m.From, Ballot: m.Ballot, Slot: first, Next: next})
 		}
 	}
@@ -173,7 +173,6 @@ func (n *Node) onHeartbeat(m *Message) {
 	n.learnChosen(m.Ballot, m.Chosen)
 	if n.repair.damaged {
 		n.askRepair(m.From)
-		return
 	}
 	reply := Message{Kind: MsgHeartbeatReply, To: m.From, Ballot: m.Ballot, Seq: m.Seq, At: m.At, Chosen: n.chosen,
 		Slot: n.firstMissing(m), Next: n.firstUnaccepted(m.Ballot)}

@@ -156,8 +156,9 @@ func (n *Node) learn(e *Entry) bool {
 
 // repair is how a damaged replica finds out what it may have voted for. It knows its promise P, so that its lost votes
 // are all at ballots up to P. It asks a leader of a ballot B >= P for the last slot L that B has proposed or found. Lost
-// votes above L are below B, and nothing can be chosen by them any more, for B's quorum has promised B and did not report
-// it, where its promises are complete. So the replica may vote again once it holds the chosen value of every slot up to L.
+// votes above L are below B, and nothing can be chosen by them any more, for a member of every quorum has promised B and
+// did not report it, where B's promises are complete. So the replica may tell what it has accepted, and lead, once it
+// holds the chosen value of every slot up to L. What it accepts meanwhile, at ballots of P and above, it remembers.
 type repair struct {
 	damaged bool
 	known   bool

@@ -95,7 +95,7 @@ func (n *Node) membersChanged() {
 // proposable reports whether the configuration of a slot lets this leader propose in it.
 func (n *Node) proposable(s Slot) bool {
 	c := n.governing(s)
-	if !n.isQuorum(c, n.votes) && !n.cfg.bugs.has(BugNoNewPrepare|BugOneConfigPhase1) {
+	if !n.elects(c) && !n.cfg.bugs.has(BugNoNewPrepare|BugOneConfigPhase1) {
 		return false // phase 1 is not over there
 	}
 	if n.outsider(s) {
@@ -132,15 +132,15 @@ func (n *Node) newest() *config {
 	return &n.configs[len(n.configs)-1]
 }
 
-// unpromised returns the first configuration of which no quorum has promised this leader's ballot, or nil.
+// unpromised returns the first configuration whose promises of this node's ballot are not enough, or nil.
 func (n *Node) unpromised() *config {
 	for i := range n.configs {
-		if !n.isQuorum(&n.configs[i], n.votes) {
+		if !n.elects(&n.configs[i]) {
 			return &n.configs[i]
 		}
 	}
 	for i := range n.tentative {
-		if !n.isQuorum(&n.tentative[i], n.votes) {
+		if !n.elects(&n.tentative[i]) {
 			return &n.tentative[i]
 		}
 	}

@@ -24,6 +24,7 @@ func (n *Node) checkMessage(m *Message) error {
 	}
 	switch {
 	case owner != 0 && m.Ballot.Node != owner,
+		m.Mute && (!m.Reject || len(m.Entries) > 0 || m.Kind != MsgPreVoteReply && m.Kind != MsgPromise),
 		m.Ballot.Round >= roundLimit || m.Promised.Round >= roundLimit || m.Released.Round >= roundLimit,
 		(m.Kind == MsgPromise || m.Kind == MsgAccepted) && m.Next != 0 && m.Next <= m.Slot:
 		return ErrBadMessage

@@ -30,6 +30,9 @@ func (m Message) String() string {
 	if m.Reject {
 		b.WriteString(" reject")
 	}
+	if m.Mute {
+		b.WriteString(" mute")
+	}
 	for _, f := range []struct {
 		name   string
 		ballot Ballot

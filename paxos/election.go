@@ -51,8 +51,8 @@ func (n *Node) startPreVote() {
 	}
 	n.role = PreCandidate
 	n.ballot = Ballot{Round: n.roundMax + 1, Node: n.cfg.ID}
-	n.votes = 1 << self
-	if n.everyQuorum(n.votes) {
+	n.votes, n.mute = 1<<self, 0
+	if n.elected() {
 		n.campaign(Ballot{})
 		return
 	}
@@ -99,7 +99,9 @@ func (n *Node) onPreVote(m *Message) {
 	if len(n.configs) > 0 && m.Chosen+1 < n.configs[0].From && !n.member(m.From) {
 		reply.Next = n.configs[0].From // it has left without noticing
 	}
-	reply.Reject = reply.Next != 0 || n.repair.damaged || !n.promised.Less(m.Ballot) || n.holdsOff(m.From, Ballot{})
+	reply.Reject = reply.Next != 0 || !n.promised.Less(m.Ballot) || n.holdsOff(m.From, Ballot{})
+	reply.Mute = n.repair.damaged && !reply.Reject
+	reply.Reject = reply.Reject || reply.Mute
 	n.send(reply)
 }
 
@@ -116,11 +118,15 @@ func (n *Node) onPreVoteReply(i int, m *Message) {
 		n.fetchFirst(m)
 		return
 	}
-	if m.Reject {
+	switch {
+	case m.Mute:
+		n.mute |= 1 << i
+	case m.Reject:
 		return
+	default:
+		n.votes |= 1 << i
 	}
-	n.votes |= 1 << i
-	if n.everyQuorum(n.votes) {
+	if n.elected() {
 		n.campaign(Ballot{})
 	}
 }
@@ -145,7 +151,7 @@ func (n *Node) campaign(released Ballot) {
 	n.role = Candidate
 	n.ballot = Ballot{Round: n.roundMax + 1, Node: n.cfg.ID}
 	n.released = released
-	n.votes = 0
+	n.votes, n.mute = 0, 0
 	n.found = found{base: n.chosen + 1}
 	for i := range n.peers {
 		n.peers[i].page = 0
@@ -196,7 +202,7 @@ func (n *Node) onPromise(i int, m *Message) {
 	if n.role != Candidate && n.role != Leader || m.Ballot != n.ballot {
 		return
 	}
-	if m.Reject {
+	if m.Reject && !m.Mute {
 		if n.role == Leader {
 			n.onRejected(m)
 		} else if n.ballot.Less(m.Promised) {
@@ -207,6 +213,11 @@ func (n *Node) onPromise(i int, m *Message) {
 	p := &n.peers[i]
 	if p.page == 0 || m.Slot != p.page || m.Seq != n.life {
 		return // repeated, or of an earlier life
+	}
+	if m.Mute { // asked again by and by: it may be repaired
+		n.mute |= 1 << i
+		n.counted()
+		return
 	}
 	if m.Truncated >= m.Slot {
 		if n.chosen < m.Truncated {
@@ -232,6 +243,11 @@ func (n *Node) onPromise(i int, m *Message) {
 		return
 	}
 	n.votes |= 1 << i
+	n.counted()
+}
+
+// counted goes on after another promise.
+func (n *Node) counted() {
 	if n.role == Leader {
 		n.proposeOwed()
 	} else {
@@ -274,12 +290,12 @@ func (n *Node) takeReported(m *Message) bool {
 	return true
 }
 
-// checkElected turns the candidate into the leader when a quorum has promised.
+// checkElected turns the candidate into the leader when its promises are enough.
 func (n *Node) checkElected() {
 	if !n.askEveryone() || n.votes&(1<<self) == 0 || !n.mayLead() {
 		return
 	}
-	if elected := n.everyQuorum(n.votes) || n.cfg.bugs.has(BugOneConfigPhase1) && n.isQuorum(&n.configs[0], n.votes); !elected {
+	if elected := n.elected() || n.cfg.bugs.has(BugOneConfigPhase1) && n.isQuorum(&n.configs[0], n.votes); !elected {
 		return
 	}
 	n.role, n.leader = Leader, n.cfg.ID

@@ -131,7 +131,9 @@ func (s *source) ballot() Ballot {
 
 func (s *source) message(n *Node) Message {
 	m := Message{Kind: MessageKind(s.byte() % 15), From: NodeID(s.byte() % 5), To: 1, Slot: Slot(s.number()), Next: Slot(s.number()),
-		Chosen: Slot(s.number()), Truncated: Slot(s.number()), Seq: s.number(), At: Time(s.number()), Reject: s.byte()%4 == 1}
+		Chosen: Slot(s.number()), Truncated: Slot(s.number()), Seq: s.number(), At: Time(s.number())}
+	answer := s.byte()
+	m.Reject, m.Mute = answer%4 == 1, answer%8 == 5
 	switch s.byte() % 4 {
 	case 0:
 		m.Ballot, m.Promised, m.Released = s.ballot(), s.ballot(), s.ballot()

@@ -3,6 +3,8 @@ package paxos
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strconv"
@@ -135,6 +137,7 @@ func (g *golden) nodeCommand(t *testing.T, d *datadriven.TestData) {
 		b.node, b.pending, b.apply = nil, nil, nil
 	case "restart":
 		b := g.named(t, d)[0]
+		maps.DeleteFunc(b.log, func(s Slot, _ Entry) bool { return s >= Slot(argInt(t, d, "lost", math.MaxInt)) })
 		g.start(b, d.HasArg("damaged"))
 	case "checkpoint":
 		b := g.named(t, d)[0]

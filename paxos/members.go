@@ -43,6 +43,23 @@ func (n *Node) isQuorum(c *config, mask uint64) bool {
 	return count > all/2
 }
 
+// elects reports whether the votes that have come in elect this node for the slots of a configuration. A quorum has
+// promised, so that nothing more is chosen at older ballots; and every quorum has a member who has told what it accepted,
+// so that what was chosen is known. Who is mute counts for the first alone. With an odd number of voters the second asks
+// for a quorum as well, with an even number for half: one of two voters that has lost nothing knows all that was chosen.
+// (Howard, Malkhi, Spiegelman: Flexible Paxos, 2016.)
+func (n *Node) elects(c *config) bool {
+	told, all := n.votes, bits.OnesCount64(c.voters)
+	if n.cfg.bugs.has(BugMuteTells) {
+		told |= n.mute
+	}
+	enough := 2*bits.OnesCount64(told&c.voters) >= all || n.cfg.bugs.has(BugMinorityQuorum)
+	return enough && n.isQuorum(c, n.votes|n.mute)
+}
+
+// elected reports whether the votes elect this node for every slot from the next one to be chosen on.
+func (n *Node) elected() bool { return len(n.configs) > 0 && n.unpromised() == nil }
+
 // everyQuorum reports whether mask holds a quorum of every configuration that governs a slot from the next one to be
 // chosen on, as far as this node knows: in force, chosen for later, and on its way.
 //
@@ -217,6 +234,7 @@ func (n *Node) place(id NodeID) int {
 func (n *Node) dropPeer(i int) {
 	n.peers[i] = peer{}
 	n.votes &^= 1 << i
+	n.mute &^= 1 << i
 	for s := max(n.chosen+1, n.window.lo); s < n.window.hi; s++ {
 		n.window.at(s).votes &^= 1 << i
 	}

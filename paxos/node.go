@@ -44,6 +44,7 @@ type Node struct {
 	roundMax uint64 // the highest round seen anywhere
 	retryAt  Time   // repeat questions to peers that have not answered
 	votes    uint64 // pre-votes or promises received, one bit for each of peers
+	mute     uint64 // those of damaged replicas, likewise
 	released Ballot // the leader's ballot that was given up for this campaign
 	found    found
 	lead     lead

@@ -23,6 +23,7 @@ const (
 	BugMinorityQuorum                   // half of the voters pass for a majority
 	BugTransferKeeps                    // a leader keeps its lease while it transfers leadership
 	BugDamagedVotes                     // a damaged replica votes
+	BugMuteTells                        // a promise of a damaged replica counts as if it had told what it accepted
 
 	BugActivateNow       // a new configuration decides as soon as it is proposed
 	BugWrongQuorum       // a new configuration decides as soon as it is chosen, before its first slot

@@ -74,15 +74,16 @@ type MessageKind uint8
 const (
 	// MsgPreVote asks whether a Prepare at Ballot would be answered. Chosen is the candidate's.
 	MsgPreVote MessageKind = iota + 1
-	// MsgPreVoteReply answers it: Ballot as asked, Promised the answerer's own, Reject, Chosen, Truncated. Next is the
-	// first slot of a configuration that the candidate is not in and has not heard of, or zero.
+	// MsgPreVoteReply answers it: Ballot as asked, Promised the answerer's own, Reject, Mute, Chosen, Truncated. Next is
+	// the first slot of a configuration that the candidate is not in and has not heard of, or zero.
 	MsgPreVoteReply
 	// MsgPrepare asks for a promise that covers every slot from Slot on. Released is the ballot of a
 	// leader that has given its lease up in favour of the candidate, or zero. Seq is the candidate's life.
 	MsgPrepare
 	// MsgPromise answers with a page: Entries accepted in [Slot, Next), Next zero when nothing follows.
 	// Those up to Chosen are chosen. Truncated at or above Slot: the page is not there any more.
-	// Reject: Promised is why. Seq as it came: a promise to another life counts for nothing.
+	// Reject: Promised is why; with Mute it has promised, and has no page. Seq as it came: a promise to another life
+	// counts for nothing.
 	MsgPromise
 	// MsgAccept proposes Entries (ascending slots, all at Ballot); everything up to Chosen is chosen.
 	MsgAccept
@@ -133,6 +134,7 @@ type Message struct {
 	Seq       uint64
 	At        Time
 	Reject    bool
+	Mute      bool // beside Reject: a damaged replica promises, or would, but cannot tell what it has accepted
 	Entries   []Entry
 }
 
@@ -209,8 +211,8 @@ type Recovered struct {
 	Entries []Entry
 	// Damaged says that accepted entries above Applied which had been durable have been lost, but that Promised is right. Chosen
 	// counts for nothing then: what is left of a slot may be an older entry than the one that was chosen.
-	// The node then learns, but neither votes nor promises, until it holds everything it may have voted for. A
-	// replica that cannot be sure of Promised must come back under a new identity.
+	// The node then accepts and promises, but tells no candidate what it has accepted and does not lead, until it holds
+	// everything it may have voted for. A replica that cannot be sure of Promised must come back under a new identity.
 	Damaged bool
 }
 

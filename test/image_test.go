@@ -228,3 +228,28 @@ func TestReplacedWhileAway(t *testing.T) {
 	d.restart(2)
 	d.rolesAre(3, 0)
 }
+
+// TestOneOfTwoLost: of two nodes that are left of three the one that leads loses its disk, and then the other. Each returns from the
+// other, and nothing is lost.
+func TestOneOfTwoLost(t *testing.T) {
+	d := up(t, 3)
+	d.koinon("dev", "rm", "1", "--dir", d.dir)
+	d.rolesAre(2, 0)
+	for i, number := range []int{2, 3} {
+		want := itoa(i)
+		d.koinon("kv", "put", "k", want)
+		d.kill(number)
+		if err := os.RemoveAll(d.at("n"+itoa(number), "data", "replica")); err != nil {
+			t.Fatal(err)
+		}
+		d.restart(number)
+		if got := d.koinon("kv", "get", "k"); strings.TrimSpace(got) != want {
+			t.Errorf("round %d: the value that was acknowledged expected, found %q", i, got)
+		}
+		d.rolesAre(2, 0)
+		eventually(t, 30*time.Second, "it is whole again", func() bool {
+			out, err := d.try("status")
+			return err == nil && !strings.Contains(out, "promised") && !strings.Contains(out, "vote")
+		})
+	}
+}

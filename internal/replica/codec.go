@@ -193,6 +193,9 @@ func appendMessage(b []byte, g *groupMessage, scratch []byte) (out, reuse []byte
 	if g.full {
 		s = appendUint(s, 17, 1)
 	}
+	if m.Mute {
+		s = appendUint(s, 18, 1)
+	}
 	size := len(s)
 	for i := range m.Entries {
 		size += sizeBytesAlways(15, sizeEntry(&m.Entries[i]))
@@ -269,6 +272,8 @@ func decodeMessage(b []byte) (g groupMessage, err error) {
 			g.digest, err = decodeDigest(f.bytes)
 		case 17:
 			g.full = f.value != 0
+		case 18:
+			m.Mute = f.value != 0
 		}
 		return err
 	})

@@ -26,7 +26,7 @@ func randomMessage(rng *rand.Rand) groupMessage {
 		Kind: paxos.MessageKind(rng.IntN(15)), From: paxos.NodeID(u()), To: paxos.NodeID(u()),
 		Ballot: ballot(), Promised: ballot(), Released: ballot(),
 		Slot: paxos.Slot(u()), Next: paxos.Slot(u()), Chosen: paxos.Slot(u()), Truncated: paxos.Slot(u()),
-		Seq: u(), At: paxos.Time(u()), Reject: rng.IntN(2) == 0,
+		Seq: u(), At: paxos.Time(u()), Reject: rng.IntN(2) == 0, Mute: rng.IntN(2) == 0,
 	}}
 	for range rng.IntN(4) {
 		g.msg.Entries = append(g.msg.Entries, paxos.Entry{Slot: paxos.Slot(u()), Ballot: ballot(),
@@ -56,7 +56,7 @@ func TestFrameIsTheProtobuf(t *testing.T) {
 		pb := &replicapb.Message{Group: uint64(g.group), Kind: uint32(m.Kind), From: uint64(m.From), To: uint64(m.To),
 			Ballot: ballotPB(m.Ballot), Promised: ballotPB(m.Promised), Released: ballotPB(m.Released),
 			Slot: uint64(m.Slot), Next: uint64(m.Next), Chosen: uint64(m.Chosen), Truncated: uint64(m.Truncated),
-			Seq: m.Seq, At: int64(m.At), Reject: m.Reject, Full: g.full}
+			Seq: m.Seq, At: int64(m.At), Reject: m.Reject, Mute: m.Mute, Full: g.full}
 		for _, e := range m.Entries {
 			pb.Entries = append(pb.Entries, &replicapb.Entry{Slot: uint64(e.Slot), Round: e.Ballot.Round,
 				Node: uint64(e.Ballot.Node), Kind: uint32(e.Kind), Data: e.Data})

@@ -28,9 +28,9 @@ const (
 //
 // Why the highest answer is enough: a ballot that this replica promised was
 // promised by its owner first, who tells so unless it has lost its promise too.
-// Where a majority of each configuration has lost nothing, one of them has
-// promised every ballot that was ever elected, so at least the highest at which
-// this replica can have voted. A ballot of the other one who lost its promise may
+// Where somebody of every majority of each configuration has lost nothing, one of
+// them has promised every ballot that was ever elected, so at least the highest at
+// which this replica can have voted. A ballot of the other one who lost its promise may
 // be higher where it was not elected; then it is of a life of its owner that takes
 // no promise any more (paxos.MsgPrepare).
 //
@@ -166,12 +166,12 @@ func (q *inquiry) missing() string {
 	return ""
 }
 
-// tooMany reports whether the voters other than some are no majority of one of
-// the configurations.
+// tooMany reports whether the voters other than some have no member of each
+// majority of one of the configurations: fewer than half of its voters.
 func tooMany(some []sys.NodeID, of paxos.History) bool {
 	return slices.ContainsFunc(of, func(c paxos.ConfigAt) bool {
 		others := slices.DeleteFunc(nodeIDs(c.Voters), func(id sys.NodeID) bool { return slices.Contains(some, id) })
-		return 2*len(others) <= len(c.Voters)
+		return 2*len(others) < len(c.Voters)
 	})
 }
 

@@ -7,7 +7,8 @@ type history struct {
 	digests  []uint64                      // digest after slot i+1
 	ballots  map[slotBallot]*proposal      // what has been accepted and proposed, by slot and ballot
 	bySlot   map[paxos.Slot][]paxos.Ballot // the ballots of a slot not applied yet, in the order in which they came
-	promised map[paxos.Ballot]uint64       // who has promised a ballot and reported all it had to, one bit for each identity
+	promised map[paxos.Ballot]uint64       // who has promised a ballot, one bit for each identity
+	told     map[paxos.Ballot]uint64       // who of these has reported all it had to
 	changes  paxos.History                 // all configurations ever proposed
 	configs  paxos.History                 // all that have been applied
 	finished paxos.Slot                    // the highest slot whose effect a client has seen
@@ -27,6 +28,7 @@ type proposal struct {
 	accepted uint64 // whose disks have held it
 	sent     bool
 	promised uint64 // who had promised the ballot when the proposal was first sent
+	told     uint64 // who of these had told what they had accepted
 }
 
 func newHistory(voters []paxos.NodeID) history {
@@ -34,6 +36,7 @@ func newHistory(voters []paxos.NodeID) history {
 		ballots:  map[slotBallot]*proposal{},
 		bySlot:   map[paxos.Slot][]paxos.Ballot{},
 		promised: map[paxos.Ballot]uint64{},
+		told:     map[paxos.Ballot]uint64{},
 		configs:  paxos.Initial(voters),
 		written:  map[string]paxos.Slot{},
 		applied:  map[string]paxos.Slot{},
@@ -84,7 +87,7 @@ func (h *history) noteProposed(w *group, id paxos.NodeID, e *paxos.Entry) {
 	if p.sent {
 		return
 	}
-	p.sent, p.promised = true, h.promised[e.Ballot]|1<<id
+	p.sent, p.promised, p.told = true, h.promised[e.Ballot]|1<<id, h.told[e.Ballot]|1<<id
 	if int(e.Slot) <= len(h.digests) {
 		h.checkProposed(w, e.Slot, e.Ballot, p)
 	}
@@ -92,8 +95,12 @@ func (h *history) noteProposed(w *group, id paxos.NodeID, e *paxos.Entry) {
 
 // checkProposed checks that phase 1 was over when a slot was proposed: with a quorum of the configuration that governs it.
 func (h *history) checkProposed(w *group, s paxos.Slot, b paxos.Ballot, p *proposal) {
-	if c := h.governing(s); p.sent && !isQuorum(c, p.promised) {
+	c := h.governing(s)
+	if p.sent && !isQuorum(c, p.promised) {
 		w.Fail("slot %d was proposed at %v without promises of a quorum of %v (%b)", s, b, *c, p.promised)
+	}
+	if p.sent && 2*votersIn(c, p.told) < len(c.Voters) {
+		w.Fail("slot %d was proposed at %v without reports from every quorum of %v (%b)", s, b, *c, p.told)
 	}
 }
 

@@ -48,7 +48,7 @@ func (w *group) changeMembers() {
 
 // proposeMembers reports whether a leader took a configuration on.
 func (w *group) proposeMembers(r *replica, c paxos.Configuration) bool {
-	if !w.bears(&c, nil) {
+	if !w.bears(&c, nil, false) {
 		return false // who proposes that has only himself to blame
 	}
 	slot, err := r.node.ProposeConfig(r.clock(), c)
@@ -98,7 +98,7 @@ func (w *group) coup() {
 	w.net.joinAfter(2 * w.shape.electionTimeout)
 	w.lullUntil = w.Now + w.shape.electionTimeout*3/4 // or else the learners would lag too far
 	w.After(w.shape.electionTimeout*3/4, func() {
-		if l != w.leader() || w.healed || !w.bears(&next, nil) {
+		if l != w.leader() || w.healed || !w.bears(&next, nil, false) {
 			return
 		}
 		if !w.proposeMembers(l, next) {
@@ -188,7 +188,7 @@ func without(ids []paxos.NodeID, id paxos.NodeID) []paxos.NodeID {
 // reformat takes a replica's disk away for good. It is replaced by one under a new identity, if an administrator says so.
 func (w *group) reformat() {
 	r := w.someReplica()
-	if r.dead || !w.expendable(r) {
+	if r.dead || !w.expendable(r, true) {
 		return
 	}
 	w.stats.Reformats++
@@ -198,38 +198,43 @@ func (w *group) reformat() {
 	w.Mark('x', uint64(r.id))
 }
 
-// expendable reports whether a replica's votes may be lost: every configuration that may still have to decide something
-// must bear it.
-func (w *group) expendable(r *replica) bool {
+// expendable reports whether a replica's votes may be lost, or the replica itself: every configuration that may still have
+// to decide something must bear it.
+func (w *group) expendable(r *replica, dies bool) bool {
 	newest := w.history.newest()
 	for _, o := range w.replicas {
 		if o.dead || !newest.Member(o.id) && o != r {
 			continue
 		}
 		for _, c := range o.knownConfigs() {
-			if !w.bears(&c, r) {
+			if !w.bears(&c, r, dies) {
 				return false
 			}
 		}
 	}
 	for _, c := range w.history.changes {
-		if c.From > paxos.Slot(len(w.history.digests)) && !w.bears(&c.Configuration, r) {
+		if c.From > paxos.Slot(len(w.history.digests)) && !w.bears(&c.Configuration, r, dies) {
 			return false
 		}
 	}
 	return true
 }
 
-// bears reports whether a configuration has a majority of voters that have lost nothing, and at most one that has, when
-// r, which may be nil, loses something too.
-func (w *group) bears(c *paxos.Configuration, r *replica) bool {
-	whole := 0
+// bears reports whether a configuration has a majority that is there, and at most one voter that has lost something, of
+// which half or more have not, when r, which may be nil, loses something too, or dies.
+func (w *group) bears(c *paxos.Configuration, r *replica, dies bool) bool {
+	there, whole := 0, 0
 	for _, v := range c.Voters {
-		if x := w.replicas[v-1]; x != r && !x.dead && !x.disk.damaged {
+		x := w.replicas[v-1]
+		if !x.dead && (x != r || !dies) {
+			there++
+		}
+		if !x.dead && x != r && !x.disk.damaged {
 			whole++
 		}
 	}
-	return r != nil && !slices.Contains(c.Voters, r.id) || whole > len(c.Voters)/2 && whole >= len(c.Voters)-1
+	all := len(c.Voters)
+	return r != nil && !slices.Contains(c.Voters, r.id) || 2*there > all && 2*whole >= all && whole >= all-1
 }
 
 // knownConfigs returns the configurations that a replica goes by, on disk or in memory.
@@ -251,10 +256,13 @@ func (r *replica) knownConfigs() []paxos.Configuration {
 }
 
 // isQuorum reports whether the nodes of a mask, by identity, are a majority of a configuration's voters.
-func isQuorum(c *paxos.Configuration, mask uint64) bool {
+func isQuorum(c *paxos.Configuration, mask uint64) bool { return votersIn(c, mask) > len(c.Voters)/2 }
+
+// votersIn returns how many nodes of a mask, by identity, are voters of a configuration.
+func votersIn(c *paxos.Configuration, mask uint64) int {
 	voters := uint64(0)
 	for _, id := range c.Voters {
 		voters |= 1 << id
 	}
-	return bits.OnesCount64(mask&voters) > len(c.Voters)/2
+	return bits.OnesCount64(mask & voters)
 }

@@ -138,7 +138,7 @@ func (r *replica) crash() {
 
 // damage loses entries of the log above the checkpoint, unless that would leave too few replicas to know everything.
 func (r *replica) damage() {
-	if len(r.disk.entries) == 0 || !r.w.expendable(r) {
+	if len(r.disk.entries) == 0 || !r.w.expendable(r, false) {
 		return
 	}
 	r.w.stats.Damages++
@@ -313,12 +313,15 @@ func (r *replica) commit(wr *write) {
 func (r *replica) emit(m paxos.Message) {
 	d := &r.disk
 	bound := m.Kind == paxos.MsgPromise || m.Kind == paxos.MsgAccepted || m.Kind == paxos.MsgHeartbeatReply || m.Kind == paxos.MsgPrepare
-	if bound && !m.Reject && d.promised.Less(m.Ballot) {
+	if bound && (!m.Reject || m.Mute) && d.promised.Less(m.Ballot) {
 		r.w.Fail("node %d: %v at %v leaves before the promise is durable (%v is)", r.id, m.Kind, m.Ballot, d.promised)
 	}
 	switch {
+	case m.Kind == paxos.MsgPromise && m.Mute:
+		r.w.history.promised[m.Ballot] |= 1 << r.id
 	case m.Kind == paxos.MsgPromise && !m.Reject && m.Next == 0:
 		r.w.history.promised[m.Ballot] |= 1 << r.id
+		r.w.history.told[m.Ballot] |= 1 << r.id
 	case m.Kind == paxos.MsgAccept:
 		for i := range m.Entries {
 			r.w.history.noteProposed(r.w, r.id, &m.Entries[i])

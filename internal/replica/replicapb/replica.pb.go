@@ -445,6 +445,7 @@ type Message struct {
 	Entries       []*Entry               `protobuf:"bytes,15,rep,name=entries,proto3" json:"entries,omitempty"`
 	Digest        *Digest                `protobuf:"bytes,16,opt,name=digest,proto3" json:"digest,omitempty"`
 	Full          bool                   `protobuf:"varint,17,opt,name=full,proto3" json:"full,omitempty"` // the sender's disk is full: it is no good leader
+	Mute          bool                   `protobuf:"varint,18,opt,name=mute,proto3" json:"mute,omitempty"` // beside reject: a promise that tells nothing
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -594,6 +595,13 @@ func (x *Message) GetDigest() *Digest {
 func (x *Message) GetFull() bool {
 	if x != nil {
 		return x.Full
+	}
+	return false
+}
+
+func (x *Message) GetMute() bool {
+	if x != nil {
+		return x.Mute
 	}
 	return false
 }
@@ -1607,7 +1615,7 @@ const file_replica_replicapb_replica_proto_rawDesc = "" +
 	"\x04lost\x18\x05 \x01(\bR\x04lost\x12\x18\n" +
 	"\aplacing\x18\x06 \x01(\x04R\aplacing\"?\n" +
 	"\x05Frame\x126\n" +
-	"\bmessages\x18\x01 \x03(\v2\x1a.koinon.replica.v1.MessageR\bmessages\"\x8b\x04\n" +
+	"\bmessages\x18\x01 \x03(\v2\x1a.koinon.replica.v1.MessageR\bmessages\"\x9f\x04\n" +
 	"\aMessage\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\x04R\x05group\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\rR\x04kind\x12\x12\n" +
@@ -1626,7 +1634,8 @@ const file_replica_replicapb_replica_proto_rawDesc = "" +
 	"\x06reject\x18\x0e \x01(\bR\x06reject\x122\n" +
 	"\aentries\x18\x0f \x03(\v2\x18.koinon.replica.v1.EntryR\aentries\x121\n" +
 	"\x06digest\x18\x10 \x01(\v2\x19.koinon.replica.v1.DigestR\x06digest\x12\x12\n" +
-	"\x04full\x18\x11 \x01(\bR\x04full\".\n" +
+	"\x04full\x18\x11 \x01(\bR\x04full\x12\x12\n" +
+	"\x04mute\x18\x12 \x01(\bR\x04mute\".\n" +
 	"\x06Digest\x12\x12\n" +
 	"\x04slot\x18\x01 \x01(\x04R\x04slot\x12\x10\n" +
 	"\x03sum\x18\x02 \x01(\x06R\x03sum\"N\n" +

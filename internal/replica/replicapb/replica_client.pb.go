@@ -261,6 +261,7 @@ type Message struct {
 	Entries       []*Entry `protobuf:"bytes,15,rep,name=entries,proto3" json:"entries,omitempty"`
 	Digest        *Digest  `protobuf:"bytes,16,opt,name=digest,proto3" json:"digest,omitempty"`
 	Full          bool     `protobuf:"varint,17,opt,name=full,proto3" json:"full,omitempty"` // the sender's disk is full: it is no good leader
+	Mute          bool     `protobuf:"varint,18,opt,name=mute,proto3" json:"mute,omitempty"` // beside reject: a promise that tells nothing
 	unknownFields []byte
 }
 
@@ -383,6 +384,13 @@ func (x *Message) GetDigest() *Digest {
 func (x *Message) GetFull() bool {
 	if x != nil {
 		return x.Full
+	}
+	return false
+}
+
+func (x *Message) GetMute() bool {
+	if x != nil {
+		return x.Mute
 	}
 	return false
 }

@@ -146,6 +146,7 @@ func (m *Message) CloneVT() *Message {
 	r.Reject = m.Reject
 	r.Digest = m.Digest.CloneVT()
 	r.Full = m.Full
+	r.Mute = m.Mute
 	if rhs := m.Entries; rhs != nil {
 		tmpContainer := make([]*Entry, len(rhs))
 		for k, v := range rhs {
@@ -835,6 +836,18 @@ func (m *Message) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 	if m.unknownFields != nil {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
+	}
+	if m.Mute {
+		i--
+		if m.Mute {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x1
+		i--
+		dAtA[i] = 0x90
 	}
 	if m.Full {
 		i--
@@ -2046,6 +2059,9 @@ func (m *Message) SizeVT() (n int) {
 		n += 2 + l + protohelpers.SizeOfVarint(uint64(l))
 	}
 	if m.Full {
+		n += 3
+	}
+	if m.Mute {
 		n += 3
 	}
 	n += len(m.unknownFields)
@@ -3637,6 +3653,26 @@ func (m *Message) UnmarshalVT(dAtA []byte) error {
 				}
 			}
 			m.Full = bool(v != 0)
+		case 18:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Mute", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.Mute = bool(v != 0)
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])

@@ -162,10 +162,10 @@ func (n *node) noteRepair() {
 	}
 }
 
-// expendable reports whether what a node has promised may be lost: those who
-// have lost something are a minority then, of all voters who may still decide.
+// expendable reports whether what a node has promised may be lost: every majority
+// of voters who may still decide has one then that has lost nothing.
 func (c *cluster) expendable(n *node) bool {
-	bearsNot := func(voters []sys.NodeID) bool { return len(voters) < 3 || !c.bears(voters, n) }
+	bearsNot := func(voters []sys.NodeID) bool { return len(voters) < 2 || !c.bears(voters, n) }
 	safe := uint64(0) // known durably to be chosen, by one who is whole
 	for _, o := range c.nodes {
 		if g := o.group(); g != nil && o != n && !o.spoilt {
@@ -192,8 +192,8 @@ func (c *cluster) countLoss() {
 	}
 }
 
-// bears reports whether a majority of voters has lost nothing, also when n, which
-// may be nil, loses its disk.
+// bears reports whether half of the voters or more have lost nothing, also when n,
+// which may be nil, loses its disk.
 func (c *cluster) bears(voters []sys.NodeID, n *node) bool {
 	spoilt := 0
 	for _, id := range voters {
@@ -201,7 +201,7 @@ func (c *cluster) bears(voters []sys.NodeID, n *node) bool {
 			spoilt++
 		}
 	}
-	return 2*spoilt < len(voters)
+	return 2*spoilt <= len(voters)
 }
 
 // transfer has the leader hand its leadership to somebody.

@@ -17,19 +17,19 @@ type mutation struct {
 func mutations() []mutation {
 	return []mutation{
 		{"vote before sync", replica.BugVoteBeforeSync, 1},
-		{"failed sync ignored", replica.BugIgnoreSyncError, 1},
+		{"failed sync ignored", replica.BugIgnoreSyncError, 8},
 		{"promise not logged", replica.BugPromiseNotLogged, 224},
-		{"wiped replica votes", replica.BugWipedVotes, 6},
+		{"wiped replica votes", replica.BugWipedVotes, 1},
 		{"damaged replica votes", replica.BugDamagedVotes, 10},
 		{"log cut behind what is not durable", replica.BugTruncateEarly, 1},
 		{"applied slot written after the state", replica.BugAppliedBehind, 1},
 		{"commands see local time", replica.BugLocalTime, 1},
 		{"restart forgets results of sessions", replica.BugForgetResults, 1},
 		{"snapshot without sessions", replica.BugSnapshotNoSessions, 1},
-		{"read under a lease that has ended", replica.BugReadNoLease, 269},
+		{"read under a lease that has ended", replica.BugReadNoLease, 196},
 		{"lease read does not wait for its slot", replica.BugReadNoSlot, 22},
-		{"index read does not wait for its slot", replica.BugReadNoWait, 33},
-		{"state that names one voter is believed", replica.BugStateBelieved, 763},
+		{"index read does not wait for its slot", replica.BugReadNoWait, 11},
+		{"state that names one voter is believed", replica.BugStateBelieved, 1635},
 	}
 }
 
