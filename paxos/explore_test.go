@@ -26,6 +26,9 @@ type size struct {
 	// have ended.
 	ticks     int
 	transfers int // how often node 1 hands its leadership to node 2
+	// losses is how often a node restarts without some of what it had accepted, or without its disk, while of every
+	// majority somebody else has lost nothing. Heartbeats are told then, for they have it repaired.
+	losses perNode
 }
 
 // perNode is a number for each node, from the first on; 0 for those left out.
@@ -61,6 +64,13 @@ func timed() (leased, early, handed, moved size) {
 	return leased, early, handed, moved
 }
 
+// lossy returns those in which disks lose what they had: of two voters each, and one of three.
+func lossy() (two, three size) {
+	two = size{voters: []NodeID{1, 2}, nodes: 2, campaigns: []int{1, 2}, commands: []int{1, 1}, tells: []int{1, 1}, losses: []int{1, 1}}
+	three = size{voters: []NodeID{1, 2, 3}, nodes: 3, campaigns: []int{1, 0, 1}, commands: []int{1, 0, 1}, losses: []int{0, 1}}
+	return two, three
+}
+
 // TestExplore goes through every order of events, and every loss, of a small group. In no state may two nodes disagree
 // about a slot, nor a node with what was chosen before it restarted. The same search has to find the mistakes that it is
 // able to find. KOINON_EXPLORE=1 searches larger groups; see docs/consensus.md.
@@ -71,6 +81,7 @@ func TestExplore(t *testing.T) {
 	}
 	told, crashed, shrink, grow := sizes()
 	leased, early, handed, moved := timed()
+	two, three := lossy()
 	for _, c := range []struct {
 		name  string
 		size  size
@@ -97,6 +108,10 @@ func TestExplore(t *testing.T) {
 		{"sound with a transfer", handed, 0, false},
 		{"lease kept during transfer", handed, BugTransferKeeps, true},
 		{"sound change with a lease", moved, 0, false},
+		{"sound when either of two loses what it had", two, 0, false},
+		{"sound when one of three does", three, 0, false},
+		{"damaged replica votes", three, BugDamagedVotes, true},
+		{"promise of a damaged replica taken as a full one", three, BugMuteTells, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -115,6 +130,9 @@ func exploreLarge(t *testing.T) {
 	swap.campaigns, swap.prelude, swap.crashes = one, true, one
 	crashed.commands = twice
 	grow.crashes = []int{1, 0, 1}
+	pair, trio := lossy()
+	pair.campaigns, pair.commands, pair.tells = []int{2, 2}, []int{2, 1}, []int{2, 1}
+	trio.tells = []int{1, 0, 1}
 	leased, _, handed, _ := timed()
 	rounds, leaders, transfers := leased, leased, handed
 	rounds.campaigns, rounds.tells, rounds.ticks = []int{1, 1}, []int{2, 1}, 3
@@ -127,6 +145,7 @@ func exploreLarge(t *testing.T) {
 		{"told and crashed", both}, {"three ballots", three}, {"two commands", two}, {"two commands and a crash", crashed},
 		{"change to one, three ballots and a crash", swap}, {"change to three and crashes", grow},
 		{"leases and three rounds", rounds}, {"leases of two leaders", leaders}, {"transfer and leases of two leaders", transfers},
+		{"either of two loses what it had, more often", pair}, {"one of three does, and is repaired", trio},
 	} {
 		t.Run(c.name, func(t *testing.T) { explore(t, c.size, 0, false) })
 	}
@@ -164,7 +183,7 @@ type box struct {
 	node                       *Node
 	key                        string
 	campaigns, commands, tells int
-	crashes, transfers         int
+	crashes, transfers, losses int
 	rounds                     uint64 // the last round that is heard of
 	lent                       Time   // until when readers were told that there is no other leader
 }
@@ -200,7 +219,7 @@ func (x *explorer) first() *universe {
 		if !slices.Contains(x.size.voters, id) {
 			rec.Configs = Initial(x.size.voters) // knows the group without being in it
 		}
-		b := box{node: New(x.config(id), rec, u.now), campaigns: x.size.campaigns.of(id), crashes: x.size.crashes.of(id)}
+		b := box{node: New(x.config(id), rec, u.now), campaigns: x.size.campaigns.of(id), crashes: x.size.crashes.of(id), losses: x.size.losses.of(id)}
 		b.key = u.nodeKey(&b)
 		u.boxes = append(u.boxes, b)
 	}
@@ -275,7 +294,7 @@ func (x *explorer) next(u *universe) (out []*universe) {
 	}
 	for i := range u.boxes {
 		b := &u.boxes[i]
-		if b.campaigns > 0 && b.node.mayLead() && x.timedOut(b.node, u.now) {
+		if b.campaigns > 0 && b.node.mayLead() && !b.node.repair.damaged && x.timedOut(b.node, u.now) {
 			v := u.clone(i)
 			v.boxes[i].campaigns--
 			v.boxes[i].node.advance(u.now)
@@ -298,6 +317,15 @@ func (x *explorer) next(u *universe) (out []*universe) {
 			v.boxes[i].node, v.boxes[i].lent = x.restart(b.node, u.now), 0
 			x.settle(v, i)
 			out = append(out, v)
+		}
+		if b.losses > 0 && x.bears(u, i) {
+			for _, n := range x.lose(u, i) {
+				v := u.clone(i)
+				v.boxes[i].losses--
+				v.boxes[i].node = n
+				x.settle(v, i)
+				out = append(out, v)
+			}
 		}
 		if b.transfers > 0 && b.node.role == Leader {
 			v := u.clone(i)
@@ -340,6 +368,51 @@ func (x *explorer) restart(n *Node, now Time) *Node {
 		rec.Configs = Initial(x.size.voters)
 	}
 	return New(x.config(n.cfg.ID), rec, now)
+}
+
+// bears reports whether of every majority somebody else than node i has lost nothing.
+func (x *explorer) bears(u *universe, i int) bool {
+	whole := 0
+	for k := range u.boxes {
+		if k != i && !u.boxes[k].node.repair.damaged {
+			whole++
+		}
+	}
+	return 2*whole >= len(u.boxes)
+}
+
+// lose returns node i as it starts without the first, the last, or all of the entries that it had, and without its disk, when
+// all others have told what they have promised.
+func (x *explorer) lose(u *universe, i int) (out []*Node) {
+	n := u.boxes[i].node
+	whole := x.restart(n, u.now)
+	entries := []Entry{}
+	for s := whole.window.lo; s < whole.window.hi; s++ {
+		if st := whole.window.at(s); st.held() {
+			entries = append(entries, st.entry)
+		}
+	}
+	start := func(rec Recovered) {
+		rec.Damaged = true
+		m := New(x.config(n.cfg.ID), rec, u.now)
+		m.life = n.life + 2
+		out = append(out, m)
+	}
+	if k := len(entries); k > 0 {
+		start(Recovered{Promised: n.promised})
+		if k > 1 {
+			start(Recovered{Promised: n.promised, Entries: entries[1:]})
+			start(Recovered{Promised: n.promised, Entries: entries[:k-1]})
+		}
+	}
+	told := Ballot{}
+	for k := range u.boxes {
+		if o := u.boxes[k].node; k != i && told.Less(o.promised) {
+			told = o.promised
+		}
+	}
+	start(Recovered{Promised: told})
+	return out
 }
 
 // clone returns a copy in which node i may be changed.
@@ -391,8 +464,11 @@ func (x *explorer) settle(u *universe, i int) {
 // long as members stay, and a leader sends as many rounds as it may.
 func (x *explorer) heard(b *box, m *Message) bool {
 	switch {
-	case m.Reject:
+	case m.Reject && !m.Mute:
 		return false
+	case x.size.losses != nil && (m.Kind == MsgHeartbeat || m.Kind == MsgHeartbeatReply):
+		m.Seq, m.At = 0, 0
+		return m.Kind == MsgHeartbeat && b.rounds > 0 || m.Next > m.Chosen+1
 	case x.size.ticks == 0:
 		if m.Kind == MsgHeartbeat {
 			m.Seq, m.At = 0, 0 // nobody answers
@@ -473,7 +549,7 @@ func (u *universe) key() (k [16]byte) {
 	h := fnv.New128a()
 	for i := range u.boxes {
 		b := &u.boxes[i]
-		h.Write([]byte{byte(b.campaigns), byte(b.commands), byte(b.tells), byte(b.crashes), byte(b.transfers)})
+		h.Write([]byte{byte(b.campaigns), byte(b.commands), byte(b.tells), byte(b.crashes), byte(b.transfers), byte(b.losses)})
 		h.Write([]byte(b.key))
 	}
 	h.Write([]byte{byte(len(u.decided)), byte(u.ticks)})
@@ -505,7 +581,13 @@ func (u *universe) left(t Time) byte { return byte((max(0, t-u.now) + lease/2 - 
 
 func (u *universe) nodeKey(bx *box) string {
 	n := bx.node
-	b := []byte{byte(n.role), byte(n.chosen), byte(n.roundMax), byte(len(n.peers))}
+	b := []byte{byte(n.role), byte(n.chosen), byte(n.roundMax), byte(len(n.peers)), byte(n.life), byte(n.mute)}
+	if n.repair.damaged {
+		b = append(b, 1, byte(n.repair.target))
+		if n.repair.known {
+			b = append(b, 1)
+		}
+	}
 	b = appendBallot(b, n.promised)
 	if n.role == Candidate || n.role == Leader {
 		b = append(b, byte(n.votes), byte(n.found.base))
@@ -544,6 +626,9 @@ func (u *universe) nodeKey(bx *box) string {
 func messageKey(m *Message) string {
 	b := []byte{byte(m.Kind), byte(m.From), byte(m.To), byte(m.Slot), byte(m.Next), byte(m.Chosen), byte(m.Seq), byte((m.At - begin) / (lease / 2))}
 	b = appendBallot(b, m.Ballot)
+	if m.Mute {
+		b = append(b, 1)
+	}
 	for k := range m.Entries {
 		b = appendEntry(b, &m.Entries[k])
 	}
