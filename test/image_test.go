@@ -7,10 +7,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/koinon/koinon/internal/ports"
 )
 
 // replaceDir puts a copy of one directory in another's place.
@@ -39,6 +42,17 @@ func ends(t *testing.T, rs ...*run) {
 			t.Error(err)
 		}
 	}
+}
+
+// only writes a client's configuration that names one node, and returns that node's address.
+func (d *dev) only(number int, name string) (addr string) {
+	d.t.Helper()
+	addr = d.node(number).Address
+	edit(d.t, d.at("client.toml"), func(s string) string { // a copy
+		writeFile(d.t, d.at(name), regexp.MustCompile(`(?ms)^nodes = \[.*?\]`).ReplaceAllString(s, `nodes = ["`+addr+`"]`))
+		return s
+	})
+	return addr
 }
 
 // allIn waits until nobody is joining any more.
@@ -250,6 +264,66 @@ func TestOneOfTwoLost(t *testing.T) {
 		eventually(t, 30*time.Second, "it is whole again", func() bool {
 			out, err := d.try("status")
 			return err == nil && !strings.Contains(out, "promised") && !strings.Contains(out, "vote")
+		})
+	}
+}
+
+// TestOldImageLetsMachinesIn: the old one goes on alone while the others do not answer, and machines join through it, under numbers that
+// two of the others have: one, which has nobody vote but the old one, or two, with which three vote. When the others are back, the old
+// one returns from them, nobody takes the newcomers for those, and these end and say how they come back.
+func TestOldImageLetsMachinesIn(t *testing.T) {
+	for _, newcomers := range []int{1, 2} {
+		t.Run(itoa(newcomers), func(t *testing.T) {
+			d, images := withImages(t)
+			d.kill(1)
+			for _, number := range []int{2, 3} {
+				d.signal(number, syscall.SIGSTOP)
+			}
+			replaceDir(t, images[0], d.at("n1"))
+			d.restart(1)
+			addr := d.only(1, "one.toml")
+			one := []string{"--config", d.at("one.toml")}
+			free, err := ports.Free(newcomers)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var others []*run
+			for i, port := range free {
+				token := strings.Fields(d.koinon(append(one, "node", "token")...))[0]
+				dir := d.besides("newcomer" + itoa(i))
+				r := d.background("serve", "--join", addr, "--token", token, "--dir", dir, "--listen", ports.Loopback(port))
+				r.await(20*time.Second, "msg=serving")
+				others = append(others, r)
+			}
+			eventually(t, 30*time.Second, "the newcomers are in", func() bool {
+				out, err := d.try(append(one, "node", "ls")...)
+				return err == nil && strings.Contains(out, "n"+itoa(1+newcomers)) && !strings.Contains(out, "joining")
+			})
+			if newcomers == 2 {
+				eventually(t, 30*time.Second, "three vote", func() bool {
+					return strings.Contains(read(d.at("n1", "log")), `msg="members in force" group=0 members="[1 2 3]"`)
+				})
+			}
+			d.koinon(append(one, "kv", "put", "k", "of the old one")...)
+			for _, number := range []int{2, 3} {
+				d.signal(number, syscall.SIGCONT)
+			}
+			d.returns("of three")
+			for _, r := range others {
+				if err := r.end(30 * time.Second); err == nil {
+					t.Error("a newcomer ends as if all were well")
+				}
+				says(t, r.said(), "join")
+			}
+			for number := range 3 { // what they know holds from their start on, too
+				d.kill(number + 1)
+				d.restart(number + 1)
+			}
+			d.rolesAre(3, 0)
+			if got := d.koinon("kv", "get", "k"); strings.TrimSpace(got) != "of three" {
+				t.Errorf("the value that was acknowledged expected, found %q", got)
+			}
+			d.fsck()
 		})
 	}
 }

@@ -71,6 +71,14 @@ func shake(t *testing.T, server, client *tls.Config) (sIdent, cIdent Identity, s
 		if cIdent, err = PeerIdentity(cli.ConnectionState()); err != nil {
 			t.Fatal(err)
 		}
+		keys := func(mine *tls.Config, theirs Identity) {
+			if len(mine.Certificates) > 0 && theirs.Key != string(KeyHash(mine.Certificates[0].Leaf.RawSubjectPublicKeyInfo)) {
+				t.Errorf("the key of %+v is another", theirs)
+			}
+		}
+		keys(client, sIdent)
+		keys(server, cIdent)
+		sIdent.Key, cIdent.Key = "", ""
 		if v := cli.ConnectionState().Version; v != tls.VersionTLS13 {
 			t.Errorf("version is %s", tls.VersionName(v))
 		}
@@ -89,9 +97,9 @@ func TestWhoMeetsWhom(t *testing.T) {
 		peer           Identity // as the server sees it
 		sErr, cErr     string
 	}{
-		{"node to node", n1.ServerTLS(), n2.ClientTLS(), Identity{"alpha", 2, ""}, "", ""},
-		{"client to node", n1.ServerTLS(), alice.ClientTLS(), Identity{"alpha", 0, "alice"}, "", ""},
-		{"expected node", n1.ServerTLS(), n2.ClientTLSFor(1), Identity{"alpha", 2, ""}, "", ""},
+		{"node to node", n1.ServerTLS(), n2.ClientTLS(), Identity{Cluster: "alpha", Node: 2}, "", ""},
+		{"client to node", n1.ServerTLS(), alice.ClientTLS(), Identity{Cluster: "alpha", Name: "alice"}, "", ""},
+		{"expected node", n1.ServerTLS(), n2.ClientTLSFor(1), Identity{Cluster: "alpha", Node: 2}, "", ""},
 		{"unexpected node", n1.ServerTLS(), n2.ClientTLSFor(3), Identity{}, "", "expected node n3 at this address, found node n1"},
 		{"client as server", alice.ServerTLS(), n2.ClientTLS(), Identity{}, "", "only nodes may serve"},
 		{"CA of the same name", n1.ServerTLS(), issueNode(t, other, 2).ClientTLS(), Identity{}, "", "not issued by the CA that is trusted here"},
@@ -221,8 +229,8 @@ func TestIdentityOf(t *testing.T) {
 		want Identity
 		ok   bool
 	}{
-		{"node/3", []string{"c"}, Identity{"c", 3, ""}, true},
-		{"client/bob", []string{"c"}, Identity{"c", 0, "bob"}, true},
+		{"node/3", []string{"c"}, Identity{Cluster: "c", Node: 3}, true},
+		{"client/bob", []string{"c"}, Identity{Cluster: "c", Name: "bob"}, true},
 		{"node/0", []string{"c"}, Identity{}, false},
 		{"node/03", []string{"c"}, Identity{}, false},
 		{"node/-1", []string{"c"}, Identity{}, false},
@@ -295,7 +303,7 @@ func TestFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if back.Identity() != (Identity{"alpha", 2, ""}) || !back.NotAfter().Equal(creds.NotAfter()) {
+	if back.Identity() != (Identity{Cluster: "alpha", Node: 2}) || !back.NotAfter().Equal(creds.NotAfter()) {
 		t.Errorf("loaded %+v", back.Identity())
 	}
 	if _, _, sErr, cErr := shake(t, issueNode(t, ca, 1).ServerTLS(), back.ClientTLS()); sErr != nil || cErr != nil {
@@ -410,7 +418,7 @@ func TestFilesAreLookedIntoLate(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			peer, _, sErr, cErr := shake(t, server, read(tc.name, tc.of, tc.harm).ClientTLS())
 			if tc.want == "" {
-				if sErr != nil || cErr != nil || peer != (Identity{"alpha", 0, "ann"}) {
+				if sErr != nil || cErr != nil || peer != (Identity{Cluster: "alpha", Name: "ann"}) {
 					t.Errorf("the server sees %+v, %v; the client %v", peer, sErr, cErr)
 				}
 				return

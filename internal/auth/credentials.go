@@ -39,6 +39,9 @@ func newCredentials(ca, leaf *x509.Certificate, key *ecdsa.PrivateKey) (*Credent
 // Identity returns whose credentials these are.
 func (c *Credentials) Identity() Identity { return c.id }
 
+// Key is the Key of the Identity that others see.
+func (c *Credentials) Key() []byte { return KeyHash(c.leaf.RawSubjectPublicKeyInfo) }
+
 // NotAfter returns when the certificate expires, for warnings ahead of time.
 func (c *Credentials) NotAfter() time.Time { return c.leaf.NotAfter }
 

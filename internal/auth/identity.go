@@ -16,6 +16,7 @@ type Identity struct {
 	Cluster string
 	Node    sys.NodeID
 	Name    string
+	Key     string // the KeyHash of the certificate's public key, of PeerIdentity alone
 }
 
 const (
@@ -41,6 +42,7 @@ func PeerIdentity(state tls.ConnectionState) (Identity, error) {
 	if err != nil {
 		return Identity{}, sys.E(sys.Op("auth.PeerIdentity"), sys.Access, err)
 	}
+	id.Key = string(KeyHash(state.PeerCertificates[0].RawSubjectPublicKeyInfo))
 	return id, nil
 }
 

@@ -235,6 +235,22 @@ func (c *Client) Tokens(ctx context.Context) ([]*clusterpb.Token, error) {
 	return r.Tokens, nil
 }
 
+// JoinKeys returns the hashes of the keys of members that joined with a token that
+// a replica still knows.
+func JoinKeys(g rsm.Group) (map[sys.NodeID][]byte, error) {
+	keys := map[sys.NodeID][]byte{}
+	err := g.ReadLocal(rsm.NSCluster, func(r rsm.Reader) error {
+		tokens, err := readTokens(r)
+		for _, t := range tokens {
+			if t.Node != 0 {
+				keys[sys.NodeID(t.Node)] = t.KeyHash
+			}
+		}
+		return err
+	})
+	return keys, err
+}
+
 func (s *Service) serveTokens(ctx context.Context, req *wire.Request) (wire.Response, error) {
 	r := &clusterpb.TokensReply{}
 	err := s.Group.Read(ctx, rsm.NSCluster, func(rd rsm.Reader) (err error) {

@@ -36,6 +36,10 @@ type Config struct {
 	// Passes keeps what spares later clients the handshake with nodes of this
 	// machine. nil: nobody is spared.
 	Passes wire.Passes
+	// Own returns the map in a node's own replica, nil while it has none: a map of
+	// another history is refused (Forked), also where that one is right, since the
+	// replica has to go first. nil: there is no replica.
+	Own func() *clusterpb.Map
 	// Led is called, before the answer is returned, when another node than before
 	// has answered as the leader, with its address: once at a time. nil: nobody is
 	// told.
@@ -182,7 +186,7 @@ func (c *Client) conn(addr string, bulk bool) *wire.Client {
 		if bulk {
 			class = wire.ClassBulk
 		}
-		w = wire.NewClient(addr, wire.ClientConfig{TLS: c.cfg.TLS, Identify: identify, Passes: c.cfg.Passes, Logger: c.cfg.Logger, Class: class})
+		w = wire.NewClient(addr, wire.ClientConfig{TLS: c.cfg.TLS, Identify: c.Identify, Passes: c.cfg.Passes, Logger: c.cfg.Logger, Class: class})
 		c.conns[k] = w
 	}
 	return w
@@ -220,10 +224,23 @@ func (c *Client) connectedTo(id sys.NodeID) *wire.Client {
 	return nil
 }
 
-// identify names the node of a connection.
-func identify(state tls.ConnectionState) (wire.Identity, error) {
+// Identify names the peer of a connection by its certificate.
+func Identify(state tls.ConnectionState) (wire.Identity, error) {
 	id, err := auth.PeerIdentity(state)
 	return wire.Identity(id), err
+}
+
+// Identify is the function Identify, and sys.Unavailable for who has the number of
+// another.
+func (c *Client) Identify(state tls.ConnectionState) (wire.Identity, error) {
+	id, err := Identify(state)
+	if err != nil {
+		return id, err
+	}
+	if err = c.another(id); err != nil {
+		err = sys.E(sys.Unavailable, err) // the right one may answer elsewhere
+	}
+	return id, err
 }
 
 // answered notes who has answered as the leader.
@@ -281,7 +298,9 @@ func (c *Client) Changed() <-chan struct{} {
 	return c.changed
 }
 
-// Install takes over a map if it is newer than the one known.
+// Install takes over a map if it is newer than the one known, or of a history in
+// which members joined earlier (Forked). One in which they joined later, or of
+// another history than that of Config.Own, is sys.Invalid.
 func (c *Client) Install(m *clusterpb.Map) error {
 	if m.GetCluster() != c.cfg.Cluster {
 		return sys.E(sys.Op("cluster.Install"), sys.Invalid, fmt.Sprintf("the node belongs to cluster %q, not to %q: check the addresses in the configuration", m.GetCluster(), c.cfg.Cluster))
@@ -290,9 +309,16 @@ func (c *Client) Install(m *clusterpb.Map) error {
 	if err != nil {
 		return sys.E(sys.Op("cluster.Install"), err)
 	}
+	fixed := false
+	if c.cfg.Own != nil {
+		fixed, _ = Forked(c.cfg.Own(), m)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.m != nil && c.m.Epoch >= m.Epoch {
+	switch forked, first := Forked(c.m, m); {
+	case fixed || first:
+		return sys.E(sys.Op("cluster.Install"), sys.Invalid, "the node's map is of another history of the cluster: nodes have joined through an old copy of a node's directory")
+	case !forked && c.m != nil && c.m.Epoch >= m.Epoch:
 		return nil
 	}
 	c.m, c.table = m, table

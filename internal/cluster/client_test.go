@@ -424,3 +424,81 @@ func TestParted(t *testing.T) {
 		}
 	}
 }
+
+// TestForked: of two histories in which one number was given out twice that is the first in which it was given out earlier, also where
+// only a later number tells that.
+func TestForked(t *testing.T) {
+	m := func(members ...*clusterpb.Member) *clusterpb.Map { return &clusterpb.Map{Members: members} }
+	x := func(id uint64, joined int64) *clusterpb.Member { return &clusterpb.Member{Id: id, JoinedNs: joined} }
+	own := m(x(1, 10), x(2, 20), x(3, 20), x(4, 40))
+	for name, c := range map[string]struct {
+		told   *clusterpb.Map
+		forked bool
+		first  bool
+	}{
+		"the same":                               {own, false, false},
+		"nothing":                                {nil, false, false},
+		"older":                                  {m(x(1, 10), x(2, 20)), false, false},
+		"newer, and others are gone":             {m(x(1, 10), x(5, 50)), false, false},
+		"who joined first is not known":          {m(x(1, 10), x(4, 0)), false, false},
+		"given out later":                        {m(x(1, 10), x(4, 41)), true, true},
+		"given out earlier":                      {m(x(1, 10), x(4, 39)), true, false},
+		"the lowest number tells":                {m(x(1, 10), x(2, 21), x(4, 39)), true, true},
+		"a higher number was given out earlier":  {m(x(1, 10), x(6, 30)), true, false},
+		"a lower number is given out later here": {m(x(1, 10), x(2, 50)), true, true},
+	} {
+		if forked, first := Forked(own, c.told); forked != c.forked || first != c.first {
+			t.Errorf("%s: %v, %v", name, forked, first)
+		}
+		if forked, first := Forked(c.told, own); forked != c.forked || c.forked && first == c.first {
+			t.Errorf("%s, from the other side: %v, %v", name, forked, first)
+		}
+	}
+}
+
+// TestOneHistory: a client follows that in which members joined first, and a node that of its own replica. Neither takes one with the
+// number of another for a member.
+func TestOneHistory(t *testing.T) {
+	m := func(epoch uint64, joined int64, key string) *clusterpb.Map {
+		m, err := First("test", []*clusterpb.Member{{Id: 1, JoinedNs: 10}, {Id: 2, JoinedNs: joined, Key: []byte(key)}}, 1, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.Epoch = epoch
+		return m
+	}
+	right, wrong := m(4, 20, "right"), m(7, 30, "wrong")
+	var own *clusterpb.Map
+	install := func(c *Client, m *clusterpb.Map, want *clusterpb.Map) {
+		t.Helper()
+		if err := c.Install(m); (err == nil) != (m == want) || err != nil && !sys.Is(err, sys.Invalid) {
+			t.Error(err)
+		}
+		if c.Map() != want {
+			t.Errorf("the map is of epoch %d", c.Map().GetEpoch())
+		}
+		for key, refused := range map[string]bool{"right": want == wrong, "wrong": want == right, "": false} {
+			if err := c.Refusal(wire.Identity{Node: 2, Key: key}); (err != nil) != refused || IsRemoved(err) {
+				t.Errorf("%s at epoch %d: %v", key, c.Map().Epoch, err)
+			}
+		}
+	}
+	c := New(Config{Cluster: "test", Seeds: []string{"a:1"}})
+	install(c, wrong, wrong)
+	install(c, right, right)
+	install(c, wrong, right)
+	node := New(Config{Cluster: "test", Seeds: []string{"a:1"}, Own: func() *clusterpb.Map { return own }})
+	install(node, wrong, wrong)
+	own = wrong
+	install(node, right, wrong)
+	own = nil
+	install(node, right, right)
+	if err := c.Refusal(wire.Identity{Node: 1, Key: "any"}); err != nil {
+		t.Errorf("whose key is not known: %v", err)
+	}
+	for _, c := range []*Client{c, node} {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -7,18 +7,19 @@ import (
 
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
 	"github.com/koinon/koinon/internal/sys"
+	"github.com/koinon/koinon/internal/wire"
 )
 
 // roster is what a map says of who is a member, to be asked for every request.
 type roster struct {
-	members map[sys.NodeID]bool
+	members map[sys.NodeID]string // and their keys, where they are known
 	next    sys.NodeID
 }
 
 func newRoster(m *clusterpb.Map) *roster {
-	r := &roster{members: make(map[sys.NodeID]bool, len(m.Members)), next: sys.NodeID(nextID(m))}
+	r := &roster{members: make(map[sys.NodeID]string, len(m.Members)), next: sys.NodeID(nextID(m))}
 	for _, x := range m.Members {
-		r.members[sys.NodeID(x.Id)] = true
+		r.members[sys.NodeID(x.Id)] = string(x.Key)
 	}
 	return r
 }
@@ -28,7 +29,54 @@ func newRoster(m *clusterpb.Map) *roster {
 // the map has not given out yet is not: it knows a newer map.
 func (c *Client) Removed(id sys.NodeID) bool {
 	r := c.roster.Load()
-	return r != nil && id < r.next && !r.members[id]
+	if r == nil || id >= r.next {
+		return false
+	}
+	_, member := r.members[id]
+	return !member
+}
+
+// Refusal returns why a peer is not answered, by the newest map known: it was
+// removed, or it has the number of another.
+func (c *Client) Refusal(peer wire.Identity) error {
+	if peer.Node != 0 && c.Removed(peer.Node) {
+		return RemovedError(c.cfg.Cluster, peer.Node)
+	}
+	return c.another(peer)
+}
+
+// another returns an error when the newest map known has another key for the member
+// with a peer's number. Two machines get one number when one of them joins through
+// an old copy of a node's directory.
+func (c *Client) another(peer wire.Identity) error {
+	r := c.roster.Load()
+	if r == nil {
+		return nil
+	}
+	if key := r.members[peer.Node]; key == "" || peer.Key == "" || key == peer.Key {
+		return nil
+	}
+	return sys.E(sys.Op("cluster.Refusal"), sys.Access, fmt.Sprintf(
+		"node %v of cluster %q is another machine by what is known here: one of the two has joined through an old copy of a node's directory", peer.Node, c.cfg.Cluster))
+}
+
+// Forked reports whether two maps are of histories that have gone on apart from
+// each other, by when their members joined: in one history a number is of one
+// member, and a higher one is given out later. first says that of the lowest
+// number that tells it is own in which it was given out earlier, and so before an
+// old copy of a node's directory came in its place and gave it out once more.
+// Maps that tell nothing of it are not called so.
+func Forked(own, told *clusterpb.Map) (forked, first bool) {
+	number := uint64(0)
+	for _, x := range own.GetMembers() {
+		for _, y := range told.GetMembers() {
+			apart := x.Id == y.Id && x.JoinedNs != y.JoinedNs || x.Id < y.Id && x.JoinedNs > y.JoinedNs || x.Id > y.Id && x.JoinedNs < y.JoinedNs
+			if n := min(x.Id, y.Id); apart && x.JoinedNs != 0 && y.JoinedNs != 0 && (!forked || n < number) {
+				forked, first, number = true, x.JoinedNs < y.JoinedNs, n
+			}
+		}
+	}
+	return forked, first
 }
 
 // Parted reports whether a map that is told has members of which own, which has
@@ -39,6 +87,12 @@ func Parted(own, told *clusterpb.Map) bool {
 		y := member(own, x.Id)
 		return x.Id >= nextID(own) || y != nil && y.JoinedNs != x.JoinedNs
 	})
+}
+
+// SameMember reports whether a number is of the same member in two maps.
+func SameMember(a, b *clusterpb.Map, id sys.NodeID) bool {
+	x, y := member(a, uint64(id)), member(b, uint64(id))
+	return x != nil && y != nil && x.JoinedNs == y.JoinedNs
 }
 
 const opRemoved sys.Op = "cluster.Removed"

@@ -32,9 +32,9 @@ func (s *server) found(ctx context.Context) error {
 	if s.peers.Map() != nil {
 		return nil
 	}
-	members := make([]*clusterpb.Member, 0, len(s.cfg.Voters))
+	members, now := make([]*clusterpb.Member, 0, len(s.cfg.Voters)), s.clock.Wall().UnixNano()
 	for _, v := range s.cfg.Voters {
-		members = append(members, &clusterpb.Member{Id: uint64(v.ID), Addr: v.Addr, Weight: 1, JoinedNs: s.clock.Wall().UnixNano()})
+		members = append(members, &clusterpb.Member{Id: uint64(v.ID), Addr: v.Addr, Weight: 1, JoinedNs: now})
 	}
 	m, err := s.firstMap(ctx, members)
 	if err != nil {

@@ -67,6 +67,9 @@ func (s *server) governOnce(ctx context.Context, st *rsm.Status, led time.Durati
 	if err != nil || m == nil {
 		return err
 	}
+	if noted, err := s.noteKeys(ctx, m); noted || err != nil {
+		return err // before a new one hears of the log
+	}
 	c := &census{self: s.cfg.ID, m: m, st: st, led: led}
 	if voters, learners, change := c.electorate(); change {
 		if err := s.group.Reconfigure(ctx, voters, learners); err != nil {

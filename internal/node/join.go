@@ -263,9 +263,7 @@ func (s *server) allow(peer wire.Identity, m wire.Method) error {
 		return sys.E(sys.Op("node.Serve"), sys.Unavailable, "the node has just started, and listens whether others have gone on without it")
 	case m == cluster.MethodMeet && peer.Node != 0: // also of who was removed by a copy that has gone on alone
 	case peer.Node != 0:
-		if s.peers.Removed(peer.Node) {
-			return cluster.RemovedError(s.cfg.Cluster, peer.Node)
-		}
+		return s.peers.Refusal(peer)
 	case peer == wire.Identity{} && m != cluster.MethodJoin:
 		return sys.E(sys.Op("node.Serve"), sys.Access, "only holders of a certificate of cluster "+s.cfg.Cluster+" may do this; who has none may join with a token")
 	}

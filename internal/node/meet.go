@@ -182,11 +182,28 @@ func (s *server) meetAll(ctx context.Context, addrs []string) {
 // meeting is what this node tells of the cluster.
 func (s *server) meeting() *clusterpb.Meeting {
 	v := s.group.View()
-	m, err := cluster.LocalMap(s.group) // a newer one may be that of an old copy that goes on alone
-	if err != nil || m == nil {
-		m = s.peers.Map()
+	return &clusterpb.Meeting{Map: s.ownMap(), Members: v.Members, Chosen: v.Chosen, Slot: v.Slot, Sum: v.Sum, Leader: uint64(s.group.Leader())}
+}
+
+// recorded is the map in this node's replica, nil while there is none.
+func (s *server) recorded() *clusterpb.Map {
+	if s.group == nil {
+		return nil
 	}
-	return &clusterpb.Meeting{Map: m, Members: v.Members, Chosen: v.Chosen, Slot: v.Slot, Sum: v.Sum}
+	m, err := cluster.LocalMap(s.group)
+	if err != nil {
+		s.log.Error("the map in the own replica cannot be read", "err", err)
+	}
+	return m
+}
+
+// ownMap is the map in this node's replica: a newer one may be that of an old copy
+// that goes on alone. Without one it is that by which this node goes.
+func (s *server) ownMap() *clusterpb.Map {
+	if m := s.recorded(); m != nil {
+		return m
+	}
+	return s.peers.Map()
 }
 
 // met answers another node that tells of the cluster.
@@ -203,9 +220,19 @@ func (s *server) met(ctx context.Context, from sys.NodeID, told *clusterpb.Meeti
 func (s *server) learn(ctx context.Context, id sys.NodeID, name string, told *clusterpb.Meeting) error {
 	view := replica.View{Members: told.Members, Chosen: told.Chosen, Slot: told.Slot, Sum: told.Sum}
 	s.log.Debug("told of the cluster", "by", name, "chosen", told.Chosen, "slot", told.Slot, "epoch", told.Map.GetEpoch(), "leader", s.group.Leader())
+	if forked, first := cluster.Forked(s.ownMap(), told.Map); forked {
+		return s.meetApart(id, name, told, first)
+	}
 	forgot, err := s.group.Forgot(ctx, view)
-	if err == nil && !forgot && s.group.Alone() && told.Map != nil {
-		forgot, err = s.parted(ctx, told.Map)
+	if err == nil && !forgot && s.group.Leader() == s.cfg.ID && cluster.Parted(s.recorded(), told.Map) {
+		parted, why := s.parted(ctx, told.Map)
+		switch {
+		case s.group.Alone():
+			forgot, err = parted, why
+		case parted:
+			s.tellApart(id, name, "which of the two is right is not told by when members joined: stop the nodes of the wrong one, and let them join anew")
+			return nil
+		}
 	}
 	switch {
 	case err != nil:
@@ -248,6 +275,9 @@ func (s *server) giveUp(name string, told *clusterpb.Map, view replica.View) err
 	case err != nil:
 		s.host.Disown(fmt.Sprintf("the directory is an old copy: %s. Before it can return from the others it has to note their addresses: %v", why, err), false)
 	default:
+		s.meetMu.Lock()
+		s.returnTo = told
+		s.meetMu.Unlock()
 		s.host.Disown(why, true)
 	}
 	return s.host.Err()

@@ -20,6 +20,7 @@ import (
 	"github.com/koinon/koinon/internal/block/spread"
 	"github.com/koinon/koinon/internal/client"
 	"github.com/koinon/koinon/internal/cluster"
+	"github.com/koinon/koinon/internal/cluster/clusterpb"
 	"github.com/koinon/koinon/internal/config"
 	"github.com/koinon/koinon/internal/env"
 	"github.com/koinon/koinon/internal/env/envfs"
@@ -68,6 +69,8 @@ type server struct {
 	noted     []string            // addresses in peersFile
 	heard     map[sys.NodeID]bool // who has spoken to this node and was no peer of its log
 	unmet     map[sys.NodeID]bool // members that a node which started as the only voter has not met yet
+	apart     map[sys.NodeID]bool // who has told of another history
+	returnTo  *clusterpb.Map      // of those from whom this node returns, once it has given its replica up
 }
 
 // Serve runs a node until ctx is done or the node cannot go on, and stops it
@@ -78,18 +81,22 @@ type server struct {
 // then ends the process. A node whose replica turns out to be an old copy begins
 // anew without it.
 func Serve(ctx context.Context, cfg *config.Node, version string, log *slog.Logger) error {
+	var members *clusterpb.Map
 	for {
-		err := serve(ctx, cfg, version, log)
+		s := &server{cfg: cfg, log: log, clock: env.System{}, started: time.Now(), version: version, heard: map[sys.NodeID]bool{}, unmet: map[sys.NodeID]bool{}, apart: map[sys.NodeID]bool{}}
+		err := s.serve(ctx, members)
 		if ctx.Err() != nil || !errors.Is(err, replica.ErrOld) {
 			return err
 		}
+		members = s.returnTo
 		log.Warn("the node begins anew, without the old copy")
 	}
 }
 
-// serve is Serve, once.
-func serve(ctx context.Context, cfg *config.Node, version string, log *slog.Logger) (err error) {
-	s := &server{cfg: cfg, log: log, clock: env.System{}, started: time.Now(), version: version, heard: map[sys.NodeID]bool{}, unmet: map[sys.NodeID]bool{}}
+// serve is Serve, once. members is the map that the node goes by until it knows
+// one by its replica; nil: it asks.
+func (s *server) serve(ctx context.Context, members *clusterpb.Map) (err error) {
+	cfg := s.cfg
 	if s.creds, err = auth.LoadCredentials(cfg.TLS.CA, cfg.TLS.Cert, cfg.TLS.Key); err != nil {
 		return err
 	}
@@ -116,7 +123,7 @@ func serve(ctx context.Context, cfg *config.Node, version string, log *slog.Logg
 			return err
 		}
 	}
-	if err := s.open(ctx); err != nil {
+	if err := s.open(ctx, members); err != nil {
 		return err
 	}
 	if err := s.noteHomes(); err != nil {
@@ -143,14 +150,19 @@ func cannotListen(key, addr string, err error) error {
 }
 
 // open makes the parts. What was made is closed by close, also after a failure.
-func (s *server) open(ctx context.Context) (err error) {
+func (s *server) open(ctx context.Context, members *clusterpb.Map) (err error) {
 	seeds := slices.Clone(s.cfg.Seeds)
 	for _, v := range s.cfg.Voters {
 		seeds = append(seeds, v.Addr)
 	}
 	s.noted = s.notedPeers()
 	seeds = append(seeds, s.noted...)
-	s.peers = cluster.New(cluster.Config{Cluster: s.cfg.Cluster, Seeds: seeds, TLS: s.creds.ClientTLS(), Logger: s.log})
+	s.peers = cluster.New(cluster.Config{Cluster: s.cfg.Cluster, Seeds: seeds, TLS: s.creds.ClientTLS(), Logger: s.log, Own: s.recorded})
+	if members != nil {
+		if err := s.peers.Install(members); err != nil {
+			return err
+		}
+	}
 	s.wire = wire.NewServer(wire.ServerConfig{TLS: s.creds.JoinServerTLS(), Logger: s.log, Identify: identify, Allow: s.allow})
 	if err := checkSpace(s.cfg.Dir, int64(s.cfg.Limits.MinFree)/2); err != nil {
 		return err
@@ -194,7 +206,7 @@ func (s *server) openReplica() (err error) {
 	s.transport = replica.NewWireTransport(replica.WireConfig{
 		Self: s.cfg.ID, Server: s.wire, Logger: s.log, Stranger: s.hearStranger,
 		Client: func(p replica.Peer) wire.ClientConfig {
-			return wire.ClientConfig{TLS: s.creds.ClientTLSFor(p.ID), Logger: s.log, Dial: s.dialer(p.ID)}
+			return wire.ClientConfig{TLS: s.creds.ClientTLSFor(p.ID), Logger: s.log, Dial: s.dialer(p.ID), Identify: s.peers.Identify}
 		},
 	})
 	keys, procs := kv.NewMachine(), proc.NewMachine(s.database != nil)
@@ -245,8 +257,7 @@ func identify(cs tls.ConnectionState) (wire.Identity, error) {
 	if len(cs.PeerCertificates) == 0 {
 		return wire.Identity{}, nil // allow lets it join and nothing else
 	}
-	id, err := auth.PeerIdentity(cs)
-	return wire.Identity(id), err
+	return cluster.Identify(cs)
 }
 
 // run serves until the end.

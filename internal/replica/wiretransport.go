@@ -134,6 +134,15 @@ func (l *peerLinks) close() error {
 // peer returns the connections to a peer, nil for a stranger.
 func (t *WireTransport) peer(id sys.NodeID) *peerLinks { return (*t.peers.Load())[id] }
 
+// Peer returns who is at the other end of the connection to a peer, by its
+// certificate, if there is one.
+func (t *WireTransport) Peer(id sys.NodeID) (who wire.Identity, ok bool) {
+	if l := t.peer(id); l != nil {
+		return l.lanes[LaneUrgent].Peer()
+	}
+	return wire.Identity{}, false
+}
+
 // Send implements Transport.
 func (t *WireTransport) Send(to sys.NodeID, lane Lane, frame []byte) {
 	l := t.peer(to)

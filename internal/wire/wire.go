@@ -27,6 +27,7 @@ type Identity struct {
 	Cluster string
 	Node    sys.NodeID
 	Name    string
+	Key     string // SHA-256 of the certificate's public key; empty where the connection was made by a pass
 }
 
 // String returns "node n3", "client NAME" or "a stranger".

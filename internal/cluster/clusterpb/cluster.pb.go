@@ -168,6 +168,7 @@ type Member struct {
 	Weight        uint64                 `protobuf:"varint,4,opt,name=weight,proto3" json:"weight,omitempty"` // share of the blocks, relative to the others
 	State         State                  `protobuf:"varint,5,opt,name=state,proto3,enum=koinon.cluster.v1.State" json:"state,omitempty"`
 	JoinedNs      int64                  `protobuf:"varint,6,opt,name=joined_ns,json=joinedNs,proto3" json:"joined_ns,omitempty"` // since the epoch; 0 when it is not known
+	Key           []byte                 `protobuf:"bytes,7,opt,name=key,proto3" json:"key,omitempty"`                            // SHA-256 of its certificate's public key; empty when it is not known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -242,6 +243,13 @@ func (x *Member) GetJoinedNs() int64 {
 		return x.JoinedNs
 	}
 	return 0
+}
+
+func (x *Member) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
 }
 
 // Map is the authority on who is in the cluster and who holds which placement
@@ -1403,6 +1411,7 @@ type Meeting struct {
 	Chosen        uint64                 `protobuf:"varint,3,opt,name=chosen,proto3" json:"chosen,omitempty"`  // all slots up to here are known to be chosen
 	Slot          uint64                 `protobuf:"varint,4,opt,name=slot,proto3" json:"slot,omitempty"`      // the last one of these with a command
 	Sum           uint64                 `protobuf:"fixed64,5,opt,name=sum,proto3" json:"sum,omitempty"`       // of what it says, as replica.View.Sum
+	Leader        uint64                 `protobuf:"varint,6,opt,name=leader,proto3" json:"leader,omitempty"`  // whom it follows, or itself; 0 when there is none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1468,6 +1477,13 @@ func (x *Meeting) GetSlot() uint64 {
 func (x *Meeting) GetSum() uint64 {
 	if x != nil {
 		return x.Sum
+	}
+	return 0
+}
+
+func (x *Meeting) GetLeader() uint64 {
+	if x != nil {
+		return x.Leader
 	}
 	return 0
 }
@@ -2242,14 +2258,15 @@ var File_cluster_clusterpb_cluster_proto protoreflect.FileDescriptor
 
 const file_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\n" +
-	"\x1fcluster/clusterpb/cluster.proto\x12\x11koinon.cluster.v1\"\xa5\x01\n" +
+	"\x1fcluster/clusterpb/cluster.proto\x12\x11koinon.cluster.v1\"\xb7\x01\n" +
 	"\x06Member\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x12\n" +
 	"\x04zone\x18\x03 \x01(\tR\x04zone\x12\x16\n" +
 	"\x06weight\x18\x04 \x01(\x04R\x06weight\x12.\n" +
 	"\x05state\x18\x05 \x01(\x0e2\x18.koinon.cluster.v1.StateR\x05state\x12\x1b\n" +
-	"\tjoined_ns\x18\x06 \x01(\x03R\bjoinedNs\"\xd0\x01\n" +
+	"\tjoined_ns\x18\x06 \x01(\x03R\bjoinedNs\x12\x10\n" +
+	"\x03key\x18\a \x01(\fR\x03key\"\xd0\x01\n" +
 	"\x03Map\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x123\n" +
@@ -2337,13 +2354,14 @@ const file_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\n" +
 	"MapRequest\"%\n" +
 	"\x0fAnnounceRequest\x12\x12\n" +
-	"\x04addr\x18\x01 \x01(\tR\x04addr\"\x8b\x01\n" +
+	"\x04addr\x18\x01 \x01(\tR\x04addr\"\xa3\x01\n" +
 	"\aMeeting\x12(\n" +
 	"\x03map\x18\x01 \x01(\v2\x16.koinon.cluster.v1.MapR\x03map\x12\x18\n" +
 	"\amembers\x18\x02 \x01(\fR\amembers\x12\x16\n" +
 	"\x06chosen\x18\x03 \x01(\x04R\x06chosen\x12\x12\n" +
 	"\x04slot\x18\x04 \x01(\x04R\x04slot\x12\x10\n" +
-	"\x03sum\x18\x05 \x01(\x06R\x03sum\"\x0f\n" +
+	"\x03sum\x18\x05 \x01(\x06R\x03sum\x12\x16\n" +
+	"\x06leader\x18\x06 \x01(\x04R\x06leader\"\x0f\n" +
 	"\rStatusRequest\"9\n" +
 	"\aDrained\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\x04R\x06source\x12\x16\n" +

@@ -128,6 +128,7 @@ type Member struct {
 	Weight        uint64 `protobuf:"varint,4,opt,name=weight,proto3" json:"weight,omitempty"` // share of the blocks, relative to the others
 	State         State  `protobuf:"varint,5,opt,name=state,proto3,enum=koinon.cluster.v1.State" json:"state,omitempty"`
 	JoinedNs      int64  `protobuf:"varint,6,opt,name=joined_ns,json=joinedNs,proto3" json:"joined_ns,omitempty"` // since the epoch; 0 when it is not known
+	Key           []byte `protobuf:"bytes,7,opt,name=key,proto3" json:"key,omitempty"`                            // SHA-256 of its certificate's public key; empty when it is not known
 	unknownFields []byte
 }
 
@@ -175,6 +176,13 @@ func (x *Member) GetJoinedNs() int64 {
 		return x.JoinedNs
 	}
 	return 0
+}
+
+func (x *Member) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
 }
 
 // Map is the authority on who is in the cluster and who holds which placement
@@ -887,6 +895,7 @@ type Meeting struct {
 	Chosen        uint64 `protobuf:"varint,3,opt,name=chosen,proto3" json:"chosen,omitempty"`  // all slots up to here are known to be chosen
 	Slot          uint64 `protobuf:"varint,4,opt,name=slot,proto3" json:"slot,omitempty"`      // the last one of these with a command
 	Sum           uint64 `protobuf:"fixed64,5,opt,name=sum,proto3" json:"sum,omitempty"`       // of what it says, as replica.View.Sum
+	Leader        uint64 `protobuf:"varint,6,opt,name=leader,proto3" json:"leader,omitempty"`  // whom it follows, or itself; 0 when there is none
 	unknownFields []byte
 }
 
@@ -925,6 +934,13 @@ func (x *Meeting) GetSlot() uint64 {
 func (x *Meeting) GetSum() uint64 {
 	if x != nil {
 		return x.Sum
+	}
+	return 0
+}
+
+func (x *Meeting) GetLeader() uint64 {
+	if x != nil {
+		return x.Leader
 	}
 	return 0
 }
