@@ -15,6 +15,7 @@ import (
 	"github.com/koinon/koinon/internal/cluster"
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
 	"github.com/koinon/koinon/internal/collect"
+	"github.com/koinon/koinon/internal/env/envfs"
 	"github.com/koinon/koinon/internal/meta/metapb"
 	"github.com/koinon/koinon/internal/pb"
 	"github.com/koinon/koinon/internal/proc"
@@ -136,7 +137,7 @@ func (s *server) status() *clusterpb.StatusReply {
 		trouble = append(trouble, st.Damaged)
 	}
 	if st.NoSpace {
-		trouble = append(trouble, fmt.Sprintf("the disk is full: new commands are refused until %d MiB of it are free, half of limits.min_free", int64(s.cfg.Limits.MinFree)/2>>20))
+		trouble = append(trouble, s.fullDisk())
 	}
 	// Half of what the least patient, `dev status`, gives a node to answer.
 	ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
@@ -156,6 +157,17 @@ func (s *server) status() *clusterpb.StatusReply {
 	}
 	r.Trouble = strings.Join(trouble, "; ")
 	return r
+}
+
+// fullDisk says what ends that the disk is full, which nothing may on one that is
+// smaller than what is to be free.
+func (s *server) fullDisk() string {
+	need := uint64(s.cfg.Limits.MinFree) / 2
+	if u, err := envfs.Disk.GetDiskUsage(s.cfg.Dir); err == nil && u.TotalBytes != 0 && u.TotalBytes <= need {
+		return fmt.Sprintf("the disk is too small: new commands are refused while less than %d MiB of it are free, half of limits.min_free, and it has %d MiB in all: set that lower in the node's configuration, or give it a larger disk",
+			need>>20, u.TotalBytes>>20)
+	}
+	return fmt.Sprintf("the disk is full: new commands are refused until %d MiB of it are free, half of limits.min_free", need>>20)
 }
 
 // logLoad is what the wire tells of how busy the log is.

@@ -523,3 +523,18 @@ func TestAllRemovedAtOnce(t *testing.T) {
 	}
 	w.token(a, time.Hour)
 }
+
+// TestDiskTooSmall: a disk that can never have as much free as it should is said to be too small, and not to be full until it has.
+func TestDiskTooSmall(t *testing.T) {
+	w := newTown(t, 1, 1)
+	w.admin()
+	c := w.members()
+	w.end(w.runs[0])
+	n := *w.nodes[0]
+	n.Limits.MinFree = 1 << 60
+	w.run(&n)
+	await(t, "the node says that its disk is too small", func() bool {
+		r, err := c.NodeStatus(t.Context(), n.Listen)
+		return err == nil && strings.Contains(r.Trouble, "the disk is too small")
+	})
+}

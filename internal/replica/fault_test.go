@@ -525,8 +525,14 @@ func TestTooManyWipedReplicas(t *testing.T) {
 }
 
 // A replica whose directory is gone, and which nobody tells to rejoin, does not
-// vote as if it were new: the mark beside its key tells.
+// vote as if it were new: the mark beside its key tells, also when it is damaged.
 func TestLostDirectoryIsTold(t *testing.T) {
+	for name, mark := range map[string]*string{"whole": nil, "emptied": new(""), "damaged": new("koinon replica\ncluster ?\n")} {
+		t.Run(name, func(t *testing.T) { lostDirectoryIsTold(t, mark) })
+	}
+}
+
+func lostDirectoryIsTold(t *testing.T, mark *string) {
 	c := newCluster(t, 3, func(cfg *replica.Config) { cfg.Mark = "node.key.served" })
 	behind, lost := c.follower(), sys.NodeID(0)
 	c.close(behind)
@@ -541,6 +547,9 @@ func TestLostDirectoryIsTold(t *testing.T) {
 	c.close(lost)
 	if err := c.fs[lost].RemoveAll(c.config(lost).Dir); err != nil {
 		t.Fatal(err)
+	}
+	if mark != nil {
+		create(t, c.fs[lost], "node.key.served", *mark)
 	}
 	c.open(lost)
 	c.open(behind) // these two alone do not know of x

@@ -6,7 +6,7 @@ import (
 	"github.com/koinon/koinon/internal/sys"
 )
 
-// checkMark reads the mark of an earlier start. It refuses an empty directory of a node that has voted before
+// checkMark reads the mark of an earlier start, which is one also when it is damaged. It refuses an empty directory of a node that has voted before
 // and knows of nobody to learn from.
 func (h *Host) checkMark(exists bool) error {
 	const op = sys.Op("replica.Open")
@@ -16,7 +16,13 @@ func (h *Host) checkMark(exists bool) error {
 		if err != nil {
 			return sys.E(op, sys.Subject(cfg.Mark), err)
 		}
-		if id, err := decodeIdentity(b); err == nil && id.cluster == cfg.Cluster && id.node == cfg.Self {
+		switch id, err := decodeIdentity(b); {
+		case b == nil:
+		case err != nil: // that it is there tells enough
+			h.marked = &identity{}
+			h.wantMark.Store(true)
+			cfg.Logger.Warn("the mark that this node has served is damaged, and is written anew", "mark", cfg.Mark, "err", err)
+		case id.cluster == cfg.Cluster && id.node == cfg.Self:
 			h.marked = &id
 		}
 	}

@@ -61,14 +61,20 @@ func oldImage(t *testing.T, others *bool) (c *cluster, second, third sys.NodeID,
 		c.close(id)
 	}
 	copyDir(t, image, c.fs[1], "/data")
-	f, err := c.fs[1].Create("/served", vfs.WriteCategoryUnspecified)
+	create(t, c.fs[1], "/served", mark)
+	return c, second, third, members
+}
+
+// create writes a file.
+func create(t *testing.T, fs vfs.FS, name, content string) {
+	t.Helper()
+	f, err := fs.Create(name, vfs.WriteCategoryUnspecified)
 	if err == nil {
-		_, err = f.Write([]byte(mark))
+		_, err = f.Write([]byte(content))
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		t.Fatal(err)
 	}
-	return c, second, third, members
 }
 
 // TestOldImage: the first voter goes back to before the group grew, its mark with it, and leads alone while the others do
