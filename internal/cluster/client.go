@@ -61,7 +61,8 @@ type Client struct {
 	conns   map[connKey]*wire.Client
 	m       *clusterpb.Map
 	table   *placement.Table
-	changed chan struct{} // closed and replaced when the map changes
+	places  map[sys.NodeID]string // of members that are elsewhere than in the map
+	changed chan struct{}         // closed and replaced when the map changes
 	seed    int
 
 	stop context.CancelFunc // of work; nil without
@@ -148,7 +149,7 @@ func New(cfg Config) *Client {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Client{cfg: cfg, conns: map[connKey]*wire.Client{}, changed: make(chan struct{})}
+	return &Client{cfg: cfg, conns: map[connKey]*wire.Client{}, places: map[sys.NodeID]string{}, changed: make(chan struct{})}
 }
 
 // errClosed is of whoever asks for something after Close.
@@ -263,7 +264,7 @@ func (c *Client) answered(addr string) {
 	}
 }
 
-// Addr is where the map has a node, empty when it has no such node.
+// Addr is where a member is reached, empty when the map has no such node.
 func (c *Client) Addr(id sys.NodeID) string { return c.addrOf(id) }
 
 func (c *Client) addrOf(id sys.NodeID) string {
@@ -271,7 +272,7 @@ func (c *Client) addrOf(id sys.NodeID) string {
 	defer c.mu.Unlock()
 	for _, m := range c.m.GetMembers() {
 		if sys.NodeID(m.Id) == id {
-			return m.Addr
+			return c.placeOf(m)
 		}
 	}
 	return ""
@@ -321,6 +322,7 @@ func (c *Client) Install(m *clusterpb.Map) error {
 	case !forked && c.m != nil && c.m.Epoch >= m.Epoch:
 		return nil
 	}
+	c.settlePlaces(m)
 	c.m, c.table = m, table
 	c.roster.Store(newRoster(m))
 	close(c.changed)
@@ -433,8 +435,10 @@ func (c *Client) noteLeader(err error) sys.NodeID {
 
 // IDOf returns the member with an address, 0 when the map has none.
 func (c *Client) IDOf(addr string) sys.NodeID {
-	for _, m := range c.Map().GetMembers() {
-		if m.Addr == addr {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, m := range c.m.GetMembers() {
+		if c.placeOf(m) == addr {
 			return sys.NodeID(m.Id)
 		}
 	}
@@ -452,9 +456,11 @@ func transient(err error) bool {
 
 // Addrs lists the members and the seeds, each once.
 func (c *Client) Addrs() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	var out []string
-	for _, m := range c.Map().GetMembers() {
-		out = append(out, m.Addr)
+	for _, m := range c.m.GetMembers() {
+		out = append(out, c.placeOf(m))
 	}
 	for _, s := range c.cfg.Seeds {
 		if !slices.Contains(out, s) {
@@ -670,16 +676,19 @@ func (c *Client) NodeStatus(ctx context.Context, addr string) (*clusterpb.Status
 }
 
 // Meet tells one node what this one knows of the cluster, and returns what that
-// one knows. The call ends with ctx.
-func (c *Client) Meet(ctx context.Context, addr string, tell *clusterpb.Meeting) (*clusterpb.Meeting, error) {
-	reply, err := c.conn(addr, false).Call(ctx, MethodMeet, pb.Marshal(tell), nil)
+// one knows, and who it is, 0 when the connection has ended since. The call ends
+// with ctx.
+func (c *Client) Meet(ctx context.Context, addr string, tell *clusterpb.Meeting) (told *clusterpb.Meeting, by sys.NodeID, err error) {
+	conn := c.conn(addr, false)
+	reply, err := conn.Call(ctx, MethodMeet, pb.Marshal(tell), nil)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer reply.Release()
-	told := &clusterpb.Meeting{}
+	told = &clusterpb.Meeting{}
 	if err := pb.Unmarshal(reply.Header, told); err != nil {
-		return nil, sys.E(sys.Op("cluster.Meet"), sys.Corrupt, err)
+		return nil, 0, sys.E(sys.Op("cluster.Meet"), sys.Corrupt, err)
 	}
-	return told, nil
+	peer, _ := conn.Peer()
+	return told, peer.Node, nil
 }

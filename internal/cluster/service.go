@@ -21,7 +21,7 @@ type Service struct {
 	Known func(peer wire.Identity) *clusterpb.Map
 	// Meet takes what another node tells of the cluster, and answers with what
 	// this one knows. nil: it is told of nothing.
-	Meet func(ctx context.Context, from sys.NodeID, told *clusterpb.Meeting) (*clusterpb.Meeting, error)
+	Meet func(ctx context.Context, from wire.Identity, told *clusterpb.Meeting) (*clusterpb.Meeting, error)
 }
 
 // Register adds the service's methods to a server.
@@ -73,7 +73,7 @@ func (s *Service) serveMeet(ctx context.Context, req *wire.Request) (wire.Respon
 	if err := pb.Unmarshal(req.Header, told); err != nil {
 		return wire.Response{}, sys.E(op, sys.Invalid, err)
 	}
-	answer, err := s.Meet(ctx, req.Peer.Node, told)
+	answer, err := s.Meet(ctx, req.Peer, told)
 	if err != nil {
 		return wire.Response{}, err
 	}

@@ -54,7 +54,7 @@ type JoinOptions struct {
 
 // Join makes Dir that of a node of a cluster that runs, and returns the path of
 // its configuration. A directory that is a node's already stays that node's:
-// only a changed address or zone is noted. What a crash cut short goes on where
+// only a changed address or zone is noted, and seeds that it did not know. What a crash cut short goes on where
 // it was, with the same key and so under the same ID.
 func Join(ctx context.Context, o JoinOptions, log *slog.Logger) (path string, err error) {
 	path = filepath.Join(o.Dir, nodeFile)
@@ -142,16 +142,22 @@ func (o *JoinOptions) again(ctx context.Context, path string, log *slog.Logger) 
 		return nil // it made the cluster; its file says where it is
 	}
 	was := n
+	for _, seed := range o.Seeds {
+		if _, _, err := splitAddr("--join", seed); err != nil {
+			return err
+		}
+	}
+	n.Seeds = slices.Concat(o.Seeds, slices.DeleteFunc(slices.Clone(n.Seeds), func(s string) bool { return slices.Contains(o.Seeds, s) }))
 	if o.Listen != "" && o.Listen != n.Listen || o.Advertise != "" && o.Advertise != n.Advertise {
 		n.Listen = cmp.Or(o.Listen, n.Listen)
 		o.Listen = n.Listen
 		var err error
-		if n.Advertise, err = o.advertise(ctx, n.Seeds); err != nil {
+		if n.Advertise, err = o.advertise(ctx, slices.Concat(o.Seeds, n.Seeds)); err != nil {
 			return err
 		}
 	}
 	n.Zone = cmp.Or(o.Zone, n.Zone)
-	if n.Listen == was.Listen && n.Advertise == was.Advertise && n.Zone == was.Zone {
+	if n.Listen == was.Listen && n.Advertise == was.Advertise && n.Zone == was.Zone && slices.Equal(n.Seeds, was.Seeds) {
 		return nil
 	}
 	return n.Save(path)

@@ -435,7 +435,7 @@ func TestOnlyNodesMeet(t *testing.T) {
 	w := newTown(t, 1, 1)
 	w.admin()
 	c := w.members()
-	_, err := c.Meet(t.Context(), w.nodes[0].Listen, &clusterpb.Meeting{Map: c.Map()})
+	_, _, err := c.Meet(t.Context(), w.nodes[0].Listen, &clusterpb.Meeting{Map: c.Map()})
 	w.refused(err, sys.Permission, "only nodes")
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/koinon/koinon/internal/replica"
 	"github.com/koinon/koinon/internal/rsm"
 	"github.com/koinon/koinon/internal/sys"
+	"github.com/koinon/koinon/internal/wire"
 )
 
 const (
@@ -161,7 +162,7 @@ func (s *server) meetAll(ctx context.Context, addrs []string) {
 	var wg sync.WaitGroup
 	for _, addr := range addrs {
 		wg.Go(func() {
-			told, err := s.peers.Meet(ctx, addr, s.meeting())
+			told, by, err := s.peers.Meet(ctx, addr, s.meeting())
 			if sys.Is(err, sys.NotSupported) { // it runs an older koinon
 				told, err = &clusterpb.Meeting{}, nil
 				if s.group.Leader() == 0 {
@@ -169,7 +170,8 @@ func (s *server) meetAll(ctx context.Context, addrs []string) {
 				}
 			}
 			if err == nil {
-				err = s.learn(ctx, s.peers.IDOf(addr), addr, told)
+				s.find(by, told)
+				err = s.learn(ctx, by, addr, told)
 			}
 			if err != nil {
 				s.log.Debug("not met", "addr", addr, "err", err)
@@ -182,7 +184,16 @@ func (s *server) meetAll(ctx context.Context, addrs []string) {
 // meeting is what this node tells of the cluster.
 func (s *server) meeting() *clusterpb.Meeting {
 	v := s.group.View()
-	return &clusterpb.Meeting{Map: s.ownMap(), Members: v.Members, Chosen: v.Chosen, Slot: v.Slot, Sum: v.Sum, Leader: uint64(s.group.Leader())}
+	return &clusterpb.Meeting{Map: s.ownMap(), Members: v.Members, Chosen: v.Chosen, Slot: v.Slot, Sum: v.Sum, Leader: uint64(s.group.Leader()), Places: s.peers.Places()}
+}
+
+// find takes in where a node, and others by what it has heard, are reached.
+func (s *server) find(by sys.NodeID, told *clusterpb.Meeting) {
+	for _, at := range told.Places {
+		if id := sys.NodeID(at.Node); id != s.cfg.ID {
+			s.peers.Moved(at, id == by)
+		}
+	}
 }
 
 // recorded is the map in this node's replica, nil while there is none.
@@ -207,8 +218,11 @@ func (s *server) ownMap() *clusterpb.Map {
 }
 
 // met answers another node that tells of the cluster.
-func (s *server) met(ctx context.Context, from sys.NodeID, told *clusterpb.Meeting) (*clusterpb.Meeting, error) {
-	if err := s.learn(ctx, from, from.String(), told); err != nil {
+func (s *server) met(ctx context.Context, from wire.Identity, told *clusterpb.Meeting) (*clusterpb.Meeting, error) {
+	if s.peers.Refusal(from) == nil {
+		s.find(from.Node, told)
+	}
+	if err := s.learn(ctx, from.Node, from.Node.String(), told); err != nil {
 		return nil, err
 	}
 	return s.meeting(), nil

@@ -158,6 +158,7 @@ func (s *server) open(ctx context.Context, members *clusterpb.Map) (err error) {
 	s.noted = s.notedPeers()
 	seeds = append(seeds, s.noted...)
 	s.peers = cluster.New(cluster.Config{Cluster: s.cfg.Cluster, Seeds: seeds, TLS: s.creds.ClientTLS(), Logger: s.log, Own: s.recorded})
+	s.peers.Moved(&clusterpb.Place{Node: uint64(s.cfg.ID), Addr: s.cfg.Advertise}, true)
 	if members != nil {
 		if err := s.peers.Install(members); err != nil {
 			return err

@@ -1355,52 +1355,6 @@ func (*MapRequest) Descriptor() ([]byte, []int) {
 	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{15}
 }
 
-// AnnounceRequest says where the node that sends it is reached from now on.
-// The reply is a Result.
-type AnnounceRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Addr          string                 `protobuf:"bytes,1,opt,name=addr,proto3" json:"addr,omitempty"` // host:port
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *AnnounceRequest) Reset() {
-	*x = AnnounceRequest{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[16]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *AnnounceRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*AnnounceRequest) ProtoMessage() {}
-
-func (x *AnnounceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[16]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use AnnounceRequest.ProtoReflect.Descriptor instead.
-func (*AnnounceRequest) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{16}
-}
-
-func (x *AnnounceRequest) GetAddr() string {
-	if x != nil {
-		return x.Addr
-	}
-	return ""
-}
-
 // Meeting is what two nodes tell each other of the cluster. Who learns so of a
 // decision that cannot have been taken without it, and does not know of it, has an
 // old copy of its directory.
@@ -1412,13 +1366,14 @@ type Meeting struct {
 	Slot          uint64                 `protobuf:"varint,4,opt,name=slot,proto3" json:"slot,omitempty"`      // the last one of these with a command
 	Sum           uint64                 `protobuf:"fixed64,5,opt,name=sum,proto3" json:"sum,omitempty"`       // of what it says, as replica.View.Sum
 	Leader        uint64                 `protobuf:"varint,6,opt,name=leader,proto3" json:"leader,omitempty"`  // whom it follows, or itself; 0 when there is none
+	Places        []*Place               `protobuf:"bytes,7,rep,name=places,proto3" json:"places,omitempty"`   // its own, and where it has heard that others are when the map has them elsewhere
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Meeting) Reset() {
 	*x = Meeting{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[17]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1430,7 +1385,7 @@ func (x *Meeting) String() string {
 func (*Meeting) ProtoMessage() {}
 
 func (x *Meeting) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[17]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1443,7 +1398,7 @@ func (x *Meeting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Meeting.ProtoReflect.Descriptor instead.
 func (*Meeting) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{17}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Meeting) GetMap() *Map {
@@ -1486,6 +1441,66 @@ func (x *Meeting) GetLeader() uint64 {
 		return x.Leader
 	}
 	return 0
+}
+
+func (x *Meeting) GetPlaces() []*Place {
+	if x != nil {
+		return x.Places
+	}
+	return nil
+}
+
+// Place is where a node is reached.
+type Place struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          uint64                 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
+	Addr          string                 `protobuf:"bytes,2,opt,name=addr,proto3" json:"addr,omitempty"` // host:port
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Place) Reset() {
+	*x = Place{}
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Place) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Place) ProtoMessage() {}
+
+func (x *Place) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Place.ProtoReflect.Descriptor instead.
+func (*Place) Descriptor() ([]byte, []int) {
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Place) GetNode() uint64 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *Place) GetAddr() string {
+	if x != nil {
+		return x.Addr
+	}
+	return ""
 }
 
 // StatusRequest asks one node for its own view.
@@ -2352,16 +2367,18 @@ const file_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x05seeds\x18\x04 \x03(\tR\x05seeds\x12\x18\n" +
 	"\awarning\x18\x05 \x01(\tR\awarning\"\f\n" +
 	"\n" +
-	"MapRequest\"%\n" +
-	"\x0fAnnounceRequest\x12\x12\n" +
-	"\x04addr\x18\x01 \x01(\tR\x04addr\"\xa3\x01\n" +
+	"MapRequest\"\xd5\x01\n" +
 	"\aMeeting\x12(\n" +
 	"\x03map\x18\x01 \x01(\v2\x16.koinon.cluster.v1.MapR\x03map\x12\x18\n" +
 	"\amembers\x18\x02 \x01(\fR\amembers\x12\x16\n" +
 	"\x06chosen\x18\x03 \x01(\x04R\x06chosen\x12\x12\n" +
 	"\x04slot\x18\x04 \x01(\x04R\x04slot\x12\x10\n" +
 	"\x03sum\x18\x05 \x01(\x06R\x03sum\x12\x16\n" +
-	"\x06leader\x18\x06 \x01(\x04R\x06leader\"\x0f\n" +
+	"\x06leader\x18\x06 \x01(\x04R\x06leader\x120\n" +
+	"\x06places\x18\a \x03(\v2\x18.koinon.cluster.v1.PlaceR\x06places\"/\n" +
+	"\x05Place\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x12\n" +
+	"\x04addr\x18\x02 \x01(\tR\x04addr\"\x0f\n" +
 	"\rStatusRequest\"9\n" +
 	"\aDrained\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\x04R\x06source\x12\x16\n" +
@@ -2497,8 +2514,8 @@ var file_cluster_clusterpb_cluster_proto_goTypes = []any{
 	(*JoinRequest)(nil),        // 15: koinon.cluster.v1.JoinRequest
 	(*JoinReply)(nil),          // 16: koinon.cluster.v1.JoinReply
 	(*MapRequest)(nil),         // 17: koinon.cluster.v1.MapRequest
-	(*AnnounceRequest)(nil),    // 18: koinon.cluster.v1.AnnounceRequest
-	(*Meeting)(nil),            // 19: koinon.cluster.v1.Meeting
+	(*Meeting)(nil),            // 18: koinon.cluster.v1.Meeting
+	(*Place)(nil),              // 19: koinon.cluster.v1.Place
 	(*StatusRequest)(nil),      // 20: koinon.cluster.v1.StatusRequest
 	(*Drained)(nil),            // 21: koinon.cluster.v1.Drained
 	(*StatusReply)(nil),        // 22: koinon.cluster.v1.StatusReply
@@ -2523,16 +2540,17 @@ var file_cluster_clusterpb_cluster_proto_depIdxs = []int32{
 	1,  // 11: koinon.cluster.v1.Result.refusal:type_name -> koinon.cluster.v1.Refusal
 	5,  // 12: koinon.cluster.v1.TokensReply.tokens:type_name -> koinon.cluster.v1.Token
 	3,  // 13: koinon.cluster.v1.Meeting.map:type_name -> koinon.cluster.v1.Map
-	23, // 14: koinon.cluster.v1.StatusReply.lags:type_name -> koinon.cluster.v1.PeerLag
-	21, // 15: koinon.cluster.v1.StatusReply.drained:type_name -> koinon.cluster.v1.Drained
-	24, // 16: koinon.cluster.v1.StatusReply.load:type_name -> koinon.cluster.v1.LogLoad
-	25, // 17: koinon.cluster.v1.LogLoad.batch:type_name -> koinon.cluster.v1.Spread
-	25, // 18: koinon.cluster.v1.LogLoad.sync_ns:type_name -> koinon.cluster.v1.Spread
-	19, // [19:19] is the sub-list for method output_type
-	19, // [19:19] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	19, // 14: koinon.cluster.v1.Meeting.places:type_name -> koinon.cluster.v1.Place
+	23, // 15: koinon.cluster.v1.StatusReply.lags:type_name -> koinon.cluster.v1.PeerLag
+	21, // 16: koinon.cluster.v1.StatusReply.drained:type_name -> koinon.cluster.v1.Drained
+	24, // 17: koinon.cluster.v1.StatusReply.load:type_name -> koinon.cluster.v1.LogLoad
+	25, // 18: koinon.cluster.v1.LogLoad.batch:type_name -> koinon.cluster.v1.Spread
+	25, // 19: koinon.cluster.v1.LogLoad.sync_ns:type_name -> koinon.cluster.v1.Spread
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_cluster_clusterpb_cluster_proto_init() }

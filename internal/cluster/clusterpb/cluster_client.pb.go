@@ -868,34 +868,17 @@ func (x *MapRequest) Reset() {
 	*x = MapRequest{}
 }
 
-// AnnounceRequest says where the node that sends it is reached from now on.
-// The reply is a Result.
-type AnnounceRequest struct {
-	Addr          string `protobuf:"bytes,1,opt,name=addr,proto3" json:"addr,omitempty"` // host:port
-	unknownFields []byte
-}
-
-func (x *AnnounceRequest) Reset() {
-	*x = AnnounceRequest{}
-}
-
-func (x *AnnounceRequest) GetAddr() string {
-	if x != nil {
-		return x.Addr
-	}
-	return ""
-}
-
 // Meeting is what two nodes tell each other of the cluster. Who learns so of a
 // decision that cannot have been taken without it, and does not know of it, has an
 // old copy of its directory.
 type Meeting struct {
-	Map           *Map   `protobuf:"bytes,1,opt,name=map,proto3" json:"map,omitempty"`         // nothing: there is none yet
-	Members       []byte `protobuf:"bytes,2,opt,name=members,proto3" json:"members,omitempty"` // paxos.History: who votes, empty when it is not known
-	Chosen        uint64 `protobuf:"varint,3,opt,name=chosen,proto3" json:"chosen,omitempty"`  // all slots up to here are known to be chosen
-	Slot          uint64 `protobuf:"varint,4,opt,name=slot,proto3" json:"slot,omitempty"`      // the last one of these with a command
-	Sum           uint64 `protobuf:"fixed64,5,opt,name=sum,proto3" json:"sum,omitempty"`       // of what it says, as replica.View.Sum
-	Leader        uint64 `protobuf:"varint,6,opt,name=leader,proto3" json:"leader,omitempty"`  // whom it follows, or itself; 0 when there is none
+	Map           *Map     `protobuf:"bytes,1,opt,name=map,proto3" json:"map,omitempty"`         // nothing: there is none yet
+	Members       []byte   `protobuf:"bytes,2,opt,name=members,proto3" json:"members,omitempty"` // paxos.History: who votes, empty when it is not known
+	Chosen        uint64   `protobuf:"varint,3,opt,name=chosen,proto3" json:"chosen,omitempty"`  // all slots up to here are known to be chosen
+	Slot          uint64   `protobuf:"varint,4,opt,name=slot,proto3" json:"slot,omitempty"`      // the last one of these with a command
+	Sum           uint64   `protobuf:"fixed64,5,opt,name=sum,proto3" json:"sum,omitempty"`       // of what it says, as replica.View.Sum
+	Leader        uint64   `protobuf:"varint,6,opt,name=leader,proto3" json:"leader,omitempty"`  // whom it follows, or itself; 0 when there is none
+	Places        []*Place `protobuf:"bytes,7,rep,name=places,proto3" json:"places,omitempty"`   // its own, and where it has heard that others are when the map has them elsewhere
 	unknownFields []byte
 }
 
@@ -943,6 +926,38 @@ func (x *Meeting) GetLeader() uint64 {
 		return x.Leader
 	}
 	return 0
+}
+
+func (x *Meeting) GetPlaces() []*Place {
+	if x != nil {
+		return x.Places
+	}
+	return nil
+}
+
+// Place is where a node is reached.
+type Place struct {
+	Node          uint64 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
+	Addr          string `protobuf:"bytes,2,opt,name=addr,proto3" json:"addr,omitempty"` // host:port
+	unknownFields []byte
+}
+
+func (x *Place) Reset() {
+	*x = Place{}
+}
+
+func (x *Place) GetNode() uint64 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *Place) GetAddr() string {
+	if x != nil {
+		return x.Addr
+	}
+	return ""
 }
 
 // StatusRequest asks one node for its own view.
