@@ -55,11 +55,11 @@ func (s *server) noteKeys(ctx context.Context, m *clusterpb.Map) (noted bool, er
 // Else this node ends, once there is a leader over there. Who is a member here and
 // there returns from the others, as with any old copy; who is not has joined
 // through that, and nobody there knows it.
-func (s *server) meetApart(id sys.NodeID, name string, told *clusterpb.Meeting, first bool) error {
+func (s *server) meetApart(name string, told *clusterpb.Meeting, first bool) error {
 	both := cluster.SameMember(s.ownMap(), told.Map, s.cfg.ID)
 	switch {
 	case first:
-		s.tellApart(id, name, "members joined later in it, so that it began from an old copy of a node's directory: stop its nodes, and let them join anew")
+		s.tellApart(name, "members joined later in it, so that it began from an old copy of a node's directory: stop its nodes, and let them join anew")
 		return nil
 	case s.recorded() == nil: // nothing of the wrong one is here
 		return s.peers.Install(told.Map)
@@ -76,10 +76,10 @@ func (s *server) meetApart(id sys.NodeID, name string, told *clusterpb.Meeting, 
 
 // tellApart logs once for each node that it tells of another history, which is not
 // followed.
-func (s *server) tellApart(id sys.NodeID, name, what string) {
+func (s *server) tellApart(name, what string) {
 	s.meetMu.Lock()
-	told := s.apart[id]
-	s.apart[id] = true
+	told := s.apart[name]
+	s.apart[name] = true
 	s.meetMu.Unlock()
 	if !told {
 		s.log.Error("a node tells of another history of this cluster, which is not followed: "+what, "by", name)

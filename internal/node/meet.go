@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -30,32 +29,78 @@ const (
 	settleMax = 5 * time.Second
 )
 
-// meet tells members who the members are: a leader those that do not answer it, a
-// node without a leader all. One with an old copy of its directory, from when
+// meet tells members who the members are: any node those that it has not met yet, a
+// leader those that do not answer it, a node without a leader all. One with an old copy of its directory, from when
 // nobody else voted, would go on alone: it knows of nobody whom it could ask, and
 // drops what others send it. And one that was away while all that it knew were
 // replaced knows of nobody who is left.
+//
+// A node exchanges nothing of the log with a member before they have met, since
+// either may have an old copy: what one of two histories has decided is nothing in
+// the other, and their voters may have members in common.
 func (s *server) meet(ctx context.Context) {
 	tick := env.NewTicker(env.System{}, meetEvery)
 	defer tick.Stop()
 	for {
+		st := s.group.Status()
+		with, _ := s.unmet(s.peers.Map())
+		if st.Role == rsm.Leader {
+			for _, p := range st.Peers {
+				if !p.Reachable {
+					with[p.ID] = true
+				}
+			}
+		}
+		if st.Leader == 0 {
+			s.meetAll(ctx, s.elsewhere())
+		} else {
+			s.meetAll(ctx, s.places(with))
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		switch st := s.group.Status(); {
-		case st.Role == rsm.Leader:
-			var silent []string
-			for _, p := range st.Peers {
-				if addr := s.peers.Addr(p.ID); !p.Reachable && addr != "" {
-					silent = append(silent, addr)
-				}
-			}
-			s.meetAll(ctx, silent)
-		case st.Leader == 0:
-			s.meetAll(ctx, s.elsewhere())
+	}
+}
+
+// places are the addresses of members.
+func (s *server) places(ids map[sys.NodeID]bool) []string {
+	var addrs []string
+	for id := range ids {
+		if addr := s.peers.Addr(id); addr != "" {
+			addrs = append(addrs, addr)
 		}
+	}
+	return addrs
+}
+
+// unmet returns the members of a map with whom this node may exchange nothing of the
+// log yet, and how often who those are has changed.
+func (s *server) unmet(m *clusterpb.Map) (ids map[sys.NodeID]bool, meetings uint64) {
+	s.meetMu.Lock()
+	defer s.meetMu.Unlock()
+	ids = map[sys.NodeID]bool{}
+	for _, x := range m.GetMembers() {
+		if id := sys.NodeID(x.Id); id != s.cfg.ID && !s.friends[id] {
+			ids[id] = true
+		}
+	}
+	return ids, s.meetings
+}
+
+// acquaint notes whether a node that this one has met is of its history.
+func (s *server) acquaint(id sys.NodeID, one bool) {
+	s.meetMu.Lock()
+	defer s.meetMu.Unlock()
+	if id == 0 || s.friends[id] == one {
+		return
+	}
+	s.friends[id] = one
+	s.meetings++
+	select {
+	case s.acquaints <- struct{}{}:
+	default:
 	}
 }
 
@@ -64,9 +109,7 @@ func (s *server) meet(ctx context.Context) {
 // One that takes itself for the only voter, as it may by an old copy of its
 // directory, meets those whom it knows of, and listens for a while. Where the
 // others go on without it, they speak to it, and meet with it. It needs no answer:
-// where it is right, nobody speaks that the cluster never had by what it knows. But it
-// exchanges nothing of the log with a member before they have met, since by an old
-// copy it could take itself for the leader of those who have gone on.
+// where it is right, nobody speaks that the cluster never had by what it knows.
 func (s *server) settle(ctx context.Context) (goesOn bool) {
 	if s.settled.Load() {
 		return true
@@ -74,14 +117,14 @@ func (s *server) settle(ctx context.Context) (goesOn bool) {
 	defer func() { s.settled.Store(goesOn) }()
 	tick := env.NewTicker(env.System{}, meetEvery)
 	defer tick.Stop()
-	members, began, told := map[sys.NodeID]bool{}, s.clock.Boot(), false
+	began, told := s.clock.Boot(), false
 	for {
-		complete := s.expect(ctx, members)
+		complete := s.catchUp(ctx)
 		s.meetAll(ctx, s.elsewhere())
 		waited := s.clock.Boot() - began
 		away, stranger := s.awaited()
 		switch {
-		case !s.group.Alone(), stranger == 0 && (waited >= settleMin || complete && len(members) > 0 && len(away) == 0):
+		case !s.group.Alone(), stranger == 0 && (waited >= settleMin || complete && len(s.peers.Map().GetMembers()) > 1 && away == 0):
 			return s.host.Err() == nil
 		case waited >= settleMax && s.peers.Addr(stranger) != "":
 			s.log.Warn("a member speaks to this node, and does not answer it: going on", "node", stranger)
@@ -100,10 +143,9 @@ func (s *server) settle(ctx context.Context) (goesOn bool) {
 	}
 }
 
-// expect takes over the map with all that has been chosen, which may be in the log
-// only when the node starts, and adds to known the members that are new in it: with
-// these this node has to meet. It reports whether the map is that.
-func (s *server) expect(ctx context.Context, known map[sys.NodeID]bool) (complete bool) {
+// catchUp takes over the map with all that has been chosen, which may be in the log
+// only when the node starts. It reports whether the map is that.
+func (s *server) catchUp(ctx context.Context) (complete bool) {
 	ctx, cancel := context.WithTimeout(ctx, meetTimeout)
 	defer cancel()
 	err := s.group.Read(ctx, rsm.NSCluster, func(rsm.Reader) error { return nil })
@@ -113,30 +155,24 @@ func (s *server) expect(ctx context.Context, known map[sys.NodeID]bool) (complet
 	if err != nil {
 		s.log.Debug("the own map is not known yet", "err", err)
 	}
-	s.meetMu.Lock()
-	defer s.meetMu.Unlock()
-	for _, x := range s.peers.Map().GetMembers() {
-		if id := sys.NodeID(x.Id); id != s.cfg.ID && !known[id] {
-			known[id], s.unmet[id] = true, true
-		}
-	}
 	return err == nil
 }
 
-// awaited returns the members that a node which started as the only voter has not
-// met yet, and a node that has spoken to it and that it has not met, 0 for none:
-// one that it does not know as a member first.
-func (s *server) awaited() (away map[sys.NodeID]bool, stranger sys.NodeID) {
+// awaited returns how many members this node has not met yet, and a node that has
+// spoken to it and that it has not met, 0 for none: one that it does not know as a
+// member first.
+func (s *server) awaited() (away int, stranger sys.NodeID) {
+	unmet, _ := s.unmet(s.peers.Map())
 	s.meetMu.Lock()
 	defer s.meetMu.Unlock()
 	for id := range s.heard {
-		switch known := s.peers.Addr(id) != ""; {
-		case known && !s.unmet[id] || s.peers.Removed(id):
-		case stranger == 0 || !known:
+		switch member := s.peers.Addr(id) != ""; {
+		case member && !unmet[id] || s.peers.Removed(id):
+		case stranger == 0 || !member:
 			stranger = id
 		}
 	}
-	return maps.Clone(s.unmet), stranger
+	return len(unmet), stranger
 }
 
 // hearStranger notes that a node has spoken to this one that is no peer of its
@@ -164,7 +200,7 @@ func (s *server) meetAll(ctx context.Context, addrs []string) {
 		wg.Go(func() {
 			told, by, err := s.peers.Meet(ctx, addr, s.meeting())
 			if sys.Is(err, sys.NotSupported) { // it runs an older koinon
-				told, err = &clusterpb.Meeting{}, nil
+				told, by, err = &clusterpb.Meeting{}, s.peers.IDOf(addr), nil
 				if s.group.Leader() == 0 {
 					err = s.peers.Learn(ctx, addr)
 				}
@@ -189,6 +225,9 @@ func (s *server) meeting() *clusterpb.Meeting {
 
 // find takes in where a node, and others by what it has heard, are reached.
 func (s *server) find(by sys.NodeID, told *clusterpb.Meeting) {
+	if by == 0 {
+		return
+	}
 	for _, at := range told.Places {
 		if id := sys.NodeID(at.Node); id != s.cfg.ID {
 			s.peers.Moved(at, id == by)
@@ -219,23 +258,26 @@ func (s *server) ownMap() *clusterpb.Map {
 
 // met answers another node that tells of the cluster.
 func (s *server) met(ctx context.Context, from wire.Identity, told *clusterpb.Meeting) (*clusterpb.Meeting, error) {
-	if s.peers.Refusal(from) == nil {
-		s.find(from.Node, told)
+	id := from.Node
+	if s.peers.Refusal(from) != nil {
+		id = 0 // it has the number of another
 	}
-	if err := s.learn(ctx, from.Node, from.Node.String(), told); err != nil {
+	s.find(id, told)
+	if err := s.learn(ctx, id, from.Node.String(), told); err != nil {
 		return nil, err
 	}
 	return s.meeting(), nil
 }
 
-// learn takes in what a node tells; id is 0 where it is not known. It gives up
+// learn takes in what a node tells; id is 0 where it is not known for sure. It gives up
 // this node's replica when that has forgotten what the other knows. A node without
 // a leader takes over the map.
 func (s *server) learn(ctx context.Context, id sys.NodeID, name string, told *clusterpb.Meeting) error {
 	view := replica.View{Members: told.Members, Chosen: told.Chosen, Slot: told.Slot, Sum: told.Sum}
 	s.log.Debug("told of the cluster", "by", name, "chosen", told.Chosen, "slot", told.Slot, "epoch", told.Map.GetEpoch(), "leader", s.group.Leader())
 	if forked, first := cluster.Forked(s.ownMap(), told.Map); forked {
-		return s.meetApart(id, name, told, first)
+		s.acquaint(id, false)
+		return s.meetApart(name, told, first)
 	}
 	forgot, err := s.group.Forgot(ctx, view)
 	if err == nil && !forgot && s.group.Leader() == s.cfg.ID && cluster.Parted(s.recorded(), told.Map) {
@@ -244,7 +286,8 @@ func (s *server) learn(ctx context.Context, id sys.NodeID, name string, told *cl
 		case s.group.Alone():
 			forgot, err = parted, why
 		case parted:
-			s.tellApart(id, name, "which of the two is right is not told by when members joined: stop the nodes of the wrong one, and let them join anew")
+			s.acquaint(id, false)
+			s.tellApart(name, "which of the two is right is not told by when members joined: stop the nodes of the wrong one, and let them join anew")
 			return nil
 		}
 	}
@@ -256,9 +299,9 @@ func (s *server) learn(ctx context.Context, id sys.NodeID, name string, told *cl
 	case told.Map != nil && s.group.Leader() == 0:
 		err = s.peers.Install(told.Map)
 	}
-	s.meetMu.Lock()
-	defer s.meetMu.Unlock()
-	delete(s.unmet, id)
+	if err == nil {
+		s.acquaint(id, true)
+	}
 	return err
 }
 

@@ -64,12 +64,14 @@ type server struct {
 	healer    *spread.Healer
 	scrubber  *spread.Scrubber
 	settled   atomic.Bool         // everybody is answered
-	followed  [2]uint64           // epoch of the map that the log's peers are of, and how many were left out; of duties alone
+	followed  [2]uint64           // what the log's peers are of: epoch of the map, meetings; of duties alone
+	meetings  uint64              // changes of friends
+	acquaints chan struct{}       // has a token when friends have changed; wakes duties
 	meetMu    sync.Mutex          // guards the next ones, once the node is open
 	noted     []string            // addresses in peersFile
 	heard     map[sys.NodeID]bool // who has spoken to this node and was no peer of its log
-	unmet     map[sys.NodeID]bool // members that a node which started as the only voter has not met yet
-	apart     map[sys.NodeID]bool // who has told of another history
+	friends   map[sys.NodeID]bool // with whom this node has met since it started, and is of one history
+	apart     map[string]bool     // who has told of another history
 	returnTo  *clusterpb.Map      // of those from whom this node returns, once it has given its replica up
 }
 
@@ -83,7 +85,8 @@ type server struct {
 func Serve(ctx context.Context, cfg *config.Node, version string, log *slog.Logger) error {
 	var members *clusterpb.Map
 	for {
-		s := &server{cfg: cfg, log: log, clock: env.System{}, started: time.Now(), version: version, heard: map[sys.NodeID]bool{}, unmet: map[sys.NodeID]bool{}, apart: map[sys.NodeID]bool{}}
+		s := &server{cfg: cfg, log: log, clock: env.System{}, started: time.Now(), version: version,
+			heard: map[sys.NodeID]bool{}, friends: map[sys.NodeID]bool{}, apart: map[string]bool{}, acquaints: make(chan struct{}, 1)}
 		err := s.serve(ctx, members)
 		if ctx.Err() != nil || !errors.Is(err, replica.ErrOld) {
 			return err
@@ -180,7 +183,16 @@ func (s *server) open(ctx context.Context, members *clusterpb.Map) (err error) {
 		return err
 	}
 	s.processes = s.openProcesses(ctx)
-	return s.followMap()
+	if err := s.followMap(); err != nil || s.peers.Map() != nil {
+		return err
+	}
+	var first []replica.Peer // there is no history yet
+	for _, v := range s.cfg.Voters {
+		s.acquaint(v.ID, true)
+		first = append(first, replica.Peer{ID: v.ID, Addr: v.Addr})
+	}
+	s.host.SetPeers(first)
+	return nil
 }
 
 // openOwnBlocks makes the parts of a node that keeps blocks itself.
@@ -212,7 +224,7 @@ func (s *server) openReplica() (err error) {
 	})
 	keys, procs := kv.NewMachine(), proc.NewMachine(s.database != nil)
 	s.host, err = replica.Open(replica.Config{
-		Dir: filepath.Join(s.cfg.Dir, "replica"), FS: envfs.Disk, Clock: s.clock, Cluster: s.cfg.Cluster, Self: s.cfg.ID, Voters: voters,
+		Dir: filepath.Join(s.cfg.Dir, "replica"), FS: envfs.Disk, Clock: s.clock, Cluster: s.cfg.Cluster, Self: s.cfg.ID, Voters: voters, Peers: []replica.Peer{}, // whom this node has met
 		Transport: s.transport, Logger: s.log, SessionTTL: remote.SessionLife, Mark: s.cfg.TLS.Key + ".served",
 		Others: len(s.noted)+len(s.cfg.Seeds) > 0,
 		// One of the first voters that has noted others has served, also where the mark is gone.
@@ -390,6 +402,7 @@ func (s *server) duties(ctx context.Context, end context.CancelCauseFunc) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-s.acquaints:
 		case <-tick.C:
 		}
 	}
@@ -417,12 +430,12 @@ func (s *server) followMap() error {
 	return s.peers.Install(m)
 }
 
-// followPeers tells the log where the members are.
+// followPeers tells the log where the members are with whom this node has met.
 func (s *server) followPeers() {
 	m := s.peers.Map()
-	unmet, _ := s.awaited()
-	now := [2]uint64{m.GetEpoch(), uint64(len(unmet))}
-	if now == s.followed {
+	unmet, meetings := s.unmet(m)
+	now := [2]uint64{m.GetEpoch(), meetings}
+	if m == nil || now == s.followed {
 		return
 	}
 	s.followed = now
