@@ -19,6 +19,8 @@ const (
 	wrongMax = 10
 	// tokensMax bounds the rows of tokens.
 	tokensMax = 1000
+	// goneMax is how many of the members that were removed the map still names.
+	goneMax = 500
 	// tokenKept is how long the row of a token that has expired is kept, so
 	// that people see what became of it.
 	tokenKept = 7 * 24 * time.Hour
@@ -232,7 +234,8 @@ func differs(x *clusterpb.Member, op *clusterpb.SetAddr) bool {
 // removeMember takes a member out of the map. One that holds placement groups
 // stays: the blocks there would have a copy less than people think.
 func (a *apply) removeMember(id uint64) clusterpb.Refusal {
-	if member(a.m, id) == nil {
+	x := member(a.m, id)
+	if x == nil {
 		return a.missing(id)
 	}
 	table, err := placement.Unmarshal(a.m.Table)
@@ -243,6 +246,8 @@ func (a *apply) removeMember(id uint64) clusterpb.Refusal {
 		return clusterpb.Refusal_MEMBER_HOLDS
 	}
 	a.m.NextId = nextID(a.m)
+	a.m.Gone = append(a.m.Gone, &clusterpb.Gone{Id: id, JoinedNs: x.JoinedNs})
+	a.m.Gone = a.m.Gone[max(0, len(a.m.Gone)-goneMax):]
 	a.m.Members = slices.DeleteFunc(a.m.Members, func(x *clusterpb.Member) bool { return x.Id == id })
 	a.changed = true
 	return clusterpb.Refusal_NONE

@@ -430,7 +430,11 @@ func TestParted(t *testing.T) {
 func TestForked(t *testing.T) {
 	m := func(members ...*clusterpb.Member) *clusterpb.Map { return &clusterpb.Map{Members: members} }
 	x := func(id uint64, joined int64) *clusterpb.Member { return &clusterpb.Member{Id: id, JoinedNs: joined} }
-	own := m(x(1, 10), x(2, 20), x(3, 20), x(4, 40))
+	without := func(m *clusterpb.Map, id uint64, joined int64) *clusterpb.Map {
+		m.Gone = append(m.Gone, &clusterpb.Gone{Id: id, JoinedNs: joined})
+		return m
+	}
+	own := without(m(x(1, 10), x(2, 20), x(3, 20), x(4, 40)), 5, 50)
 	for name, c := range map[string]struct {
 		told   *clusterpb.Map
 		forked bool
@@ -439,7 +443,10 @@ func TestForked(t *testing.T) {
 		"the same":                               {own, false, false},
 		"nothing":                                {nil, false, false},
 		"older":                                  {m(x(1, 10), x(2, 20)), false, false},
-		"newer, and others are gone":             {m(x(1, 10), x(5, 50)), false, false},
+		"newer, and others are gone":             {without(m(x(1, 10), x(5, 50)), 2, 20), false, false},
+		"who is gone here was given out earlier": {m(x(1, 10), x(5, 49)), true, false},
+		"who is gone there was given out later":  {without(m(x(1, 10), x(6, 60)), 4, 41), true, true},
+		"who is gone on both sides":              {without(m(x(1, 10), x(6, 60)), 5, 51), true, true},
 		"who joined first is not known":          {m(x(1, 10), x(4, 0)), false, false},
 		"given out later":                        {m(x(1, 10), x(4, 41)), true, true},
 		"given out earlier":                      {m(x(1, 10), x(4, 39)), true, false},

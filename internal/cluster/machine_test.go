@@ -205,8 +205,12 @@ func TestMembersComeAndGo(t *testing.T) {
 		t.Errorf("the member is %v", m)
 	}
 	s.expect(remove(1), clusterpb.Refusal_MEMBER_HOLDS)
+	joined := s.readMap().Members[3].JoinedNs
 	s.expect(remove(4), clusterpb.Refusal_NONE)
 	s.expect(remove(4), clusterpb.Refusal_MEMBER_REMOVED)
+	if gone := s.readMap().Gone; joined == 0 || len(gone) != 1 || gone[0].Id != 4 || gone[0].JoinedNs != joined {
+		t.Errorf("the map says that %v are gone", gone)
+	}
 	s.expect(setAddr(4, "10.0.0.4:7400"), clusterpb.Refusal_MEMBER_REMOVED)
 	s.expect(admit("a", "s", "k", "10.0.0.4:7400"), clusterpb.Refusal_MEMBER_REMOVED)
 	// IDs are not used again, not even when the whole map is replaced by one

@@ -61,22 +61,44 @@ func (c *Client) another(peer wire.Identity) error {
 }
 
 // Forked reports whether two maps are of histories that have gone on apart from
-// each other, by when their members joined: in one history a number is of one
-// member, and a higher one is given out later. first says that of the lowest
-// number that tells it is own in which it was given out earlier, and so before an
-// old copy of a node's directory came in its place and gave it out once more.
-// Maps that tell nothing of it are not called so.
+// each other, by when their members joined, those that were removed among them: in
+// one history a number is of one member, and a higher one is given out later. first
+// says that of the lowest number that tells it is own in which it was given out
+// earlier, and so before an old copy of a node's directory came in its place and gave
+// it out once more. Maps that tell nothing of it are not called so.
 func Forked(own, told *clusterpb.Map) (forked, first bool) {
-	number := uint64(0)
-	for _, x := range own.GetMembers() {
-		for _, y := range told.GetMembers() {
-			apart := x.Id == y.Id && x.JoinedNs != y.JoinedNs || x.Id < y.Id && x.JoinedNs > y.JoinedNs || x.Id > y.Id && x.JoinedNs < y.JoinedNs
-			if n := min(x.Id, y.Id); apart && x.JoinedNs != 0 && y.JoinedNs != 0 && (!forked || n < number) {
-				forked, first, number = true, x.JoinedNs < y.JoinedNs, n
+	number, theirs := uint64(0), joins(told)
+	for _, x := range joins(own) {
+		for _, y := range theirs {
+			apart := x.id == y.id && x.ns != y.ns || x.id < y.id && x.ns > y.ns || x.id > y.id && x.ns < y.ns
+			if n := min(x.id, y.id); apart && (!forked || n < number) {
+				forked, first, number = true, x.ns < y.ns, n
 			}
 		}
 	}
 	return forked, first
+}
+
+// joined is a number that was given out at a time.
+type joined struct {
+	id uint64
+	ns int64
+}
+
+// joins returns which numbers a map says were given out when.
+func joins(m *clusterpb.Map) []joined {
+	out := make([]joined, 0, len(m.GetMembers())+len(m.GetGone()))
+	for _, x := range m.GetMembers() {
+		if x.JoinedNs != 0 {
+			out = append(out, joined{x.Id, x.JoinedNs})
+		}
+	}
+	for _, x := range m.GetGone() {
+		if x.JoinedNs != 0 {
+			out = append(out, joined{x.Id, x.JoinedNs})
+		}
+	}
+	return out
 }
 
 // Parted reports whether a map that is told has members of which own, which has

@@ -74,6 +74,14 @@ func (s *server) meetApart(name string, told *clusterpb.Meeting, first bool) err
 	return s.host.Err()
 }
 
+// undecided takes in that a node tells of another history, where nothing says which
+// of the two is right.
+func (s *server) undecided(id sys.NodeID, name string) error {
+	s.acquaint(id, false)
+	s.tellApart(name, "which of the two is right is not told by when members joined: stop the nodes of the wrong one, and let them join anew")
+	return nil
+}
+
 // tellApart logs once for each node that it tells of another history, which is not
 // followed.
 func (s *server) tellApart(name, what string) {

@@ -286,10 +286,15 @@ func (s *server) learn(ctx context.Context, id sys.NodeID, name string, told *cl
 		case s.group.Alone():
 			forgot, err = parted, why
 		case parted:
-			s.acquaint(id, false)
-			s.tellApart(name, "which of the two is right is not told by when members joined: stop the nodes of the wrong one, and let them join anew")
-			return nil
+			return s.undecided(id, name)
 		}
+	}
+	if err == nil && !forgot {
+		differs, why := s.group.Differs(ctx, view)
+		if differs {
+			return s.undecided(id, name)
+		}
+		err = why
 	}
 	switch {
 	case err != nil:

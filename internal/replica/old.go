@@ -170,26 +170,45 @@ func (g *Group) Forgot(ctx context.Context, told View) (bool, error) {
 	if err != nil || len(members) == 0 {
 		return false, err
 	}
-	forgot := newAnswer[bool]()
+	return g.judge(ctx, op, func(st *paxos.Status) bool {
+		own := append(st.Configs, g.d.node.ConfigsAccepted()...)
+		if len(own) != 1 || !g.host.alone(own) || st.Damaged {
+			return false
+		}
+		sum, known := g.commandAt(told.Slot)
+		return members[0].From > own[0].From || told.Chosen > uint64(st.Last) ||
+			// What is logged above chosen may never have been chosen where others decided.
+			known && sum != told.Sum && (paxos.Slot(told.Slot) <= st.Chosen || paxos.Slot(told.Slot) >= own[0].From)
+	})
+}
+
+// Differs reports whether another command is known here to be chosen in the slot of
+// which another replica tells one: the two are of histories that have gone on apart
+// from each other. A slot that is not known yet, or no more, tells nothing.
+func (g *Group) Differs(ctx context.Context, told View) (bool, error) {
+	return g.judge(ctx, "replica.Differs", func(st *paxos.Status) bool {
+		if st.Damaged || told.Slot == 0 || paxos.Slot(told.Slot) > st.Chosen {
+			return false
+		}
+		sum, known := g.commandAt(told.Slot)
+		return known && sum != told.Sum
+	})
+}
+
+// judge asks the driver something of what it knows.
+func (g *Group) judge(ctx context.Context, op sys.Op, what func(*paxos.Status) bool) (bool, error) {
+	is := newAnswer[bool]()
 	g.call(func(paxos.Time) {
 		if g.d.node == nil { // it asks the others as it is
-			forgot.give(false)
+			is.give(false)
 			return
 		}
 		st := g.d.node.Status()
-		own := append(st.Configs, g.d.node.ConfigsAccepted()...)
-		if len(own) != 1 || !g.host.alone(own) || st.Damaged {
-			forgot.give(false)
-			return
-		}
-		sum, known := g.commandAt(told.Slot)
-		forgot.give(members[0].From > own[0].From || told.Chosen > uint64(st.Last) ||
-			// What is logged above chosen may never have been chosen where others decided.
-			known && sum != told.Sum && (paxos.Slot(told.Slot) <= st.Chosen || paxos.Slot(told.Slot) >= own[0].From))
+		is.give(what(&st))
 	})
-	switch g.host.cfg.Sched.Wait(nil, forgot.done, ctx.Done(), g.host.stop) {
+	switch g.host.cfg.Sched.Wait(nil, is.done, ctx.Done(), g.host.stop) {
 	case env.GotA:
-		return forgot.v, nil
+		return is.v, nil
 	case env.GotB:
 		return false, sys.E(op, sys.Interrupted, ctx.Err())
 	}

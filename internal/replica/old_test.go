@@ -103,6 +103,11 @@ func TestOldImage(t *testing.T) {
 			t.Fatalf("told of later members it goes on: %v, %v", forgot, err)
 		}
 	}
+	for told, want := range map[*replica.View]bool{{}: false, new(g.View()): false, &more: false, &another: true} {
+		if differs, err := g.Differs(c.ctx(), *told); err != nil || differs != want {
+			t.Errorf("told %+v it differs: %v, %v", *told, differs, err)
+		}
+	}
 	if members[1].Beside(1) != true || g.View().Beside(1) {
 		t.Fatal("who votes is not what is told")
 	}

@@ -194,6 +194,7 @@ type Map struct {
 	Table         []byte      `protobuf:"bytes,4,opt,name=table,proto3" json:"table,omitempty"`                  // placement.Table
 	NextId        uint64      `protobuf:"varint,5,opt,name=next_id,json=nextId,proto3" json:"next_id,omitempty"` // the next member's; IDs are not used again. 0: above all members
 	Blocks        *BlockStore `protobuf:"bytes,6,opt,name=blocks,proto3" json:"blocks,omitempty"`                // nothing: the nodes keep the blocks
+	Gone          []*Gone     `protobuf:"bytes,7,rep,name=gone,proto3" json:"gone,omitempty"`                    // who was removed, in that order; the last ones
 	unknownFields []byte
 }
 
@@ -241,6 +242,38 @@ func (x *Map) GetBlocks() *BlockStore {
 		return x.Blocks
 	}
 	return nil
+}
+
+func (x *Map) GetGone() []*Gone {
+	if x != nil {
+		return x.Gone
+	}
+	return nil
+}
+
+// Gone is a member that was removed.
+type Gone struct {
+	Id            uint64 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	JoinedNs      int64  `protobuf:"varint,2,opt,name=joined_ns,json=joinedNs,proto3" json:"joined_ns,omitempty"` // as Member's
+	unknownFields []byte
+}
+
+func (x *Gone) Reset() {
+	*x = Gone{}
+}
+
+func (x *Gone) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Gone) GetJoinedNs() int64 {
+	if x != nil {
+		return x.JoinedNs
+	}
+	return 0
 }
 
 // BlockStore is an engine from outside that keeps a cluster's blocks, from its
