@@ -22,7 +22,8 @@ behind a node is, how full it is, and what a person should look at.
 
 It needs no majority: a node that does not answer is shown as down.
 
-Exit code 0: there is a leader and most nodes are up, so reads and writes go on;
+Exit code 0: there is a leader and most of the nodes that vote are up, so reads and
+writes go on;
 1: there is none, or the cluster cannot be asked.`,
 		Args: arguments(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -22,7 +22,7 @@ import (
 type Status struct {
 	Cluster string     `json:"cluster"`
 	Leader  sys.NodeID `json:"leader"` // 0 when there is none
-	// Majority says that there is a leader and most nodes are up, so that
+	// Majority says that there is a leader and most voters are up, so that
 	// writes go on.
 	Majority bool `json:"majority"`
 	// Meta says where the metadata is; empty when it is in the log.
