@@ -509,3 +509,51 @@ func TestOneHistory(t *testing.T) {
 		}
 	}
 }
+
+// TestReigns: two maps are of two histories when others came to vote, or at another time; that is the first in which the first such change
+// was earlier, whatever was given out since. What one has forgotten, or not heard of yet, tells nothing.
+func TestReigns(t *testing.T) {
+	m := func(reigns ...int64) *clusterpb.Map {
+		m := &clusterpb.Map{}
+		for i, at := range reigns {
+			if !Reigning(m, []sys.NodeID{1, sys.NodeID(i + 2)}, time.Unix(0, at)) {
+				t.Error("a change is none")
+			}
+		}
+		return m
+	}
+	own := m(10, 20, 30)
+	if Reigning(own, []sys.NodeID{1, 4}, time.Unix(0, 40)) {
+		t.Error("the same voters are called a change")
+	}
+	other := m(10, 20, 30)
+	other.Reigns[1].Voters = []uint64{1, 9}
+	other.Reigns[1].SinceNs = 25
+	other.Members, own.Members = []*clusterpb.Member{{Id: 5, JoinedNs: 50}}, []*clusterpb.Member{{Id: 5, JoinedNs: 60}}
+	late := m(10, 20, 30)
+	late.Reigns, late.ReignsBefore = late.Reigns[2:], 2
+	for name, c := range map[string]struct {
+		told          *clusterpb.Map
+		forked, first bool
+	}{
+		"the same":                    {m(10, 20, 30), false, false},
+		"none":                        {m(), false, false},
+		"older":                       {m(10, 20), false, false},
+		"newer":                       {m(10, 20, 30, 40), false, false},
+		"the first ones forgotten":    {late, false, false},
+		"later":                       {m(10, 21, 22), true, true},
+		"earlier":                     {m(10, 19, 50), true, false},
+		"others, with earlier joins":  {other, true, true},
+		"apart from the first change": {m(9), true, false},
+	} {
+		if forked, first := Forked(own, c.told); forked != c.forked || first != c.first {
+			t.Errorf("%s: %v, %v", name, forked, first)
+		}
+	}
+	for i := range int64(reignsMax + 5) {
+		Reigning(own, []sys.NodeID{sys.NodeID(100 + i)}, time.Unix(0, 100+i))
+	}
+	if len(own.Reigns) != reignsMax || own.ReignsBefore != 8 || reign(own, 8) != own.Reigns[0] || reign(own, 8+reignsMax) != nil {
+		t.Errorf("%d reigns after %d", len(own.Reigns), own.ReignsBefore)
+	}
+}

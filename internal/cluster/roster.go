@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/koinon/koinon/internal/cluster/clusterpb"
 	"github.com/koinon/koinon/internal/sys"
@@ -61,12 +62,22 @@ func (c *Client) another(peer wire.Identity) error {
 }
 
 // Forked reports whether two maps are of histories that have gone on apart from
-// each other, by when their members joined, those that were removed among them: in
-// one history a number is of one member, and a higher one is given out later. first
-// says that of the lowest number that tells it is own in which it was given out
-// earlier, and so before an old copy of a node's directory came in its place and gave
-// it out once more. Maps that tell nothing of it are not called so.
+// each other, and first that own is the right one. By who has voted and since when:
+// what differs from some change on is right where that change came earlier, before an
+// old copy of a node's directory came in its place. Else by when members joined, those
+// that were removed among them: in one history a number is of one member, and a
+// higher one is given out later; of the lowest number that tells it that one is right
+// in which it was given out earlier. Maps that tell nothing of it are not called so.
 func Forked(own, told *clusterpb.Map) (forked, first bool) {
+	for i := max(own.GetReignsBefore(), told.GetReignsBefore()); ; i++ {
+		x, y := reign(own, i), reign(told, i)
+		if x == nil || y == nil {
+			break
+		}
+		if x.SinceNs != y.SinceNs || !slices.Equal(x.Voters, y.Voters) {
+			return true, x.SinceNs < y.SinceNs
+		}
+	}
 	number, theirs := uint64(0), joins(told)
 	for _, x := range joins(own) {
 		for _, y := range theirs {
@@ -77,6 +88,35 @@ func Forked(own, told *clusterpb.Map) (forked, first bool) {
 		}
 	}
 	return forked, first
+}
+
+// reignsMax is how many changes of who votes a map keeps.
+const reignsMax = 500
+
+// reign returns one of all reigns that there have been, nil when the map does not
+// have it.
+func reign(m *clusterpb.Map, i uint64) *clusterpb.Reign {
+	if i -= m.GetReignsBefore(); i < uint64(len(m.GetReigns())) {
+		return m.Reigns[i]
+	}
+	return nil
+}
+
+// Reigning adds to a map who votes, when its last reign says otherwise; voters are
+// ascending. It reports whether it has.
+func Reigning(m *clusterpb.Map, voters []sys.NodeID, now time.Time) bool {
+	r := &clusterpb.Reign{SinceNs: now.UnixNano()}
+	for _, id := range voters {
+		r.Voters = append(r.Voters, uint64(id))
+	}
+	if n := len(m.Reigns); n > 0 && slices.Equal(m.Reigns[n-1].Voters, r.Voters) {
+		return false
+	}
+	m.Reigns = append(m.Reigns, r)
+	if drop := len(m.Reigns) - reignsMax; drop > 0 {
+		m.Reigns, m.ReignsBefore = m.Reigns[drop:], m.ReignsBefore+uint64(drop)
+	}
+	return true
 }
 
 // joined is a number that was given out at a time.

@@ -49,6 +49,16 @@ func (s *server) noteKeys(ctx context.Context, m *clusterpb.Map) (noted bool, er
 	return noted, err
 }
 
+// noteReign has the map say who votes, which tells two histories apart: each that
+// can go on by itself has changed its voters.
+func (s *server) noteReign(ctx context.Context, m *clusterpb.Map, voters []sys.NodeID) (noted bool, err error) {
+	m = m.CloneVT()
+	if noted = cluster.Reigning(m, slices.Sorted(slices.Values(voters)), s.clock.Wall()); noted {
+		_, err = cluster.Propose(ctx, s.group, &clusterpb.Command{Expect: m.Epoch, Map: m})
+	}
+	return noted, err
+}
+
 // meetApart takes in that a node tells of another history of this cluster. first
 // says that members joined earlier in the own one, which is right then.
 //

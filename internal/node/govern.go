@@ -70,6 +70,9 @@ func (s *server) governOnce(ctx context.Context, st *rsm.Status, led time.Durati
 	if noted, err := s.noteKeys(ctx, m); noted || err != nil {
 		return err // before a new one hears of the log
 	}
+	if noted, err := s.noteReign(ctx, m, st.Voters); noted || err != nil {
+		return err
+	}
 	c := &census{self: s.cfg.ID, m: m, st: st, led: led}
 	if voters, learners, change := c.electorate(); change {
 		if err := s.group.Reconfigure(ctx, voters, learners); err != nil {

@@ -259,10 +259,12 @@ type Map struct {
 	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Members       []*Member              `protobuf:"bytes,3,rep,name=members,proto3" json:"members,omitempty"`
-	Table         []byte                 `protobuf:"bytes,4,opt,name=table,proto3" json:"table,omitempty"`                  // placement.Table
-	NextId        uint64                 `protobuf:"varint,5,opt,name=next_id,json=nextId,proto3" json:"next_id,omitempty"` // the next member's; IDs are not used again. 0: above all members
-	Blocks        *BlockStore            `protobuf:"bytes,6,opt,name=blocks,proto3" json:"blocks,omitempty"`                // nothing: the nodes keep the blocks
-	Gone          []*Gone                `protobuf:"bytes,7,rep,name=gone,proto3" json:"gone,omitempty"`                    // who was removed, in that order; the last ones
+	Table         []byte                 `protobuf:"bytes,4,opt,name=table,proto3" json:"table,omitempty"`                                    // placement.Table
+	NextId        uint64                 `protobuf:"varint,5,opt,name=next_id,json=nextId,proto3" json:"next_id,omitempty"`                   // the next member's; IDs are not used again. 0: above all members
+	Blocks        *BlockStore            `protobuf:"bytes,6,opt,name=blocks,proto3" json:"blocks,omitempty"`                                  // nothing: the nodes keep the blocks
+	Gone          []*Gone                `protobuf:"bytes,7,rep,name=gone,proto3" json:"gone,omitempty"`                                      // who was removed, in that order; the last ones
+	Reigns        []*Reign               `protobuf:"bytes,8,rep,name=reigns,proto3" json:"reigns,omitempty"`                                  // who has voted, in that order; the last ones
+	ReignsBefore  uint64                 `protobuf:"varint,9,opt,name=reigns_before,json=reignsBefore,proto3" json:"reigns_before,omitempty"` // how many there were before these
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -346,6 +348,73 @@ func (x *Map) GetGone() []*Gone {
 	return nil
 }
 
+func (x *Map) GetReigns() []*Reign {
+	if x != nil {
+		return x.Reigns
+	}
+	return nil
+}
+
+func (x *Map) GetReignsBefore() uint64 {
+	if x != nil {
+		return x.ReignsBefore
+	}
+	return 0
+}
+
+// Reign is who voted from a time on.
+type Reign struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Voters        []uint64               `protobuf:"varint,1,rep,packed,name=voters,proto3" json:"voters,omitempty"`           // ascending
+	SinceNs       int64                  `protobuf:"varint,2,opt,name=since_ns,json=sinceNs,proto3" json:"since_ns,omitempty"` // since the epoch, about
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Reign) Reset() {
+	*x = Reign{}
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Reign) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Reign) ProtoMessage() {}
+
+func (x *Reign) ProtoReflect() protoreflect.Message {
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Reign.ProtoReflect.Descriptor instead.
+func (*Reign) Descriptor() ([]byte, []int) {
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Reign) GetVoters() []uint64 {
+	if x != nil {
+		return x.Voters
+	}
+	return nil
+}
+
+func (x *Reign) GetSinceNs() int64 {
+	if x != nil {
+		return x.SinceNs
+	}
+	return 0
+}
+
 // Gone is a member that was removed.
 type Gone struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -357,7 +426,7 @@ type Gone struct {
 
 func (x *Gone) Reset() {
 	*x = Gone{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[2]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -369,7 +438,7 @@ func (x *Gone) String() string {
 func (*Gone) ProtoMessage() {}
 
 func (x *Gone) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[2]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -382,7 +451,7 @@ func (x *Gone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Gone.ProtoReflect.Descriptor instead.
 func (*Gone) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{2}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Gone) GetId() uint64 {
@@ -410,7 +479,7 @@ type BlockStore struct {
 
 func (x *BlockStore) Reset() {
 	*x = BlockStore{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[3]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -422,7 +491,7 @@ func (x *BlockStore) String() string {
 func (*BlockStore) ProtoMessage() {}
 
 func (x *BlockStore) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[3]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -435,7 +504,7 @@ func (x *BlockStore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockStore.ProtoReflect.Descriptor instead.
 func (*BlockStore) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{3}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *BlockStore) GetUrl() string {
@@ -464,7 +533,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[4]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -476,7 +545,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[4]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -489,7 +558,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{4}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Token) GetId() string {
@@ -583,7 +652,7 @@ type Command struct {
 
 func (x *Command) Reset() {
 	*x = Command{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[5]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -595,7 +664,7 @@ func (x *Command) String() string {
 func (*Command) ProtoMessage() {}
 
 func (x *Command) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[5]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -608,7 +677,7 @@ func (x *Command) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Command.ProtoReflect.Descriptor instead.
 func (*Command) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{5}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Command) GetExpect() uint64 {
@@ -739,7 +808,7 @@ type AddToken struct {
 
 func (x *AddToken) Reset() {
 	*x = AddToken{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[6]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -751,7 +820,7 @@ func (x *AddToken) String() string {
 func (*AddToken) ProtoMessage() {}
 
 func (x *AddToken) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[6]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -764,7 +833,7 @@ func (x *AddToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddToken.ProtoReflect.Descriptor instead.
 func (*AddToken) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{6}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *AddToken) GetId() string {
@@ -811,7 +880,7 @@ type RemoveToken struct {
 
 func (x *RemoveToken) Reset() {
 	*x = RemoveToken{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[7]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -823,7 +892,7 @@ func (x *RemoveToken) String() string {
 func (*RemoveToken) ProtoMessage() {}
 
 func (x *RemoveToken) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[7]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -836,7 +905,7 @@ func (x *RemoveToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveToken.ProtoReflect.Descriptor instead.
 func (*RemoveToken) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{7}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RemoveToken) GetId() string {
@@ -862,7 +931,7 @@ type Admit struct {
 
 func (x *Admit) Reset() {
 	*x = Admit{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[8]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -874,7 +943,7 @@ func (x *Admit) String() string {
 func (*Admit) ProtoMessage() {}
 
 func (x *Admit) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[8]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -887,7 +956,7 @@ func (x *Admit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Admit.ProtoReflect.Descriptor instead.
 func (*Admit) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{8}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Admit) GetToken() string {
@@ -946,7 +1015,7 @@ type SetAddr struct {
 
 func (x *SetAddr) Reset() {
 	*x = SetAddr{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[9]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -958,7 +1027,7 @@ func (x *SetAddr) String() string {
 func (*SetAddr) ProtoMessage() {}
 
 func (x *SetAddr) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[9]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -971,7 +1040,7 @@ func (x *SetAddr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetAddr.ProtoReflect.Descriptor instead.
 func (*SetAddr) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{9}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SetAddr) GetId() uint64 {
@@ -1011,7 +1080,7 @@ type RemoveMember struct {
 
 func (x *RemoveMember) Reset() {
 	*x = RemoveMember{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[10]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1023,7 +1092,7 @@ func (x *RemoveMember) String() string {
 func (*RemoveMember) ProtoMessage() {}
 
 func (x *RemoveMember) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[10]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1036,7 +1105,7 @@ func (x *RemoveMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMember.ProtoReflect.Descriptor instead.
 func (*RemoveMember) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{10}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RemoveMember) GetId() uint64 {
@@ -1056,7 +1125,7 @@ type SetState struct {
 
 func (x *SetState) Reset() {
 	*x = SetState{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[11]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1068,7 +1137,7 @@ func (x *SetState) String() string {
 func (*SetState) ProtoMessage() {}
 
 func (x *SetState) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[11]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1081,7 +1150,7 @@ func (x *SetState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetState.ProtoReflect.Descriptor instead.
 func (*SetState) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{11}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SetState) GetId() uint64 {
@@ -1110,7 +1179,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[12]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1122,7 +1191,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[12]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1135,7 +1204,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{12}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Result) GetDone() bool {
@@ -1175,7 +1244,7 @@ type TokensReply struct {
 
 func (x *TokensReply) Reset() {
 	*x = TokensReply{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[13]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1187,7 +1256,7 @@ func (x *TokensReply) String() string {
 func (*TokensReply) ProtoMessage() {}
 
 func (x *TokensReply) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[13]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1200,7 +1269,7 @@ func (x *TokensReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokensReply.ProtoReflect.Descriptor instead.
 func (*TokensReply) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{13}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TokensReply) GetTokens() []*Token {
@@ -1227,7 +1296,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[14]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1239,7 +1308,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[14]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1252,7 +1321,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{14}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *JoinRequest) GetToken() string {
@@ -1317,7 +1386,7 @@ type JoinReply struct {
 
 func (x *JoinReply) Reset() {
 	*x = JoinReply{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[15]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1329,7 +1398,7 @@ func (x *JoinReply) String() string {
 func (*JoinReply) ProtoMessage() {}
 
 func (x *JoinReply) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[15]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1342,7 +1411,7 @@ func (x *JoinReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinReply.ProtoReflect.Descriptor instead.
 func (*JoinReply) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{15}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *JoinReply) GetNode() uint64 {
@@ -1388,7 +1457,7 @@ type MapRequest struct {
 
 func (x *MapRequest) Reset() {
 	*x = MapRequest{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[16]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1400,7 +1469,7 @@ func (x *MapRequest) String() string {
 func (*MapRequest) ProtoMessage() {}
 
 func (x *MapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[16]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1413,7 +1482,7 @@ func (x *MapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapRequest.ProtoReflect.Descriptor instead.
 func (*MapRequest) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{16}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{17}
 }
 
 // Meeting is what two nodes tell each other of the cluster. Who learns so of a
@@ -1434,7 +1503,7 @@ type Meeting struct {
 
 func (x *Meeting) Reset() {
 	*x = Meeting{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[17]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1446,7 +1515,7 @@ func (x *Meeting) String() string {
 func (*Meeting) ProtoMessage() {}
 
 func (x *Meeting) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[17]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1459,7 +1528,7 @@ func (x *Meeting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Meeting.ProtoReflect.Descriptor instead.
 func (*Meeting) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{17}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Meeting) GetMap() *Map {
@@ -1522,7 +1591,7 @@ type Place struct {
 
 func (x *Place) Reset() {
 	*x = Place{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[18]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1534,7 +1603,7 @@ func (x *Place) String() string {
 func (*Place) ProtoMessage() {}
 
 func (x *Place) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[18]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1547,7 +1616,7 @@ func (x *Place) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Place.ProtoReflect.Descriptor instead.
 func (*Place) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{18}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Place) GetNode() uint64 {
@@ -1573,7 +1642,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[19]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1585,7 +1654,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[19]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1598,7 +1667,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{19}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{20}
 }
 
 // Drained names the placement groups of which a node has everything that a source has.
@@ -1612,7 +1681,7 @@ type Drained struct {
 
 func (x *Drained) Reset() {
 	*x = Drained{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[20]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1624,7 +1693,7 @@ func (x *Drained) String() string {
 func (*Drained) ProtoMessage() {}
 
 func (x *Drained) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[20]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1637,7 +1706,7 @@ func (x *Drained) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drained.ProtoReflect.Descriptor instead.
 func (*Drained) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{20}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Drained) GetSource() uint64 {
@@ -1694,7 +1763,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[21]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1706,7 +1775,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[21]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1719,7 +1788,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{21}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StatusReply) GetNode() uint64 {
@@ -1945,7 +2014,7 @@ type PeerLag struct {
 
 func (x *PeerLag) Reset() {
 	*x = PeerLag{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[22]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1957,7 +2026,7 @@ func (x *PeerLag) String() string {
 func (*PeerLag) ProtoMessage() {}
 
 func (x *PeerLag) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[22]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1970,7 +2039,7 @@ func (x *PeerLag) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PeerLag.ProtoReflect.Descriptor instead.
 func (*PeerLag) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{22}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PeerLag) GetNode() uint64 {
@@ -2033,7 +2102,7 @@ type LogLoad struct {
 
 func (x *LogLoad) Reset() {
 	*x = LogLoad{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[23]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2045,7 +2114,7 @@ func (x *LogLoad) String() string {
 func (*LogLoad) ProtoMessage() {}
 
 func (x *LogLoad) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[23]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2058,7 +2127,7 @@ func (x *LogLoad) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogLoad.ProtoReflect.Descriptor instead.
 func (*LogLoad) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{23}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *LogLoad) GetLeaseNs() int64 {
@@ -2179,7 +2248,7 @@ type Spread struct {
 
 func (x *Spread) Reset() {
 	*x = Spread{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[24]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2191,7 +2260,7 @@ func (x *Spread) String() string {
 func (*Spread) ProtoMessage() {}
 
 func (x *Spread) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[24]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2204,7 +2273,7 @@ func (x *Spread) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Spread.ProtoReflect.Descriptor instead.
 func (*Spread) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{24}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Spread) GetCount() uint64 {
@@ -2251,7 +2320,7 @@ type OpenSessionRequest struct {
 
 func (x *OpenSessionRequest) Reset() {
 	*x = OpenSessionRequest{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[25]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2263,7 +2332,7 @@ func (x *OpenSessionRequest) String() string {
 func (*OpenSessionRequest) ProtoMessage() {}
 
 func (x *OpenSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[25]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2276,7 +2345,7 @@ func (x *OpenSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenSessionRequest.ProtoReflect.Descriptor instead.
 func (*OpenSessionRequest) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{25}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *OpenSessionRequest) GetName() string {
@@ -2295,7 +2364,7 @@ type OpenSessionReply struct {
 
 func (x *OpenSessionReply) Reset() {
 	*x = OpenSessionReply{}
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[26]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2307,7 +2376,7 @@ func (x *OpenSessionReply) String() string {
 func (*OpenSessionReply) ProtoMessage() {}
 
 func (x *OpenSessionReply) ProtoReflect() protoreflect.Message {
-	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[26]
+	mi := &file_cluster_clusterpb_cluster_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2320,7 +2389,7 @@ func (x *OpenSessionReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenSessionReply.ProtoReflect.Descriptor instead.
 func (*OpenSessionReply) Descriptor() ([]byte, []int) {
-	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{26}
+	return file_cluster_clusterpb_cluster_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *OpenSessionReply) GetSession() uint64 {
@@ -2342,7 +2411,7 @@ const file_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x06weight\x18\x04 \x01(\x04R\x06weight\x12.\n" +
 	"\x05state\x18\x05 \x01(\x0e2\x18.koinon.cluster.v1.StateR\x05state\x12\x1b\n" +
 	"\tjoined_ns\x18\x06 \x01(\x03R\bjoinedNs\x12\x10\n" +
-	"\x03key\x18\a \x01(\fR\x03key\"\xfd\x01\n" +
+	"\x03key\x18\a \x01(\fR\x03key\"\xd4\x02\n" +
 	"\x03Map\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x123\n" +
@@ -2350,7 +2419,12 @@ const file_cluster_clusterpb_cluster_proto_rawDesc = "" +
 	"\x05table\x18\x04 \x01(\fR\x05table\x12\x17\n" +
 	"\anext_id\x18\x05 \x01(\x04R\x06nextId\x125\n" +
 	"\x06blocks\x18\x06 \x01(\v2\x1d.koinon.cluster.v1.BlockStoreR\x06blocks\x12+\n" +
-	"\x04gone\x18\a \x03(\v2\x17.koinon.cluster.v1.GoneR\x04gone\"3\n" +
+	"\x04gone\x18\a \x03(\v2\x17.koinon.cluster.v1.GoneR\x04gone\x120\n" +
+	"\x06reigns\x18\b \x03(\v2\x18.koinon.cluster.v1.ReignR\x06reigns\x12#\n" +
+	"\rreigns_before\x18\t \x01(\x04R\freignsBefore\":\n" +
+	"\x05Reign\x12\x16\n" +
+	"\x06voters\x18\x01 \x03(\x04R\x06voters\x12\x19\n" +
+	"\bsince_ns\x18\x02 \x01(\x03R\asinceNs\"3\n" +
 	"\x04Gone\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1b\n" +
 	"\tjoined_ns\x18\x02 \x01(\x03R\bjoinedNs\"\x1e\n" +
@@ -2559,65 +2633,67 @@ func file_cluster_clusterpb_cluster_proto_rawDescGZIP() []byte {
 }
 
 var file_cluster_clusterpb_cluster_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_cluster_clusterpb_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_cluster_clusterpb_cluster_proto_goTypes = []any{
 	(State)(0),                 // 0: koinon.cluster.v1.State
 	(Refusal)(0),               // 1: koinon.cluster.v1.Refusal
 	(*Member)(nil),             // 2: koinon.cluster.v1.Member
 	(*Map)(nil),                // 3: koinon.cluster.v1.Map
-	(*Gone)(nil),               // 4: koinon.cluster.v1.Gone
-	(*BlockStore)(nil),         // 5: koinon.cluster.v1.BlockStore
-	(*Token)(nil),              // 6: koinon.cluster.v1.Token
-	(*Command)(nil),            // 7: koinon.cluster.v1.Command
-	(*AddToken)(nil),           // 8: koinon.cluster.v1.AddToken
-	(*RemoveToken)(nil),        // 9: koinon.cluster.v1.RemoveToken
-	(*Admit)(nil),              // 10: koinon.cluster.v1.Admit
-	(*SetAddr)(nil),            // 11: koinon.cluster.v1.SetAddr
-	(*RemoveMember)(nil),       // 12: koinon.cluster.v1.RemoveMember
-	(*SetState)(nil),           // 13: koinon.cluster.v1.SetState
-	(*Result)(nil),             // 14: koinon.cluster.v1.Result
-	(*TokensReply)(nil),        // 15: koinon.cluster.v1.TokensReply
-	(*JoinRequest)(nil),        // 16: koinon.cluster.v1.JoinRequest
-	(*JoinReply)(nil),          // 17: koinon.cluster.v1.JoinReply
-	(*MapRequest)(nil),         // 18: koinon.cluster.v1.MapRequest
-	(*Meeting)(nil),            // 19: koinon.cluster.v1.Meeting
-	(*Place)(nil),              // 20: koinon.cluster.v1.Place
-	(*StatusRequest)(nil),      // 21: koinon.cluster.v1.StatusRequest
-	(*Drained)(nil),            // 22: koinon.cluster.v1.Drained
-	(*StatusReply)(nil),        // 23: koinon.cluster.v1.StatusReply
-	(*PeerLag)(nil),            // 24: koinon.cluster.v1.PeerLag
-	(*LogLoad)(nil),            // 25: koinon.cluster.v1.LogLoad
-	(*Spread)(nil),             // 26: koinon.cluster.v1.Spread
-	(*OpenSessionRequest)(nil), // 27: koinon.cluster.v1.OpenSessionRequest
-	(*OpenSessionReply)(nil),   // 28: koinon.cluster.v1.OpenSessionReply
+	(*Reign)(nil),              // 4: koinon.cluster.v1.Reign
+	(*Gone)(nil),               // 5: koinon.cluster.v1.Gone
+	(*BlockStore)(nil),         // 6: koinon.cluster.v1.BlockStore
+	(*Token)(nil),              // 7: koinon.cluster.v1.Token
+	(*Command)(nil),            // 8: koinon.cluster.v1.Command
+	(*AddToken)(nil),           // 9: koinon.cluster.v1.AddToken
+	(*RemoveToken)(nil),        // 10: koinon.cluster.v1.RemoveToken
+	(*Admit)(nil),              // 11: koinon.cluster.v1.Admit
+	(*SetAddr)(nil),            // 12: koinon.cluster.v1.SetAddr
+	(*RemoveMember)(nil),       // 13: koinon.cluster.v1.RemoveMember
+	(*SetState)(nil),           // 14: koinon.cluster.v1.SetState
+	(*Result)(nil),             // 15: koinon.cluster.v1.Result
+	(*TokensReply)(nil),        // 16: koinon.cluster.v1.TokensReply
+	(*JoinRequest)(nil),        // 17: koinon.cluster.v1.JoinRequest
+	(*JoinReply)(nil),          // 18: koinon.cluster.v1.JoinReply
+	(*MapRequest)(nil),         // 19: koinon.cluster.v1.MapRequest
+	(*Meeting)(nil),            // 20: koinon.cluster.v1.Meeting
+	(*Place)(nil),              // 21: koinon.cluster.v1.Place
+	(*StatusRequest)(nil),      // 22: koinon.cluster.v1.StatusRequest
+	(*Drained)(nil),            // 23: koinon.cluster.v1.Drained
+	(*StatusReply)(nil),        // 24: koinon.cluster.v1.StatusReply
+	(*PeerLag)(nil),            // 25: koinon.cluster.v1.PeerLag
+	(*LogLoad)(nil),            // 26: koinon.cluster.v1.LogLoad
+	(*Spread)(nil),             // 27: koinon.cluster.v1.Spread
+	(*OpenSessionRequest)(nil), // 28: koinon.cluster.v1.OpenSessionRequest
+	(*OpenSessionReply)(nil),   // 29: koinon.cluster.v1.OpenSessionReply
 }
 var file_cluster_clusterpb_cluster_proto_depIdxs = []int32{
 	0,  // 0: koinon.cluster.v1.Member.state:type_name -> koinon.cluster.v1.State
 	2,  // 1: koinon.cluster.v1.Map.members:type_name -> koinon.cluster.v1.Member
-	5,  // 2: koinon.cluster.v1.Map.blocks:type_name -> koinon.cluster.v1.BlockStore
-	4,  // 3: koinon.cluster.v1.Map.gone:type_name -> koinon.cluster.v1.Gone
-	3,  // 4: koinon.cluster.v1.Command.map:type_name -> koinon.cluster.v1.Map
-	8,  // 5: koinon.cluster.v1.Command.add_token:type_name -> koinon.cluster.v1.AddToken
-	9,  // 6: koinon.cluster.v1.Command.remove_token:type_name -> koinon.cluster.v1.RemoveToken
-	10, // 7: koinon.cluster.v1.Command.admit:type_name -> koinon.cluster.v1.Admit
-	11, // 8: koinon.cluster.v1.Command.set_addr:type_name -> koinon.cluster.v1.SetAddr
-	12, // 9: koinon.cluster.v1.Command.remove_member:type_name -> koinon.cluster.v1.RemoveMember
-	13, // 10: koinon.cluster.v1.Command.set_state:type_name -> koinon.cluster.v1.SetState
-	0,  // 11: koinon.cluster.v1.SetState.state:type_name -> koinon.cluster.v1.State
-	1,  // 12: koinon.cluster.v1.Result.refusal:type_name -> koinon.cluster.v1.Refusal
-	6,  // 13: koinon.cluster.v1.TokensReply.tokens:type_name -> koinon.cluster.v1.Token
-	3,  // 14: koinon.cluster.v1.Meeting.map:type_name -> koinon.cluster.v1.Map
-	20, // 15: koinon.cluster.v1.Meeting.places:type_name -> koinon.cluster.v1.Place
-	24, // 16: koinon.cluster.v1.StatusReply.lags:type_name -> koinon.cluster.v1.PeerLag
-	22, // 17: koinon.cluster.v1.StatusReply.drained:type_name -> koinon.cluster.v1.Drained
-	25, // 18: koinon.cluster.v1.StatusReply.load:type_name -> koinon.cluster.v1.LogLoad
-	26, // 19: koinon.cluster.v1.LogLoad.batch:type_name -> koinon.cluster.v1.Spread
-	26, // 20: koinon.cluster.v1.LogLoad.sync_ns:type_name -> koinon.cluster.v1.Spread
-	21, // [21:21] is the sub-list for method output_type
-	21, // [21:21] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	6,  // 2: koinon.cluster.v1.Map.blocks:type_name -> koinon.cluster.v1.BlockStore
+	5,  // 3: koinon.cluster.v1.Map.gone:type_name -> koinon.cluster.v1.Gone
+	4,  // 4: koinon.cluster.v1.Map.reigns:type_name -> koinon.cluster.v1.Reign
+	3,  // 5: koinon.cluster.v1.Command.map:type_name -> koinon.cluster.v1.Map
+	9,  // 6: koinon.cluster.v1.Command.add_token:type_name -> koinon.cluster.v1.AddToken
+	10, // 7: koinon.cluster.v1.Command.remove_token:type_name -> koinon.cluster.v1.RemoveToken
+	11, // 8: koinon.cluster.v1.Command.admit:type_name -> koinon.cluster.v1.Admit
+	12, // 9: koinon.cluster.v1.Command.set_addr:type_name -> koinon.cluster.v1.SetAddr
+	13, // 10: koinon.cluster.v1.Command.remove_member:type_name -> koinon.cluster.v1.RemoveMember
+	14, // 11: koinon.cluster.v1.Command.set_state:type_name -> koinon.cluster.v1.SetState
+	0,  // 12: koinon.cluster.v1.SetState.state:type_name -> koinon.cluster.v1.State
+	1,  // 13: koinon.cluster.v1.Result.refusal:type_name -> koinon.cluster.v1.Refusal
+	7,  // 14: koinon.cluster.v1.TokensReply.tokens:type_name -> koinon.cluster.v1.Token
+	3,  // 15: koinon.cluster.v1.Meeting.map:type_name -> koinon.cluster.v1.Map
+	21, // 16: koinon.cluster.v1.Meeting.places:type_name -> koinon.cluster.v1.Place
+	25, // 17: koinon.cluster.v1.StatusReply.lags:type_name -> koinon.cluster.v1.PeerLag
+	23, // 18: koinon.cluster.v1.StatusReply.drained:type_name -> koinon.cluster.v1.Drained
+	26, // 19: koinon.cluster.v1.StatusReply.load:type_name -> koinon.cluster.v1.LogLoad
+	27, // 20: koinon.cluster.v1.LogLoad.batch:type_name -> koinon.cluster.v1.Spread
+	27, // 21: koinon.cluster.v1.LogLoad.sync_ns:type_name -> koinon.cluster.v1.Spread
+	22, // [22:22] is the sub-list for method output_type
+	22, // [22:22] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_cluster_clusterpb_cluster_proto_init() }
@@ -2625,7 +2701,7 @@ func file_cluster_clusterpb_cluster_proto_init() {
 	if File_cluster_clusterpb_cluster_proto != nil {
 		return
 	}
-	file_cluster_clusterpb_cluster_proto_msgTypes[5].OneofWrappers = []any{
+	file_cluster_clusterpb_cluster_proto_msgTypes[6].OneofWrappers = []any{
 		(*Command_AddToken)(nil),
 		(*Command_RemoveToken)(nil),
 		(*Command_Admit)(nil),
@@ -2639,7 +2715,7 @@ func file_cluster_clusterpb_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cluster_clusterpb_cluster_proto_rawDesc), len(file_cluster_clusterpb_cluster_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   27,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -191,10 +191,12 @@ type Map struct {
 	Cluster       string      `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	Epoch         uint64      `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Members       []*Member   `protobuf:"bytes,3,rep,name=members,proto3" json:"members,omitempty"`
-	Table         []byte      `protobuf:"bytes,4,opt,name=table,proto3" json:"table,omitempty"`                  // placement.Table
-	NextId        uint64      `protobuf:"varint,5,opt,name=next_id,json=nextId,proto3" json:"next_id,omitempty"` // the next member's; IDs are not used again. 0: above all members
-	Blocks        *BlockStore `protobuf:"bytes,6,opt,name=blocks,proto3" json:"blocks,omitempty"`                // nothing: the nodes keep the blocks
-	Gone          []*Gone     `protobuf:"bytes,7,rep,name=gone,proto3" json:"gone,omitempty"`                    // who was removed, in that order; the last ones
+	Table         []byte      `protobuf:"bytes,4,opt,name=table,proto3" json:"table,omitempty"`                                    // placement.Table
+	NextId        uint64      `protobuf:"varint,5,opt,name=next_id,json=nextId,proto3" json:"next_id,omitempty"`                   // the next member's; IDs are not used again. 0: above all members
+	Blocks        *BlockStore `protobuf:"bytes,6,opt,name=blocks,proto3" json:"blocks,omitempty"`                                  // nothing: the nodes keep the blocks
+	Gone          []*Gone     `protobuf:"bytes,7,rep,name=gone,proto3" json:"gone,omitempty"`                                      // who was removed, in that order; the last ones
+	Reigns        []*Reign    `protobuf:"bytes,8,rep,name=reigns,proto3" json:"reigns,omitempty"`                                  // who has voted, in that order; the last ones
+	ReignsBefore  uint64      `protobuf:"varint,9,opt,name=reigns_before,json=reignsBefore,proto3" json:"reigns_before,omitempty"` // how many there were before these
 	unknownFields []byte
 }
 
@@ -249,6 +251,45 @@ func (x *Map) GetGone() []*Gone {
 		return x.Gone
 	}
 	return nil
+}
+
+func (x *Map) GetReigns() []*Reign {
+	if x != nil {
+		return x.Reigns
+	}
+	return nil
+}
+
+func (x *Map) GetReignsBefore() uint64 {
+	if x != nil {
+		return x.ReignsBefore
+	}
+	return 0
+}
+
+// Reign is who voted from a time on.
+type Reign struct {
+	Voters        []uint64 `protobuf:"varint,1,rep,packed,name=voters,proto3" json:"voters,omitempty"`           // ascending
+	SinceNs       int64    `protobuf:"varint,2,opt,name=since_ns,json=sinceNs,proto3" json:"since_ns,omitempty"` // since the epoch, about
+	unknownFields []byte
+}
+
+func (x *Reign) Reset() {
+	*x = Reign{}
+}
+
+func (x *Reign) GetVoters() []uint64 {
+	if x != nil {
+		return x.Voters
+	}
+	return nil
+}
+
+func (x *Reign) GetSinceNs() int64 {
+	if x != nil {
+		return x.SinceNs
+	}
+	return 0
 }
 
 // Gone is a member that was removed.
